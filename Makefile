@@ -1,0 +1,51 @@
+# Works on a fresh machine with make and Python 3.11-3.13: every target first builds
+# .venv, and rebuilds it only when the requirements change.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format clean
+
+help:  ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED)  ## Build .venv with everything the tests need
+
+# The pins live in setup.py, those of jax and flax in compat.py.
+$(INSTALLED): setup.py pixelflow_jax/compat.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	  2>/dev/null || { echo "pixelflow_jax needs Python 3.11, 3.12 or 3.13, but" \
+	  "'$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
+	  "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
+	  || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing pixelflow_jax[test] into $(VENV) (a few minutes, 1.2 GB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+demo: $(INSTALLED)  ## Train a small model on emoji and sample it, into runs/demo
+	@$(BIN)/python -m pixelflow_jax.quickstart --workdir=runs/demo
+
+test: $(INSTALLED)  ## Run the fast tests
+	@$(BIN)/python -m pytest -n $(WORKERS)
+
+# pytest exits with 5 when no test is marked slow.
+test-slow: $(INSTALLED)  ## Run the tests marked slow
+	@$(BIN)/python -m pytest -n $(WORKERS) -m slow || [ $$? -eq 5 ]
+
+lint: $(INSTALLED)  ## Check style and formatting
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+format: $(INSTALLED)  ## Mend what ruff can mend
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+clean:  ## Remove .venv, caches and build output (runs/ stays)
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,54 @@
+"""Quick start: PixNerd on the emoji that come with the package, 10 classes.
+
+python -m pixelflow_jax.main --config=configs/emoji.py --workdir=runs/emoji
+"""
+
+from pixelflow_jax.data.emoji import Emoji
+from pixelflow_jax.data.loader import Data
+from pixelflow_jax.experiment import Experiment, Sampling
+from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.prediction import PredictClean
+from pixelflow_jax.flow.solver import AdamsBashforth
+from pixelflow_jax.flow.time import Grid, LogitNormal
+from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.training.checkpoint import Checkpointing
+from pixelflow_jax.training.log import Logging
+from pixelflow_jax.training.optimizer import AdamW
+
+
+def get_config(variant: str = "demo") -> Experiment:
+    return {"demo": demo}[variant]()
+
+
+def demo() -> Experiment:
+    """Three minutes on two CPU cores, 32 px."""
+    return Experiment(
+        name="emoji_demo",
+        steps=600,
+        batch_size=64,
+        data=Data(source=Emoji(), image_size=32, flip=False, threads=1),
+        model=PixNerd(
+            num_classes=10,
+            patch=4,
+            width=128,
+            heads=4,
+            depth=4,
+            tap=2,
+            decoder=NeuralField(width=16, depth=1),
+            loop=Loop(remat="none", unroll=0),
+        ),
+        prediction=PredictClean(),
+        time=LogitNormal(mean=-0.4),
+        optimizer=AdamW(lr=2e-3, warmup=50, schedule="cosine", clip=1.0),
+        ema=(0.99,),
+        precision=Precision(compute="float32"),
+        checkpoint=Checkpointing(every=200),
+        log=Logging(every=20, preview_every=200, preview_count=40),
+        sampling=Sampling(
+            solver=AdamsBashforth(order=2),
+            grid=Grid(steps=25),
+            guidance=ClassifierFree(scale=1.5, low=0.1, high=1.0),
+        ),
+    )

@@ -1,0 +1,166 @@
+"""A folder of image files, a class for each sub-folder."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.data.source import (
+    check_holdout,
+    check_split,
+    decode_image,
+    in_holdout,
+)
+
+LOG = logging.getLogger(__name__)
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".avif",
+)
+UNLABELLED = ("image",)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ImageFolder:
+    """Every image under `path`, found recursively and sorted by relative path.
+
+    With `labels` the class is the first-level sub-folder (sorted by name; hidden ones
+    and those without images are left out); without, all are of the one class "image".
+    A text file of the same name holds the caption, otherwise it is the class name.
+    `holdout` is the share kept for the test split, by a hash of the relative path.
+    Raises DataError where the path is missing, empty or not as `labels` says.
+    """
+
+    path: str = ""
+    labels: bool = True
+    holdout: float = 0.0
+
+    def open(self, split: str, image_size: int = 0) -> "FolderSource":
+        """Opens one split; see the class for its errors."""
+        check_split(split)
+        check_holdout(self.holdout)
+        root = Path(self.path).expanduser()
+        files = list_images(root)
+        if self.labels:
+            files, class_names = self._labelled(root, files)
+        else:
+            class_names = UNLABELLED
+        test = split == "test"
+        files = [file for file in files if in_holdout(file, self.holdout) == test]
+        if not files:
+            raise DataError(
+                f"{root} has no images in the {split} split with "
+                f"holdout={self.holdout}: set holdout to the share to keep for "
+                "testing (between 0 and 1), or add images."
+            )
+        return FolderSource(str(root), files, class_names)
+
+    def _labelled(self, root: Path, files: list[str]) -> tuple[list[str], tuple]:
+        inside = [file for file in files if "/" in file]
+        if not inside:
+            raise DataError(
+                f"{root} has no sub-folders with images, so its {len(files)} images "
+                "have no classes: set labels=False (--no-labels) to use them without, "
+                "or put each class in a folder of its own."
+            )
+        if len(inside) < len(files):
+            LOG.warning(
+                "%d images lie outside the class folders of %s: left out.",
+                len(files) - len(inside),
+                root,
+            )
+        return inside, tuple(sorted({file.split("/", 1)[0] for file in inside}))
+
+
+class FolderSource:
+    """Image files read one by one; see ImageFolder."""
+
+    def __init__(self, root: str, files: list[str], class_names: tuple[str, ...]):
+        self.root = root
+        self.class_names = class_names
+        # One array of bytes pickles to workers many times faster than a million str.
+        self._files = np.array([os.fsencode(file) for file in files])
+        numbers = {name: number for number, name in enumerate(class_names)}
+        self.labels = np.array(
+            [numbers.get(file.split("/", 1)[0], 0) for file in files], np.int32
+        )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict:
+        name = self.name(index)
+        label = int(self.labels[index])
+        return {
+            "image": decode_image(self.read(index), name),
+            "label": label,
+            "caption": self._caption(name, label),
+            "name": name,
+        }
+
+    def name(self, index: int) -> str:
+        """The file's path relative to the root, with forward slashes."""
+        return os.fsdecode(bytes(self._files[index]))
+
+    def read(self, index: int) -> bytes:
+        """The file as it is; raises UnreadableImage where it cannot be read."""
+        name = self.name(index)
+        try:
+            return Path(self.root, name).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(
+                f"{name} cannot be read ({error.strerror}). Check the file and its "
+                "permissions."
+            ) from error
+
+    def listing(self) -> Iterator[str]:
+        """One line for each file, which changes when a file does: name and size."""
+        for index in range(len(self)):
+            path = Path(self.root, self.name(index))
+            yield f"{self.name(index)} {path.stat().st_size if path.exists() else -1}"
+
+    def _caption(self, name: str, label: int) -> str:
+        try:
+            text = Path(self.root, name).with_suffix(".txt").read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        return text or self.class_names[label]
+
+
+def list_images(root: Path) -> list[str]:
+    """Relative paths of all images under a folder, sorted, with forward slashes.
+
+    Raises DataError where the folder is missing, is a file, or holds no image.
+    """
+    if not root.is_dir():
+        state = "is a file, not a folder" if root.exists() else "does not exist"
+        raise DataError(
+            f"The image folder {str(root)!r} {state}: set path to a folder of images."
+        )
+    found = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        relative = Path(folder).relative_to(root)
+        found.extend(
+            (relative / name).as_posix()
+            for name in files
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        )
+    if not found:
+        raise DataError(
+            f"{root} holds no images ({', '.join(SUFFIXES)}), or they cannot be "
+            "listed: check the path and its permissions."
+        )
+    return sorted(found)

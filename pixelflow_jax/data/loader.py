@@ -1,0 +1,260 @@
+"""Batches by number: the k-th is a pure function of the data, the seed and k.
+
+So a run resumes from the number of its next batch alone, and workers, threads and
+processes change the speed but never the pictures.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from pixelflow_jax.data.emoji import Emoji
+from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.data.plan import Plan, Prepare
+from pixelflow_jax.data.source import Source, SourceConfig
+from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
+
+LOG = logging.getLogger(__name__)
+SEEN_LIMIT = 100  # records to look at before the share of unreadable ones counts
+
+
+@dataclasses.dataclass(kw_only=True)
+class Data:
+    """A data set and how its images become batches of `image_size` squares.
+
+    `flip` mirrors half of the images in training. `threads` prepare batches in this
+    process, or are shared out among `workers` processes (0: none), which suit slow
+    decoding; workers import the main module again, so a script needs
+    `if __name__ == "__main__":`. `prefetch` batches wait ready. A run ends when more
+    than the share `max_corrupt` of the images cannot be used.
+    """
+
+    source: SourceConfig = dataclasses.field(default_factory=Emoji)
+    image_size: int = 256
+    crop: Crop = dataclasses.field(default_factory=CenterCrop)
+    flip: bool = True
+    workers: int = 0
+    threads: int = 8
+    prefetch: int = 2
+    max_corrupt: float = 0.01
+
+    def __post_init__(self):
+        self._opened: dict[tuple, Source] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in label order; opens the train split."""
+        return self.open("train").class_names
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; opens the train split."""
+        return len(self.class_names)
+
+    def open(self, split: str) -> Source:
+        """The split, opened once for each setting of the source."""
+        # The fields may change after the first use, on the command line for one.
+        key = (split, self.image_size, repr(self.source))
+        if key not in self._opened:
+            self._opened[key] = self.source.open(split, self.image_size)
+        return self._opened[key]
+
+    def loader(
+        self,
+        *,
+        split: str,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        shuffle: bool = True,
+        repeat: bool = True,
+    ) -> "BatchLoader":
+        """This process's part of every global batch, from batch number `start` on.
+
+        Yields {"image": float32 [b, size, size, 3] in [-1, 1], "label": int32 [b]} with
+        b = batch_size / process_count; the parts of all processes, in their order,
+        make the same global batch for any number of processes. With `repeat` it never
+        ends and each epoch is shuffled anew. Without, it is one pass for evaluation:
+        images are not mirrored, the last batch is filled up from the beginning, and a
+        third entry "weight", float32 [b], is 0 for what fills it. Raises DataError.
+        """
+        self._check(batch_size, seed, start, process_index, process_count)
+        source = self.open(split)
+        plan = Plan(
+            length=len(source),
+            seed=seed,
+            batch_size=batch_size,
+            process_index=process_index,
+            process_count=process_count,
+            shuffle=shuffle,
+            repeat=repeat,
+        )
+        prepare = Prepare(source, self.image_size, self.crop, self.flip and repeat)
+        fingerprint = {
+            "source": type(self.source).__name__,
+            "split": split,
+            "length": len(source),
+            "seed": seed,
+            "batch_size": batch_size,
+            "image_size": self.image_size,
+            "shuffle": shuffle,
+        }
+        batches = self._prefetched(plan.batches(prepare, start))
+        return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)
+
+    def _prefetched(self, batches: grain.MapDataset) -> grain.IterDataset:
+        threads = max(1, self.threads // max(1, self.workers))
+        # Batches in work are ahead of those that wait, one for each thread.
+        options = grain.ReadOptions(
+            num_threads=threads, prefetch_buffer_size=max(threads, self.prefetch)
+        )
+        dataset = batches.to_iter_dataset(options)
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                # grain reads its own flags, which notebooks and tests never parse.
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(
+                num_workers=self.workers, per_worker_buffer_size=self.prefetch
+            )
+            dataset = dataset.mp_prefetch(options)
+        # Only bytes cross between processes; a thread here makes them floats.
+        return grain.experimental.ThreadPrefetchIterDataset(
+            dataset.map(_to_float), prefetch_buffer_size=self.prefetch
+        )
+
+    def _check(self, batch_size, seed, start, process_index, process_count) -> None:
+        rules = {
+            "image_size must be at least 1": self.image_size >= 1,
+            "workers must be at least 0": self.workers >= 0,
+            "threads and prefetch must be at least 1": min(self.threads, self.prefetch)
+            >= 1,
+            "max_corrupt must be a share from 0 to 1": 0 <= self.max_corrupt <= 1,
+            "seed must be at least 0 and below 2**32": 0 <= seed < 2**32,
+            "start must be at least 0": start >= 0,
+            f"process_index {process_index} must be below process_count "
+            f"{process_count}": 0 <= process_index < process_count,
+            f"batch_size {batch_size} must be a positive multiple of the "
+            f"{process_count} processes": batch_size > 0
+            and batch_size % max(1, process_count) == 0,
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise DataError(f"The data settings do not work: {'; '.join(broken)}.")
+
+
+class BatchLoader:
+    """An iterator of batches that knows its place; see Data.loader.
+
+    Close it, or use it in a `with` statement: workers live until then. Raises
+    DataError when too many images are unreadable or a worker fails.
+    """
+
+    def __init__(
+        self,
+        batches: grain.IterDataset,
+        plan: Plan,
+        fingerprint: dict[str, Any],
+        start: int,
+        max_corrupt: float,
+    ):
+        self._batches: Iterator[dict] | None = iter(batches)
+        self._plan, self._fingerprint = plan, fingerprint
+        self._next, self._max_corrupt = start, max_corrupt
+        self._seen, self._corrupt = 0, 0
+        self._reasons: dict[str, None] = {}  # an ordered set
+
+    def __iter__(self) -> "BatchLoader":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            raise StopIteration
+        try:
+            batch = next(self._batches)
+        except (StopIteration, DataError):
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise DataError(
+                f"Reading batch {self._next} failed: {type(error).__name__}: {error} "
+                "If a worker process ended early, either memory ran out (lower workers "
+                "or prefetch) or the script lacks `if __name__ == '__main__':`; "
+                "workers=0 shows the error itself."
+            ) from error
+        self._count(batch.pop("unreadable"), len(batch["label"]))
+        if not self._plan.repeat:
+            batch["weight"] = self._plan.weight(self._next)
+        self._next += 1
+        return batch
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches in one pass, None where the loader repeats for ever."""
+        return self._plan.num_batches
+
+    @property
+    def corrupt(self) -> int:
+        """How many times an unreadable record was replaced so far."""
+        return self._corrupt
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, for a checkpoint: JSON of the next batch's number."""
+        return {"next_batch": self._next, "fingerprint": dict(self._fingerprint)}
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Raises DataError where a saved state belongs to other data or settings."""
+        saved = state["fingerprint"]
+        names = sorted(saved.keys() | self._fingerprint.keys())
+        changes = [
+            f"{name} was {saved.get(name)!r} and is {self._fingerprint.get(name)!r}"
+            for name in names
+            if saved.get(name) != self._fingerprint.get(name)
+        ]
+        if changes:
+            raise DataError(
+                f"The checkpoint was made with other data: {'; '.join(changes)}. "
+                "Restore these settings to continue it, or start in a new folder."
+            )
+
+    def close(self) -> None:
+        """Ends the workers; the loader yields nothing more."""
+        batches, self._batches = self._batches, None
+        if batches is not None:
+            batches.close()
+
+    def __enter__(self) -> "BatchLoader":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _count(self, unreadable: Sequence[str], size: int) -> None:
+        self._seen += size + len(unreadable)
+        self._corrupt += len(unreadable)
+        for reason in unreadable:
+            if reason not in self._reasons:
+                self._reasons[reason] = None
+                LOG.warning("Unreadable image, the next one is used: %s", reason)
+        share = self._corrupt / self._seen
+        if self._seen >= SEEN_LIMIT and share > self._max_corrupt:
+            self.close()
+            raise DataError(
+                f"{self._corrupt} of {self._seen} images read ({share:.1%}) cannot be "
+                f"used, more than max_corrupt={self._max_corrupt:.1%}. The first: "
+                f"{' '.join(list(self._reasons)[:5])} Repair the data, or raise "
+                "max_corrupt to continue without them."
+            )
+
+
+def _to_float(batch: dict) -> dict:
+    # Copies: what came from a worker lies in shared memory that must not outlive it.
+    image = normalise(np.asarray(batch["image"]))
+    return {**batch, "image": image, "label": np.array(batch["label"])}

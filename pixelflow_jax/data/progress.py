@@ -1,0 +1,92 @@
+"""The memory of a preparation: which shards are finished, and what they belong to.
+
+progress.jsonl holds a header and then a line for each finished shard. Lines are only
+added, so a kill can cost the last one at most.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.data.shards import INDEX
+
+PROGRESS = "progress.jsonl"
+
+
+def begin(out: Path, header: dict, splits: list[str], overwrite: bool) -> dict:
+    """Makes the folders; returns the shards finished earlier, by file.
+
+    `header` says which source and options they belong to. Raises DataError where `out`
+    belongs to others or to something else.
+    """
+    progress = out / PROGRESS
+    if overwrite:
+        _remove_shards(out)
+    if progress.is_file():
+        lines = list(_read_progress(progress))
+        if not lines or lines[0] != header:
+            raise DataError(
+                f"{out} was begun with {_changes(lines, header)}: use --overwrite to "
+                "start anew, another OUT, or the earlier source and options."
+            )
+        finished = {line["file"]: line for line in lines[1:]}
+        done = {file: r for file, r in finished.items() if _is_whole(out, r)}
+    elif out.is_dir() and any(out.iterdir()):
+        raise DataError(
+            f"{out} is not empty and was not made by this command: choose another OUT."
+        )
+    else:
+        done = {}
+        out.mkdir(parents=True, exist_ok=True)
+        note(out, header)
+    for split in splits:
+        (out / split).mkdir(exist_ok=True)
+    return done
+
+
+def _is_whole(out: Path, result: dict) -> bool:
+    path = out / result["file"]
+    return path.is_file() and path.stat().st_size == result["bytes"]
+
+
+def _changes(lines: list[dict], header: dict) -> str:
+    earlier = lines[0] if lines else {}
+    options = earlier.get("options", {})
+    changed = [
+        f"{name}={options.get(name)} (now {value})"
+        for name, value in header["options"].items()
+        if options.get(name) != value
+    ]
+    if earlier.get("listing") != header["listing"]:
+        changed.append("other source files")
+    return ", ".join(changed)
+
+
+def _remove_shards(out: Path) -> None:
+    """Removes what this module wrote and nothing else."""
+    for file in out.glob("*/shard-*.array_record*"):
+        file.unlink()
+    for file in (*out.glob(f"*/{INDEX}*"), out / PROGRESS):
+        file.unlink(missing_ok=True)
+    if out.is_dir():
+        for folder in ("train", "test"):
+            if (out / folder).is_dir() and not any((out / folder).iterdir()):
+                (out / folder).rmdir()
+
+
+def note(out: Path, line: dict) -> None:
+    """Adds a line that survives a kill: a finished shard, as write_shard returns it."""
+    with (out / PROGRESS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_progress(path: Path) -> Iterator[dict]:
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return  # the line a kill cut off

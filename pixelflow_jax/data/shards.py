@@ -1,0 +1,190 @@
+"""Our own shards: ArrayRecord files of encoded images beside a dataset.json.
+
+A record is msgpack {"image": encoded bytes, "label": int, "caption": str, "name": str,
+"height": int, "width": int}. dataset.json names every shard with its size in bytes,
+its count and its labels, so that damage is found before training starts.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_data_source, array_record_module
+
+from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.data.source import check_split, decode_image
+
+VERSION = 1
+INDEX = "dataset.json"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Shards:
+    """Shards written by `python -m pixelflow_jax.data.prepare shards`.
+
+    `path` holds `train` and perhaps `test`, or is itself the folder of the train
+    split; `test_path` names a test split elsewhere. Raises DataError where a split or
+    a shard is missing, or a shard's size is not what dataset.json says.
+    """
+
+    path: str = ""
+    test_path: str = ""
+
+    def open(self, split: str, image_size: int = 0) -> "ShardSource":
+        """Opens one split; see the class for its errors."""
+        check_split(split)
+        return ShardSource(self._folder(split))
+
+    def _folder(self, split: str) -> Path:
+        root = Path(self.path).expanduser()
+        if split == "test" and self.test_path:
+            return Path(self.test_path).expanduser()
+        if (root / split / INDEX).is_file():
+            return root / split
+        if split == "train":
+            return root
+        raise DataError(
+            f"{str(root)!r} has no test split: set test_path to a folder of shards, or "
+            "prepare the data again with --holdout to keep a share for testing."
+        )
+
+
+class Shard(NamedTuple):
+    """A whole shard, in the form in which array_record takes read instructions."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class ShardSource:
+    """Records of all shards of one folder, in shard order; see Shards."""
+
+    def __init__(self, folder: Path):
+        index = read_index(folder)
+        self.class_names = tuple(index["class_names"])
+        self.labels = np.array(
+            [label for shard in index["shards"] for label in shard["labels"]], np.int32
+        )
+        self._shards = [
+            Shard(str(folder / shard["file"]), 0, shard["count"], shard["count"])
+            for shard in index["shards"]
+        ]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            record = msgpack.unpackb(self._records[index])
+            encoded, name = record["image"], record["name"]
+        except Exception as error:
+            raise UnreadableImage(
+                f"Record {index} of the shards beside {self._shards[0].filename} is "
+                f"damaged ({error}). Prepare the shards again."
+            ) from error
+        return {
+            "image": decode_image(encoded, name),
+            "label": record["label"],
+            "caption": record["caption"],
+            "name": name,
+        }
+
+    @functools.cached_property
+    def _records(self):
+        return array_record_data_source.ArrayRecordDataSource(self._shards)
+
+    def __getstate__(self) -> dict:
+        # Open files stay with the process that opened them.
+        return {k: v for k, v in self.__dict__.items() if k != "_records"}
+
+
+def pack_record(
+    *, image: bytes, label: int, caption: str, name: str, height: int, width: int
+) -> bytes:
+    """One record of a shard; `image` is an encoded PNG, JPEG or WebP file."""
+    return msgpack.packb(
+        {
+            "image": image,
+            "label": label,
+            "caption": caption,
+            "name": name,
+            "height": height,
+            "width": width,
+        }
+    )
+
+
+def shard_name(number: int, count: int) -> str:
+    """The file name of a shard, as in shard-00000-of-00008.array_record."""
+    return f"shard-{number:05d}-of-{count:05d}.array_record"
+
+
+def open_writer(path: Path) -> array_record_module.ArrayRecordWriter:
+    """An ArrayRecord writer with one record a group, which random access needs."""
+    return array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+
+
+def make_index(
+    *,
+    class_names: tuple[str, ...],
+    image_size: int | None,
+    source: str,
+    shards: list[dict],
+) -> dict:
+    """The content of dataset.json; a shard is {"file", "bytes", "count", "labels"}."""
+    return {
+        "version": VERSION,
+        "class_names": list(class_names),
+        "count": sum(shard["count"] for shard in shards),
+        "image_size": image_size,
+        "source": source,
+        "shards": shards,
+    }
+
+
+def read_index(folder: Path) -> dict:
+    """Reads dataset.json and checks every shard against it; see Shards for errors."""
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{str(folder)!r} is not a finished folder of shards: it has no {INDEX}. "
+            "Check the path, or run `python -m pixelflow_jax.data.prepare shards` "
+            "again (it continues where it stopped)."
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{path} is damaged ({error}). Prepare the shards again with --overwrite."
+        ) from error
+    if index.get("version") != VERSION:
+        raise DataError(
+            f"{path} has version {index.get('version')} and this program reads version "
+            f"{VERSION}: prepare the shards again with --overwrite."
+        )
+    damage = [text for shard in index["shards"] if (text := _damage(folder, shard))]
+    if damage:
+        raise DataError(
+            f"{len(damage)} of {len(index['shards'])} shards in {folder} are missing "
+            f"or damaged: {'; '.join(damage[:5])}. Copy them again or prepare them "
+            "again with --overwrite."
+        )
+    if not index["count"]:
+        raise DataError(f"The shards in {folder} hold no images: prepare them again.")
+    return index
+
+
+def _damage(folder: Path, shard: dict) -> str:
+    path = folder / shard["file"]
+    if not path.is_file():
+        return f"{shard['file']} is missing"
+    size = path.stat().st_size
+    if size != shard["bytes"]:
+        return f"{shard['file']} has {size} bytes instead of {shard['bytes']}"
+    return ""

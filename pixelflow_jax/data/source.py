@@ -1,0 +1,108 @@
+"""What a data set is, and the few helpers that every kind of source shares."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pixelflow_jax.data.errors import DataError, UnreadableImage
+
+SPLITS = ("train", "test")
+
+
+class Source(Protocol):
+    """A random-access split: picklable, files opened lazily in each process.
+
+    `source[i]` is {"image": uint8 [h, w, 3], "label": int, "caption": str,
+    "name": str} for 0 <= i < len(source), and raises UnreadableImage where the image
+    cannot be decoded. `name` is what logs call the record.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> dict: ...
+
+
+class LabelledSource(Source, Protocol):
+    """A source that knows what it holds without reading its records.
+
+    `labels` is int32 [n]; `listing()` gives a line for each record, which changes when
+    the record does.
+    """
+
+    labels: np.ndarray
+
+    def listing(self) -> Iterator[str]:
+        """One line for each record."""
+        ...
+
+
+class SourceConfig(Protocol):
+    """A config node that opens one split of a data set.
+
+    `image_size` is for sources that draw their images; others ignore it. Raises
+    DataError where the split is missing or empty.
+    """
+
+    def open(self, split: str, image_size: int) -> Source:
+        """Opens "train" or "test"."""
+        ...
+
+
+def check_split(split: str) -> None:
+    """Raises DataError unless the split is "train" or "test"."""
+    if split not in SPLITS:
+        raise DataError(
+            f"There is no split {split!r}: ask for one of {', '.join(SPLITS)}."
+        )
+
+
+def in_holdout(key: str, share: float) -> bool:
+    """Whether a record belongs to the held-out share (0 to 1), by its key alone.
+
+    A cryptographic hash, because Python's own differs between processes.
+    """
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def check_holdout(share: float) -> None:
+    """Raises DataError unless 0 <= share < 1."""
+    if not 0 <= share < 1:
+        raise DataError(
+            f"holdout is the share of the data kept for testing: it must be at least "
+            f"0 and below 1, not {share}."
+        )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turns any Pillow image upright and into RGB, transparent parts over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it.
+        grey = np.asarray(image).astype(np.float32) / 257.0
+        image = Image.fromarray(np.clip(grey + 0.5, 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def decode_image(encoded: bytes, name: str) -> np.ndarray:
+    """Decodes an image file held in memory; uint8 [h, w, 3].
+
+    Raises UnreadableImage with the record's name. Pillow reports damage through many
+    exception types (OSError, SyntaxError, ValueError, struct.error, ...), so all count.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.asarray(to_rgb(image))
+    except Exception as error:
+        raise UnreadableImage(
+            f"{name} cannot be decoded ({error}). Replace or remove it."
+        ) from error

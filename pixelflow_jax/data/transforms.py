@@ -1,0 +1,83 @@
+"""Pure functions on uint8 images, and the crop as a config node."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from pixelflow_jax.data.errors import DataError, UnreadableImage
+
+SMALL = ("upscale", "error")
+
+
+class Crop(Protocol):
+    """Turns an image of any size into a square of `size`.
+
+    `image` is uint8 [h, w, 3]; `rng` is for random crops. Raises UnreadableImage
+    where the image is unfit.
+    """
+
+    def __call__(
+        self, image: np.ndarray, size: int, rng: np.random.Generator
+    ) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(kw_only=True)
+class CenterCrop:
+    """ADM's centre crop. `small` says what to do with images smaller than the crop.
+
+    "upscale" enlarges them (bicubic), as ADM does; "error" refuses them, and the loader
+    then counts them as unreadable.
+    """
+
+    small: str = "upscale"
+
+    def __call__(
+        self, image: np.ndarray, size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        if self.small not in SMALL:
+            raise DataError(
+                f"CenterCrop.small is {self.small!r}: set it to one of "
+                f"{', '.join(SMALL)}."
+            )
+        height, width = image.shape[:2]
+        if self.small == "error" and min(height, width) < size:
+            raise UnreadableImage(
+                f"the image is {width}x{height}, smaller than {size} pixels. Remove "
+                'it, lower the size, or set crop.small="upscale".'
+            )
+        return center_crop(image, size)
+
+
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The crop of ADM (guided-diffusion, `center_crop_arr`), to the pixel.
+
+    Halves with a box filter while the short side is at least twice `size`, resizes
+    (bicubic) so that it equals `size`, then cuts the centre. `image` is uint8
+    [h, w, 3]; returns uint8 [size, size, 3].
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    picture = Image.fromarray(image)
+    while min(picture.size) >= 2 * size:
+        half = (picture.width // 2, picture.height // 2)
+        picture = picture.resize(half, Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    resized = (round(picture.width * scale), round(picture.height * scale))
+    pixels = np.asarray(picture.resize(resized, Image.Resampling.BICUBIC))
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirrors [h, w, 3] left to right with probability one half."""
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def normalise(image: np.ndarray) -> np.ndarray:
+    """uint8 in 0..255 to float32 in [-1, 1], of any shape."""
+    # One allocation instead of three: a batch of large images spends its time there.
+    scaled = np.divide(image, np.float32(127.5), dtype=np.float32)
+    scaled -= 1
+    return scaled

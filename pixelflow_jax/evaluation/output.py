@@ -1,0 +1,51 @@
+"""Samples on disk: a PNG each, a grid, an .npz, and how they came out of the noise."""
+
+import pathlib
+import re
+
+import numpy as np
+
+from pixelflow_jax.data.images import grid, save_animation, save_png, to_uint8
+from pixelflow_jax.evaluation.generate import Generated
+
+SHOWN = 400  # images a grid may hold; more cannot be looked at
+SMALL = 96  # pixels below which images are enlarged in a grid
+
+
+def write_samples(
+    folder: pathlib.Path,
+    generated: Generated,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    columns: int,
+    first: int = 0,
+) -> dict[str, pathlib.Path]:
+    """Write everything about some samples into `folder`; returns the paths by kind.
+
+    `images/000012_flags.png` for image number 12, `grid.png`, `samples.npz` ("arr_0"
+    uint8 [n, h, w, 3] and "labels", as the ADM evaluation suite reads it) and, if the
+    steps were recorded, `trajectory.gif` with the clean image implied at each step.
+    """
+    images = to_uint8(generated.images)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True), first):
+        name = re.sub(r"[^A-Za-z0-9]+", "-", class_names[label])
+        save_png(folder / "images" / f"{number:06d}_{name}.png", image)
+    paths = {"images": folder / "images", "grid": folder / "grid.png"}
+    rows = labels[:SHOWN:columns]
+    same = all(len(set(labels[i : i + columns])) == 1 for i in range(0, SHOWN, columns))
+    names = [class_names[row] for row in rows] if same else None
+    save_png(paths["grid"], _grid(images, columns, names))
+    paths["npz"] = folder / "samples.npz"
+    np.savez(paths["npz"], images, labels=labels)
+    if generated.clean is not None:
+        frames = [*to_uint8(generated.clean), images]
+        paths["trajectory"] = folder / "trajectory.gif"
+        frames = np.stack([_grid(frame, columns, names) for frame in frames])
+        save_animation(paths["trajectory"], frames, fps=10)
+    return paths
+
+
+def _grid(images: np.ndarray, columns: int, names: list[str] | None) -> np.ndarray:
+    scale = max(1, SMALL // images.shape[1])
+    return grid(images[:SHOWN], columns, row_labels=names, scale=scale)

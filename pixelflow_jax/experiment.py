@@ -1,0 +1,255 @@
+"""The typed root of every config: validates everything, builds everything."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from pixelflow_jax import sharding
+from pixelflow_jax.conditioning import ClassLabels
+from pixelflow_jax.data.emoji import Emoji
+from pixelflow_jax.data.folder import ImageFolder
+from pixelflow_jax.data.images import grid as image_grid
+from pixelflow_jax.data.images import to_uint8
+from pixelflow_jax.data.loader import BatchLoader, Data
+from pixelflow_jax.data.shards import Shards
+from pixelflow_jax.data.tfds import Tfds
+from pixelflow_jax.data.transforms import CenterCrop
+from pixelflow_jax.evaluation.generate import Generator
+from pixelflow_jax.evaluation.heldout import heldout_loss
+from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.path import linear_path
+from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
+from pixelflow_jax.models.base import Network, network
+from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nodes import from_dict, to_dict
+from pixelflow_jax.objective import FlowMatching
+from pixelflow_jax.training.checkpoint import Checkpointing
+from pixelflow_jax.training.log import Logging
+from pixelflow_jax.training.loop import Run
+from pixelflow_jax.training.optimizer import AdamW
+from pixelflow_jax.training.step import Recipe
+
+
+class ConfigError(ValueError):
+    """Fields that do not make sense, alone or together; lists all of them."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Sampling:
+    """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5)."""
+
+    solver: Euler | Heun | AdamsBashforth = dataclasses.field(default_factory=Euler)
+    grid: Grid = dataclasses.field(default_factory=Grid)
+    guidance: ClassifierFree = dataclasses.field(
+        default_factory=lambda: ClassifierFree(scale=3.5, low=0.1, high=1.0)
+    )
+    batch_size: int = 64
+
+
+@dataclasses.dataclass(kw_only=True)
+class Experiment:
+    """One run: data, model, loss, optimizer, and how to sample from the result.
+
+    `ema` lists the decays of the weight averages; the first one is drawn from.
+    `accumulate` splits each batch into that many parts, one after the other.
+    """
+
+    name: str
+    seed: int = 0
+    steps: int = 400_000
+    batch_size: int = 256
+    accumulate: int = 1
+    data: Data = dataclasses.field(default_factory=Data)
+    model: PixNerd = dataclasses.field(default_factory=PixNerd)
+    prediction: PredictVelocity | PredictClean = dataclasses.field(
+        default_factory=PredictVelocity
+    )
+    time: LogitNormal | Uniform = dataclasses.field(default_factory=LogitNormal)
+    terms: list[FlowMatching] = dataclasses.field(
+        default_factory=lambda: [FlowMatching()]
+    )
+    conditioner: ClassLabels = dataclasses.field(default_factory=ClassLabels)
+    optimizer: AdamW = dataclasses.field(default_factory=AdamW)
+    ema: tuple[float, ...] = (0.9999,)
+    precision: Precision = dataclasses.field(default_factory=Precision)
+    mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
+    checkpoint: Checkpointing = dataclasses.field(default_factory=Checkpointing)
+    log: Logging = dataclasses.field(default_factory=Logging)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+    def to_dict(self) -> dict:
+        """The config as JSON-able dicts."""
+        return to_dict(self)
+
+    @staticmethod
+    def from_dict(data: dict) -> "Experiment":
+        """The config that `to_dict` wrote; ValueError for one of another version."""
+        return from_dict(data, NODES)
+
+    def validate(self) -> None:
+        """Raises ConfigError with everything that is wrong, before anything is built."""
+        size = self.data.image_size
+        problems = [
+            *self.model.problems(size, size),
+            *self.optimizer.problems(self.steps),
+            *self.checkpoint.problems(),
+            *self.log.problems(),
+            *self._own_problems(),
+        ]
+        problems += _message(self.precision.__post_init__)
+        problems += _message(self.model.loop.__post_init__)
+        if not problems:  # a program is only worth tracing if its parts make sense
+            problems += _message(self.generator(size, size).check)
+        if problems:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            raise ConfigError(f"The config {self.name!r} cannot run:\n{listed}")
+
+    def _own_problems(self) -> list[str]:
+        found = []
+        if self.steps < 1 or self.accumulate < 1 or self.seed < 0:
+            found.append("steps and accumulate must be at least 1, seed at least 0")
+        if not self.terms:
+            found.append("terms is empty: there is nothing to learn from")
+        if any(not 0 <= decay < 1 for decay in self.ema):
+            found.append(f"ema={self.ema} must hold decays in [0, 1)")
+        if len(set(self.ema)) < len(self.ema):
+            found.append(f"ema={self.ema} names a decay twice")
+        if not 0 <= self.conditioner.drop <= 1:
+            found.append("conditioner.drop must lie in [0, 1]")
+        if self.sampling.batch_size < 1:
+            found.append("sampling.batch_size must be at least 1")
+        try:
+            shards = sharding.batch_shards(self.mesh.build())
+        except ValueError as error:
+            return [*found, str(error)]
+        unit = shards * max(1, self.accumulate)
+        if self.batch_size < 1 or self.batch_size % unit:
+            found.append(
+                f"batch_size={self.batch_size} must be a multiple of {unit}: data x fsdp "
+                f"= {shards} devices take equal parts, accumulate={self.accumulate} times"
+            )
+        return found
+
+    def validate_data(self) -> None:
+        """Raises ConfigError where the data set has other classes than the model."""
+        classes = self.data.num_classes
+        if classes != self.model.num_classes:
+            raise ConfigError(
+                f"The data set has {classes} classes but model.num_classes="
+                f"{self.model.num_classes}: set --config.model.num_classes={classes}."
+            )
+
+    def network(self) -> Network:
+        """The denoiser as functions."""
+        return network(self.model, self.precision)
+
+    def generator(self, height: int, width: int) -> Generator:
+        """Draws images of that size with this config's sampling settings."""
+        return Generator(
+            model=self.model,
+            network=self.network(),
+            conditioner=self.conditioner,
+            stages=linear_path(),
+            prediction=self.prediction,
+            guidance=self.sampling.guidance,
+            solver=self.sampling.solver,
+            grid=self.sampling.grid,
+            size=(height, width),
+            batch_size=self.sampling.batch_size,
+            mesh=self.mesh.build(),
+        )
+
+    def recipe(self) -> Recipe:
+        """What a training step is made of."""
+        return Recipe(
+            model=self.model,
+            network=self.network(),
+            stages=linear_path(),
+            prediction=self.prediction,
+            time=self.time,
+            terms=self.terms,
+            conditioner=self.conditioner,
+            optimizer=self.optimizer.build(self.steps),
+            learning_rate=self.optimizer.learning_rate(self.steps),
+            seed=self.seed,
+            accumulate=self.accumulate,
+        )
+
+    def run(self) -> Run:
+        """A training run, ready for `training.loop.train`; validates first."""
+        self.validate()
+        self.validate_data()
+        return Run(
+            recipe=self.recipe(),
+            ema=self.ema,
+            mesh=self.mesh.build(),
+            open_data=self._open_data,
+            preview=self._preview(),
+            steps=self.steps,
+            batch_size=self.batch_size,
+            image_size=self.data.image_size,
+            precision=self.precision.compute,
+            checkpointing=self.checkpoint,
+            logging=self.log,
+            config=self.to_dict(),
+        )
+
+    def _open_data(self, start: int) -> BatchLoader:
+        return self.data.loader(
+            split="train",
+            batch_size=self.batch_size,
+            seed=self.seed,
+            start=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _preview(self):
+        """Draws `log.preview_count` images, classes in turn, as one picture."""
+        size, count = self.data.image_size, self.log.preview_count
+        generator = self.generator(size, size)
+        labels = np.arange(count) % self.model.num_classes
+
+        def draw(params: dict) -> np.ndarray:
+            images = generator(params, labels, seed=self.seed).images
+            return image_grid(to_uint8(images), columns=min(8, count))
+
+        return draw
+
+    def heldout_loss(self, params: dict, batch_size: int) -> dict[str, float]:
+        """Loss on the test split; see `evaluation.heldout`."""
+        self.validate_data()
+        with self.data.loader(
+            split="test",
+            batch_size=batch_size,
+            seed=self.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shuffle=False,
+            repeat=False,
+        ) as batches:
+            return heldout_loss(self.recipe(), params, batches, self.mesh.build())
+
+
+# Every class a config may hold: what a config file is read back into.
+NODES = (
+    *(AdamW, AdamsBashforth, CenterCrop, Checkpointing, ClassLabels, ClassifierFree),
+    *(Data, Emoji, Euler, Experiment, FlowMatching, Grid, Heun, ImageFolder),
+    *(LinearDecoder, Logging, LogitNormal, Loop, NeuralField, PixNerd, Precision),
+    *(PredictClean, PredictVelocity, Sampling, Shards, Tfds, Uniform),
+    sharding.MeshShape,
+)
+
+
+def _message(check) -> list[str]:
+    """The message of the ValueError that `check` raises, as a list; else nothing."""
+    try:
+        check()
+    except ValueError as error:
+        return [str(error)]
+    return []

@@ -1,0 +1,243 @@
+"""ODE (and stochastic Euler) solvers on a fixed time grid, as `lax.scan` over steps.
+
+The grid is known when the program is traced, so step sizes, multistep coefficients and
+the number of network evaluations are constants of the compiled program.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pixelflow_jax.flow.guidance import Field
+
+
+class Solution(NamedTuple):
+    """The state at the last node and, when recorded, the way there.
+
+    `states` [n, ...] are the states before each of the n steps and `velocities` [n, ...]
+    the velocities the steps used; both are None unless recording was asked for.
+    """
+
+    x: Array
+    states: Array | None = None
+    velocities: Array | None = None
+
+
+class Solver(Protocol):
+    """Integrates a field over the nodes `times`, float32 [n + 1]."""
+
+    def __call__(
+        self,
+        field: Field,
+        x: Array,
+        times: np.ndarray,
+        *,
+        noise: Callable[[Array], Array] | None = None,
+        record: bool = False,
+    ) -> Solution:
+        """`noise(i)` gives step i's standard normal draw to stochastic solvers."""
+
+
+class _Step(NamedTuple):
+    """What a scanned step knows of the grid."""
+
+    index: Array
+    t: Array
+    dt: Array
+    last: Array
+
+
+def _steps(times: np.ndarray) -> _Step:
+    times = np.asarray(times, np.float32)
+    index = np.arange(len(times) - 1)
+    parts = _Step(index, times[:-1], np.diff(times), index == len(times) - 2)
+    return jax.tree.map(jnp.asarray, parts)
+
+
+def _trace(record: bool, x: Array, v: Array) -> tuple[Array, Array] | None:
+    return (x, v) if record else None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Euler:
+    """Euler's method, or one of the reference's stochastic steps.
+
+    With the score s = (t v - x) / ((1-t)^2 + t (1-t)) and w = 1 - t, `step` is
+
+    - "ode": x + v dt
+    - "sde_mean": x + v dt + s w dt
+    - "sde": the same + sqrt(2 w dt) noise
+    - "sde_preserve": x + v dt + s w dt / 2 + sqrt(w dt) noise
+
+    The last step is always the plain one.
+    """
+
+    step: str = "ode"
+
+    def __call__(
+        self,
+        field: Field,
+        x: Array,
+        times: np.ndarray,
+        *,
+        noise: Callable[[Array], Array] | None = None,
+        record: bool = False,
+    ) -> Solution:
+        """Integrate; order 1, one evaluation a step."""
+        drift, spread = _stochastic_weights(self.step)
+        if spread and noise is None:
+            raise ValueError(f'Euler(step="{self.step}") needs a noise function.')
+
+        def advance(x, at):
+            v = field(x, at.t, at.t)
+            moved = x + v * at.dt
+            if drift:
+                w = 1 - at.t
+                score = (at.t * v - x) / ((1 - at.t) ** 2 + at.t * (1 - at.t))
+                jumped = moved + drift * score * w * at.dt
+                if spread:
+                    jumped += jnp.sqrt(spread * w * at.dt) * noise(at.index)
+                moved = jnp.where(at.last, moved, jumped)
+            return moved, _trace(record, x, v)
+
+        x, trace = jax.lax.scan(advance, x, _steps(times))
+        return Solution(x, *(trace or ()))
+
+
+def _stochastic_weights(step: str) -> tuple[float, float]:
+    """Weights of the score drift and of the noise variance."""
+    weights = {
+        "ode": (0.0, 0.0),
+        "sde_mean": (1.0, 0.0),
+        "sde": (1.0, 2.0),
+        "sde_preserve": (0.5, 1.0),
+    }
+    if step not in weights:
+        raise ValueError(f"Euler.step must be one of {sorted(weights)}, not {step!r}.")
+    return weights[step]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Heun:
+    """Heun's method (order 2); the last step is Euler's.
+
+    `reuse` takes the first velocity of a step from the previous step's corrector, which
+    was evaluated at the predicted and not at the corrected point: one evaluation a step
+    instead of two, and order 1 (the official default, "exact" being the other).
+    """
+
+    reuse: bool = False
+
+    def __call__(
+        self,
+        field: Field,
+        x: Array,
+        times: np.ndarray,
+        *,
+        noise: Callable[[Array], Array] | None = None,
+        record: bool = False,
+    ) -> Solution:
+        """Integrate; 2n - 1 evaluations in n steps, or n with `reuse`."""
+        at = _steps(times)
+        n = len(times) - 1
+        following = jnp.asarray(times[1:], jnp.float32)
+
+        def advance(carry, inputs):
+            x, v = carry
+            at, t_next = inputs
+            v1 = v if self.reuse else field(x, at.t, at.t)
+            v2 = field(x + v1 * at.dt, t_next, at.t)
+            mean = (v1 + v2) / 2
+            return (x + mean * at.dt, v2), _trace(record, x, mean)
+
+        v = field(x, at.t[0], at.t[0]) if self.reuse else jnp.zeros_like(x)
+        body = jax.tree.map(lambda a: a[: n - 1], (at, following))
+        (x, v), trace = jax.lax.scan(advance, (x, v), body)
+        if not self.reuse:
+            v = field(x, at.t[-1], at.t[-1])
+        if record:
+            last = _trace(record, x[None], v[None])
+            trace = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), trace, last)
+        return Solution(x + v * at.dt[-1], *(trace or ()))
+
+
+@dataclasses.dataclass(kw_only=True)
+class AdamsBashforth:
+    """Adams-Bashforth of order 1 to 4 on any nodes; starts at order 1 and climbs.
+
+    Step i follows the sum of the last velocities weighted by the integrals of their
+    Lagrange basis over the step, divided by the weights' sum. `transform` "logsnr" takes
+    the integrals in log(t / (1 - t)) (with the reference's 1e-3 guards), "identity" in t.
+    One evaluation a step. As in the reference the network is told the float32 running
+    sum of the step sizes.
+    """
+
+    order: int = 2
+    transform: str = "identity"
+
+    def __call__(
+        self,
+        field: Field,
+        x: Array,
+        times: np.ndarray,
+        *,
+        noise: Callable[[Array], Array] | None = None,
+        record: bool = False,
+    ) -> Solution:
+        """Integrate; order `order`, one evaluation a step."""
+        weights = jnp.asarray(
+            adams_weights(times, self.order, self.transform), jnp.float32
+        )
+        at = _steps(times)
+        started = np.zeros(1, np.float32) + np.float32(times[0])
+        summed = np.cumsum(np.append(started, np.diff(times)[:-1]), dtype=np.float32)
+        at = at._replace(t=jnp.asarray(summed))
+
+        def advance(carry, inputs):
+            x, history = carry  # history [order, ...], the oldest velocity first
+            at, weight = inputs
+            history = jnp.concatenate([history[1:], field(x, at.t, at.t)[None]])
+            v = jnp.tensordot(weight, history, 1, precision="highest")
+            return (x + v * at.dt, history), _trace(record, x, v)
+
+        history = jnp.zeros((self.order, *x.shape), x.dtype)
+        (x, _), trace = jax.lax.scan(advance, (x, history), (at, weights))
+        return Solution(x, *(trace or ()))
+
+
+def adams_weights(
+    times: np.ndarray, order: int, transform: str = "identity"
+) -> np.ndarray:
+    """Multistep weights [n, order] of every step, oldest first; each row sums to 1.
+
+    Rows of the first steps, where fewer than `order` velocities exist, begin with zeros.
+    """
+    transforms = {
+        "identity": lambda t: t,
+        "logsnr": lambda t: np.log(np.maximum(t, 1e-3) / (1 - t + 1e-3)),
+    }
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"AdamsBashforth.order must be 1, 2, 3 or 4, not {order}.")
+    if transform not in transforms:
+        raise ValueError(
+            f"AdamsBashforth.transform must be one of {sorted(transforms)}, not "
+            f"{transform!r}."
+        )
+    nodes = transforms[transform](np.asarray(times, np.float64))
+    rows = np.zeros((len(nodes) - 1, order))
+    for i in range(len(nodes) - 1):
+        known = nodes[max(0, i + 1 - order) : i + 1]
+        # Centred and scaled to the step, so that no digits cancel.
+        width = nodes[i + 1] - nodes[i]
+        local = (known - nodes[i]) / width
+        for j, node in enumerate(local):
+            others = np.delete(local, j)
+            basis = np.atleast_1d(np.poly(others)) / np.prod(node - others)
+            integral = np.polyval(np.polyint(basis), 1.0)
+            rows[i, order - len(known) + j] = integral
+    return rows / rows.sum(1, keepdims=True)

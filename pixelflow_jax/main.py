@@ -1,0 +1,203 @@
+"""Train, sample or evaluate: python -m pixelflow_jax.main --config=... --workdir=...
+
+  train     go on from WORKDIR's newest checkpoint, or begin (the default)
+  sample    images from WORKDIR's newest checkpoint, or from --weights, to
+            WORKDIR/samples
+  evaluate  loss of WORKDIR's newest checkpoint on held-out images, to
+            WORKDIR/evaluations
+
+Any field of the config can be set on the command line: --config.steps=1000
+--config.optimizer.lr=2e-4. Config files hold variants:
+--config=configs/pixnerd.py:l16_256. Examples:
+
+  python -m pixelflow_jax.main --config=configs/emoji.py --workdir=runs/emoji
+  python -m pixelflow_jax.main --workdir=runs/emoji --mode=sample --classes=flags,3 \\
+      --count=8 --solver=heun --sample_steps=50 --guidance=2 --trajectory
+  python -m pixelflow_jax.main --workdir=runs/emoji --mode=sample \\
+      --weights=assets/emoji.safetensors
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.evaluation.output import write_samples
+from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.pipeline import Pipeline, PipelineError
+from pixelflow_jax.training.checkpoint import CheckpointError
+from pixelflow_jax.training.loop import DivergedError, train
+
+SOLVERS = {
+    "euler": Euler(),
+    "sde": Euler(step="sde"),
+    "sde_mean": Euler(step="sde_mean"),
+    "sde_preserve": Euler(step="sde_preserve"),
+    "heun": Heun(),
+    "heun_reuse": Heun(reuse=True),
+    **{f"adams{order}": AdamsBashforth(order=order) for order in (1, 2, 3, 4)},
+}
+# What a user can mend: reported in one paragraph, without a traceback.
+USER_ERRORS = (ConfigError, DataError, PipelineError, CheckpointError, DivergedError)
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file, with ':variant' behind it for one of its variants. Sampling and "
+    "evaluation take the checkpoint's own config.",
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "sample", "evaluate"], "What to do."
+)
+WEIGHTS = flags.DEFINE_string(
+    "weights", "", "Sample from this .safetensors file instead of WORKDIR's checkpoint."
+)
+EMA = flags.DEFINE_string(
+    "ema", "", "Average to take, by its decay; 'raw' for none. Default: the first."
+)
+CLASSES = flags.DEFINE_list(
+    "classes", [], "Class names or numbers to sample. Default: all."
+)
+COUNT = flags.DEFINE_integer("count", 8, "Images per class.", lower_bound=1)
+SEED = flags.DEFINE_integer("sample_seed", 0, "Seed of the samples.", lower_bound=0)
+SOLVER = flags.DEFINE_enum(
+    "solver", None, sorted(SOLVERS), "Solver. Default: the config's."
+)
+STEPS = flags.DEFINE_integer("sample_steps", None, "Solver steps.", lower_bound=1)
+GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 turns it off.")
+INTERVAL = flags.DEFINE_list(
+    "guidance_interval", None, "Times between which guidance acts, such as 0.1,1."
+)
+SHIFT = flags.DEFINE_float("shift", None, "Timestep shift; above 1 favours noise.")
+HEIGHT = flags.DEFINE_integer("height", 0, "Image height. Default: the training size.")
+WIDTH = flags.DEFINE_integer("width", 0, "Image width. Default: the training size.")
+TRAJECTORY = flags.DEFINE_bool(
+    "trajectory", False, "Also write the clean image implied at each step, as a GIF."
+)
+
+
+def run_training(config: Experiment, workdir: pathlib.Path) -> None:
+    """Train `config` in `workdir` to its end, or to the next signal."""
+    run = config.run()
+    _writable(workdir)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
+    train(run, workdir)
+    print(f"Checkpoints, curves and previews are in {workdir}.")
+
+
+def run_sampling(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Draw what the flags ask for; returns where it lies."""
+    sampling = pipeline.config.sampling
+    grid = _replaced(sampling.grid, steps=STEPS.value, shift=SHIFT.value)
+    guidance = _replaced(sampling.guidance, scale=GUIDANCE.value)
+    guidance = _with_interval(guidance, INTERVAL.value)
+    solver = SOLVERS[SOLVER.value] if SOLVER.value else sampling.solver
+    classes = CLASSES.value or pipeline.class_names
+    labels = pipeline.labels([c for c in classes for _ in range(COUNT.value)])
+    generated = pipeline.generate(
+        labels,
+        seed=SEED.value,
+        height=HEIGHT.value,
+        width=WIDTH.value,
+        solver=solver,
+        grid=grid,
+        guidance=guidance,
+        record=TRAJECTORY.value,
+        progress=True,
+    )
+    name = (
+        f"step{pipeline.step:08d}-{SOLVER.value or type(solver).__name__.lower()}"
+        f"{grid.steps}-cfg{guidance.scale:g}-seed{SEED.value}"
+    )
+    _writable(workdir)
+    folder = workdir / "samples" / name
+    return write_samples(
+        folder, generated, labels, pipeline.class_names, columns=COUNT.value
+    )
+
+
+def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float]:
+    """Loss on held-out images, printed and written to WORKDIR/evaluations/STEP.json."""
+    config = pipeline.config
+    shards = jax.device_count()
+    batch = -(-min(config.batch_size, 256) // shards) * shards
+    result = config.heldout_loss(pipeline.params, batch)
+    folder = workdir / "evaluations"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{pipeline.step:08d}.json"
+    path.write_text(json.dumps({"step": pipeline.step, **result}, indent=1))
+    for key, value in result.items():
+        print(f"{key:>14}  {value:.5f}")
+    print(f"Written to {path}.")
+    return result
+
+
+def _replaced(node: object, **changes: object) -> object:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(node, **given)
+
+
+def _with_interval(guidance: ClassifierFree, text: list[str] | None) -> ClassifierFree:
+    if not text:
+        return guidance
+    try:
+        low, high = map(float, text)
+    except ValueError:
+        raise PipelineError(
+            f"--guidance_interval={','.join(text)} must be two times, such as 0.1,1."
+        ) from None
+    return dataclasses.replace(guidance, low=low, high=high)
+
+
+def _writable(workdir: pathlib.Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(workdir, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write to the workdir {workdir} ({error.strerror}): give a --workdir "
+            "that this user may write to."
+        ) from error
+
+
+def _dispatch(workdir: pathlib.Path) -> None:
+    if MODE.value == "train":
+        if CONFIG.value is None:
+            raise ConfigError(
+                "Training needs --config, such as --config=configs/emoji.py."
+            )
+        run_training(CONFIG.value, workdir)
+        return
+    pipeline = Pipeline.from_pretrained(WEIGHTS.value or workdir, EMA.value)
+    if MODE.value == "evaluate":
+        run_evaluation(pipeline, workdir)
+        return
+    for kind, path in run_sampling(pipeline, workdir).items():
+        print(f"{kind:>10}: {path}")
+
+
+def main(argv: list[str]) -> None:
+    """Entry point; exits with 1 and one paragraph on errors a user can mend."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        _dispatch(pathlib.Path(WORKDIR.value))
+    except USER_ERRORS as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)

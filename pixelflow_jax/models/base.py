@@ -1,0 +1,94 @@
+"""What every denoiser looks like from outside, and how a module becomes a function."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+from flax import nnx
+from jax import Array
+
+from pixelflow_jax.nn.precision import Precision
+
+
+class Cond(NamedTuple):
+    """The condition of a group of images: class labels, or text with its mask."""
+
+    labels: Array | None = None  # int32 [b]
+    text: Array | None = None  # [b, length, width]
+    mask: Array | None = None  # bool [b, length]
+
+
+class Output(NamedTuple):
+    """Network outputs, one image group each, and the tokens between the two stacks."""
+
+    pred: tuple[Array, ...]  # float32 [b_i, h_i, w_i, c]
+    tap: tuple[Array, ...]  # [b_i, n_i, width]
+
+
+class Denoiser(Protocol):
+    """A network on groups of images, one group a resolution."""
+
+    def __call__(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+        *,
+        key: Array | None = None,
+    ) -> Output:
+        """Images [b_i, h_i, w_i, c], their clocks [b_i] and conditions; `key`: dropout."""
+
+
+class DenoiserConfig(Protocol):
+    """A config node that builds a denoiser."""
+
+    channels: int
+    num_classes: int
+
+    def build(self, rngs: nnx.Rngs, precision: Precision) -> Denoiser:
+        """The module, with freshly drawn parameters."""
+
+    def problems(self, height: int, width: int) -> list[str]:
+        """What is wrong with this config for images of that size; empty if nothing."""
+
+    def flops(self, height: int, width: int) -> float:
+        """Floating-point operations of one image's forward pass (2 a multiply-add)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A denoiser as functions of a nested dict of parameters."""
+
+    init: Callable[[Array], dict]
+    apply: Callable[..., Output]
+
+    def shapes(self) -> dict:
+        """The parameters as shapes; allocates nothing."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def network(config: DenoiserConfig, precision: Precision) -> Network:
+    """The config's denoiser, split into `init(key)` and `apply(params, ...)`.
+
+    `apply` casts matrices to the compute type once and sets the matmul precision.
+    """
+
+    def build(key: Array) -> Denoiser:
+        return config.build(nnx.Rngs(params=key), precision)
+
+    graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+
+    def init(key: Array) -> dict:
+        return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
+
+    def apply(params: dict, *args: object, **kwargs: object) -> Output:
+        with jax.default_matmul_precision(precision.matmul):
+            return nnx.merge(graph, precision.cast(params))(*args, **kwargs)
+
+    return Network(init, apply)
+
+
+def count(params: dict) -> int:
+    """Number of parameters in a pytree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,327 @@
+"""PixNerd: a diffusion transformer whose last layers are a neural field per patch.
+
+Wang et al. 2025, "PixNerd: Pixel Neural Field Diffusion". With `LinearDecoder` in the
+field's place it is the paper's baseline, a plain DiT on pixels.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from pixelflow_jax.models.base import Cond, Output
+from pixelflow_jax.nn.attention import SelfAttention
+from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, rotary_table
+from pixelflow_jax.nn.field import ENCODINGS, WEIGHTS, FieldBlock, PixelEmbed
+from pixelflow_jax.nn.layers import (
+    RMSNorm,
+    SwiGLU,
+    gated,
+    layer_normalise,
+    linear,
+    modulate,
+    xavier,
+)
+from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.patch import patchify, unpatchify
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop, Stack
+
+TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
+ROPE_EXTENT = 16.0  # every token grid spans 0..16, whatever its size
+
+zeros = nnx.initializers.zeros
+
+
+@dataclasses.dataclass(kw_only=True)
+class NeuralField:
+    """Decoder: an MLP per patch on [noisy pixel, coordinates], weights from the trunk.
+
+    `width` channels (paper: 64; ablated 36, 72), hidden `ratio * width`, `depth` MLPs in
+    sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct" or "sincos", `normalised`:
+    which generated weights get unit columns ("first", "second"), `output_norm`: RMS norm
+    before the last linear layer.
+    """
+
+    width: int = 64
+    ratio: int = 2
+    depth: int = 4
+    encoding: str = "dct"
+    normalised: tuple[str, ...] = WEIGHTS
+    output_norm: bool = True
+
+    def build(
+        self, model: "PixNerd", rngs: nnx.Rngs, precision: Precision
+    ) -> "FieldDecoder":
+        """The decoder module for `model`."""
+        return FieldDecoder(self, model, rngs, precision)
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        found = []
+        if self.encoding not in ENCODINGS:
+            found.append(
+                f"decoder.encoding must be one of {sorted(ENCODINGS)}, not "
+                f"{self.encoding!r}"
+            )
+        if not set(self.normalised) <= set(WEIGHTS):
+            found.append(
+                f"decoder.normalised may hold {WEIGHTS}, not {tuple(self.normalised)}"
+            )
+        if min(self.width, self.ratio, self.depth) < 1:
+            found.append("decoder.width, ratio and depth must be at least 1")
+        return found
+
+    def flops(self, model: "PixNerd", pixels: int, tokens: int) -> float:
+        """Forward operations for one image of that many pixels and tokens."""
+        hidden = self.ratio * self.width
+        generate = tokens * model.width * 2 * self.width * hidden
+        run = pixels * 2 * self.width * hidden
+        ends = pixels * self.width * 2 * model.channels
+        return 2 * (self.depth * (generate + run) + ends)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LinearDecoder:
+    """Decoder of the baseline: LayerNorm, AdaLN and one linear layer on each token."""
+
+    def build(
+        self, model: "PixNerd", rngs: nnx.Rngs, precision: Precision
+    ) -> "TokenDecoder":
+        """The decoder module for `model`."""
+        return TokenDecoder(model, rngs, precision)
+
+    def problems(self) -> list[str]:
+        """Nothing can be wrong."""
+        return []
+
+    def flops(self, model: "PixNerd", pixels: int, tokens: int) -> float:
+        """Forward operations for one image of that many pixels and tokens."""
+        return 2 * (model.width * pixels * model.channels + 2 * model.width**2)
+
+
+@dataclasses.dataclass(kw_only=True)
+class PixNerd:
+    """Config of the class-conditional denoiser; the defaults are XL/16 (700M).
+
+    `depth` transformer blocks of `width` and `heads`; the first `tap` of them form the
+    early stack, whose output tokens are handed out. Class `num_classes` is the null
+    class. Any image size that `patch` divides works with the same parameters.
+    """
+
+    num_classes: int = 1000
+    channels: int = 3
+    patch: int = 16
+    width: int = 1152
+    heads: int = 16
+    depth: int = 26
+    tap: int = 8
+    decoder: NeuralField | LinearDecoder = dataclasses.field(
+        default_factory=NeuralField
+    )
+    attention: str = "auto"
+    loop: Loop = dataclasses.field(default_factory=Loop)
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the SwiGLU MLP: two thirds of four times the width."""
+        return int(2 * int(4 * self.width) / 3)
+
+    def build(self, rngs: nnx.Rngs, precision: Precision) -> "PixNerdModel":
+        """The module, with the official initialisation."""
+        return PixNerdModel(self, rngs, precision)
+
+    def problems(self, height: int, width: int) -> list[str]:
+        """What is wrong with this config for images of `height` x `width`."""
+        found = self.decoder.problems()
+        if height % self.patch or width % self.patch:
+            found.append(
+                f"model.patch={self.patch} does not divide the image size {height} x "
+                f"{width}: choose a multiple of {self.patch}"
+            )
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            found.append(
+                f"model.heads={self.heads} must divide model.width={self.width} into "
+                "heads whose width is a multiple of 4"
+            )
+        if not 0 <= self.tap <= self.depth:
+            found.append(f"model.tap={self.tap} must lie in 0..depth={self.depth}")
+        if min(self.num_classes, self.channels, self.patch, self.depth) < 1:
+            found.append(
+                "model.num_classes, channels, patch and depth must be at least 1"
+            )
+        return found
+
+    def flops(self, height: int, width: int) -> float:
+        """Forward operations for one image (2 a multiply-add; norms not counted)."""
+        pixels, n, d = height * width, height * width // self.patch**2, self.width
+        linears = n * (4 * d * d + 3 * d * self.mlp_width) + 6 * d * d
+        attention = 2 * n * n * d
+        trunk = self.depth * (linears + attention) + d * pixels * self.channels
+        time = d * (TimeEmbed.features + d)
+        return 2 * (trunk + time) + self.decoder.flops(self, pixels, n)
+
+
+class Block(nnx.Module):
+    """Transformer block with AdaLN: attention and SwiGLU MLP, both gated."""
+
+    def __init__(self, config: PixNerd, rngs: nnx.Rngs, precision: Precision):
+        d = config.width
+        self.norm1 = RMSNorm(d)
+        self.attention = SelfAttention(
+            d, config.heads, precision, rngs, config.attention
+        )
+        self.norm2 = RMSNorm(d)
+        self.mlp = SwiGLU(d, config.mlp_width, precision, rngs)
+        self.modulation = linear(d, 6 * d, precision, rngs)
+
+    def __call__(
+        self,
+        x: Array,
+        cond: tuple[Array, ...],
+        packing: Packing,
+        rope: tuple[Array, Array],
+    ) -> Array:
+        """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each."""
+        chunks = [jnp.split(self.modulation(c), 6, -1) for c in cond]
+        spread = [packing.spread(list(v)) for v in zip(*chunks, strict=True)]
+        shift1, scale1, gate1, shift2, scale2, gate2 = spread
+        mixed = self.attention(modulate(self.norm1(x), shift1, scale1), packing, rope)
+        x = checkpoint_name(gated(x, gate1, mixed), "residual")
+        return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+class FieldDecoder(nnx.Module):
+    """Runs the neural field of every patch on its noisy pixels."""
+
+    def __init__(
+        self,
+        config: NeuralField,
+        model: PixNerd,
+        rngs: nnx.Rngs,
+        precision: Precision,
+    ):
+        self.patch, d = model.patch, config.width
+        self.dtype = precision.dtype
+        self.embed = PixelEmbed(model.channels, d, config.encoding, precision, rngs)
+        self.field = Stack(
+            lambda rngs: FieldBlock(
+                model.width, d, config.ratio * d, config.normalised, precision, rngs
+            ),
+            config.depth,
+            rngs,
+            Loop(remat=model.loop.remat, unroll=0),
+        )
+        self.norm = RMSNorm(d) if config.output_norm else None
+        self.linear = linear(
+            d, model.channels, precision, rngs, init=zeros, bias_init=zeros
+        )
+
+    def __call__(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
+        """Noisy image [b, h, w, c], tokens [b, n, d], time embedding [b, d]: an image."""
+        return self.decode(image, jax.nn.silu(time[:, None] + tokens))
+
+    def decode(self, image: Array, condition: Array) -> Array:
+        """The image for given field conditions [b, n, d]; float32."""
+        pixels = patchify(image.astype(self.dtype), self.patch)
+        z = self.field(self.embed(pixels, self.patch), condition)
+        if self.norm is not None:
+            z = self.norm(z)
+        out = self.linear(z).astype(jnp.float32)
+        return unpatchify(out, self.patch, *image.shape[1:3])
+
+
+class TokenDecoder(nnx.Module):
+    """LayerNorm modulated by the condition, and a linear layer to the patch's pixels."""
+
+    def __init__(self, model: PixNerd, rngs: nnx.Rngs, precision: Precision):
+        d, self.patch = model.width, model.patch
+        nothing = {"init": zeros, "bias_init": zeros}
+        self.modulation = linear(d, 2 * d, precision, rngs, **nothing)
+        outputs = model.patch**2 * model.channels
+        self.linear = linear(d, outputs, precision, rngs, **nothing)
+
+    def __call__(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
+        """Tokens [b, n, d] and condition [b, d] to an image of `image`'s shape."""
+        shift, scale = jnp.split(self.modulation(cond), 2, -1)
+        normal = layer_normalise(tokens).astype(tokens.dtype)
+        out = self.linear(modulate(normal, shift[:, None], scale[:, None]))
+        pixels = out.reshape(*out.shape[:2], self.patch**2, -1).astype(jnp.float32)
+        return unpatchify(pixels, self.patch, *image.shape[1:3])
+
+
+class PixNerdModel(nnx.Module):
+    """The class-conditional denoiser; see `models.base.Denoiser` for its call."""
+
+    def __init__(self, config: PixNerd, rngs: nnx.Rngs, precision: Precision):
+        d = config.width
+        self.patch = config.patch
+        self.head_width = d // config.heads
+        self.dtype = precision.dtype
+        self.patch_embed = linear(
+            config.channels * config.patch**2,
+            d,
+            precision,
+            rngs,
+            init=xavier,
+            bias_init=zeros,
+        )
+        self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs)
+        self.class_embed = ClassEmbed(config.num_classes, d, rngs)
+
+        def stack(depth: int) -> Stack | None:
+            def block(rngs: nnx.Rngs) -> Block:
+                return Block(config, rngs, precision)
+
+            return Stack(block, depth, rngs, config.loop) if depth else None
+
+        self.early = stack(config.tap)
+        self.late = stack(config.depth - config.tap)
+        self.decoder = config.decoder.build(config, rngs, precision)
+
+    def __call__(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+        *,
+        key: Array | None = None,
+    ) -> Output:
+        """Class-conditional prediction; `conds` hold labels in [0, num_classes]."""
+        times, vectors = self.condition(clocks, conds)
+        packing, tokens, rope = self.embed(groups)
+        for stack in (self.early, self.late):
+            if stack is self.late:
+                tap = packing.split(tokens)
+            if stack is not None:
+                tokens = stack(tokens, vectors, packing, rope)
+        parts = zip(groups, packing.split(tokens), times, vectors, strict=True)
+        return Output(tuple(self.decoder(*part) for part in parts), tuple(tap))
+
+    def condition(
+        self, clocks: tuple[Array, ...], conds: tuple[Cond, ...]
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Time embeddings and AdaLN conditions, each [b_i, d] a group."""
+        times = tuple(self.time_embed(clock) for clock in clocks)
+        vectors = tuple(
+            jax.nn.silu(time + self.class_embed(cond.labels)).astype(self.dtype)
+            for time, cond in zip(times, conds, strict=True)
+        )
+        return times, vectors
+
+    def embed(
+        self, groups: tuple[Array, ...]
+    ) -> tuple[Packing, Array, tuple[Array, Array]]:
+        """The packing, the embedded patches [rows, n, d] and their rotary table."""
+        patches = [patchify(image.astype(self.dtype), self.patch) for image in groups]
+        packing = Packing(
+            tuple(p.shape[0] for p in patches), tuple(p.shape[1] for p in patches)
+        )
+        flat = [p.reshape(*p.shape[:2], -1) for p in patches]
+        sizes = [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
+        tables = [rotary_table(*size, self.head_width, ROPE_EXTENT) for size in sizes]
+        cos, sin = (packing.tile(list(map(jnp.asarray, t))) for t in zip(*tables))
+        return packing, self.patch_embed(packing.join(flat)), (cos, sin)

@@ -1,0 +1,111 @@
+"""The neural field of a patch: an MLP on pixels whose weights a transformer predicts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from pixelflow_jax.nn.layers import RMSNorm, linear
+from pixelflow_jax.nn.precision import Precision
+
+WEIGHTS = ("first", "second")
+
+
+def dct_features(patch: int, frequencies: int = 8) -> np.ndarray:
+    """PixNerd's coordinate features of a patch's pixels, [patch^2, frequencies^2].
+
+    cos(pi x f_i) cos(pi y f_j) / (1 + f_i f_j) with x (column), y (row) in linspace(0,
+    1, patch) and f in linspace(0, frequencies, frequencies): multiples of 8/7, not the
+    integers of a DCT. PixNerd eq. 12, as the official code computes it.
+    """
+    position = np.linspace(0, 1, patch, dtype=np.float32)
+    f = np.linspace(0, frequencies, frequencies, dtype=np.float32)
+    waves = np.cos(np.pi * position[:, None] * f)  # [patch, frequencies]
+    product = waves[None, :, :, None] * waves[:, None, None, :]  # [y, x, i, j]
+    table = product / (1 + f[:, None] * f)
+    return table.reshape(patch * patch, -1).astype(np.float32)
+
+
+def sincos_features(patch: int, frequencies: int = 8) -> np.ndarray:
+    """The coordinate features of NeRF, [patch^2, 4 * frequencies]: PixNerd eq. 7.
+
+    sin and cos of 2^l pi x, then of 2^l pi y, for l < frequencies.
+    """
+    position = np.linspace(0, 1, patch, dtype=np.float64)
+    angles = np.pi * position[:, None] * 2.0 ** np.arange(frequencies)
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    y, x = np.meshgrid(np.arange(patch), np.arange(patch), indexing="ij")
+    table = np.concatenate([waves[x.ravel()], waves[y.ravel()]], -1)
+    return table.astype(np.float32)
+
+
+ENCODINGS = {"dct": dct_features, "sincos": sincos_features}
+
+
+class PixelEmbed(nnx.Module):
+    """Linear embedding of [pixel, coordinate features].
+
+    The coordinates are the same for every patch, so their share of the product is
+    computed once, [patch^2, width], and added to the pixels' share.
+    """
+
+    def __init__(
+        self, channels: int, width: int, encoding: str, precision: Precision, rngs
+    ):
+        self.encoding = encoding
+        self.channels = channels
+        features = ENCODINGS[encoding](1).shape[-1]
+        self.proj = linear(channels + features, width, precision, rngs)
+
+    def __call__(self, pixels: Array, patch: int) -> Array:
+        """Pixels [..., patch^2, channels] to [..., patch^2, width]."""
+        kernel = self.proj.kernel[...].astype(pixels.dtype)
+        table = jnp.asarray(ENCODINGS[self.encoding](patch), pixels.dtype)
+        place = table @ kernel[self.channels :]
+        place += self.proj.bias[...].astype(pixels.dtype)
+        return pixels @ kernel[: self.channels] + place
+
+
+class FieldBlock(nnx.Module):
+    """z + SiLU(RMS(z) W1) W2, with W1 and W2 generated for every patch.
+
+    The `normalised` weights have columns of unit length (PixNerd eq. 10).
+    """
+
+    def __init__(
+        self,
+        condition_width: int,
+        width: int,
+        hidden: int,
+        normalised: tuple[str, ...],
+        precision: Precision,
+        rngs: nnx.Rngs,
+    ):
+        self.width = width
+        self.hidden = hidden
+        self.normalised = tuple(normalised)
+        self.norm = RMSNorm(width)
+        self.generator = linear(condition_width, 2 * width * hidden, precision, rngs)
+
+    def __call__(self, z: Array, condition: Array) -> Array:
+        """z [b, n, pixels, width], condition [b, n, condition_width]; z's shape."""
+        generated = self.generator(condition)
+        first, second = jnp.split(generated, 2, -1)
+        lead = condition.shape[:-1]
+        first = self._weight(first.reshape(*lead, self.width, self.hidden), "first")
+        second = self._weight(second.reshape(*lead, self.hidden, self.width), "second")
+        hidden = jnp.einsum("bnpd,bndh->bnph", self.norm(z), first)
+        return z + jnp.einsum("bnph,bnhd->bnpd", jax.nn.silu(hidden), second)
+
+    def _weight(self, weight: Array, name: str) -> Array:
+        return unit_columns(weight) if name in self.normalised else weight
+
+
+def unit_columns(weight: Array) -> Array:
+    """Columns (axis -2) scaled to length one; computed in float32."""
+    weight32 = weight.astype(jnp.float32)
+    squared = jnp.sum(weight32 * weight32, -2, keepdims=True)
+    # 1 / max(norm, 1e-12); taking the root last keeps a zero column free of NaN.
+    inverse = jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+    return (weight32 * inverse).astype(weight.dtype)

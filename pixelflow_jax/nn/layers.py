@@ -1,0 +1,105 @@
+"""Linear layers, RMS norm, AdaLN modulation and the SwiGLU MLP."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from pixelflow_jax.nn.precision import Precision
+
+# PyTorch's default for linear layers: weights and biases uniform in +-1/sqrt(fan_in).
+torch_default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+xavier = nnx.initializers.xavier_uniform()
+
+
+def torch_default_bias(fan_in: int) -> Callable:
+    """PyTorch's default bias initialiser for a layer with `fan_in` inputs."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: tuple, dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def linear(
+    inputs: int,
+    outputs: int,
+    precision: Precision,
+    rngs: nnx.Rngs,
+    *,
+    bias: bool = True,
+    init: Callable = torch_default,
+    bias_init: Callable | None = None,
+) -> nnx.Linear:
+    """A linear layer with float32 parameters, computed in the policy's type.
+
+    Its initialisation is PyTorch's default unless `init` and `bias_init` say otherwise.
+    """
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        dtype=precision.dtype,
+        param_dtype=jnp.float32,
+        kernel_init=init,
+        bias_init=bias_init or torch_default_bias(inputs),
+        rngs=rngs,
+    )
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * weight over the last axis; computed in float32, returned in x's type.
+
+    Source: Zhang & Sennrich 2019; eps 1e-6.
+    """
+
+    def __init__(self, width: int):
+        self.weight = nnx.Param(jnp.ones(width, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """Normalise [..., width]."""
+        return (rms_normalise(x) * self.weight[...]).astype(x.dtype)
+
+
+def rms_normalise(x: Array, eps: float = 1e-6) -> Array:
+    """x / rms(x) over the last axis, float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+
+
+def layer_normalise(x: Array, eps: float = 1e-6) -> Array:
+    """(x - mean) / std over the last axis, float32, without weights."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, -1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+    """AdaLN: x * (1 + scale) + shift, in float32, returned in x's type."""
+    x32, shift, scale = (a.astype(jnp.float32) for a in (x, shift, scale))
+    return (x32 * (1 + scale) + shift).astype(x.dtype)
+
+
+def gated(x: Array, gate: Array, branch: Array) -> Array:
+    """Residual x + gate * branch, in float32, returned in x's type."""
+    x32, gate, branch32 = (a.astype(jnp.float32) for a in (x, gate, branch))
+    return (x32 + gate * branch32).astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """down(SiLU(gate(x)) * up(x)) without biases (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, precision: Precision, rngs: nnx.Rngs):
+        self.gate = linear(width, hidden, precision, rngs, bias=False)
+        self.up = linear(width, hidden, precision, rngs, bias=False)
+        self.down = linear(hidden, width, precision, rngs, bias=False)
+
+    def __call__(self, x: Array) -> Array:
+        """[..., width] to [..., width]."""
+        gate = checkpoint_name(self.gate(x), "mlp_hidden")
+        up = checkpoint_name(self.up(x), "mlp_hidden")
+        return self.down(jax.nn.silu(gate) * up)

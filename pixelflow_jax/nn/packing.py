@@ -1,0 +1,71 @@
+"""How the token sequences of several image groups lie in one array.
+
+Linear layers and norms run on all tokens at once; only attention and un-patching need to
+know where one image ends. No padding and no masks: every shape is static.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Groups of `batches[i]` images with `lengths[i]` tokens each.
+
+    Groups of equal batch lie side by side, one image of every group to a row, so that
+    the row axis shards like the batch: [batch, sum(lengths), ...]. Unequal groups lie
+    behind each other in a single row: [1, sum(batch * length), ...].
+    """
+
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every group has the same batch."""
+        return len(set(self.batches)) == 1
+
+    def join(self, groups: list[Array]) -> Array:
+        """Groups [b_i, n_i, ...] to one array [rows, tokens, ...]."""
+        if len(groups) == 1:
+            return groups[0]
+        if not self.aligned:
+            groups = [g.reshape(1, -1, *g.shape[2:]) for g in groups]
+        return jnp.concatenate(groups, axis=1)
+
+    def split(self, tokens: Array) -> list[Array]:
+        """The inverse of `join`."""
+        if len(self.batches) == 1:
+            return [tokens]
+        groups, start = [], 0
+        for batch, length in zip(self.batches, self.lengths, strict=True):
+            size = length if self.aligned else batch * length
+            part = tokens[:, start : start + size]
+            groups.append(part.reshape(batch, length, *tokens.shape[2:]))
+            start += size
+        return groups
+
+    def spread(self, vectors: list[Array]) -> Array:
+        """One vector an image, [b_i, d] a group, broadcastable against the tokens.
+
+        [b, 1, d] for a single group, [rows, tokens, d] for several.
+        """
+        if len(vectors) == 1:
+            return vectors[0][:, None]
+        return self.join(
+            [
+                jnp.broadcast_to(v[:, None], (len(v), n, *v.shape[1:]))
+                for v, n in zip(vectors, self.lengths, strict=True)
+            ]
+        )
+
+    def tile(self, tables: list[Array]) -> Array:
+        """One table [n_i, d] a group, to [tokens, d] for every row alike."""
+        if len(tables) == 1:
+            return tables[0]
+        repeats = [1] * len(tables) if self.aligned else self.batches
+        return jnp.concatenate(
+            [jnp.tile(t, (r, 1)) for t, r in zip(tables, repeats, strict=True)]
+        )

@@ -1,0 +1,235 @@
+"""Trained weights with everything around them: load, and draw images from labels."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import safe_open
+from safetensors.flax import save_file
+
+from pixelflow_jax import sharding
+from pixelflow_jax.conditioning import label_problems
+from pixelflow_jax.data.images import to_uint8
+from pixelflow_jax.evaluation.generate import Generated
+from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.flow.guidance import Guidance
+from pixelflow_jax.flow.solver import Solver
+from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.training.checkpoint import Checkpointer
+
+
+class PipelineError(ValueError):
+    """Weights that cannot be loaded, or a request the model cannot serve."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Pipeline:
+    """A denoiser and its config.
+
+        pipeline = Pipeline.from_pretrained("assets/emoji.safetensors")
+        images = pipeline(["flags", "smileys-emotion"], seed=1)   # uint8 [2, 64, 64, 3]
+
+    `class_names` gives labels names; `step` is how long the weights were trained.
+    """
+
+    config: Experiment
+    params: dict
+    class_names: tuple[str, ...]
+    step: int
+
+    def __post_init__(self) -> None:
+        self._generators: dict[str, object] = {}
+
+    @classmethod
+    def from_pretrained(cls, path: str | pathlib.Path, ema: str = "") -> "Pipeline":
+        """Weights from a `.safetensors` file of ours, or a training run's workdir.
+
+        From a workdir the newest checkpoint is taken: the average with decay `ema` (such
+        as "0.9999"; "" the first one, "raw" the weights themselves).
+        """
+        path = pathlib.Path(path)
+        if path.suffix == ".safetensors":
+            return cls._from_file(path)
+        if (path / "checkpoints").is_dir():
+            return cls.from_run(path, ema)
+        raise PipelineError(
+            f"No weights at {path}: give a .safetensors file written by "
+            "Pipeline.save, or the workdir of a training run (it holds checkpoints/)."
+        )
+
+    @classmethod
+    def from_run(cls, workdir: pathlib.Path, ema: str = "") -> "Pipeline":
+        """The newest checkpoint of a run, with the config it was written with."""
+        checkpointer = Checkpointer(workdir / "checkpoints", None)
+        step = checkpointer.latest()
+        if step is None:
+            raise PipelineError(
+                f"{workdir}/checkpoints holds no complete checkpoint yet: train first."
+            )
+        config = Experiment.from_dict(checkpointer.config(step))
+        config.mesh = sharding.MeshShape()  # sampling takes the devices that are there
+        known = [*map(str, config.ema), "raw"]
+        ema = ema or known[0]
+        if ema not in known:
+            raise PipelineError(
+                f"This run has no average {ema!r}; choose one of {', '.join(known)}."
+            )
+        whole = sharding.replicated(config.mesh.build())
+        shapes = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
+            config.network().shapes(),
+        )
+        params = checkpointer.restore_weights(step, shapes, ema)
+        checkpointer.close()
+        return cls(
+            config=config,
+            params=params,
+            class_names=config.data.class_names,
+            step=step,
+        )
+
+    @classmethod
+    def _from_file(cls, path: pathlib.Path) -> "Pipeline":
+        try:
+            with safe_open(path, "flax") as file:
+                meta = json.loads(file.metadata()["pixelflow_jax"])
+                flat = {name: file.get_tensor(name) for name in file.keys()}
+        except FileNotFoundError:
+            raise PipelineError(f"There is no file {path}.") from None
+        except Exception as error:
+            raise PipelineError(
+                f"{path} cannot be read ({error}): it is truncated, or not a file that "
+                "Pipeline.save wrote. Fetch or export it again."
+            ) from error
+        config = Experiment.from_dict(meta["config"])
+        shapes = traverse_util.flatten_dict(config.network().shapes(), sep="/")
+        problems = _misfits(flat, shapes)
+        if problems:
+            raise PipelineError(
+                f"{path} does not hold the weights of the model its own config "
+                "describes:\n  " + "\n  ".join(problems)
+            )
+        params = {name: jnp.asarray(a, jnp.float32) for name, a in flat.items()}
+        return cls(
+            config=config,
+            params=traverse_util.unflatten_dict(params, sep="/"),
+            class_names=tuple(meta["class_names"]),
+            step=meta["step"],
+        )
+
+    def save(self, path: str | pathlib.Path, dtype: str = "bfloat16") -> None:
+        """Write weights, config and class names as one safetensors file."""
+        flat = traverse_util.flatten_dict(self.params, sep="/")
+        arrays = {name: jnp.asarray(a, dtype) for name, a in flat.items()}
+        meta = {
+            "config": self.config.to_dict(),
+            "class_names": list(self.class_names),
+            "step": self.step,
+        }
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, path, metadata={"pixelflow_jax": json.dumps(meta)})
+
+    def labels(self, classes: Sequence[int | str]) -> np.ndarray:
+        """Labels int32 [n] from class numbers or names; PipelineError for unknown ones."""
+        numbers = [self._label(c) for c in classes]
+        problems = label_problems(numbers, self.config.model.num_classes)
+        if problems:
+            raise PipelineError(f"{problems[0]}: {', '.join(self.class_names)}.")
+        return np.asarray(numbers, np.int32)
+
+    def _label(self, c: int | str) -> int:
+        if isinstance(c, str) and not c.lstrip("-").isdigit():
+            if c not in self.class_names:
+                raise PipelineError(
+                    f"There is no class {c!r}; the classes are "
+                    f"{', '.join(self.class_names)}."
+                )
+            return self.class_names.index(c)
+        return int(c)
+
+    def __call__(
+        self,
+        classes: Sequence[int | str],
+        *,
+        seed: int = 0,
+        first: int = 0,
+        height: int = 0,
+        width: int = 0,
+        solver: Solver | None = None,
+        grid: Grid | None = None,
+        guidance: Guidance | None = None,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """One image for each of `classes`, uint8 [n, height, width, 3].
+
+        Sizes default to the training size; solver, grid and guidance to the config's.
+        Image i depends on (seed, first + i) and its class alone.
+        """
+        generated = self.generate(
+            classes,
+            seed=seed,
+            first=first,
+            height=height,
+            width=width,
+            solver=solver,
+            grid=grid,
+            guidance=guidance,
+            progress=progress,
+        )
+        return to_uint8(generated.images)
+
+    def generate(
+        self,
+        classes: Sequence[int | str],
+        *,
+        seed: int = 0,
+        first: int = 0,
+        height: int = 0,
+        width: int = 0,
+        solver: Solver | None = None,
+        grid: Grid | None = None,
+        guidance: Guidance | None = None,
+        record: bool = False,
+        progress: bool = False,
+    ) -> Generated:
+        """Like a call, but float32 images, and with `record` the way there as well."""
+        changes = {"solver": solver, "grid": grid, "guidance": guidance}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        sampling = dataclasses.replace(self.config.sampling, **changes)
+        config = dataclasses.replace(self.config, sampling=sampling)
+        size = config.data.image_size
+        height, width = height or size, width or size
+        problems = config.model.problems(height, width)
+        if problems:
+            raise PipelineError("; ".join(problems) + ".")
+        labels = self.labels(classes)
+        key = json.dumps([config.to_dict()["sampling"], height, width])
+        if key not in self._generators:
+            generator = config.generator(height, width)
+            generator.check()
+            self._generators[key] = generator
+        return self._generators[key](
+            self.params,
+            labels,
+            seed=seed,
+            first=first,
+            record=record,
+            progress=progress,
+        )
+
+
+def _misfits(flat: dict, shapes: dict) -> list[str]:
+    """Missing, unexpected and misshapen tensors."""
+    found = [f"missing: {name}" for name in sorted(set(shapes) - set(flat))]
+    found += [f"unexpected: {name}" for name in sorted(set(flat) - set(shapes))]
+    return found + [
+        f"misshapen: {name} {flat[name].shape}, not {shapes[name].shape}"
+        for name in sorted(set(flat) & set(shapes))
+        if flat[name].shape != shapes[name].shape
+    ]

@@ -1,0 +1,121 @@
+"""Device meshes and partition rules: the only file that says PartitionSpec."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the axes over which a batch is split
+
+# Tensor parallelism, as data: a regular expression on the parameter's path, and the
+# axis (from the end) that is split over "tensor": the outputs of the first matrix of a
+# pair, the inputs of the second, so that only the pair's result is summed over devices.
+TENSOR_RULES = (
+    (r"attention/qkv/kernel$", -1),
+    (r"attention/out/kernel$", -2),
+    (r"mlp/(gate|up)/kernel$", -1),
+    (r"mlp/down/kernel$", -2),
+)
+STACKED = r"(^|/)blocks/"  # parameters below this carry a leading layer axis
+
+
+@dataclasses.dataclass(kw_only=True)
+class MeshShape:
+    """Devices along each axis; -1 (one axis at most) takes what the others leave.
+
+    `data` replicates the parameters, `fsdp` splits parameters, optimizer state and EMA,
+    `tensor` splits the matrices of attention and MLP. The batch is split over data x
+    fsdp.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def build(self, devices: list | None = None) -> jax.sharding.Mesh:
+        """The mesh over `devices` (default: all); ValueError where it does not fit."""
+        devices = jax.devices() if devices is None else devices
+        sizes = [self.data, self.fsdp, self.tensor]
+        if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+            raise ValueError(
+                f"mesh sizes must be positive, with -1 for at most one axis, not {sizes}."
+            )
+        known = int(np.prod([s for s in sizes if s != -1]))
+        sizes = [len(devices) // known if s == -1 else s for s in sizes]
+        if int(np.prod(sizes)) != len(devices):
+            raise ValueError(
+                f"A mesh of data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} does "
+                f"not fit {len(devices)} devices: the product of the sizes must be "
+                f"{len(devices)} (-1 takes what is left)."
+            )
+        return jax.make_mesh(
+            sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+        )
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH]))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """First axis over data x fsdp, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_sharding(abstract: object, mesh: jax.sharding.Mesh) -> object:
+    """Shardings for a pytree of shapes, each leaf by its path.
+
+    A parameter, its optimizer moments and its EMA end in the same path, so they get the
+    same sharding.
+    """
+
+    def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        name = "/".join(_key(k) for k in path)
+        return NamedSharding(mesh, _spec(name, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
+    """Tensor rule first; then the largest free axis that `fsdp` divides."""
+    axes: list[str | None] = [None] * len(shape)
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    for pattern, axis in TENSOR_RULES:
+        if tensor > 1 and re.search(pattern, name) and shape[axis] % tensor == 0:
+            axes[axis] = "tensor"
+    first = 1 if re.search(STACKED, name) else 0
+    free = [i for i in range(first, len(shape)) if axes[i] is None]
+    fitting = [i for i in free if shape[i] % fsdp == 0 and shape[i] >= fsdp]
+    if fsdp > 1 and fitting:
+        axes[max(fitting, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def _key(entry: object) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def constrain_batch(x: Array) -> Array:
+    """Keep the first axis of an activation split over the batch axes.
+
+    Does nothing outside `jax.set_mesh`, or where the batch does not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(BATCH) <= set(mesh.axis_names):
+        return x
+    if x.shape[0] % int(np.prod([mesh.shape[axis] for axis in BATCH])):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH))

@@ -1,0 +1,196 @@
+"""Checkpoints: state, data position and config in one Orbax bundle.
+
+The only file that imports Orbax. A checkpoint lies in DIRECTORY/STEP/ and appears there
+whole or not at all: an interrupted save leaves only a temporary folder behind.
+"""
+
+import dataclasses
+import errno
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+
+from pixelflow_jax.nodes import differences
+from pixelflow_jax.training.state import TrainState
+
+# What may change between two sittings of the same run: none of it alters a step.
+FREE = (
+    "name",
+    "mesh",
+    "checkpoint",
+    "log",
+    "sampling",
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+    "data.max_corrupt",
+    "model.loop",
+    "model.attention",
+    "accumulate",
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or does not belong to this config."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Checkpointing:
+    """When to save and what to keep.
+
+    A checkpoint is written every `every` steps and at the end; the last `keep` stay, and
+    every `keep_period`-th step for good (0: none). `allow` names config fields that may
+    differ from the checkpoint's when a run resumes, such as ("optimizer.lr",).
+    """
+
+    every: int = 5000
+    keep: int = 3
+    keep_period: int = 0
+    allow: tuple[str, ...] = ()
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        if self.every < 1 or self.keep < 1 or self.keep_period < 0:
+            return ["checkpoint.every and keep must be at least 1, keep_period >= 0"]
+        return []
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run, in the background."""
+
+    def __init__(self, directory: pathlib.Path, policy: Checkpointing | None):
+        """Without a `policy`, for reading only."""
+        self.directory = pathlib.Path(directory).absolute()
+        self._policy = policy or Checkpointing()
+        if policy is not None:
+            self._check_writable()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("state", "data", "config"),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=self._policy.keep,
+                keep_period=self._policy.keep_period or None,
+                enable_async_checkpointing=policy is not None,
+                read_only=policy is None,
+            ),
+        )
+
+    def _check_writable(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            probe = self.directory / f".writable-{jax.process_index()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot write checkpoints to {self.directory} ({error.strerror}): give "
+                "a --workdir that this user may write to, on a disk with room."
+            ) from error
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, data: dict, config: dict) -> None:
+        """Start writing a checkpoint; returns as soon as the arrays are copied.
+
+        Raises CheckpointError when this or the previous save failed (a full disk).
+        """
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(data),
+            config=ocp.args.JsonSave(config),
+        )
+        with _explained(self.directory):
+            self._manager.save(step, args=items)
+
+    def wait(self) -> None:
+        """Return when everything is on disk; raises CheckpointError if it is not."""
+        with _explained(self.directory):
+            self._manager.wait_until_finished()
+
+    def config(self, step: int) -> dict:
+        """The config a checkpoint was written with."""
+        items = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=items)["config"]
+
+    def restore(
+        self, step: int, abstract: TrainState, config: dict
+    ) -> tuple[TrainState, dict]:
+        """State, laid out like `abstract` (shapes with shardings), and data position.
+
+        Raises CheckpointError, naming the fields, for a checkpoint of another config.
+        """
+        self._compare(self.config(step), config, step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=items)
+        return restored["state"], restored["data"]
+
+    def restore_weights(self, step: int, abstract: dict, ema: str) -> dict:
+        """The denoiser's parameters alone: those of average `ema`, or "raw".
+
+        `abstract` are the parameters as shapes with shardings.
+        """
+        wanted = {"ema": {ema: abstract}}
+        if ema == "raw":
+            wanted = {"params": {"denoiser": abstract}}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(
+                item=wanted, restore_args=restore_args, partial_restore=True
+            )
+        )
+        restored = self._manager.restore(step, args=items)["state"]
+        return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
+
+    def _compare(self, old: dict, new: dict, step: int) -> None:
+        free = (*FREE, *self._policy.allow)
+        if new["optimizer"]["schedule"] == "constant":
+            free = (*free, "steps")  # a decaying schedule depends on the last step
+        changed = {
+            path: pair
+            for path, pair in differences(old, new).items()
+            if not any(path == f or path.startswith((f"{f}.", f"{f}[")) for f in free)
+        }
+        if changed:
+            lines = [f"  {p}: {a!r} -> {b!r}" for p, (a, b) in changed.items()]
+            names = ", ".join(repr(path) for path in changed)
+            raise CheckpointError(
+                f"{self.directory}/{step} was written by a run with another config. "
+                "These fields differ (checkpoint -> now):\n" + "\n".join(lines) + "\n"
+                "Use another --workdir for a new run, or, if the change is meant, allow "
+                f"it: --config.checkpoint.allow=\"({names},)\"."
+            )
+
+    def close(self) -> None:
+        """Finish pending writes and release the manager."""
+        self.wait()
+        self._manager.close()
+
+
+class _explained:
+    """Turns a failed write into a CheckpointError that says what to do."""
+
+    def __init__(self, directory: pathlib.Path):
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type, error: BaseException | None, trace: object) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
+        full = getattr(error, "errno", None) == errno.ENOSPC or any(
+            sign in str(error) for sign in ("No space left", "RESOURCE_EXHAUSTED")
+        )
+        reason = "the disk is full" if full else f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"Could not write a checkpoint to {self._directory}: {reason}. Earlier "
+            "checkpoints there are complete; make room (or lower --config.checkpoint."
+            "keep) and start again with the same --workdir to go on from the last one."
+        ) from error

@@ -1,0 +1,139 @@
+"""What one sees of a run: progress line, TensorBoard, metrics.jsonl, pictures."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+
+import numpy as np
+import tensorboardX
+from tqdm import tqdm
+
+from pixelflow_jax.data.images import save_png
+from pixelflow_jax.training.throughput import utilisation
+
+
+@dataclasses.dataclass(kw_only=True)
+class Logging:
+    """How often to report.
+
+    Metrics of every step are read back from the device each `every` steps; a grid of
+    `preview_count` samples of the first average is drawn every `preview_every` steps
+    (0: never) from fixed noise.
+    """
+
+    every: int = 100
+    preview_every: int = 10_000
+    preview_count: int = 32
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        if self.every < 1 or self.preview_every < 0 or self.preview_count < 1:
+            return [
+                "log.every and preview_count must be at least 1, preview_every >= 0"
+            ]
+        return []
+
+
+class RunLog:
+    """Writes to WORKDIR and the terminal; silent on all processes but the first."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start: int,
+        steps: int,
+        batch_size: int,
+        forward_flops: float,
+        dtype: str,
+        main: bool,
+    ):
+        self._main = main
+        if not main:
+            return
+        self._workdir = workdir
+        self._batch_size = batch_size
+        self._flops = forward_flops
+        self._dtype = dtype
+        self._history = workdir / "metrics.jsonl"
+        _truncate(self._history, start)
+        self._file = self._history.open("a")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start, flush_secs=10
+        )
+        self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
+        self._since = (start, time.perf_counter())
+
+    def metrics(self, step: int, history: list[tuple[int, dict[str, float]]]) -> None:
+        """Report `history`: the metrics of every step since the last report."""
+        if not self._main:
+            return
+        for at, values in history:
+            self._file.write(json.dumps({"step": at, **values}) + "\n")
+        self._file.flush()
+        names = history[-1][1]
+        mean = {k: float(np.mean([v[k] for _, v in history])) for k in names}
+        mean |= self._speed(step)
+        for name, value in mean.items():
+            self._board.add_scalar(name, value, step)
+        self._bar.set_postfix_str(
+            f"loss {mean['loss']:.4f}, {mean['images_per_second']:.4g} images/s, "
+            f"MFU {mean['mfu']:.1%}"
+        )
+        self._bar.update(step - self._bar.n)
+
+    def _speed(self, step: int) -> dict[str, float]:
+        before, then = self._since
+        now = time.perf_counter()
+        self._since = (step, now)
+        rate = self._batch_size * (step - before) / (now - then)
+        mfu = utilisation(rate, self._flops, self._dtype)
+        return {"images_per_second": rate, "mfu": mfu}
+
+    def pause(self) -> None:
+        """Leave the time since the last report out of the next one's speed."""
+        if self._main:
+            self._since = (self._since[0], time.perf_counter())
+
+    def picture(self, step: int, image: np.ndarray) -> None:
+        """Keep a preview, uint8 [h, w, 3], as WORKDIR/previews/STEP.png."""
+        if not self._main:
+            return
+        save_png(self._workdir / "previews" / f"{step:08d}.png", image)
+        self._board.add_image("samples", image, step, dataformats="HWC")
+
+    def text(self, name: str, text: str) -> None:
+        """Keep a text (config, parameter table) beside the curves."""
+        if self._main:
+            indented = "\n".join("    " + line for line in text.splitlines())
+            self._board.add_text(name, indented)
+
+    def say(self, line: str) -> None:
+        """Print a line without breaking the progress bar."""
+        if self._main:
+            tqdm.write(line)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if self._main:
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+
+def _truncate(history: pathlib.Path, start: int) -> None:
+    """Drop the lines of steps that will be run again; the rest stays as it is."""
+    if not history.exists():
+        return
+    kept = []
+    for line in history.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+        except ValueError:  # the line that a kill cut short
+            continue
+    temporary = history.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, history)

@@ -1,0 +1,228 @@
+"""A training run from its first or last saved step to its end."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import signal
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from jax import Array
+from jax.experimental import multihost_utils
+
+from pixelflow_jax import sharding
+from pixelflow_jax.data.loader import BatchLoader
+from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
+from pixelflow_jax.training.log import Logging, RunLog
+from pixelflow_jax.training.state import TrainState, create
+from pixelflow_jax.training.step import Recipe, make_step
+
+
+class DivergedError(RuntimeError):
+    """A loss or gradient stopped being finite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run, ready to go: built by the experiment, carried out by `train`.
+
+    `open_data(k)` is the batches from number k on; `preview(ema)` draws a picture, uint8
+    [h, w, 3], from an average of the denoiser.
+    """
+
+    recipe: Recipe
+    ema: tuple[float, ...]
+    mesh: jax.sharding.Mesh
+    open_data: Callable[[int], BatchLoader]
+    preview: Callable[[dict], np.ndarray]
+    steps: int
+    batch_size: int
+    image_size: int
+    precision: str
+    checkpointing: Checkpointing
+    logging: Logging
+    config: dict
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the state; allocates nothing."""
+        shapes = jax.eval_shape(self._create, jax.random.key(0))
+        shardings = sharding.state_sharding(shapes, self.mesh)
+        return jax.tree.map(
+            lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d),
+            shapes,
+            shardings,
+        )
+
+    def fresh_state(self) -> TrainState:
+        """The state before the first step, drawn where it will live."""
+        layout = jax.tree.map(lambda s: s.sharding, self.abstract_state())
+        key = jax.random.key(self.recipe.seed)
+        return jax.jit(self._create, out_shardings=layout)(key)
+
+    def _create(self, key: Array) -> TrainState:
+        return create(self.recipe.network, self.recipe.optimizer, self.ema, key)
+
+
+def train(run: Run, workdir: pathlib.Path) -> TrainState:
+    """Carry out `run` in `workdir`, going on from its newest checkpoint if there is one.
+
+    Returns the last state. SIGTERM and Ctrl-C save and return at the next step. Raises
+    DivergedError when a loss is not finite, CheckpointError when saving fails.
+    """
+    checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
+    with jax.set_mesh(run.mesh), contextlib.ExitStack() as closing:
+        closing.callback(checkpointer.close)
+        state, data = _begin(run, checkpointer)
+        closing.callback(data.close)
+        log = _open_log(run, workdir, int(state.step))
+        closing.callback(log.close)
+        stop = closing.enter_context(_stop_signals(log))
+        return _steps(run, state, data, checkpointer, log, stop)
+
+
+def _begin(run: Run, checkpointer: Checkpointer) -> tuple[TrainState, BatchLoader]:
+    latest = checkpointer.latest()
+    if latest is None:
+        return run.fresh_state(), run.open_data(0)
+    state, position = checkpointer.restore(latest, run.abstract_state(), run.config)
+    data = run.open_data(position["next_batch"])
+    data.check(position)
+    return state, data
+
+
+def _open_log(run: Run, workdir: pathlib.Path, start: int) -> RunLog:
+    log = RunLog(
+        workdir,
+        start=start,
+        steps=run.steps,
+        batch_size=run.batch_size,
+        forward_flops=run.recipe.model.flops(run.image_size, run.image_size),
+        dtype=run.precision,
+        main=jax.process_index() == 0,
+    )
+    shapes = run.abstract_state().params["denoiser"]
+    table = parameter_overview.get_parameter_overview(shapes, include_stats=False)
+    log.text("parameters", table)
+    if start:
+        log.say(f"Going on from step {start} of {run.steps} in {workdir}")
+    else:
+        log.say(table)
+    return log
+
+
+def _steps(
+    run: Run,
+    state: TrainState,
+    data: BatchLoader,
+    checkpointer: Checkpointer,
+    log: RunLog,
+    stop: Callable[[], bool],
+) -> TrainState:
+    """The loop itself: step, watch, draw, save."""
+    step_fn = jax.jit(make_step(run.recipe), donate_argnums=0)
+    batches = _on_device(data, run.mesh)
+    pending: list[tuple[int, dict[str, Array]]] = []
+    step, started = int(state.step), int(state.step)
+
+    def report() -> None:
+        history = [(at, _as_floats(values)) for at, values in jax.device_get(pending)]
+        pending.clear()
+        _check_finite(history)
+        if history:
+            log.metrics(step, history)
+
+    def save() -> None:
+        report()  # only a state whose metrics were finite is worth keeping
+        # The loader has read ahead; the k-th step always takes the k-th batch.
+        position = data.state() | {"next_batch": step}
+        checkpointer.save(step, state, position, run.config)
+
+    while step < run.steps:
+        state, metrics = step_fn(state, next(batches))
+        step += 1
+        pending.append((step, metrics))
+        if step == started + 1:
+            jax.block_until_ready(metrics)
+            log.pause()  # the first step's compilation is not speed
+        if step % run.logging.every == 0 or step == run.steps:
+            report()
+        if step % run.checkpointing.every == 0 or step == run.steps:
+            save()
+        if run.logging.preview_every and step % run.logging.preview_every == 0:
+            report()
+            first = next(iter(state.ema.values()), state.params["denoiser"])
+            log.picture(step, run.preview(first))
+            log.pause()
+        if stop():
+            save()
+            log.say(f"Stopped after step {step}; the same command goes on from there.")
+            break
+    checkpointer.wait()
+    return state
+
+
+def _on_device(data: BatchLoader, mesh: jax.sharding.Mesh) -> Iterator[dict]:
+    """Batches as global arrays, each sent on its way one step before it is needed."""
+    layout = sharding.batch_sharding(mesh)
+
+    def send(batch: dict) -> dict:
+        return {
+            name: jax.make_array_from_process_local_data(layout, array)
+            for name, array in batch.items()
+        }
+
+    batches = iter(data)
+    ahead = send(next(batches))
+    for batch in batches:
+        following = send(batch)
+        yield ahead
+        ahead = following
+
+
+def _as_floats(metrics: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _check_finite(history: list[tuple[int, dict[str, float]]]) -> None:
+    for step, values in history:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            terms = ", ".join(f"{name}={value:g}" for name, value in values.items())
+            raise DivergedError(
+                f"Step {step} is not finite in {', '.join(bad)} ({terms}). Nothing was "
+                "saved after it: the same command goes on from the last checkpoint. "
+                "Lower --config.optimizer.lr, set --config.optimizer.clip=1.0, or add "
+                "--config.optimizer.warmup."
+            )
+
+
+@contextlib.contextmanager
+def _stop_signals(log: RunLog) -> Iterator[Callable[[], bool]]:
+    """Turns the first SIGTERM or Ctrl-C into a wish to stop; the second one kills.
+
+    With several processes all stop after the same step.
+    """
+    wish = [False]
+    before = {}
+
+    def note(number: int, frame: object) -> None:
+        wish[0] = True
+        signal.signal(number, before[number])
+        log.say(f"{signal.Signals(number).name}: saving after this step")
+
+    def stop() -> bool:
+        if jax.process_count() == 1:
+            return wish[0]
+        return bool(multihost_utils.process_allgather(np.array(wish[0])).any())
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.getsignal(number)
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

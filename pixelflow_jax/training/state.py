@@ -1,0 +1,53 @@
+"""Everything a training run must remember, as one pytree."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+
+from pixelflow_jax.models.base import Network
+
+
+@struct.dataclass
+class TrainState:
+    """The state of a run after `step` steps.
+
+    `params` holds "denoiser" (and later heads that serve the loss alone); `ema` holds
+    one average of the denoiser for every decay, under the decay written out; `carry`
+    what loss terms remember from step to step.
+    """
+
+    step: Array
+    params: dict
+    opt_state: optax.OptState
+    ema: dict[str, dict]
+    carry: dict
+
+
+def create(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    ema: tuple[float, ...],
+    key: Array,
+) -> TrainState:
+    """The state before the first step; averages begin as copies."""
+    params = {"denoiser": network.init(key)}
+    copies = {str(d): jax.tree.map(jnp.copy, params["denoiser"]) for d in ema}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=copies,
+        carry={},
+    )
+
+
+def averaged(ema: dict[str, dict], params: dict) -> dict[str, dict]:
+    """Every average moved one step: decay * average + (1 - decay) * parameter."""
+
+    def move(decay: str, average: dict) -> dict:
+        d = float(decay)
+        return jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
+
+    return {decay: move(decay, average) for decay, average in ema.items()}

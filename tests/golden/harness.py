@@ -1,0 +1,178 @@
+"""Reference arrays of the official code: finding, loading and comparing them.
+
+A fixture is a safetensors file whose metadata entry `meta` (JSON) says what it holds:
+its kind and its config. Every file of the golden folder whose kind and variant a test
+handles becomes a test; nothing here knows file names, sizes or cases.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+
+from pixelflow_jax.convert import pixnerd, tables
+from pixelflow_jax.models.base import Network, network
+from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from tests.conftest import golden_dir
+
+EXACT = Precision(compute="float32", matmul="highest")
+FORWARD = 5e-5  # meaningful absolute tolerance of forward passes, float32 to float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixture:
+    """One file; tensors are read when asked for."""
+
+    path: pathlib.Path
+    kind: str
+    config: dict = dataclasses.field(hash=False)
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, np.ndarray]:
+        with safe_open(self.path, "np") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}
+
+    def under(self, prefix: str) -> dict[str, np.ndarray]:
+        """Tensors below `prefix/`, without it."""
+        cut = f"{prefix}/"
+        found = {k[len(cut) :]: v for k, v in self.tensors.items() if k.startswith(cut)}
+        assert found, f"{self.path.name} holds nothing under {cut}"
+        return found
+
+
+@functools.cache
+def fixtures() -> tuple[Fixture, ...]:
+    folder = golden_dir()
+    if folder is None:
+        return ()
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+        if "kind" in meta:
+            found.append(Fixture(path, meta["kind"], meta["config"]))
+    return tuple(found)
+
+
+def parametrize(kind: str, variant: str | None, cases: callable) -> pytest.MarkDecorator:
+    """One test for every case of every fixture of a kind; skipped where none is found.
+
+    `cases(fixture)` gives the names; a test takes `fixture` and `case`.
+    """
+
+    def collected() -> Iterator:
+        for fixture in fixtures():
+            if fixture.kind == kind and fixture.config.get("variant") == variant:
+                for case in cases(fixture):
+                    yield pytest.param(fixture, case, id=f"golden-{fixture.stem}-{case}")
+
+    found = list(collected())
+    if not found:
+        reason = (
+            f"no reference arrays of kind {kind}: set PIXELFLOW_GOLDEN_DIR to their folder"
+        )
+        skip = pytest.mark.skip(reason=reason)
+        found = [pytest.param(None, None, id="golden-absent", marks=skip)]
+    return pytest.mark.parametrize(("fixture", "case"), found)
+
+
+def close(ours, theirs: np.ndarray, name: str, tolerance: float = FORWARD) -> None:
+    """Shapes equal, and values to `tolerance` times the larger of 1 and max |theirs|."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape, f"{name}: {ours.shape}, not {theirs.shape}"
+    assert np.isfinite(theirs).all() and np.isfinite(ours).all(), f"{name}: not finite"
+    scale = max(1.0, float(np.abs(theirs).max(initial=0)))
+    off = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0))
+    assert off <= tolerance * scale, (
+        f"{name}: off by {off:.2e} (largest value {scale:.3g}, tolerance {tolerance:g})"
+    )
+
+
+def nhwc(images: np.ndarray) -> np.ndarray:
+    """[..., c, h, w] to [..., h, w, c]."""
+    return np.moveaxis(images, -3, -1)
+
+
+def nchw(images) -> np.ndarray:
+    """[..., h, w, c] to [..., c, h, w]."""
+    return np.moveaxis(np.asarray(images), -1, -3)
+
+
+def take(options: dict, known: dict) -> dict:
+    """The options over their defaults; an option that is not known is an error."""
+    unknown = sorted(set(options) - set(known))
+    assert not unknown, f"options that this test does not understand: {unknown}"
+    return {**known, **options}
+
+
+def pixnerd_config(kwargs: dict, *, baseline: bool = False, tap=None, **more) -> PixNerd:
+    """Our config from the official constructor's arguments.
+
+    The baseline (FlattenDiT) has `num_blocks` transformer blocks and no field.
+    """
+    names = ("in_channels num_groups hidden_size num_blocks patch_size num_classes").split()
+    if not baseline:
+        names += ["hidden_size_x", "nerf_mlpratio", "num_cond_blocks"]
+    missing = sorted(set(names) - set(kwargs))
+    assert not missing, f"the official arguments lack {missing}"
+    o = take(kwargs, dict.fromkeys(names))
+    depth = o["num_blocks"] if baseline else o["num_cond_blocks"]
+    decoder = LinearDecoder()
+    if not baseline:
+        decoder = NeuralField(
+            width=o["hidden_size_x"],
+            ratio=o["nerf_mlpratio"],
+            depth=o["num_blocks"] - depth,
+        )
+    return PixNerd(
+        num_classes=o["num_classes"],
+        channels=o["in_channels"],
+        patch=o["patch_size"],
+        width=o["hidden_size"],
+        heads=o["num_groups"],
+        depth=depth,
+        tap=depth // 2 if tap is None else tap,
+        decoder=decoder,
+        **more,
+    )
+
+
+class Loaded:
+    """Our network with a fixture's weights, as a function and as a module."""
+
+    def __init__(self, config: PixNerd, official: dict[str, np.ndarray]):
+        assert not config.problems(config.patch, config.patch)
+        self.config = config
+        self.network: Network = network(config, EXACT)
+        self.table = pixnerd.table(config)
+        shapes = self.network.shapes()
+        loaded = tables.load(self.table, official, shapes)
+        assert jax.tree.structure(loaded) == jax.tree.structure(shapes)
+        self.params = jax.tree.map(jax.numpy.asarray, loaded)
+
+    def module(self, params: dict) -> nnx.Module:
+        build = lambda: self.config.build(nnx.Rngs(params=0), EXACT)
+        return nnx.merge(nnx.graphdef(nnx.eval_shape(build)), params)
+
+
+@functools.cache
+def pixnerd_model(
+    fixture: Fixture, baseline: bool = False, tap: int | None = None, remat="none"
+) -> Loaded:
+    config = pixnerd_config(
+        fixture.config["model"], baseline=baseline, tap=tap, loop=Loop(remat=remat)
+    )
+    return Loaded(config, fixture.under("params"))

@@ -1,0 +1,199 @@
+"""PixNerd's samplers against the official code, step by step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.path import Stage
+from pixelflow_jax.flow.prediction import PredictVelocity
+from pixelflow_jax.flow.solver import (
+    AdamsBashforth,
+    Euler,
+    Heun,
+    Solution,
+    Solver,
+    adams_weights,
+)
+from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.models.base import Cond
+from pixelflow_jax.sampler import denoise
+from tests.golden import harness
+
+# Order 4's coefficients cancel in the reference's float32; so do those of order 3 over
+# the wide range of log-SNR nodes.
+LOOSE, TIGHT = 5e-4, 2e-5
+WEIGHTS = {1: 1e-6, 2: 1e-5, 3: 2e-5, 4: 2e-4}
+
+
+class Recipe(NamedTuple):
+    """An official sampler in our terms."""
+
+    grid: Grid
+    guidance: ClassifierFree
+    solver: Solver
+    tolerance: float = TIGHT
+
+
+def recipe(options: dict) -> Recipe:
+    """Our grid, guidance and solver from the official sampler's options."""
+    common = {
+        "cls": None,
+        "num_steps": None,
+        "guidance": None,
+        "timeshift": 1.0,
+        "last_step": None,
+        "guidance_interval_min": 0.0,
+        "guidance_interval_max": 1.0,
+        "w": None,  # the noise scheduler of stochastic steps: always 1 - t
+    }
+    transforms = {key for key in options if "lms" in key or "logsnr" in key}
+    own = {
+        "euler": {"step_fn": "ode", "last_step_fn": "ode"},
+        "heun": {"exact_henu": False},
+        "adam": {"order": 2, **dict.fromkeys(transforms)},
+    }
+    assert options["cls"] in own, f"no sampler {options['cls']}"
+    o = harness.take(options, common | own[options["cls"]])
+    window = {"low": o["guidance_interval_min"], "high": o["guidance_interval_max"]}
+    tolerance = TIGHT
+    match o["cls"]:
+        case "euler":
+            assert step_name(o["last_step_fn"]) == "ode"
+            solver = Euler(step=step_name(o["step_fn"]))
+        case "heun":
+            assert o["last_step"], "the official Heun fails without last_step"
+            solver = Heun(reuse=not o["exact_henu"])
+            window = {}  # always guided, at t = 0 too
+        case "adam":
+            transform = transform_name([o[key] for key in sorted(transforms)])
+            solver = AdamsBashforth(order=o["order"], transform=transform)
+            if o["order"] + (transform != "identity") > 3:
+                tolerance = LOOSE
+    return Recipe(
+        Grid(steps=o["num_steps"], last_step=o["last_step"] or 0, shift=o["timeshift"]),
+        ClassifierFree(scale=o["guidance"], **window),
+        solver,
+        tolerance,
+    )
+
+
+def step_name(name: str | None) -> str:
+    """ "sde_mean_step_fn" and "sde_mean" are the same step."""
+    return (name or "ode").removesuffix("_fn").removesuffix("_step")
+
+
+def transform_name(values: list) -> str:
+    """The transform of the Adams nodes; the option's name and value vary."""
+    names = {None: "identity", False: "identity", True: "logsnr"}
+    found = {names[v] if v in names else str(v) for v in values} or {"identity"}
+    assert len(found) == 1, f"contradicting transforms {found}"
+    name = found.pop()
+    return "logsnr" if "logsnr" in name.replace("_", "").lower() else name
+
+
+def run(fixture, name: str, recipe: Recipe) -> tuple[Solution, list[float]]:
+    """Our solution and the times at which the network was called, in order."""
+    loaded = harness.pixnerd_model(fixture)
+    given = fixture.under("in")
+    cond, null = (Cond(labels=given[k].astype(np.int32)) for k in ("cond", "uncond"))
+    step_noise = given.get(f"{name}/step_noise")
+    calls: list[float] = []
+
+    def apply(params, groups, clocks, conds):
+        jax.debug.callback(lambda t: calls.append(float(t)), clocks[0][0], ordered=True)
+        return loaded.network.apply(params, groups, clocks, conds)
+
+    def noise(step: Array) -> Array:
+        return jnp.asarray(harness.nhwc(step_noise))[step]
+
+    @jax.jit
+    def solve(params, x):
+        branches = denoise(apply, params, cond, null, Stage(), PredictVelocity())
+        return recipe.solver(
+            recipe.guidance(branches, 0),
+            x,
+            recipe.grid.times(),
+            noise=None if step_noise is None else noise,
+            record=True,
+        )
+
+    solution = jax.block_until_ready(
+        solve(loaded.params, harness.nhwc(given["noise"]))
+    )
+    jax.effects_barrier()
+    return solution, calls
+
+
+def sampler_names(fixture) -> list[str]:
+    names = {key.split("/")[0] for key in fixture.under("out")}
+    assert names == set(fixture.config["samplers"])
+    return sorted(names)
+
+
+@harness.parametrize("pixnerd_samplers", "c2i", sampler_names)
+def test_sampler(fixture, case):
+    options = fixture.config["samplers"][case]
+    recorded = dict(fixture.under(f"out/{case}"))
+    ours = recipe(options)
+    times = ours.grid.times()
+    solution, calls = run(fixture, case, ours)
+    states = np.concatenate([solution.states, solution.x[None]])
+    velocities = np.concatenate([solution.velocities, 0 * solution.x[None]])
+    compare = {
+        "timesteps": (times, 1e-7),
+        "timedeltas": (np.diff(times), 1e-7),
+        "net_call_times": (np.asarray(calls, np.float32), 2e-7),
+        "x_trajs": (harness.nchw(states), ours.tolerance),
+        "v_trajs": (harness.nchw(velocities), max(ours.tolerance, harness.FORWARD)),
+        "final": (harness.nchw(solution.x), ours.tolerance),
+    }
+    check_weights(ours.solver, times, recorded)
+    unknown = sorted(set(recorded) - set(compare))
+    assert not unknown, f"recorded arrays that this test does not compute: {unknown}"
+    for name, theirs in recorded.items():
+        harness.close(compare[name][0], theirs, f"{case}/{name}", compare[name][1])
+
+
+def check_weights(solver: Solver, times: np.ndarray, recorded: dict) -> None:
+    """Multistep weights: ours are padded on the left, theirs on the right."""
+    theirs, orders = recorded.pop("lm_coeffs", None), recorded.pop("lm_orders", None)
+    assert isinstance(solver, AdamsBashforth) == (theirs is not None)
+    if theirs is None:
+        return
+    weights = adams_weights(times, solver.order, solver.transform)
+    harness.close(weights.shape, theirs.shape, "lm_coeffs: shape")
+    tolerance = WEIGHTS[solver.order] * (10 if solver.transform != "identity" else 1)
+    for i, (mine, their, order) in enumerate(zip(weights, theirs, orders, strict=True)):
+        assert order == min(i + 1, solver.order)
+        unpadded = mine[solver.order - order :]
+        harness.close(unpadded, their[:order], f"lm_coeffs[{i}]", tolerance)
+        assert not their[order:].any() and not mine[: solver.order - order].any()
+
+
+def test_an_unknown_option_is_refused():
+    known = {"cls": "euler", "num_steps": 4, "guidance": 2.0}
+    recipe(known)
+    for more in ({"churn": 1}, {"order": 2}, {"step_fn": "sde_flow"}):
+        with pytest.raises((AssertionError, ValueError)):
+            built = recipe(known | more)
+            built.solver(lambda x, t, step: x, jnp.zeros(1), built.grid.times())
+
+
+@pytest.mark.parametrize(
+    ("option", "transform"),
+    [
+        ({}, "identity"),
+        ({"lms_transform_fn": None}, "identity"),
+        ({"lms_transform": "logsnr"}, "logsnr"),
+        ({"lms_transform_fn": "log_snr"}, "logsnr"),
+        ({"logsnr": True}, "logsnr"),
+    ],
+)
+def test_names_of_the_multistep_transform(option, transform):
+    adam = {"cls": "adam", "num_steps": 4, "guidance": 2.0, "order": 2}
+    assert recipe(adam | option).solver.transform == transform
