@@ -97,17 +97,20 @@ class Data:
             repeat=repeat,
         )
         prepare = Prepare(source, self.image_size, self.crop, self.flip and repeat)
-        fingerprint = {
+        batches = self._prefetched(plan.batches(prepare, start))
+        fingerprint = self._fingerprint(split, plan)
+        return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)
+
+    def _fingerprint(self, split: str, plan: Plan) -> dict[str, Any]:
+        return {
             "source": type(self.source).__name__,
             "split": split,
-            "length": len(source),
-            "seed": seed,
-            "batch_size": batch_size,
+            "length": plan.length,
+            "seed": plan.seed,
+            "batch_size": plan.batch_size,
             "image_size": self.image_size,
-            "shuffle": shuffle,
+            "shuffle": plan.shuffle,
         }
-        batches = self._prefetched(plan.batches(prepare, start))
-        return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)
 
     def _prefetched(self, batches: grain.MapDataset) -> grain.IterDataset:
         threads = max(1, self.threads // max(1, self.workers))

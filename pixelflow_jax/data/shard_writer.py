@@ -88,8 +88,9 @@ def write_shards(
 ) -> dict[str, dict]:
     """Writes each split to its folder under `out`; returns the dataset.json of each.
 
-    `sources` maps split names to sources. `num_shards` 0 takes one for every thousand images. Raises DataError where `out` belongs to
-    other data, cannot be written, or too many images are unreadable.
+    `sources` maps split names to sources. `num_shards` 0 takes one for every thousand
+    images. Raises DataError where `out` belongs to other data, cannot be written, or
+    too many images are unreadable.
     """
     total = sum(len(source) for source in sources.values())
     tasks = _plan(sources, num_shards or -(-total // 1000))

@@ -17,8 +17,8 @@ from pixelflow_jax import sharding
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
-from pixelflow_jax.training.state import TrainState, create
-from pixelflow_jax.training.step import Recipe, make_step
+from pixelflow_jax.training.state import TrainState
+from pixelflow_jax.training.step import Recipe, abstract_state, fresh_state, make_step
 
 
 class DivergedError(RuntimeError):
@@ -48,22 +48,11 @@ class Run:
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state; allocates nothing."""
-        shapes = jax.eval_shape(self._create, jax.random.key(0))
-        shardings = sharding.state_sharding(shapes, self.mesh)
-        return jax.tree.map(
-            lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d),
-            shapes,
-            shardings,
-        )
+        return abstract_state(self.recipe, self.ema, self.mesh)
 
     def fresh_state(self) -> TrainState:
         """The state before the first step, drawn where it will live."""
-        layout = jax.tree.map(lambda s: s.sharding, self.abstract_state())
-        key = jax.random.key(self.recipe.seed)
-        return jax.jit(self._create, out_shardings=layout)(key)
-
-    def _create(self, key: Array) -> TrainState:
-        return create(self.recipe.network, self.recipe.optimizer, self.ema, key)
+        return fresh_state(self.recipe, self.ema, self.mesh)
 
 
 def train(run: Run, workdir: pathlib.Path) -> TrainState:

@@ -1,6 +1,7 @@
 """One training step: draw points, run the network, take the gradient, move."""
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable
 
@@ -9,13 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from pixelflow_jax import sharding
 from pixelflow_jax.conditioning import Conditioner, drop
 from pixelflow_jax.flow.path import Stage
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.flow.time import TimeLaw
 from pixelflow_jax.models.base import Cond, DenoiserConfig, Network
 from pixelflow_jax.objective import Context, Term, combine, draw_points, split_keys
-from pixelflow_jax.training.state import TrainState, averaged
+from pixelflow_jax.training.state import TrainState, averaged, create
 
 Step = Callable[[TrainState, dict], tuple[TrainState, dict[str, Array]]]
 
@@ -119,3 +121,24 @@ def _gradient(
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(add, zero, sliced)
     return jax.tree.map(lambda a: a / parts, total)
+
+
+def abstract_state(
+    recipe: Recipe, ema: tuple[float, ...], mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Shapes and shardings of a run's state; allocates nothing."""
+    init = functools.partial(create, recipe.network, recipe.optimizer, ema)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    layout = sharding.state_sharding(shapes, mesh)
+    return jax.tree.map(
+        lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout
+    )
+
+
+def fresh_state(
+    recipe: Recipe, ema: tuple[float, ...], mesh: jax.sharding.Mesh
+) -> TrainState:
+    """The state before the first step, drawn where it will live."""
+    init = functools.partial(create, recipe.network, recipe.optimizer, ema)
+    layout = jax.tree.map(lambda s: s.sharding, abstract_state(recipe, ema, mesh))
+    return jax.jit(init, out_shardings=layout)(jax.random.key(recipe.seed))

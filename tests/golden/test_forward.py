@@ -70,7 +70,7 @@ def field(decoder: FieldDecoder, depth: int, image: Array, condition: Array) -> 
 
 
 def channels_first(tokens: Array, channels: int) -> Array:
-    """Our token vectors (row, column, channel) in the reference's channel-first order."""
+    """Our token vectors (row, column, channel) in the reference's order."""
     pixels = tokens.reshape(*tokens.shape[:2], -1, channels)
     return jnp.swapaxes(pixels, -1, -2).reshape(tokens.shape)
 
@@ -106,7 +106,9 @@ def check_forward(loaded: harness.Loaded, fixture, case: str, intermediates) -> 
     assert pred.dtype == jnp.float32
     ours["output"] = harness.nchw(pred)
     unknown = sorted(set(recorded) - set(ours))
-    assert not unknown, f"recorded intermediates that this test does not compute: {unknown}"
+    assert not unknown, (
+        f"recorded intermediates that this test does not compute: {unknown}"
+    )
     for name, theirs in recorded.items():
         harness.close(ours[name], theirs, f"{case}/{name}")
 
@@ -160,11 +162,16 @@ def test_where_the_trunk_is_cut_changes_nothing(fixture, case):
 
 
 # Tables of the text-to-image variants, whose models are not part of this code.
-TEXT_TABLES = ("t2i_cospos", "t2i_heavy_cospos", "rope_t2i_ex2d", "timestep_embedding_t2i")
+TEXT_TABLES = (
+    "t2i_cospos",
+    "t2i_heavy_cospos",
+    "rope_t2i_ex2d",
+    "timestep_embedding_t2i",
+)
 
 
 def table_names(fixture) -> list[str]:
-    """Tables by their common name; a pair of cos and sin is one, their input is none."""
+    """Names of the recorded tables; a pair of cos and sin is one table."""
     names = {re.sub(r"/(cos|sin)$", "", name) for name in fixture.under("out")} - {"t"}
     return sorted(name for name in names if not name.startswith(TEXT_TABLES))
 

@@ -42,7 +42,9 @@ def points(fixture, trainer: dict):
     return dropped, Stage().draw(image, noise, t)
 
 
-def make_loss(loaded: harness.Loaded, cond: Cond, point, features: Array, weight: float):
+def make_loss(
+    loaded: harness.Loaded, cond: Cond, point, features: Array, weight: float
+):
     def loss(params, projector):
         out = loaded.network.apply(params, (point.x_t,), (point.clock,), (cond,))
         flow = jnp.mean(FlowMatching()(Context((point,), out, PredictVelocity())))

@@ -1,0 +1,93 @@
+"""Sampling: latency of one image and of a batch, with guidance, the loop in one program.
+
+python -m benchmarks.sample --batch 1 32 --steps 50 --unroll 1 0
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+
+from benchmarks import harness  # first: it sets the compiler's flags
+
+import jax  # isort: skip
+import jax.numpy as jnp  # isort: skip
+import numpy as np  # isort: skip
+
+from pixelflow_jax.main import SOLVERS  # isort: skip
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--unroll", type=int, nargs="+", default=[1])
+    parser.add_argument("--steps", type=int, nargs="+", default=[50])
+    parser.add_argument("--solver", nargs="+", default=["euler"])
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace, variant: dict) -> dict:
+    """One variant, in this process."""
+    config = harness.load_config(args.config)
+    loop = dataclasses.replace(config.model.loop, unroll=variant["unroll"])
+    config.model = dataclasses.replace(config.model, loop=loop)
+    grid = dataclasses.replace(config.sampling.grid, steps=variant["steps"])
+    config.sampling = dataclasses.replace(
+        config.sampling, grid=grid, solver=SOLVERS[variant["solver"]]
+    )
+    rates = harness.machine_rates()
+    size, batch = config.data.image_size, variant["batch"]
+    generator = config.generator(size, size)
+    params = jax.jit(config.network().init)(jax.random.key(0))
+    # A fresh decoder is zero; noise in its place keeps the work real.
+    params = jax.tree.map(lambda p: p + 0.01 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), params)
+    program = jax.jit(generator.trace, static_argnums=4)
+    inputs = (
+        params,
+        jnp.arange(batch, dtype=jnp.uint32),
+        jnp.arange(batch, dtype=jnp.int32),
+        jnp.uint32(0),
+    )
+    with jax.set_mesh(generator.mesh):
+        built, compile_seconds = harness.compiled(program, *inputs, False)
+        seconds = harness.median_seconds(lambda: built(*inputs), args.repeats)
+        images = built(*inputs).images
+    if not np.isfinite(np.asarray(images)).all():
+        raise RuntimeError("The images are not finite: this variant does not work.")
+    guided = config.sampling.guidance.active(grid.times()[:-1])
+    evaluations = int(np.sum(1 + guided))
+    flops = evaluations * config.model.flops(size, size) * batch
+    return {
+        "config": config.name,
+        **variant,
+        "seconds": seconds,
+        "s_per_image": seconds / batch,
+        "network_calls": evaluations,
+        "mfu": flops / seconds / (rates["matmul_tflops"] * 1e12),
+        **harness.memory(built),
+        "compile_s": compile_seconds,
+        **rates,
+    }
+
+
+def main() -> None:
+    """Run every combination of the variants, each in its own process."""
+    args = arguments()
+    if args.one:
+        print("ROW " + json.dumps(measure(args, json.loads(args.one))))
+        return
+    names = ("batch", "unroll", "steps", "solver")
+    rows = []
+    for values in itertools.product(*(getattr(args, name) for name in names)):
+        variant = json.dumps(dict(zip(names, values, strict=True)))
+        command = [sys.executable, "-m", "benchmarks.sample", "--one", variant]
+        command += ["--config", args.config, "--repeats", str(args.repeats)]
+        rows.append(harness.in_own_process(command, json.loads(variant)))
+    harness.report(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

