@@ -85,6 +85,6 @@ def split_keys(keys: Array, n: int) -> Array:
 
 def combine(terms: list[Term], context: Context) -> tuple[Array, dict[str, Array]]:
     """The weighted sum of the terms' batch means, and each mean by name."""
-    means = {term_name(term): jnp.mean(term(context)) for term in terms}
-    total = sum(term.weight * means[term_name(term)] for term in terms)
-    return total, means
+    means = [jnp.mean(term(context)) for term in terms]
+    total = sum(term.weight * mean for term, mean in zip(terms, means, strict=True))
+    return total, dict(zip(map(term_name, terms), means, strict=True))

@@ -80,19 +80,31 @@ def load(
     wanted = {key for row in table for key in row.keys()}
     problems = [f"missing: {key}" for key in sorted(wanted - set(tensors))]
     problems += [f"unexpected: {key}" for key in sorted(set(tensors) - wanted)]
+    problems += _misshapen(table, tensors, shapes) if shapes else []
     if problems:
         raise ValueError("The official weights do not fit:\n  " + "\n  ".join(problems))
     params: dict = {}
     for row in table:
         parts = [row.transform.load(np.asarray(tensors[key])) for key in row.keys()]
         value = parts[0] if row.layers is None else np.stack(parts)
-        expected = _get(shapes, row.ours).shape if shapes else value.shape
-        if value.shape != tuple(expected):
-            problems.append(f"misshapen: {row.theirs}: {value.shape}, not {expected}")
         _set(params, row.ours, value)
-    if problems:
-        raise ValueError("The official weights do not fit:\n  " + "\n  ".join(problems))
     return params
+
+
+def _misshapen(
+    table: list[Row], tensors: Mapping[str, np.ndarray], shapes: dict
+) -> list[str]:
+    """Official tensors whose shape is not that of our parameter, exported."""
+    problems = []
+    for row in table:
+        shape = _get(shapes, row.ours).shape[0 if row.layers is None else 1 :]
+        expected = row.transform.export(np.empty(shape, np.bool_)).shape
+        problems += [
+            f"misshapen: {key}: {tensors[key].shape}, not {expected}"
+            for key in row.keys()
+            if key in tensors and tuple(tensors[key].shape) != expected
+        ]
+    return problems
 
 
 def export(table: list[Row], params: dict) -> dict[str, np.ndarray]:

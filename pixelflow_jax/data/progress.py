@@ -26,13 +26,16 @@ def begin(out: Path, header: dict, splits: list[str], overwrite: bool) -> dict:
         _remove_shards(out)
     if progress.is_file():
         lines = list(_read_progress(progress))
-        if not lines or lines[0] != header:
+        if lines and lines[0] != header:
             raise DataError(
                 f"{out} was begun with {_changes(lines, header)}: use --overwrite to "
                 "start anew, another OUT, or the earlier source and options."
             )
         finished = {line["file"]: line for line in lines[1:]}
         done = {file: r for file, r in finished.items() if _is_whole(out, r)}
+        _rewrite(progress, [header, *done.values()])
+        for file in out.glob("*/shard-*.tmp"):  # what a kill left
+            file.unlink()
     elif out.is_dir() and any(out.iterdir()):
         raise DataError(
             f"{out} is not empty and was not made by this command: choose another OUT."
@@ -46,13 +49,20 @@ def begin(out: Path, header: dict, splits: list[str], overwrite: bool) -> dict:
     return done
 
 
+def _rewrite(path: Path, lines: list[dict]) -> None:
+    """Drops a torn line, which would spoil the next one added."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(x) + "\n" for x in lines), "utf-8")
+    os.replace(temporary, path)
+
+
 def _is_whole(out: Path, result: dict) -> bool:
     path = out / result["file"]
     return path.is_file() and path.stat().st_size == result["bytes"]
 
 
 def _changes(lines: list[dict], header: dict) -> str:
-    earlier = lines[0] if lines else {}
+    earlier = lines[0]
     options = earlier.get("options", {})
     changed = [
         f"{name}={options.get(name)} (now {value})"

@@ -135,7 +135,8 @@ def write_shard(
 ) -> dict:
     """Writes one shard; returns its file, bytes, count, labels and unreadable list."""
     path = out / task.file
-    temporary = path.with_name(path.name + ".tmp")
+    # A worker whose parent was killed may still be at it: never share a file with it.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     labels, unreadable = [], []
     try:
         writer = open_writer(temporary)

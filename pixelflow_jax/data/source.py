@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 
@@ -102,6 +102,12 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(to_rgb(image))
+    except UnidentifiedImageError as error:
+        # Its own message holds an address in memory, different every time.
+        raise UnreadableImage(
+            f"{name} cannot be decoded (no image format that Pillow knows). "
+            "Replace or remove it."
+        ) from error
     except Exception as error:
         raise UnreadableImage(
             f"{name} cannot be decoded ({error}). Replace or remove it."

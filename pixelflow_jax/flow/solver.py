@@ -128,7 +128,7 @@ class Heun:
 
     `reuse` takes the first velocity of a step from the previous step's corrector, which
     was evaluated at the predicted and not at the corrected point: one evaluation a step
-    instead of two, and order 1 (the official default, "exact" being the other).
+    instead of two, still of order 2 (the official default, "exact" being the other).
     """
 
     reuse: bool = False

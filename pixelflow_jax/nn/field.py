@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.layers import RMSNorm, linear
 from pixelflow_jax.nn.precision import Precision
@@ -90,7 +91,7 @@ class FieldBlock(nnx.Module):
 
     def __call__(self, z: Array, condition: Array) -> Array:
         """z [b, n, pixels, width], condition [b, n, condition_width]; z's shape."""
-        generated = self.generator(condition)
+        generated = checkpoint_name(self.generator(condition), "generated")
         first, second = jnp.split(generated, 2, -1)
         lead = condition.shape[:-1]
         first = self._weight(first.reshape(*lead, self.width, self.hidden), "first")

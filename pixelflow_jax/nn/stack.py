@@ -12,7 +12,7 @@ from pixelflow_jax.sharding import constrain_batch
 
 # Names that blocks give (by `checkpoint_name`) to what "names" keeps for the backward
 # pass; everything else between them is cheap to compute again.
-SAVED = ("qkv", "attention", "mlp_hidden", "residual")
+SAVED = ("qkv", "attention", "mlp_hidden", "residual", "generated")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,7 +21,8 @@ class Loop:
 
     `remat`: what the backward pass keeps: "none" keeps every intermediate, "names" the
     named ones (projections, attention output, MLP hidden, middle residual), "full" only
-    each block's input. `unroll`: blocks per scan iteration (0 = all).
+    each block's input. `unroll`: blocks per scan iteration; 0 writes all blocks out,
+    which compiles several times longer and runs a little faster.
     """
 
     remat: str = "names"
@@ -52,7 +53,7 @@ class Stack(nnx.Module):
             return make(rngs)
 
         self.depth = depth
-        self.unroll = min(loop.unroll or depth, depth)
+        self.unroll = loop.unroll
         self.remat = loop.remat
         self.blocks = create(rngs)
 
@@ -63,9 +64,28 @@ class Stack(nnx.Module):
         def body(x: Array, params: nnx.State) -> tuple[Array, None]:
             return constrain_batch(nnx.merge(graph, params)(x, *args)), None
 
-        if self.remat == "full":
-            body = jax.checkpoint(body, prevent_cse=False)
-        elif self.remat == "names":
+        body = self._remembering(body)
+        x = constrain_batch(x)
+        if self.unroll:
+            unroll = min(self.unroll, self.depth)
+            return jax.lax.scan(body, x, params, unroll=unroll)[0]
+        for layer in _layers(params, self.depth):
+            x, _ = body(x, layer)
+        return x
+
+    def _remembering(self, body: Callable) -> Callable:
+        """`body` with the remat policy; inside a scan nothing can be merged anyway."""
+        if self.remat == "none":
+            return body
+        policy = None
+        if self.remat == "names":
             policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
-            body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-        return jax.lax.scan(body, constrain_batch(x), params, unroll=self.unroll)[0]
+        return jax.checkpoint(body, prevent_cse=not self.unroll, policy=policy)
+
+
+def _layers(params: nnx.State, depth: int) -> list[nnx.State]:
+    """The parameters of each layer; their gradients meet in one concatenation."""
+    leaves, structure = jax.tree.flatten(params)
+    split = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
+    layers = [[part[0] for part in parts] for parts in zip(*split, strict=True)]
+    return [jax.tree.unflatten(structure, layer) for layer in layers]

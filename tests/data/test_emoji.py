@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import features
+from PIL import ImageFont
 
 from pixelflow_jax.data import emoji
 from pixelflow_jax.data.colourfont import ColourFont
@@ -102,8 +102,15 @@ def test_all_are_drawn_at_one_scale():
     assert 116 < widths["1F1EB-1F1F7"] <= 128
 
 
+def test_what_is_wider_than_the_frame_is_shrunk_to_fit():
+    eye = [e for e in read_emoji_table() if e.caption == "eye"]
+    _, (image,) = emoji.render_emoji(eye, 64)
+    columns = (image.min(-1) < 250).any(0)
+    assert columns[:2].any() and columns[-2:].any() and columns[2:-2].all()
+
+
 def test_ligatures_need_no_text_shaping_library(monkeypatch):
-    monkeypatch.setattr(features, "check", lambda name: False)
+    monkeypatch.setattr(ImageFont.core, "HAVE_RAQM", False)
     flag = [e for e in read_emoji_table() if e.codepoints == "1F1EB-1F1F7"]
     _, (image,) = emoji.render_emoji(flag, 64)
     blue, white, red = image[32, 14], image[32, 32], image[32, 50]

@@ -196,6 +196,7 @@ def test_shards_give_back_what_went_in(folder, shards):
         after = Shards(path=str(shards)).open(split)
         assert after.class_names == before.class_names and len(after) == len(before)
         expected = {before[i]["name"]: before[i] for i in range(len(before))}
+        assert len(pickle.dumps(after)) == len([after[0], pickle.dumps(after)][1])
         for i in range(len(after)):
             record = pickle.loads(pickle.dumps(after))[i]
             wanted = expected.pop(record["name"])
@@ -317,7 +318,9 @@ def test_tfds_round_trip(prepared):
     config = Tfds(name="tiny", data_dir=str(prepared / "data"))
     found = []
     for split, count in (("train", 6), ("test", 3)):
-        source = pickle.loads(pickle.dumps(config.open(split)))
+        opened = config.open(split)
+        assert len(pickle.dumps(opened)) == len([opened[0], pickle.dumps(opened)][1])
+        source = pickle.loads(pickle.dumps(opened))
         assert source.class_names == ("cat", "dog") and len(source) == count
         found += [source[i] for i in range(count)]
     assert sorted(r["name"] for r in found) == [f"{k}.png" for k in range(9)]

@@ -25,7 +25,7 @@ from pixelflow_jax.nn.stack import Loop
 from tests.conftest import golden_dir
 
 EXACT = Precision(compute="float32", matmul="highest")
-FORWARD = 2e-5  # of forward passes, float32 to float32
+FORWARD = 5e-5  # of forward passes, float32 to float32
 
 
 @dataclasses.dataclass(frozen=True)

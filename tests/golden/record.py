@@ -16,6 +16,8 @@ A new model adds a function to RECORDERS; it returns its outputs by name.
 """
 
 import argparse
+import dataclasses
+import functools
 import pathlib
 import sys
 import zlib
@@ -138,26 +140,30 @@ def record_forward() -> dict:
     return outputs
 
 
-def record_samplers() -> dict:
-    """The last image of every solver under guidance in an interval."""
-    net, params = model(MODEL)
+@functools.cache
+def small_model() -> tuple[Network, dict]:
+    """A smaller model for the samplers, which take longest to compile."""
+    field = dataclasses.replace(MODEL.decoder, depth=1)
+    return model(dataclasses.replace(MODEL, depth=1, tap=0, decoder=field))
+
+
+def record_sampler(name: str) -> dict:
+    """The last image of a solver under guidance in an interval."""
+    net, params = small_model()
     start = image("start", 2, 8, 8)
     steps = jnp.asarray(normal("steps", (5, *start.shape)))
     cond, null = Cond(labels=jnp.array([0, 3])), Cond(labels=jnp.array([5, 5]))
     guidance = ClassifierFree(scale=2.5, low=0.1, high=0.7, closed="high")
     times = Grid(steps=5, last_step=0.1, shift=2.0).times()
-    outputs = {}
-    for name, solver in SAMPLERS.items():
-        prediction = PredictClean() if name.startswith("heun") else PredictVelocity()
+    prediction = PredictClean() if name.startswith("heun") else PredictVelocity()
 
-        @jax.jit
-        def solve(params, x, solver=solver, prediction=prediction):
-            branches = denoise(net.apply, params, cond, null, Stage(), prediction)
-            field = guidance(branches, 0)
-            return solver(field, x, times, noise=lambda i: steps[i]).x
+    @jax.jit
+    def solve(params, x):
+        branches = denoise(net.apply, params, cond, null, Stage(), prediction)
+        field = guidance(branches, 0)
+        return SAMPLERS[name](field, x, times, noise=lambda i: steps[i]).x
 
-        outputs[name] = solve(params, start)
-    return outputs
+    return {"image": solve(params, start)}
 
 
 def record_training() -> dict:
@@ -189,8 +195,11 @@ def record_training() -> dict:
 RECORDERS: dict[str, Callable[[], dict]] = {
     "pixnerd/tables": record_tables,
     "pixnerd/forward": record_forward,
-    "pixnerd/samplers": record_samplers,
     "pixnerd/training": record_training,
+    **{
+        f"pixnerd/sampler_{name}": functools.partial(record_sampler, name)
+        for name in SAMPLERS
+    },
 }
 
 

@@ -93,7 +93,9 @@ def baseline_intermediates(loaded, params, image, t, labels) -> dict:
     return out | {"final_layer": channels_first(final, loaded.config.channels)}
 
 
-def check_forward(loaded: harness.Loaded, fixture, case: str, intermediates) -> None:
+def check_forward(
+    loaded: harness.Loaded, fixture, case: str, intermediates, tolerance: float
+) -> None:
     given, recorded = fixture.under(f"in/{case}"), fixture.under(f"out/{case}")
     args = (harness.nhwc(given["x"]), given["t"], given["y"].astype(np.int32))
 
@@ -110,7 +112,7 @@ def check_forward(loaded: harness.Loaded, fixture, case: str, intermediates) -> 
         f"recorded intermediates that this test does not compute: {unknown}"
     )
     for name, theirs in recorded.items():
-        harness.close(ours[name], theirs, f"{case}/{name}")
+        harness.close(ours[name], theirs, f"{case}/{name}", tolerance)
 
 
 named_cases = lambda fixture: fixture.config["cases"]
@@ -118,13 +120,14 @@ named_cases = lambda fixture: fixture.config["cases"]
 
 @harness.parametrize("pixnerd_forward", "c2i", named_cases)
 def test_forward(fixture, case):
-    check_forward(harness.pixnerd_model(fixture), fixture, case, field_intermediates)
+    loaded = harness.pixnerd_model(fixture)
+    check_forward(loaded, fixture, case, field_intermediates, harness.FORWARD)
 
 
 @harness.parametrize("pixelgen_forward", "dit", named_cases)
 def test_baseline_forward(fixture, case):
     loaded = harness.pixnerd_model(fixture, baseline=True)
-    check_forward(loaded, fixture, case, baseline_intermediates)
+    check_forward(loaded, fixture, case, baseline_intermediates, 1e-5)
 
 
 def has_given_s(fixture) -> list[str]:
@@ -158,7 +161,8 @@ def test_where_the_trunk_is_cut_changes_nothing(fixture, case):
         )
         harness.close(harness.nchw(out.pred[0]), recorded["output"], f"tap {tap}")
         theirs = f"block{tap - 1}" if tap else "s_embedder"
-        harness.close(out.tap[0], recorded[theirs], f"tap {tap}: tokens")
+        if theirs in recorded:
+            harness.close(out.tap[0], recorded[theirs], f"tap {tap}: tokens")
 
 
 # Tables of the text-to-image variants, whose models are not part of this code.
@@ -184,9 +188,10 @@ def test_tables(fixture, case):
         case "c2i_dct":
             ours = dct_features(*numbers)[None]
             harness.close(ours, recorded[case], case, 5e-6)
-        case "rope_c2i_scale16":
+        case rope if rope.startswith("rope_c2i_scale"):
             head_width, rows, columns = numbers
-            cos, sin = rotary_table(rows, columns, head_width, 16.0)
+            extent = float(rope.removeprefix("rope_c2i_scale"))
+            cos, sin = rotary_table(rows, columns, head_width, extent)
             harness.close(cos, recorded[f"{case}/cos"], f"{case}/cos", 5e-6)
             harness.close(sin, recorded[f"{case}/sin"], f"{case}/sin", 5e-6)
         case embedding if embedding.startswith("timestep_embedding_"):

@@ -9,7 +9,8 @@ from tests.golden import record
 
 @pytest.mark.parametrize("name", record.RECORDERS)
 def test_recorded_outputs_are_reproduced(name):
-    recorded = {k: v for k, v in load_file(record.FILE).items() if k.startswith(name)}
+    file = load_file(record.FILE)
+    recorded = {k: v for k, v in file.items() if k.startswith(f"{name}/")}
     lines = record.differences(record.outputs(name), recorded)
     assert not lines, "\n".join(lines)
 

@@ -1,0 +1,115 @@
+"""Attention against the plain formula, and packed groups against separate ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pixelflow_jax.nn.attention import SelfAttention, attend
+from pixelflow_jax.nn.embed import rotary_table
+from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.precision import Precision
+
+EXACT = Precision(compute="float32", matmul="highest")
+MASK = jnp.array([[True] * 7, [True, True, True, False, True, False, False]])
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    draws = np.random.default_rng(seed).standard_normal(shape)
+    return jnp.asarray(draws, jnp.float32)
+
+
+@jax.jit
+def plain(q, k, v, mask=None):
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), v)
+
+
+@pytest.fixture(scope="module")
+def qkv():
+    return [2 * normal(seed, 2, n, 3, 8) for seed, n in enumerate((5, 7, 7))]
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+def test_attention_and_its_gradient_are_the_plain_formula(qkv, mask, implementation):
+    ours = lambda q, k, v: attend(q, k, v, mask, implementation)
+    theirs = lambda q, k, v: plain(q, k, v, mask)
+    probe = jnp.cos(jnp.arange(2 * 5 * 3 * 8.0)).reshape(2, 5, 3, 8)
+    results = []
+    for function in (ours, theirs):
+        total = lambda *qkv, function=function: jnp.sum(function(*qkv) * probe)
+        gradients = jax.jit(jax.grad(total, (0, 1, 2)))(*qkv)
+        results.append((jax.jit(function)(*qkv), gradients))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *results)
+
+
+def test_masked_keys_have_no_influence(qkv):
+    q, k, v = qkv
+    hidden = ~MASK[:, :, None, None]
+    changed = attend(q, jnp.where(hidden, 9.0, k), jnp.where(hidden, 9.0, v), MASK)
+    np.testing.assert_allclose(changed, attend(q, k, v, MASK), atol=1e-6)
+
+
+def test_half_precision_stays_half_and_close(qkv):
+    low = [a.astype(jnp.bfloat16) for a in qkv]
+    out = attend(*low)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), plain(*qkv), atol=0.1)
+
+
+def test_an_unknown_implementation_is_refused(qkv):
+    with pytest.raises(ValueError, match='"auto", "xla" or "cudnn", not "flash"'):
+        attend(*qkv, implementation="flash")
+
+
+@pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
+def test_each_image_attends_to_itself_alone(batches):
+    layer = SelfAttention(16, 2, EXACT, nnx.Rngs(0))
+    grids = ((2, 3), (1, 4))
+    tables = [rotary_table(*grid, 8, 16.0) for grid in grids]
+    groups = [
+        normal(b + r, b, r * c, 16) for b, (r, c) in zip(batches, grids, strict=True)
+    ]
+    packing = Packing(batches, (6, 4))
+    rope = tuple(packing.tile([jnp.asarray(t[i]) for t in tables]) for i in (0, 1))
+    run = jax.jit(lambda x, packing, rope: layer(x, packing, rope), static_argnums=1)
+    packed = packing.split(run(packing.join(groups), packing, rope))
+    for out, group, table in zip(packed, groups, tables, strict=True):
+        alone = Packing((len(group),), (group.shape[1],))
+        np.testing.assert_allclose(out, run(group, alone, table), atol=1e-6)
+
+
+@pytest.mark.parametrize("batches", [(2,), (2, 2, 2), (1, 3, 2)])
+def test_packing_round_trips(batches):
+    lengths = (6, 4, 1)[: len(batches)]
+    packing = Packing(batches, lengths)
+    groups = [
+        normal(i, b, n, 5)
+        for i, (b, n) in enumerate(zip(batches, lengths, strict=True))
+    ]
+    joined = packing.join(groups)
+    rows = batches[0] if len(set(batches)) == 1 else 1
+    assert joined.shape[0] == rows and joined.size == sum(g.size for g in groups)
+    for out, group in zip(packing.split(joined), groups, strict=True):
+        np.testing.assert_array_equal(out, group)
+
+
+@pytest.mark.parametrize("batches", [(2,), (2, 2), (1, 3)])
+def test_every_token_meets_its_images_vector_and_its_groups_table(batches):
+    lengths = (3, 2)[: len(batches)]
+    packing = Packing(batches, lengths)
+    vectors = [10.0 * i + jnp.arange(b)[:, None] for i, b in enumerate(batches)]
+    tables = [100.0 * i + jnp.arange(n)[:, None] for i, n in enumerate(lengths)]
+    groups = [jnp.zeros((b, n, 1)) for b, n in zip(batches, lengths, strict=True)]
+    tokens = packing.join(groups)
+    spread = packing.split(tokens + packing.spread(vectors))
+    tiled = packing.split(tokens + packing.tile(tables))
+    for group, vector in zip(spread, vectors, strict=True):
+        expected = jnp.broadcast_to(vector[:, None], group.shape)
+        np.testing.assert_array_equal(group, expected)
+    for group, table in zip(tiled, tables, strict=True):
+        np.testing.assert_array_equal(group, jnp.broadcast_to(table, group.shape))

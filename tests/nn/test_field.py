@@ -1,0 +1,90 @@
+"""The neural field's parts: unit columns, pixel embedding, coordinate features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pixelflow_jax.nn.field import (
+    ENCODINGS,
+    FieldBlock,
+    PixelEmbed,
+    dct_features,
+    sincos_features,
+    unit_columns,
+)
+from pixelflow_jax.nn.precision import Precision
+
+EXACT = Precision(compute="float32", matmul="highest")
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    draws = np.random.default_rng(seed).standard_normal(shape)
+    return jnp.asarray(draws, jnp.float32)
+
+
+def test_columns_have_length_one():
+    weight = normal(0, 3, 5, 4)
+    unit = unit_columns(weight)
+    np.testing.assert_allclose(jnp.linalg.norm(unit, axis=-2), 1, atol=1e-6)
+    np.testing.assert_allclose(unit_columns(7 * weight), unit, atol=1e-6)
+    np.testing.assert_allclose(
+        unit, weight / np.linalg.norm(weight, axis=-2, keepdims=True), atol=1e-6
+    )
+    assert unit_columns(weight.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_zero_columns_have_finite_values_and_gradients():
+    weight = jnp.ones((4, 3)).at[:, 1].set(0)
+    total = lambda w: jnp.sum(unit_columns(w) ** 2 * jnp.arange(4)[:, None])
+    value, gradient = jax.value_and_grad(total)(weight)
+    assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
+    assert not unit_columns(weight)[:, 1].any()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("patch", [2, 5])
+def test_pixel_embedding_is_a_linear_layer_on_the_concatenation(encoding, patch):
+    embed = PixelEmbed(3, 7, encoding, EXACT, nnx.Rngs(0))
+    pixels = normal(0, 2, 4, patch * patch, 3)
+    table = jnp.asarray(ENCODINGS[encoding](patch))
+    place = jnp.broadcast_to(table, (2, 4, *table.shape))
+    both = jnp.concatenate([pixels, place], -1)
+    np.testing.assert_allclose(embed(pixels, patch), embed.proj(both), atol=1e-5)
+
+
+def test_coordinate_features_by_hand():
+    table = dct_features(3).reshape(3, 3, 8, 8)  # [y, x, i, j]
+    f = 8 / 7 * np.arange(8)
+    x, y, i, j = 1 / 2, 1.0, 3, 5
+    expected = np.cos(np.pi * x * f[i]) * np.cos(np.pi * y * f[j]) / (1 + f[i] * f[j])
+    np.testing.assert_allclose(table[2, 1, i, j], expected, atol=1e-5)
+    table = sincos_features(3).reshape(3, 3, 2, 2, 8)  # [y, x, axis, sin/cos, octave]
+    np.testing.assert_allclose(table[0, 1, 0, 0, 0], 1, atol=1e-6)  # sin(pi / 2)
+    np.testing.assert_allclose(table[2, 1, 1, 1, 0], -1, atol=1e-6)  # cos(pi)
+    np.testing.assert_allclose(table[2, 1, 0, 1, 1], -1, atol=1e-6)  # cos(2 pi / 2)
+    assert dct_features(1).shape == (1, 64) and sincos_features(1).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    "normalised", [(), ("first",), ("second",), ("first", "second")], ids=str
+)
+def test_a_block_is_the_generated_mlp_of_its_patch(normalised):
+    block = FieldBlock(9, 4, 6, normalised, EXACT, nnx.Rngs(0))
+    z = normal(0, 2, 3, 5, 4)
+    condition = normal(1, 2, 3, 9)
+    out = jax.jit(lambda *args: block(*args))(z, condition)
+    weights = condition @ block.generator.kernel[...] + block.generator.bias[...]
+    weights, patches = np.asarray(weights), np.asarray(z)
+    for b, n in [(0, 1), (1, 2)]:
+        first = weights[b, n, :24].reshape(4, 6)
+        second = weights[b, n, 24:].reshape(6, 4)
+        if "first" in normalised:
+            first = first / np.linalg.norm(first, axis=0)
+        if "second" in normalised:
+            second = second / np.linalg.norm(second, axis=0)
+        patch = patches[b, n]
+        scaled = patch / np.sqrt(np.mean(patch**2, -1, keepdims=True) + 1e-6)
+        expected = patch + jax.nn.silu(scaled @ first) @ second
+        np.testing.assert_allclose(out[b, n], expected, atol=1e-5)

@@ -1,0 +1,171 @@
+"""The sampler: one program whose images know nothing of their neighbours."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.path import Stage, linear_path
+from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.models.base import Cond, Output
+from pixelflow_jax.sampler import denoise, image_keys, sample
+from pixelflow_jax.sharding import MeshShape, batch_sharding, replicated
+from tests.golden import record
+
+SIZE = (8, 8, 3)
+LABELS = np.array([0, 3, 1, 4, 2, 0, 4, 3])
+
+
+def program(apply, **changes):
+    """The jitted sampler of (params, keys, cond, null)."""
+    settings = {
+        "size": SIZE,
+        "stages": linear_path(),
+        "prediction": PredictVelocity(),
+        "guidance": ClassifierFree(scale=2.0, low=0.1, high=0.8),
+        "solver": Euler(),
+        "grid": Grid(steps=4),
+        **changes,
+    }
+    return jax.jit(functools.partial(sample, apply, **settings))
+
+
+def conds(labels: np.ndarray) -> tuple[Cond, Cond]:
+    labels = jnp.asarray(labels, jnp.int32)
+    return Cond(labels=labels), Cond(labels=jnp.full_like(labels, 5))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return record.model(record.MODEL)
+
+
+@pytest.fixture(scope="module")
+def stochastic(model):
+    """A stochastic sampler and its images for keys 0 to 7: every draw must be right."""
+    net, params = model
+    draw = program(net.apply, solver=Euler(step="sde"))
+    return draw, draw(params, image_keys(7, range(8)), *conds(LABELS)).images
+
+
+def test_an_image_does_not_depend_on_its_batch(model, stochastic):
+    draw, images = stochastic
+    assert images.shape == (8, *SIZE) and jnp.isfinite(images).all()
+    chosen = np.array([6, 1, 3])
+    some = draw(model[1], image_keys(7, chosen), *conds(LABELS[chosen])).images
+    np.testing.assert_allclose(some, images[chosen], atol=1e-5)
+    # ... and does depend on its key and its label.
+    other = draw(model[1], image_keys(8, chosen), *conds(LABELS[chosen])).images
+    label = draw(model[1], image_keys(7, chosen), *conds(np.array([2, 2, 0]))).images
+    for changed in (other, label):
+        assert (jnp.abs(changed - some).max((1, 2, 3)) > 1e-2).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [MeshShape(), MeshShape(data=2, fsdp=4)], ids=["data", "fsdp"]
+)
+def test_an_image_does_not_depend_on_the_devices(model, stochastic, shape):
+    net, params = model
+    images = stochastic[1]
+    mesh = shape.build()
+    assert mesh.size == 8
+    with jax.set_mesh(mesh):
+        split = batch_sharding(mesh)
+        keys, cond, null = jax.device_put(
+            (image_keys(7, range(8)), *conds(LABELS)), split
+        )
+        params = jax.device_put(params, replicated(mesh))
+        spread = program(net.apply, solver=Euler(step="sde"))(params, keys, cond, null)
+    assert len(spread.images.sharding.device_set) == 8
+    assert spread.images.addressable_shards[0].data.shape == (1, *SIZE)
+    np.testing.assert_allclose(spread.images, images, atol=1e-5)
+
+
+def labelled(params, groups, clocks, conds):
+    """A network whose velocity is the label everywhere."""
+    return Output(
+        tuple(
+            jnp.broadcast_to(1.0 * cond.labels[:, None, None, None], image.shape)
+            for image, cond in zip(groups, conds, strict=True)
+        ),
+        (),
+    )
+
+
+@pytest.mark.parametrize("steps", [2, 12])
+@pytest.mark.parametrize("solver", [Euler(), AdamsBashforth(order=2), Heun()])
+def test_the_whole_sampler_is_one_program(solver, steps):
+    """The network is traced as often for 2 steps as for 12: the steps are one scan."""
+    calls = []
+
+    def apply(*args):
+        calls.append(args)
+        return labelled(*args)
+
+    draw = program(apply, solver=solver, grid=Grid(steps=steps))
+    args = (image_keys(0, range(2)), *conds(LABELS[:2]))
+    draw({}, *args)
+    assert len(calls) == 2  # guided and unguided
+    draw({}, *args)
+    assert len(calls) == 2
+
+
+def test_guidance_reaches_the_images():
+    """Velocities of 1 and, without a condition, 5, guided by 2: 5 + 2 (1 - 5)."""
+    args = (image_keys(0, range(2)), *conds(np.array([1, 1])))
+    moved = lambda guidance: program(labelled, guidance=guidance)({}, *args).images
+    noise = program(
+        lambda p, g, c, conds: Output((jnp.zeros_like(g[0]),), ()),
+    )({}, *args).images
+    np.testing.assert_allclose(moved(ClassifierFree()) - noise, 1, atol=1e-5)
+    np.testing.assert_allclose(moved(ClassifierFree(scale=2.0)) - noise, -3, atol=1e-5)
+
+
+def test_both_branches_come_back_in_order():
+    cond, null = conds(np.array([1, 2, 3]))
+    branches = denoise(labelled, {}, cond, null, Stage(), PredictVelocity())
+    x, t = jnp.zeros((3, 4, 4, 3)), jnp.float32(0.5)
+    ours, theirs = branches.both(x, t, t)
+    np.testing.assert_array_equal(ours[:, 0, 0, 0], [1, 2, 3])
+    np.testing.assert_array_equal(theirs[:, 0, 0, 0], [5, 5, 5])
+    np.testing.assert_array_equal(branches.cond(x, t, t), ours)
+
+
+def test_the_network_is_told_the_stages_clock():
+    clocks = []
+
+    def apply(params, groups, told, conds):
+        clocks.append(told[0])
+        return labelled(params, groups, told, conds)
+
+    stage = Stage(clock=(100.0, 300.0))
+    branches = denoise(apply, {}, *conds(LABELS[:2]), stage, PredictVelocity())
+    branches.cond(jnp.zeros((2, 4, 4, 3)), jnp.float32(0.25), jnp.float32(0.0))
+    np.testing.assert_array_equal(clocks[0], [150.0, 150.0])
+
+
+def test_a_perfect_network_shows_its_image_at_every_step():
+    """Predicting the clean image 0.3: every recorded state points at it."""
+
+    def apply(params, groups, clocks, conds):
+        return Output(tuple(jnp.full_like(g, 0.3) for g in groups), ())
+
+    draw = program(apply, prediction=PredictClean(t_eps=0.0), record=True)
+    out = draw({}, image_keys(0, range(2)), *conds(LABELS[:2]))
+    assert out.clean.shape == (4, 2, *SIZE)
+    np.testing.assert_allclose(out.clean, 0.3, atol=1e-5)
+    np.testing.assert_allclose(out.images, 0.3, atol=1e-5)
+    assert program(apply)({}, image_keys(0, range(2)), *conds(LABELS[:2])).clean is None
+
+
+def test_keys_follow_seed_and_number():
+    data = lambda keys: np.asarray(jax.random.key_data(keys))
+    keys = data(image_keys(3, range(5)))
+    assert len({key.tobytes() for key in keys}) == 5
+    np.testing.assert_array_equal(data(image_keys(3, np.array([4, 2]))), keys[[4, 2]])
+    assert not (data(image_keys(4, range(5))) == keys).all(1).any()

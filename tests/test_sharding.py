@@ -1,0 +1,168 @@
+"""Meshes and partition rules, on eight virtual devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from pixelflow_jax.models.base import network
+from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.sharding import (
+    AXES,
+    MeshShape,
+    batch_sharding,
+    batch_shards,
+    constrain_batch,
+    replicated,
+    state_sharding,
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        (MeshShape(), (8, 1, 1)),
+        (MeshShape(data=1, fsdp=-1), (1, 8, 1)),
+        (MeshShape(data=2, fsdp=2, tensor=2), (2, 2, 2)),
+        (MeshShape(tensor=4), (2, 1, 4)),
+    ],
+)
+def test_a_mesh_takes_all_devices(shape, sizes):
+    mesh = shape.build()
+    assert mesh.axis_names == AXES and mesh.devices.shape == sizes
+    assert batch_shards(mesh) == sizes[0] * sizes[1]
+
+
+def test_a_mesh_over_some_devices():
+    assert MeshShape(fsdp=2).build(jax.devices()[:4]).devices.shape == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (MeshShape(data=3), "data=3.*does not fit 8 devices"),
+        (MeshShape(fsdp=3), "fsdp=3.*does not fit 8 devices"),
+        (MeshShape(fsdp=16), "fsdp=16.*does not fit 8 devices"),
+        (MeshShape(fsdp=-1), "at most one axis"),
+        (MeshShape(tensor=0), "must be positive"),
+        (MeshShape(data=-2), "must be positive"),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_does_not_fit_is_refused(shape, words):
+    with pytest.raises(ValueError, match=words):
+        shape.build()
+
+
+# 16 layers of width 8: the layer axis is divisible, and larger than the width.
+MODEL = PixNerd(
+    num_classes=11,
+    patch=4,
+    width=8,
+    heads=2,
+    depth=32,
+    tap=16,
+    decoder=NeuralField(width=4, depth=2),
+)
+
+
+def specs(mesh_shape: MeshShape, tree: dict) -> dict[str, tuple]:
+    """The partition of every leaf by path, one entry an axis."""
+    shardings = state_sharding(tree, mesh_shape.build())
+    leaves = jax.tree_util.tree_leaves_with_path(shardings)
+    arrays = jax.tree.leaves(tree)
+    named = {}
+    for (path, sharding), array in zip(leaves, arrays, strict=True):
+        spec = tuple(sharding.spec)
+        named["/".join(k.key for k in path)] = spec + (None,) * (array.ndim - len(spec))
+    return named
+
+
+@pytest.fixture(scope="module")
+def tree() -> dict:
+    params = network(MODEL, Precision()).shapes()
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return {"params": params, "opt": {"mu": params}, "ema": params, "step": step}
+
+
+@pytest.mark.parametrize("fsdp", [2, 4, 8])
+def test_fsdp_takes_the_largest_axis_but_never_the_layers(tree, fsdp):
+    found = specs(MeshShape(fsdp=fsdp), tree)
+    early = "params/early/blocks"
+    assert found[f"{early}/attention/qkv/kernel"] == (None, None, "fsdp")  # 16, 8, 24
+    assert found[f"{early}/norm1/weight"] == (None, "fsdp")  # 16, 8
+    assert found["params/patch_embed/kernel"] == ("fsdp", None)  # 48, 8
+    assert found["params/class_embed/table"] == (  # 12, 8
+        ("fsdp", None) if fsdp < 8 else (None, "fsdp")
+    )
+    assert found["params/decoder/linear/bias"] == (None,)  # 3: nothing divides
+    assert found["step"] == ()
+    for path, spec in found.items():
+        assert "blocks" not in path or spec[0] is None, path
+        assert sum(axis is not None for axis in spec) <= 1, path
+
+
+def test_optimizer_and_average_follow_their_parameter(tree):
+    found = specs(MeshShape(fsdp=2, tensor=2), tree)
+    params = [path for path in found if path.startswith("params/")]
+    assert len(params) > 20
+    for path in params:
+        name = path.removeprefix("params/")
+        assert found[path] == found[f"opt/mu/{name}"] == found[f"ema/{name}"]
+
+
+def test_tensor_rules_split_pairs_of_matrices(tree):
+    found = specs(MeshShape(fsdp=2, tensor=2), tree)
+    block = "params/late/blocks"
+    assert found[f"{block}/attention/qkv/kernel"] == (None, "fsdp", "tensor")
+    assert found[f"{block}/attention/out/kernel"] == (None, "tensor", "fsdp")
+    # The MLP's hidden width is 21, which two devices do not divide.
+    assert MODEL.mlp_width == 21
+    assert found[f"{block}/mlp/gate/kernel"] == (None, "fsdp", None)
+    even = {"mlp": {"down": {"kernel": jax.ShapeDtypeStruct((6, 8), jnp.float32)}}}
+    assert specs(MeshShape(tensor=2), even) == {"mlp/down/kernel": ("tensor", None)}
+    split = [path for path, spec in found.items() if "tensor" in spec]
+    assert split and all("/attention/" in path for path in split)
+
+
+def test_one_device_an_axis_splits_nothing(tree):
+    for spec in specs(MeshShape(), tree).values():
+        assert set(spec) <= {None}
+
+
+def test_parameters_can_be_placed_by_their_shardings(tree):
+    mesh = MeshShape(data=2, fsdp=2, tensor=2).build()
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), tree["params"])
+    placed = jax.device_put(zeros, state_sharding(tree["params"], mesh))
+    kernel = placed["early"]["blocks"]["attention"]["qkv"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (16, 4, 12)
+
+
+def test_batches_are_split_over_data_and_fsdp():
+    mesh = MeshShape(data=2, fsdp=2, tensor=2).build()
+    x = jax.device_put(np.zeros((8, 3)), batch_sharding(mesh))
+    assert x.addressable_shards[0].data.shape == (2, 3)
+    whole = jax.device_put(np.zeros((8, 3)), replicated(mesh))
+    assert whole.addressable_shards[0].data.shape == (8, 3)
+
+
+def test_the_constraint_does_nothing_without_a_mesh():
+    x = jnp.zeros((8, 3))
+    assert constrain_batch(x) is x
+    jaxpr = str(jax.make_jaxpr(constrain_batch)(x))
+    assert "sharding_constraint" not in jaxpr
+
+
+def test_the_constraint_splits_the_batch_where_it_divides():
+    mesh = MeshShape(data=4, fsdp=2).build()
+    with jax.set_mesh(mesh):
+        split = jax.jit(constrain_batch)(jnp.zeros((16, 3)))
+        assert split.sharding.spec == PartitionSpec(("data", "fsdp"))
+        odd = jnp.zeros((6, 3))
+        assert constrain_batch(odd) is odd
+    foreign = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(foreign):
+        x = jnp.zeros((8, 3))
+        assert constrain_batch(x) is x
