@@ -22,7 +22,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = harness.parser(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--unroll", type=int, nargs="+", default=[1])
+    parser.add_argument("--unroll", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[50])
     parser.add_argument("--solver", nargs="+", default=["euler"])
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON

@@ -19,6 +19,7 @@ import numpy as np  # isort: skip
 
 from pixelflow_jax import sharding  # isort: skip
 from pixelflow_jax.experiment import Experiment  # isort: skip
+from pixelflow_jax.models.pixnerd import NeuralField  # isort: skip
 from pixelflow_jax.training.step import fresh_state, make_step  # isort: skip
 from pixelflow_jax.training.throughput import TRAINING_PASSES  # isort: skip
 
@@ -28,7 +29,8 @@ def arguments() -> argparse.Namespace:
     parser = harness.parser(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[32])
     parser.add_argument("--remat", nargs="+", default=["names"])
-    parser.add_argument("--unroll", type=int, nargs="+", default=[1])
+    parser.add_argument("--unroll", type=int, nargs="+", default=[0])
+    parser.add_argument("--field_remat", nargs="+", default=["none"])
     parser.add_argument("--attention", nargs="+", default=["auto"])
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON
     return parser.parse_args()
@@ -77,8 +79,12 @@ def _config(spec: str, variant: dict) -> Experiment:
     loop = dataclasses.replace(
         config.model.loop, remat=variant["remat"], unroll=variant["unroll"]
     )
+    field = config.model.decoder
+    if isinstance(field, NeuralField):
+        remat = dataclasses.replace(field.loop, remat=variant["field_remat"])
+        field = dataclasses.replace(field, loop=remat)
     config.model = dataclasses.replace(
-        config.model, loop=loop, attention=variant["attention"]
+        config.model, loop=loop, decoder=field, attention=variant["attention"]
     )
     config.validate()
     return config
@@ -99,7 +105,7 @@ def main() -> None:
     if args.one:
         print("ROW " + json.dumps(measure(args, json.loads(args.one))))
         return
-    names = ("batch", "remat", "unroll", "attention")
+    names = ("batch", "remat", "unroll", "field_remat", "attention")
     rows = []
     for values in itertools.product(*(getattr(args, name) for name in names)):
         variant = json.dumps(dict(zip(names, values, strict=True)))

@@ -5,7 +5,7 @@ python -m pixelflow_jax.main --config=configs/emoji.py --workdir=runs/emoji
 
 from pixelflow_jax.data.emoji import Emoji
 from pixelflow_jax.data.loader import Data
-from pixelflow_jax.experiment import Experiment, Sampling
+from pixelflow_jax.experiment import Experiment, Sampling, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.solver import AdamsBashforth
@@ -17,34 +17,41 @@ from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
 
+# All categories but "Component" (skin tones and hair styles: three drawings).
+DRAWN = (
+    *("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink"),
+    *("Travel & Places", "Activities", "Objects", "Symbols", "Flags"),
+)
+
 
 def get_config(variant: str = "demo") -> Experiment:
-    return {"demo": demo, "shipped": shipped}[variant]()
+    """The experiment of one of the two variants."""
+    return choose_variant(variant, {"demo": demo, "shipped": shipped})
 
 
 def shipped() -> Experiment:
-    """The model in assets/: 64 px, eight minutes on one H100."""
+    """The model in assets/: 64 px, 4.9M parameters, eight minutes on one H100."""
     return Experiment(
         name="emoji",
         steps=20_000,
         batch_size=256,
-        data=Data(source=Emoji(), image_size=64, flip=False, workers=8, threads=16),
+        data=Data(source=Emoji(categories=DRAWN), image_size=64, flip=False, threads=1),
         model=PixNerd(
-            num_classes=10,
-            patch=8,
-            width=192,
-            heads=6,
+            num_classes=len(DRAWN),
+            patch=4,
+            width=200,
+            heads=5,
             depth=6,
             tap=3,
-            decoder=NeuralField(width=32, depth=2),
+            decoder=NeuralField(width=16, depth=2),
             loop=Loop(remat="none", unroll=0),
         ),
         prediction=PredictClean(),
         time=LogitNormal(mean=-0.4),
         optimizer=AdamW(lr=1.5e-3, warmup=500, schedule="cosine", clip=1.0),
-        ema=(0.999, 0.9995),
+        ema=(0.999,),
         checkpoint=Checkpointing(every=10_000, keep=1),
-        log=Logging(every=250, preview_every=5000, preview_count=80),
+        log=Logging(every=250, preview_every=5000, preview_count=72),
         sampling=Sampling(
             solver=AdamsBashforth(order=2),
             grid=Grid(steps=40),

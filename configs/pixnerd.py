@@ -22,14 +22,16 @@ import dataclasses
 
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
-from pixelflow_jax.experiment import Experiment, Sampling
+from pixelflow_jax.experiment import Experiment, Sampling, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
+from pixelflow_jax.nn.stack import Loop
 
 EPOCH = 1_281_167 // 256
-XL = PixNerd()
-L = PixNerd(width=1024, depth=22, decoder=NeuralField(depth=2))
+WRITTEN_OUT = Loop(unroll=0)  # layers not scanned: 4 % faster, compiles in 40 s
+XL = PixNerd(loop=WRITTEN_OUT)
+L = PixNerd(width=1024, depth=22, decoder=NeuralField(depth=2), loop=WRITTEN_OUT)
 FIELDS = {
     "field_36ch": {"width": 36},
     "field_72ch": {"width": 72},
@@ -50,9 +52,7 @@ def get_config(variant: str = "xl16_256") -> Experiment:
         "baseline_l16_256": baseline,
         **{name: lambda name=name: ablation(name) for name in FIELDS},
     }
-    if variant not in variants:
-        raise ValueError(f"No variant {variant!r}: choose from {', '.join(variants)}.")
-    return variants[variant]()
+    return choose_variant(variant, variants)
 
 
 def imagenet(name: str, model: PixNerd, image_size: int = 256) -> Experiment:

@@ -16,7 +16,7 @@ from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.data.transforms import CenterCrop
 from pixelflow_jax.evaluation.generate import Generator
-from pixelflow_jax.evaluation.heldout import heldout_loss
+from pixelflow_jax.evaluation.heldout import HeldoutLoss
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import linear_path
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
@@ -26,7 +26,7 @@ from pixelflow_jax.models.base import Network, network
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.nodes import from_dict, to_dict
+from pixelflow_jax.nodes import from_dict, mistyped, to_dict, walk
 from pixelflow_jax.objective import FlowMatching
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
@@ -88,31 +88,46 @@ class Experiment:
 
     @staticmethod
     def from_dict(data: dict) -> "Experiment":
-        """The config that `to_dict` wrote; ValueError for one of another version."""
-        return from_dict(data, NODES)
+        """The config that `to_dict` wrote; ConfigError for one of another version."""
+        try:
+            return from_dict(data, NODES)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def validate(self) -> None:
         """Raises ConfigError with everything that is wrong, before anything is built."""
+        # Each check presumes that those before it found nothing.
+        problems = mistyped(self) or self._problems()
+        if not problems:
+            size = self.data.image_size
+            problems = _message(self.generator(size, size).check)
+        if problems:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            raise ConfigError(f"The config {self.name!r} cannot run:\n{listed}")
+
+    def _problems(self) -> list[str]:
         size = self.data.image_size
-        problems = [
+        found = [
             *self.model.problems(size, size),
             *self.optimizer.problems(self.steps),
             *self.checkpoint.problems(),
             *self.log.problems(),
             *self._own_problems(),
+            *_message(self.precision.check),
         ]
-        problems += _message(self.precision.__post_init__)
-        problems += _message(self.model.loop.__post_init__)
-        if not problems:  # a program is only worth tracing if its parts make sense
-            problems += _message(self.generator(size, size).check)
-        if problems:
-            listed = "\n".join(f"  - {problem}" for problem in problems)
-            raise ConfigError(f"The config {self.name!r} cannot run:\n{listed}")
+        loops = [(path, node) for path, node in walk(self) if isinstance(node, Loop)]
+        for path, loop in loops:
+            found += [f"{path}: {message}" for message in _message(loop.check)]
+        return found
 
     def _own_problems(self) -> list[str]:
         found = []
-        if self.steps < 1 or self.accumulate < 1 or self.seed < 0:
-            found.append("steps and accumulate must be at least 1, seed at least 0")
+        if self.steps < 1 or self.accumulate < 1:
+            found.append("steps and accumulate must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            found.append("seed must be at least 0 and below 2**32")
+        if self.data.image_size < 1:
+            found.append("data.image_size must be at least 1")
         if not self.terms:
             found.append("terms is empty: there is nothing to learn from")
         if any(not 0 <= decay < 1 for decay in self.ema):
@@ -224,6 +239,13 @@ class Experiment:
     def heldout_loss(self, params: dict, batch_size: int) -> dict[str, float]:
         """Loss on the test split; see `evaluation.heldout`."""
         self.validate_data()
+        loss = HeldoutLoss(
+            network=self.network(),
+            stages=linear_path(),
+            prediction=self.prediction,
+            conditioner=self.conditioner,
+            seed=self.seed,
+        )
         with self.data.loader(
             split="test",
             batch_size=batch_size,
@@ -233,7 +255,14 @@ class Experiment:
             shuffle=False,
             repeat=False,
         ) as batches:
-            return heldout_loss(self.recipe(), params, batches, self.mesh.build())
+            return loss(params, batches, self.mesh.build())
+
+
+def choose_variant(name: str, variants: dict) -> Experiment:
+    """What `variants[name]()` gives; ConfigError, naming all, where there is none."""
+    if name not in variants:
+        raise ConfigError(f"No variant {name!r}: choose from {', '.join(variants)}.")
+    return variants[name]()
 
 
 # Every class a config may hold: what a config file is read back into.

@@ -18,18 +18,23 @@ Any field of the config can be set on the command line: --config.steps=1000
 """
 
 import dataclasses
+import errno
 import json
+import logging as standard_logging
 import os
 import pathlib
+import re
 import sys
+import traceback
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pixelflow_jax import backend
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.evaluation.output import write_samples
-from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.experiment import NODES, ConfigError, Experiment
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid
@@ -48,6 +53,11 @@ SOLVERS = {
 }
 # What a user can mend: reported in one paragraph, without a traceback.
 USER_ERRORS = (ConfigError, DataError, PipelineError, CheckpointError, DivergedError)
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+)
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -69,7 +79,9 @@ CLASSES = flags.DEFINE_list(
     "classes", [], "Class names or numbers to sample. Default: all."
 )
 COUNT = flags.DEFINE_integer("count", 8, "Images per class.", lower_bound=1)
-SEED = flags.DEFINE_integer("sample_seed", 0, "Seed of the samples.", lower_bound=0)
+SEED = flags.DEFINE_integer(
+    "sample_seed", 0, "Seed of the samples.", lower_bound=0, upper_bound=2**32 - 1
+)
 SOLVER = flags.DEFINE_enum(
     "solver", None, sorted(SOLVERS), "Solver. Default: the config's."
 )
@@ -79,8 +91,12 @@ INTERVAL = flags.DEFINE_list(
     "guidance_interval", None, "Times between which guidance acts, such as 0.1,1."
 )
 SHIFT = flags.DEFINE_float("shift", None, "Timestep shift; above 1 favours noise.")
-HEIGHT = flags.DEFINE_integer("height", 0, "Image height. Default: the training size.")
-WIDTH = flags.DEFINE_integer("width", 0, "Image width. Default: the training size.")
+HEIGHT = flags.DEFINE_integer(
+    "height", None, "Image height. Default: the training size.", lower_bound=1
+)
+WIDTH = flags.DEFINE_integer(
+    "width", None, "Image width. Default: the training size.", lower_bound=1
+)
 TRAJECTORY = flags.DEFINE_bool(
     "trajectory", False, "Also write the clean image implied at each step, as a GIF."
 )
@@ -90,13 +106,14 @@ def run_training(config: Experiment, workdir: pathlib.Path) -> None:
     """Train `config` in `workdir` to its end, or to the next signal."""
     run = config.run()
     _writable(workdir)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
     train(run, workdir)
-    print(f"Checkpoints, curves and previews are in {workdir}.")
+    if jax.process_index() == 0:
+        print(f"Checkpoints, curves and previews are in {workdir}.")
 
 
 def run_sampling(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """Draw what the flags ask for; returns where it lies."""
+    _writable(workdir)
     sampling = pipeline.config.sampling
     grid = _replaced(sampling.grid, steps=STEPS.value, shift=SHIFT.value)
     guidance = _replaced(sampling.guidance, scale=GUIDANCE.value)
@@ -107,8 +124,8 @@ def run_sampling(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, pathlib
     generated = pipeline.generate(
         labels,
         seed=SEED.value,
-        height=HEIGHT.value,
-        width=WIDTH.value,
+        height=HEIGHT.value or 0,
+        width=WIDTH.value or 0,
         solver=solver,
         grid=grid,
         guidance=guidance,
@@ -117,17 +134,30 @@ def run_sampling(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, pathlib
     )
     name = (
         f"step{pipeline.step:08d}-{SOLVER.value or type(solver).__name__.lower()}"
-        f"{grid.steps}-cfg{guidance.scale:g}-seed{SEED.value}"
+        f"{grid.steps}-cfg{guidance.scale:g}-seed{SEED.value}{_variant()}"
     )
-    _writable(workdir)
     folder = workdir / "samples" / name
     return write_samples(
         folder, generated, labels, pipeline.class_names, columns=COUNT.value
     )
 
 
+def _variant() -> str:
+    """What the name of a samples folder says of the flags that are rarely given."""
+    interval = ",".join(INTERVAL.value or [])
+    given = {
+        "ema": EMA.value,
+        "interval": interval,
+        "shift": SHIFT.value,
+        "height": HEIGHT.value,
+        "width": WIDTH.value,
+    }
+    return "".join(f"-{name}{value}" for name, value in given.items() if value)
+
+
 def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float]:
     """Loss on held-out images, printed and written to WORKDIR/evaluations/STEP.json."""
+    _writable(workdir)
     config = pipeline.config
     shards = jax.device_count()
     batch = -(-min(config.batch_size, 256) // shards) * shards
@@ -190,14 +220,73 @@ def _dispatch(workdir: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     """Entry point; exits with 1 and one paragraph on errors a user can mend."""
     if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+        _give_up(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
     logging.set_verbosity(logging.WARNING)
+    # Orbax's warnings are about Orbax; what goes wrong reaches us as an exception.
+    logging.get_absl_logger().setLevel(standard_logging.CRITICAL)
+    backend.configure()
+    workdir = pathlib.Path(WORKDIR.value)
     try:
-        _dispatch(pathlib.Path(WORKDIR.value))
+        _dispatch(workdir)
     except USER_ERRORS as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+        _give_up(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _give_up(
+            f"Writing {error.filename or f'to {workdir}'} failed: {error.strerror}. "
+            "Mend that and give the same command again: training goes on from the last "
+            "checkpoint."
+        )
+    except KeyboardInterrupt:
+        _give_up("Interrupted.", INTERRUPTED)
+
+
+def _give_up(paragraph: str, code: int = 1) -> None:
+    print(f"\n{paragraph}", file=sys.stderr)
+    sys.exit(code)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """What is left of `argv` besides flags; exits with 1 and one paragraph on errors."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag = re.fullmatch(r"--?config(=(.*))?", argument)
+        if flag:
+            path = (following if flag[1] is None else flag[2]).split(":")[0]
+            if not pathlib.Path(path).is_file():
+                _give_up(
+                    f"There is no config file {path!r}: give --config the path of one, "
+                    "such as configs/emoji.py."
+                )
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # config files are code: anything may go wrong in them
+        _give_up(_explained(error, argv))
+
+
+def _explained(error: Exception, argv: list[str]) -> str:
+    """What went wrong with the flags, or in a config file."""
+    root = error
+    while root.__context__ is not None and not root.__suppress_context__:
+        root = root.__context__  # absl and ml_collections wrap errors
+    frames = traceback.extract_tb(root.__traceback__)
+    inside = [frame for frame in frames if frame.name == "get_config"]
+    if inside:
+        name = "" if isinstance(root, ValueError) else f"{type(root).__name__}: "
+        return f"{inside[0].filename} cannot be used: {name}{root}"
+    if isinstance(error, flags.Error):
+        return f"{error}{'' if str(error).endswith('.') else '.'} See --help."
+    message = str(root.args[0]) if isinstance(root, KeyError) else str(root)
+    if isinstance(root, TypeError):  # a field whose value is a part of the config
+        message += ". Replace whole parts in a config file; flags set single values"
+    node = re.search(r"<class '[\w.]*?(\w+)'>", message)
+    known = {cls.__name__: cls for cls in NODES}
+    if node and node[1] in known:
+        fields = ", ".join(f.name for f in dataclasses.fields(known[node[1]]))
+        message += f". The fields of {node[1]} are {fields}"
+    overrides = [a.split("=")[0] for a in argv if re.match(r"--?(no)?config\.", a)]
+    return f"{' or '.join(overrides)} cannot be set: {message}."
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -1,8 +1,11 @@
 """Trained weights with everything around them: load, and draw images from labels."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
+import re
 from collections.abc import Sequence
 
 import jax
@@ -14,13 +17,18 @@ from safetensors.flax import save_file
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning import label_problems
+from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.evaluation.generate import Generated
-from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.experiment import ConfigError, Experiment
 from pixelflow_jax.flow.guidance import Guidance
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.training.checkpoint import Checkpointer
+
+
+LOG = logging.getLogger(__name__)
+METADATA = "pixelflow_jax"  # the entry of a weights file that is ours
 
 
 class PipelineError(ValueError):
@@ -50,10 +58,16 @@ class Pipeline:
         """Weights from a `.safetensors` file of ours, or a training run's workdir.
 
         From a workdir the newest checkpoint is taken: the average with decay `ema` (such
-        as "0.9999"; "" the first one, "raw" the weights themselves).
+        as "0.9999"; "" the first one, "raw" the weights themselves). Raises
+        PipelineError, or CheckpointError for a damaged checkpoint.
         """
         path = pathlib.Path(path)
         if path.suffix == ".safetensors":
+            if ema:
+                raise PipelineError(
+                    f"{path} holds one set of weights, so there is no average {ema!r} "
+                    "to choose: leave ema away, or load the run's workdir."
+                )
             return cls._from_file(path)
         if (path / "checkpoints").is_dir():
             return cls.from_run(path, ema)
@@ -65,40 +79,38 @@ class Pipeline:
     @classmethod
     def from_run(cls, workdir: pathlib.Path, ema: str = "") -> "Pipeline":
         """The newest checkpoint of a run, with the config it was written with."""
-        checkpointer = Checkpointer(workdir / "checkpoints", None)
-        step = checkpointer.latest()
-        if step is None:
-            raise PipelineError(
-                f"{workdir}/checkpoints holds no complete checkpoint yet: train first."
+        with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
+            step = saved.latest()
+            if step is None:
+                raise PipelineError(
+                    f"{workdir}/checkpoints holds no complete checkpoint yet: train "
+                    "first."
+                )
+            config = _on_any_devices(saved.config(step))
+            known = [*map(str, config.ema), "raw"]
+            ema = ema or known[0]
+            if ema not in known:
+                raise PipelineError(
+                    f"This run has no average {ema!r}; choose one of "
+                    f"{', '.join(known)}."
+                )
+            whole = sharding.replicated(config.mesh.build())
+            shapes = jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
+                config.network().shapes(),
             )
-        config = Experiment.from_dict(checkpointer.config(step))
-        config.mesh = sharding.MeshShape()  # sampling takes the devices that are there
-        known = [*map(str, config.ema), "raw"]
-        ema = ema or known[0]
-        if ema not in known:
-            raise PipelineError(
-                f"This run has no average {ema!r}; choose one of {', '.join(known)}."
-            )
-        whole = sharding.replicated(config.mesh.build())
-        shapes = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
-            config.network().shapes(),
-        )
-        params = checkpointer.restore_weights(step, shapes, ema)
-        checkpointer.close()
+            params = saved.restore_weights(step, shapes, ema)
         return cls(
-            config=config,
-            params=params,
-            class_names=config.data.class_names,
-            step=step,
+            config=config, params=params, class_names=_class_names(config), step=step
         )
 
     @classmethod
     def _from_file(cls, path: pathlib.Path) -> "Pipeline":
         try:
             with safe_open(path, "flax") as file:
-                meta = json.loads(file.metadata()["pixelflow_jax"])
-                flat = {name: file.get_tensor(name) for name in file.keys()}
+                meta = json.loads((file.metadata() or {}).get(METADATA, "null"))
+                names = file.keys() if meta else []
+                flat = {name: file.get_tensor(name) for name in names}
         except FileNotFoundError:
             raise PipelineError(f"There is no file {path}.") from None
         except Exception as error:
@@ -106,7 +118,12 @@ class Pipeline:
                 f"{path} cannot be read ({error}): it is truncated, or not a file that "
                 "Pipeline.save wrote. Fetch or export it again."
             ) from error
-        config = Experiment.from_dict(meta["config"])
+        if meta is None:
+            raise PipelineError(
+                f"{path} was not written by Pipeline.save: its metadata hold no "
+                f"{METADATA!r}, and so no config. Convert the weights first."
+            )
+        config = _on_any_devices(meta["config"])
         shapes = traverse_util.flatten_dict(config.network().shapes(), sep="/")
         problems = _misfits(flat, shapes)
         if problems:
@@ -133,10 +150,13 @@ class Pipeline:
         }
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, path, metadata={"pixelflow_jax": json.dumps(meta)})
+        save_file(arrays, path, metadata={METADATA: json.dumps(meta)})
 
     def labels(self, classes: Sequence[int | str]) -> np.ndarray:
-        """Labels int32 [n] from class numbers or names; PipelineError for unknown ones."""
+        """Labels int32 [n] from class numbers or names; PipelineError for unknown ones.
+
+        A name may be written as on disk: "smileys-emotion" for "Smileys & Emotion".
+        """
         numbers = [self._label(c) for c in classes]
         problems = label_problems(numbers, self.config.model.num_classes)
         if problems:
@@ -144,14 +164,20 @@ class Pipeline:
         return np.asarray(numbers, np.int32)
 
     def _label(self, c: int | str) -> int:
-        if isinstance(c, str) and not c.lstrip("-").isdigit():
-            if c not in self.class_names:
-                raise PipelineError(
-                    f"There is no class {c!r}; the classes are "
-                    f"{', '.join(self.class_names)}."
-                )
+        if not isinstance(c, str):
+            return int(c)
+        if c in self.class_names:
             return self.class_names.index(c)
-        return int(c)
+        if re.fullmatch(r"-?\d+", c.strip()):
+            return int(c)
+        alike = [i for i, n in enumerate(self.class_names) if _slug(n) == _slug(c)]
+        if len(alike) != 1:
+            problem = "several classes like" if alike else "no class"
+            raise PipelineError(
+                f"There is {problem} {c!r}; the classes are "
+                f"{', '.join(self.class_names)}."
+            )
+        return alike[0]
 
     def __call__(
         self,
@@ -206,13 +232,18 @@ class Pipeline:
         size = config.data.image_size
         height, width = height or size, width or size
         problems = config.model.problems(height, width)
+        if min(height, width) < 1:
+            problems.append(f"height={height} and width={width} must be positive")
         if problems:
             raise PipelineError("; ".join(problems) + ".")
         labels = self.labels(classes)
         key = json.dumps([config.to_dict()["sampling"], height, width])
         if key not in self._generators:
             generator = config.generator(height, width)
-            generator.check()
+            try:
+                generator.check()
+            except ValueError as error:
+                raise PipelineError(str(error)) from error
             self._generators[key] = generator
         return self._generators[key](
             self.params,
@@ -222,6 +253,32 @@ class Pipeline:
             record=record,
             progress=progress,
         )
+
+
+def _on_any_devices(config: dict) -> Experiment:
+    """The config that weights came with, for the devices that are there."""
+    try:
+        experiment = Experiment.from_dict(config)
+    except ConfigError as error:
+        raise PipelineError(
+            f"These weights belong to another version of pixelflow_jax: {error}"
+        ) from error
+    experiment.mesh = sharding.MeshShape()
+    return experiment
+
+
+def _class_names(config: Experiment) -> tuple[str, ...]:
+    """The data set's class names, or numbers where the data set is not at hand."""
+    try:
+        return config.data.class_names
+    except DataError as error:
+        LOG.warning("Classes go by their numbers, without the data set: %s", error)
+        return tuple(map(str, range(config.model.num_classes)))
+
+
+def _slug(name: str) -> str:
+    """Lower-case letters and digits, everything else as single hyphens."""
+    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")
 
 
 def _misfits(flat: dict, shapes: dict) -> list[str]:

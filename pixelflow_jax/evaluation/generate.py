@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
@@ -75,7 +76,7 @@ class Generator:
                 index = first + start + np.arange(size)
                 padded = np.resize(part, size)  # repeats labels to fill the batch
                 drawn = self._batch(params, index, padded, seed, record)
-                parts.append(_trim(jax.device_get(drawn), len(part)))
+                parts.append(_trim(_on_host(drawn), len(part)))
         images = np.concatenate([part.images for part in parts])
         if not record:
             return Generated(images)
@@ -118,6 +119,13 @@ class Generator:
         seed = jax.ShapeDtypeStruct((), np.uint32)
         program = functools.partial(self.trace, record=False)
         jax.eval_shape(program, self.network.shapes(), one, one, seed)
+
+
+def _on_host(drawn: Samples) -> Samples:
+    """The whole samples as numpy arrays, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(drawn)
+    return multihost_utils.process_allgather(drawn, tiled=True)
 
 
 def _trim(drawn: Samples, n: int) -> Generated:

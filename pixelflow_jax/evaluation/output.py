@@ -32,9 +32,7 @@ def write_samples(
         name = re.sub(r"[^A-Za-z0-9]+", "-", class_names[label])
         save_png(folder / "images" / f"{number:06d}_{name}.png", image)
     paths = {"images": folder / "images", "grid": folder / "grid.png"}
-    rows = labels[:SHOWN:columns]
-    same = all(len(set(labels[i : i + columns])) == 1 for i in range(0, SHOWN, columns))
-    names = [class_names[row] for row in rows] if same else None
+    names = _row_names(labels[:SHOWN], class_names, columns)
     save_png(paths["grid"], _grid(images, columns, names))
     paths["npz"] = folder / "samples.npz"
     np.savez(paths["npz"], images, labels=labels)
@@ -44,6 +42,16 @@ def write_samples(
         frames = np.stack([_grid(frame, columns, names) for frame in frames])
         save_animation(paths["trajectory"], frames, fps=10)
     return paths
+
+
+def _row_names(
+    labels: np.ndarray, class_names: tuple[str, ...], columns: int
+) -> list[str] | None:
+    """The class of each row of a grid; None where a row holds several."""
+    rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
+    if any(len(set(row)) > 1 for row in rows):
+        return None
+    return [class_names[row[0]] for row in rows]
 
 
 def _grid(images: np.ndarray, columns: int, names: list[str] | None) -> np.ndarray:

@@ -43,7 +43,8 @@ class NeuralField:
     `width` channels (paper: 64; ablated 36, 72), hidden `ratio * width`, `depth` MLPs in
     sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct" or "sincos", `normalised`:
     which generated weights get unit columns ("first", "second"), `output_norm`: RMS norm
-    before the last linear layer.
+    before the last linear layer. `loop`: remat "names" keeps only the generated weights
+    for the backward pass, for batches that do not fit otherwise.
     """
 
     width: int = 64
@@ -52,6 +53,9 @@ class NeuralField:
     encoding: str = "dct"
     normalised: tuple[str, ...] = WEIGHTS
     output_norm: bool = True
+    loop: Loop = dataclasses.field(
+        default_factory=lambda: Loop(remat="none", unroll=0)
+    )
 
     def build(
         self, model: "PixNerd", rngs: nnx.Rngs, precision: Precision
@@ -137,6 +141,13 @@ class PixNerd:
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
         found = self.decoder.problems()
+        sizes = (self.num_classes, self.channels, self.patch, self.depth)
+        if min(*sizes, self.width, self.heads) < 1:
+            return [
+                *found,
+                "model.num_classes, channels, patch, width, heads and depth must be at "
+                "least 1",
+            ]
         if height % self.patch or width % self.patch:
             found.append(
                 f"model.patch={self.patch} does not divide the image size {height} x "
@@ -149,10 +160,6 @@ class PixNerd:
             )
         if not 0 <= self.tap <= self.depth:
             found.append(f"model.tap={self.tap} must lie in 0..depth={self.depth}")
-        if min(self.num_classes, self.channels, self.patch, self.depth) < 1:
-            found.append(
-                "model.num_classes, channels, patch and depth must be at least 1"
-            )
         return found
 
     def flops(self, height: int, width: int) -> float:
@@ -213,7 +220,7 @@ class FieldDecoder(nnx.Module):
             ),
             config.depth,
             rngs,
-            Loop(remat=model.loop.remat, unroll=0),
+            config.loop,
         )
         self.norm = RMSNorm(d) if config.output_norm else None
         self.linear = linear(

@@ -13,7 +13,11 @@ from pixelflow_jax.nn.precision import Precision
 
 
 def attend(
-    q: Array, k: Array, v: Array, mask: Array | None = None, implementation="auto"
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    implementation: str = "auto",
 ) -> Array:
     """Softmax attention with scale head_width^-0.5.
 

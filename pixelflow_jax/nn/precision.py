@@ -18,7 +18,8 @@ class Precision:
     compute: str = "bfloat16"
     matmul: str = "default"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError for values that do not exist."""
         if self.compute not in ("bfloat16", "float32"):
             raise ValueError(
                 f'precision.compute must be "bfloat16" or "float32", not {self.compute!r}.'

@@ -28,7 +28,8 @@ class Loop:
     remat: str = "names"
     unroll: int = 1
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError for values that do not exist."""
         if self.remat not in ("none", "names", "full"):
             raise ValueError(
                 f'loop.remat must be "none", "names" or "full", not {self.remat!r}.'

@@ -4,9 +4,11 @@ The only file that imports Orbax. A checkpoint lies in DIRECTORY/STEP/ and appea
 whole or not at all: an interrupted save leaves only a temporary folder behind.
 """
 
+import contextlib
 import dataclasses
 import errno
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -26,13 +28,15 @@ FREE = (
     "data.prefetch",
     "data.max_corrupt",
     "model.loop",
+    "model.decoder.loop",
+    "model.decoder.loop",
     "model.attention",
     "accumulate",
 )
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or does not belong to this config."""
+    """A checkpoint cannot be written or read, or does not belong to this config."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -62,18 +66,18 @@ class Checkpointer:
     def __init__(self, directory: pathlib.Path, policy: Checkpointing | None):
         """Without a `policy`, for reading only."""
         self.directory = pathlib.Path(directory).absolute()
-        self._policy = policy or Checkpointing()
+        self._allowed = () if policy is None else policy.allow
+        options = {"read_only": True, "enable_async_checkpointing": False}
         if policy is not None:
             self._check_writable()
+            options = {
+                "max_to_keep": policy.keep,
+                "keep_period": policy.keep_period or None,
+            }
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("state", "data", "config"),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=self._policy.keep,
-                keep_period=self._policy.keep_period or None,
-                enable_async_checkpointing=policy is not None,
-                read_only=policy is None,
-            ),
+            options=ocp.CheckpointManagerOptions(**options),
         )
 
     def _check_writable(self) -> None:
@@ -104,32 +108,35 @@ class Checkpointer:
             data=ocp.args.JsonSave(data),
             config=ocp.args.JsonSave(config),
         )
-        with _explained(self.directory):
+        with self._writing():
             self._manager.save(step, args=items)
 
     def wait(self) -> None:
         """Return when everything is on disk; raises CheckpointError if it is not."""
-        with _explained(self.directory):
+        with self._writing():
             self._manager.wait_until_finished()
 
     def config(self, step: int) -> dict:
         """The config a checkpoint was written with."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=items)["config"]
+        with self._reading(step):
+            return self._manager.restore(step, args=items)["config"]
 
     def restore(
         self, step: int, abstract: TrainState, config: dict
     ) -> tuple[TrainState, dict]:
         """State, laid out like `abstract` (shapes with shardings), and data position.
 
-        Raises CheckpointError, naming the fields, for a checkpoint of another config.
+        Raises CheckpointError for a damaged checkpoint, or one of another config, whose
+        fields it names.
         """
         self._compare(self.config(step), config, step)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(step, args=items)
-        return restored["state"], restored["data"]
+        with self._reading(step):
+            restored = self._manager.restore(step, args=items)
+            return restored["state"], restored["data"]
 
     def restore_weights(self, step: int, abstract: dict, ema: str) -> dict:
         """The denoiser's parameters alone: those of average `ema`, or "raw".
@@ -145,11 +152,12 @@ class Checkpointer:
                 item=wanted, restore_args=restore_args, partial_restore=True
             )
         )
-        restored = self._manager.restore(step, args=items)["state"]
+        with self._reading(step):
+            restored = self._manager.restore(step, args=items)["state"]
         return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
 
     def _compare(self, old: dict, new: dict, step: int) -> None:
-        free = (*FREE, *self._policy.allow)
+        free = (*FREE, *self._allowed)
         if new["optimizer"]["schedule"] == "constant":
             free = (*free, "steps")  # a decaying schedule depends on the last step
         changed = {
@@ -173,24 +181,42 @@ class Checkpointer:
         self._manager.close()
 
 
-class _explained:
-    """Turns a failed write into a CheckpointError that says what to do."""
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns a failed write into a CheckpointError that says what to do."""
+        try:
+            yield
+        except Exception as error:
+            full = getattr(error, "errno", None) == errno.ENOSPC or any(
+                sign in str(error) for sign in ("No space left", "RESOURCE_EXHAUSTED")
+            )
+            reason = "the disk is full" if full else _brief(error)
+            raise CheckpointError(
+                f"Could not write a checkpoint to {self.directory}: {reason}. Earlier "
+                "checkpoints there are complete; make room (or lower "
+                "--config.checkpoint.keep) and start again with the same --workdir to "
+                "go on from the last one."
+            ) from error
 
-    def __init__(self, directory: pathlib.Path):
-        self._directory = directory
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns a failed read into a CheckpointError that says what to do."""
+        try:
+            yield
+        except Exception as error:
+            earlier = [s for s in self._manager.all_steps() if s < step]
+            instead = f"go on from step {max(earlier)}" if earlier else "begin anew"
+            cause = "it is damaged or incomplete"
+            if self._allowed:
+                cause += ", or a field in checkpoint.allow changes the model's arrays"
+            raise CheckpointError(
+                f"The checkpoint {self.directory}/{step} cannot be read "
+                f"({_brief(error)}): {cause}. If it is damaged, delete that folder to "
+                f"{instead}."
+            ) from error
 
-    def __enter__(self) -> None:
-        pass
 
-    def __exit__(self, kind: type, error: BaseException | None, trace: object) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        full = getattr(error, "errno", None) == errno.ENOSPC or any(
-            sign in str(error) for sign in ("No space left", "RESOURCE_EXHAUSTED")
-        )
-        reason = "the disk is full" if full else f"{type(error).__name__}: {error}"
-        raise CheckpointError(
-            f"Could not write a checkpoint to {self._directory}: {reason}. Earlier "
-            "checkpoints there are complete; make room (or lower --config.checkpoint."
-            "keep) and start again with the same --workdir to go on from the last one."
-        ) from error
+def _brief(error: Exception) -> str:
+    """An error in one line of bearable length."""
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return line if len(line) <= 300 else line[:300] + " ..."

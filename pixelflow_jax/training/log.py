@@ -1,5 +1,6 @@
 """What one sees of a run: progress line, TensorBoard, metrics.jsonl, pictures."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,11 +8,11 @@ import pathlib
 import time
 
 import numpy as np
-import tensorboardX
 from tqdm import tqdm
 
 from pixelflow_jax.data.images import save_png
-from pixelflow_jax.training.throughput import utilisation
+from pixelflow_jax.training.events import Events
+from pixelflow_jax.training.throughput import matmul_rate, utilisation
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,7 +38,10 @@ class Logging:
 
 
 class RunLog:
-    """Writes to WORKDIR and the terminal; silent on all processes but the first."""
+    """Writes to WORKDIR and the terminal; silent on all processes but the first.
+
+    Use it in a `with` statement. Raises OSError where it cannot write.
+    """
 
     def __init__(
         self,
@@ -48,21 +52,24 @@ class RunLog:
         batch_size: int,
         forward_flops: float,
         dtype: str,
+        config: dict,
         main: bool,
     ):
         self._main = main
         if not main:
             return
+        matmul_rate(dtype)  # measured before the run, not in the middle of it
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(json.dumps(config, indent=1))
         self._workdir = workdir
+        self._start = start
         self._batch_size = batch_size
         self._flops = forward_flops
         self._dtype = dtype
         self._history = workdir / "metrics.jsonl"
         _truncate(self._history, start)
         self._file = self._history.open("a")
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start, flush_secs=10
-        )
+        self._events = Events(workdir / "tensorboard", start + 1)
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
         self._since = (start, time.perf_counter())
 
@@ -77,7 +84,7 @@ class RunLog:
         mean = {k: float(np.mean([v[k] for _, v in history])) for k in names}
         mean |= self._speed(step)
         for name, value in mean.items():
-            self._board.add_scalar(name, value, step)
+            self._events.scalar(name, value, step)
         self._bar.set_postfix_str(
             f"loss {mean['loss']:.4f}, {mean['images_per_second']:.4g} images/s, "
             f"MFU {mean['mfu']:.1%}"
@@ -102,25 +109,30 @@ class RunLog:
         if not self._main:
             return
         save_png(self._workdir / "previews" / f"{step:08d}.png", image)
-        self._board.add_image("samples", image, step, dataformats="HWC")
+        self._events.image("samples", image, step)
 
     def text(self, name: str, text: str) -> None:
         """Keep a text (config, parameter table) beside the curves."""
         if self._main:
             indented = "\n".join("    " + line for line in text.splitlines())
-            self._board.add_text(name, indented)
+            self._events.text(name, indented, self._start)
 
     def say(self, line: str) -> None:
         """Print a line without breaking the progress bar."""
         if self._main:
             tqdm.write(line)
 
-    def close(self) -> None:
-        """Flush and close everything."""
-        if self._main:
-            self._bar.close()
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type, error: BaseException | None, trace: object) -> None:
+        if not self._main:
+            return
+        self._bar.close()
+        # What ended the run matters more than that its log cannot be closed either.
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
             self._file.close()
-            self._board.close()
+            self._events.close()
 
 
 def _truncate(history: pathlib.Path, start: int) -> None:

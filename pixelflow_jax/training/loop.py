@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from pixelflow_jax import sharding
+from pixelflow_jax.conditioning import label_problems
+from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
@@ -59,17 +62,18 @@ def train(run: Run, workdir: pathlib.Path) -> TrainState:
     """Carry out `run` in `workdir`, going on from its newest checkpoint if there is one.
 
     Returns the last state. SIGTERM and Ctrl-C save and return at the next step. Raises
-    DivergedError when a loss is not finite, CheckpointError when saving fails.
+    DivergedError when a loss is not finite, CheckpointError when saving fails, DataError
+    for a label the model does not know, OSError when the log cannot be written.
     """
     checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
-    with jax.set_mesh(run.mesh), contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as closing:
         closing.callback(checkpointer.close)
         state, data = _begin(run, checkpointer)
         closing.callback(data.close)
-        log = _open_log(run, workdir, int(state.step))
-        closing.callback(log.close)
-        stop = closing.enter_context(_stop_signals(log))
-        return _steps(run, state, data, checkpointer, log, stop)
+        log = closing.enter_context(_open_log(run, workdir, int(state.step)))
+        stop = closing.enter_context(_stop_signals())
+        with jax.set_mesh(run.mesh):
+            return _steps(run, state, data, checkpointer, log, stop)
 
 
 def _begin(run: Run, checkpointer: Checkpointer) -> tuple[TrainState, BatchLoader]:
@@ -90,6 +94,7 @@ def _open_log(run: Run, workdir: pathlib.Path, start: int) -> RunLog:
         batch_size=run.batch_size,
         forward_flops=run.recipe.model.flops(run.image_size, run.image_size),
         dtype=run.precision,
+        config=run.config,
         main=jax.process_index() == 0,
     )
     shapes = run.abstract_state().params["denoiser"]
@@ -111,8 +116,13 @@ def _steps(
     stop: Callable[[], bool],
 ) -> TrainState:
     """The loop itself: step, watch, draw, save."""
-    step_fn = jax.jit(make_step(run.recipe), donate_argnums=0)
-    batches = _on_device(data, run.mesh)
+    layout = jax.tree.map(lambda a: a.sharding, state)
+    step_fn = jax.jit(
+        make_step(run.recipe),
+        donate_argnums=0,
+        out_shardings=(layout, sharding.replicated(run.mesh)),
+    )
+    batches = _on_device(data, run)
     pending: list[tuple[int, dict[str, Array]]] = []
     step, started = int(state.step), int(state.step)
 
@@ -153,11 +163,17 @@ def _steps(
     return state
 
 
-def _on_device(data: BatchLoader, mesh: jax.sharding.Mesh) -> Iterator[dict]:
+def _on_device(data: BatchLoader, run: Run) -> Iterator[dict]:
     """Batches as global arrays, each sent on its way one step before it is needed."""
-    layout = sharding.batch_sharding(mesh)
+    layout = sharding.batch_sharding(run.mesh)
+    classes = run.recipe.model.num_classes
 
     def send(batch: dict) -> dict:
+        for problem in label_problems(batch["label"].tolist(), classes):
+            raise DataError(
+                f"A batch of the data set holds labels the model has no class for: "
+                f"{problem}. Mend the labels, or raise --config.model.num_classes."
+            )
         return {
             name: jax.make_array_from_process_local_data(layout, array)
             for name, array in batch.items()
@@ -189,7 +205,7 @@ def _check_finite(history: list[tuple[int, dict[str, float]]]) -> None:
 
 
 @contextlib.contextmanager
-def _stop_signals(log: RunLog) -> Iterator[Callable[[], bool]]:
+def _stop_signals() -> Iterator[Callable[[], bool]]:
     """Turns the first SIGTERM or Ctrl-C into a wish to stop; the second one kills.
 
     With several processes all stop after the same step.
@@ -197,10 +213,17 @@ def _stop_signals(log: RunLog) -> Iterator[Callable[[], bool]]:
     wish = [False]
     before = {}
 
+    def restore() -> None:
+        for number, handler in before.items():
+            # None: the handler was not set from Python and cannot be from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
     def note(number: int, frame: object) -> None:
         wish[0] = True
-        signal.signal(number, before[number])
-        log.say(f"{signal.Signals(number).name}: saving after this step")
+        restore()
+        # Not print: a handler may run in the middle of another print.
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: saving after this step; again to kill\n".encode())
 
     def stop() -> bool:
         if jax.process_count() == 1:
@@ -213,5 +236,4 @@ def _stop_signals(log: RunLog) -> Iterator[Callable[[], bool]]:
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()

@@ -11,7 +11,10 @@ TRAINING_PASSES = 3  # forward, and twice as much backward
 
 @functools.cache
 def matmul_rate(dtype: str) -> float:
-    """Measured rate of a large matrix product on one device, in operations a second."""
+    """Measured rate of a large matrix product on one device, in operations a second.
+
+    Call it outside `jax.set_mesh`, which would run it on every device of the mesh.
+    """
     n = 8192 if jax.default_backend() in ("gpu", "tpu") else 1024
     a = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
     product = jax.jit(lambda a, b: a @ b)

@@ -25,8 +25,8 @@ from pixelflow_jax.models.base import Cond
 from pixelflow_jax.sampler import denoise
 from tests.golden import harness
 
-# The reference computes multistep weights in float32, where they cancel: with the order,
-# with the number of steps, and over the wide range of log-SNR nodes.
+# The reference computes multistep weights in float32, where they cancel: with the
+# order, with the number of steps, and over the wide range of log-SNR nodes.
 TIGHT, LOGSNR, LOOSE = 2e-5, 1e-4, 5e-4
 WEIGHTS = 2e-6  # times steps^(order - 1)
 

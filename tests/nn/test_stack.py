@@ -65,6 +65,7 @@ def test_scan_equals_a_loop_over_the_blocks(reference):
         {"remat": "full"},
         {"remat": "names", "unroll": 2},
         {"remat": "none", "unroll": 0},
+        {"remat": "names", "unroll": 0},
         {"remat": "full", "unroll": 9},
     ],
     ids=str,
@@ -86,9 +87,15 @@ def test_remat_keeps_what_it_says():
     assert saved("full") < saved("names") < saved("none")
 
 
-@pytest.mark.parametrize(("unroll", "expected"), [(0, 5), (1, 1), (3, 3), (9, 5)])
-def test_unroll_0_means_all(unroll, expected):
-    assert build(unroll=unroll).unroll == expected
+@pytest.mark.parametrize(
+    ("unroll", "expected"), [(0, []), (1, [1]), (3, [3]), (9, [5])]
+)
+def test_the_stack_is_one_scan_and_unroll_0_writes_it_out(unroll, expected):
+    graph, params = nnx.split(build(unroll=unroll))
+    run = lambda params: nnx.merge(graph, params)(X, SHIFT)
+    steps = jax.make_jaxpr(run)(params).eqns
+    scans = [step.params["unroll"] for step in steps if step.primitive.name == "scan"]
+    assert scans == expected
 
 
 def test_unknown_loops_are_refused():

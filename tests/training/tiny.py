@@ -1,0 +1,122 @@
+"""A run so small that its compilation is what takes the time."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from pixelflow_jax.data.folder import ImageFolder
+from pixelflow_jax.data.loader import Data
+from pixelflow_jax.experiment import Experiment, Sampling
+from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.training.checkpoint import Checkpointing
+from pixelflow_jax.training.log import Logging
+from pixelflow_jax.training.optimizer import AdamW
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SIZE = 16
+CLASSES = ("Cats & Dogs", "flags", "plants")
+
+
+def write_images(root: pathlib.Path, count: int = 24, size: int = SIZE) -> pathlib.Path:
+    """`count` smooth random images in three class folders."""
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
+        image = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+        folder = root / CLASSES[k % len(CLASSES)]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{k:03d}.png")
+    return root
+
+
+def model(**fields) -> PixNerd:
+    """A PixNerd of two blocks on four tokens."""
+    small = {
+        "num_classes": len(CLASSES),
+        "patch": 8,
+        "width": 32,
+        "heads": 4,
+        "depth": 2,
+        "tap": 1,
+        "decoder": NeuralField(width=8, depth=1),
+        "loop": Loop(remat="none"),
+    }
+    return PixNerd(**small | fields)
+
+
+def experiment(images: str | pathlib.Path, **fields) -> Experiment:
+    """A run of a few steps, with everything switched on that a step may do."""
+    source = ImageFolder(path=str(images), holdout=0.25)
+    small = {
+        "name": "tiny",
+        "seed": 3,
+        "steps": 6,
+        "batch_size": 8,
+        "data": Data(source=source, image_size=SIZE, threads=2),
+        "model": model(),
+        "optimizer": AdamW(lr=1e-2, warmup=2, clip=1.0, weight_decay=0.01),
+        "ema": (0.9, 0.5),
+        "precision": Precision(compute="float32"),
+        "checkpoint": Checkpointing(every=3),
+        "log": Logging(every=1, preview_every=0, preview_count=4),
+        "sampling": Sampling(
+            grid=Grid(steps=3),
+            guidance=ClassifierFree(scale=2.0, low=0.1, high=1.0),
+            batch_size=8,
+        ),
+    }
+    return Experiment(**small | fields)
+
+
+def history(workdir: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl; floats as written, to the last bit."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def write_config(path: pathlib.Path, images: pathlib.Path, changes: str = "") -> str:
+    """A config file for the command line; `changes` are lines that edit `config`."""
+    body = "\n".join("    " + line for line in changes.splitlines())
+    path.write_text(
+        "import tiny\n\n\ndef get_config():\n"
+        f"    config = tiny.experiment({str(images)!r})\n{body}\n    return config\n"
+    )
+    return str(path)
+
+
+def command(*arguments: object, devices: int = 1, **options) -> subprocess.Popen:
+    """Start `python -m pixelflow_jax.main` with these arguments."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flag,
+        "PYTHONPATH": str(pathlib.Path(__file__).parent),  # configs import this module
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "pixelflow_jax.main", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+    """Its exit code, standard output and standard error."""
+    try:
+        out, error = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, out, error
