@@ -36,7 +36,6 @@ CORE = [
     "absl-py>=2.3,<3",
     'array-record>=0.8.1,<0.9; sys_platform != "win32"',
     "clu>=0.0.12",
-    "einops>=0.8,<0.9",
     "grain>=0.2.18,<0.3",
     "ml-collections>=1.1,<2",
     "msgpack>=1,<2",

@@ -68,7 +68,7 @@ def compiled(function: Callable, *args: object) -> tuple[object, float]:
 
 
 def memory(program: object) -> dict:
-    """Peak bytes in use of the process so far, and temporaries of one program, in GB."""
+    """Peak bytes of the process so far, and temporaries of one program, in GB."""
     stats = jax.devices()[0].memory_stats() or {}
     analysis = program.memory_analysis()
     return {

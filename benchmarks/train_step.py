@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import subprocess
 import sys
 
 from benchmarks import harness  # first: it sets the compiler's flags

@@ -44,9 +44,7 @@ class ClassLabels:
 def drop(draw: Array, cond: Cond, null: Cond, rate: float) -> Cond:
     """`null` where the uniform `draw` [b] lies below `rate`, `cond` elsewhere."""
     dropped = draw < rate
-    return jax.tree.map(
-        lambda c, n: jnp.where(per_image(dropped, c), n, c), cond, null
-    )
+    return jax.tree.map(lambda c, n: jnp.where(per_image(dropped, c), n, c), cond, null)
 
 
 def label_problems(labels: list[int], num_classes: int) -> list[str]:

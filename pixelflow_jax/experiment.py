@@ -95,7 +95,7 @@ class Experiment:
             raise ConfigError(str(error)) from error
 
     def validate(self) -> None:
-        """Raises ConfigError with everything that is wrong, before anything is built."""
+        """Raises ConfigError with all that is wrong, before anything is built."""
         # Each check presumes that those before it found nothing.
         problems = mistyped(self) or self._problems()
         if not problems:
@@ -145,8 +145,9 @@ class Experiment:
         unit = shards * max(1, self.accumulate)
         if self.batch_size < 1 or self.batch_size % unit:
             found.append(
-                f"batch_size={self.batch_size} must be a multiple of {unit}: data x fsdp "
-                f"= {shards} devices take equal parts, accumulate={self.accumulate} times"
+                f"batch_size={self.batch_size} must be a multiple of {unit}: data x "
+                f"fsdp = {shards} devices take equal parts, accumulate="
+                f"{self.accumulate} times"
             )
         return found
 

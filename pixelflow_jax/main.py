@@ -37,7 +37,6 @@ from pixelflow_jax.evaluation.output import write_samples
 from pixelflow_jax.experiment import NODES, ConfigError, Experiment
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
-from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.pipeline import Pipeline, PipelineError
 from pixelflow_jax.training.checkpoint import CheckpointError
 from pixelflow_jax.training.loop import DivergedError, train
@@ -196,8 +195,8 @@ def _writable(workdir: pathlib.Path) -> None:
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         raise ConfigError(
-            f"Cannot write to the workdir {workdir} ({error.strerror}): give a --workdir "
-            "that this user may write to."
+            f"Cannot write to the workdir {workdir} ({error.strerror}): give a "
+            "--workdir that this user may write to."
         ) from error
 
 
@@ -248,7 +247,7 @@ def _give_up(paragraph: str, code: int = 1) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """What is left of `argv` besides flags; exits with 1 and one paragraph on errors."""
+    """What is left of `argv` besides flags; exits with 1 and a paragraph on errors."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         flag = re.fullmatch(r"--?config(=(.*))?", argument)
         if flag:

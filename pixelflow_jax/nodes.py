@@ -58,8 +58,8 @@ def from_dict(data: object, classes: Iterable[type]) -> object:
         unknown = sorted(set(values) - set(fields))
         if unknown:
             raise ValueError(
-                f"This config sets {name}.{', '.join(unknown)}, which this version does "
-                f"not know; the fields of {name} are {', '.join(fields)}."
+                f"This config sets {name}.{', '.join(unknown)}, which this version "
+                f"does not know; the fields of {name} are {', '.join(fields)}."
             )
         required = [name for name, field in fields.items() if _required(field)]
         missing = sorted(set(required) - set(values))
@@ -98,14 +98,16 @@ def mistyped(node: object) -> list[str]:
             value = getattr(one, field.name)
             if not _fits(value, field.type):
                 name = f"{path}.{field.name}".lstrip(".")
-                simple = isinstance(field.type, type) and not typing.get_args(field.type)
+                simple = isinstance(field.type, type) and not typing.get_args(
+                    field.type
+                )
                 wanted = field.type.__name__ if simple else field.type
                 found.append(f"{name}={value!r} must be of type {wanted}")
     return found
 
 
 def walk(node: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """A node and all nodes inside it, each with its path ("a.b[0]"; "" for the root)."""
+    """A node and all nodes inside it, each with its path ("a.b[0]"; the root: "")."""
     yield path, node
     for field in dataclasses.fields(node):
         value, name = getattr(node, field.name), f"{path}.{field.name}".lstrip(".")

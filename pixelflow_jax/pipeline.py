@@ -26,7 +26,6 @@ from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.training.checkpoint import Checkpointer
 
-
 LOG = logging.getLogger(__name__)
 METADATA = "pixelflow_jax"  # the entry of a weights file that is ours
 
@@ -57,8 +56,8 @@ class Pipeline:
     def from_pretrained(cls, path: str | pathlib.Path, ema: str = "") -> "Pipeline":
         """Weights from a `.safetensors` file of ours, or a training run's workdir.
 
-        From a workdir the newest checkpoint is taken: the average with decay `ema` (such
-        as "0.9999"; "" the first one, "raw" the weights themselves). Raises
+        From a workdir the newest checkpoint is taken: the average with decay `ema`
+        (such as "0.9999"; "" the first one, "raw" the weights themselves). Raises
         PipelineError, or CheckpointError for a damaged checkpoint.
         """
         path = pathlib.Path(path)

@@ -42,15 +42,16 @@ class MeshShape:
         sizes = [self.data, self.fsdp, self.tensor]
         if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
             raise ValueError(
-                f"mesh sizes must be positive, with -1 for at most one axis, not {sizes}."
+                "mesh sizes must be positive, with -1 for at most one axis, not "
+                f"{sizes}."
             )
         known = int(np.prod([s for s in sizes if s != -1]))
         sizes = [len(devices) // known if s == -1 else s for s in sizes]
         if int(np.prod(sizes)) != len(devices):
             raise ValueError(
-                f"A mesh of data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} does "
-                f"not fit {len(devices)} devices: the product of the sizes must be "
-                f"{len(devices)} (-1 takes what is left)."
+                f"A mesh of data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} "
+                f"does not fit {len(devices)} devices: the product of the sizes must "
+                f"be {len(devices)} (-1 takes what is left)."
             )
         return jax.make_mesh(
             sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices

@@ -18,7 +18,9 @@ PACKAGE = "pixelflow_jax"
 
 # A unit is a sub-package or a module directly under the package.
 FLOORS = {
-    **dict.fromkeys(["backend", "compat", "nodes", "flow", "nn", "data", "sharding"], 0),
+    **dict.fromkeys(
+        ["backend", "compat", "nodes", "flow", "nn", "data", "sharding"], 0
+    ),
     **dict.fromkeys(["models", "teachers"], 1),
     **dict.fromkeys(["conditioning", "objective", "sampler"], 2),
     **dict.fromkeys(["training", "evaluation", "convert"], 3),

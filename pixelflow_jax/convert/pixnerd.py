@@ -55,9 +55,7 @@ def _blocks(stack: str, layers: range) -> list[Row]:
     rows += _linear(f"{ours}/attention/out", f"{theirs}.attn.proj", layers)
     for a, b in {"gate": "w1", "up": "w3", "down": "w2"}.items():
         rows += _linear(f"{ours}/mlp/{a}", f"{theirs}.mlp.{b}", layers, bias=False)
-    return rows + _linear(
-        f"{ours}/modulation", f"{theirs}.adaLN_modulation.0", layers
-    )
+    return rows + _linear(f"{ours}/modulation", f"{theirs}.adaLN_modulation.0", layers)
 
 
 def _field(config: PixNerd, field: NeuralField) -> list[Row]:

@@ -1,7 +1,7 @@
 """Declarative tables between our parameter paths and an official state dict.
 
-A table is a list of rows; the same rows load and export. A row whose official name holds
-`{i}` gathers the layers `layers` into one array with a leading layer axis.
+A table is a list of rows; the same rows load and export. A row whose official name
+holds `{i}` gathers the layers `layers` into one array with a leading layer axis.
 """
 
 import dataclasses
@@ -19,7 +19,9 @@ class Transform:
 
 
 same = Transform(lambda a: a, lambda a: a)
-transpose = Transform(np.transpose, np.transpose)  # linear layers: [out, in] <-> [in, out]
+transpose = Transform(
+    np.transpose, np.transpose
+)  # linear layers: [out, in] <-> [in, out]
 
 
 def patch_inputs(channels: int, patch: int) -> Transform:
@@ -37,7 +39,7 @@ def patch_inputs(channels: int, patch: int) -> Transform:
 
 
 def patch_outputs(channels: int, patch: int) -> Transform:
-    """Linear layer to patches, or its bias: (c, ph, pw) rows <-> (ph, pw, c) columns."""
+    """Linear layer to patches, or its bias: rows (c, ph, pw) <-> columns (ph, pw, c)"""
 
     def load(a: np.ndarray) -> np.ndarray:
         rest = a.shape[1:]

@@ -22,7 +22,7 @@ from pixelflow_jax.sampler import Samples, image_keys, sample
 
 
 class Generated(NamedTuple):
-    """Images float32 [n, h, w, c], nominally in [-1, 1]; `clean` [steps, n, h, w, c]."""
+    """Images float32 [n, h, w, c], nominally [-1, 1]; `clean` [steps, n, h, w, c]."""
 
     images: np.ndarray
     clean: np.ndarray | None = None

@@ -63,7 +63,7 @@ class HeldoutLoss:
         return {"loss": float(np.mean(list(means.values()))), **by_time}
 
     def _error(self, params: dict, batch: dict, first: Array, t: Array) -> Array:
-        """Sum over the batch of the weighted error at time `t`, averaged over stages."""
+        """Sum over the batch of the weighted error at time `t`, mean over stages."""
         images = batch["image"]
         count, height, width, channels = images.shape
         keys = image_keys(self.seed, first + jnp.arange(count))

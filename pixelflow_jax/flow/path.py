@@ -93,6 +93,6 @@ def per_image(t: Array, image: Array) -> Array:
 
 
 def image_noise(keys: Array, height: int, width: int, channels: int) -> Array:
-    """Standard normal [b, height, width, channels]: image i depends on `keys[i]` only."""
+    """Standard normal [b, height, width, channels]; image i depends on `keys[i]`."""
     shape = (height, width, channels)
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

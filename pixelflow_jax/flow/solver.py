@@ -19,8 +19,8 @@ from pixelflow_jax.flow.guidance import Field
 class Solution(NamedTuple):
     """The state at the last node and, when recorded, the way there.
 
-    `states` [n, ...] are the states before each of the n steps and `velocities` [n, ...]
-    the velocities the steps used; both are None unless recording was asked for.
+    `states` [n, ...] are the states before each of the n steps and `velocities` [n,
+    ...] the velocities the steps used; both are None unless recording was asked for.
     """
 
     x: Array
@@ -171,10 +171,10 @@ class AdamsBashforth:
     """Adams-Bashforth of order 1 to 4 on any nodes; starts at order 1 and climbs.
 
     Step i follows the sum of the last velocities weighted by the integrals of their
-    Lagrange basis over the step, divided by the weights' sum. `transform` "logsnr" takes
-    the integrals in log(t / (1 - t)) (with the reference's 1e-3 guards), "identity" in t.
-    One evaluation a step. As in the reference the network is told the float32 running
-    sum of the step sizes.
+    Lagrange basis over the step, divided by the weights' sum. `transform` "logsnr"
+    takes the integrals in log(t / (1 - t)) (with the reference's 1e-3 guards),
+    "identity" in t. One evaluation a step. As in the reference the network is told the
+    float32 running sum of the step sizes.
     """
 
     order: int = 2
@@ -215,7 +215,8 @@ def adams_weights(
 ) -> np.ndarray:
     """Multistep weights [n, order] of every step, oldest first; each row sums to 1.
 
-    Rows of the first steps, where fewer than `order` velocities exist, begin with zeros.
+    Rows of the first steps, where fewer than `order` velocities exist, begin with
+    zeros.
     """
     transforms = {
         "identity": lambda t: t,

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -86,4 +85,3 @@ def _linspace(end: float, n: int) -> np.ndarray:
     index = np.arange(n, dtype=np.float32)
     upper = end - step * (np.float32(n - 1) - index)
     return np.where(index < n // 2, step * index, upper).astype(np.float32)
-

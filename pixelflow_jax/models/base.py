@@ -37,7 +37,7 @@ class Denoiser(Protocol):
         *,
         key: Array | None = None,
     ) -> Output:
-        """Images [b_i, h_i, w_i, c], their clocks [b_i] and conditions; `key`: dropout."""
+        """Images [b_i, h_i, w_i, c], clocks [b_i] and conditions; `key`: dropout."""
 
 
 class DenoiserConfig(Protocol):

@@ -40,11 +40,12 @@ zeros = nnx.initializers.zeros
 class NeuralField:
     """Decoder: an MLP per patch on [noisy pixel, coordinates], weights from the trunk.
 
-    `width` channels (paper: 64; ablated 36, 72), hidden `ratio * width`, `depth` MLPs in
-    sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct" or "sincos", `normalised`:
-    which generated weights get unit columns ("first", "second"), `output_norm`: RMS norm
-    before the last linear layer. `loop`: remat "names" keeps only the generated weights
-    for the backward pass, for batches that do not fit otherwise.
+    `width` channels (paper: 64; ablated 36, 72), hidden `ratio * width`, `depth` MLPs
+    in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct" or "sincos",
+    `normalised`: which generated weights get unit columns ("first", "second"),
+    `output_norm`: RMS norm before the last linear layer. `loop`: remat "names" keeps
+    only the generated weights for the backward pass, for batches that do not fit
+    otherwise.
     """
 
     width: int = 64
@@ -53,9 +54,7 @@ class NeuralField:
     encoding: str = "dct"
     normalised: tuple[str, ...] = WEIGHTS
     output_norm: bool = True
-    loop: Loop = dataclasses.field(
-        default_factory=lambda: Loop(remat="none", unroll=0)
-    )
+    loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none", unroll=0))
 
     def build(
         self, model: "PixNerd", rngs: nnx.Rngs, precision: Precision
@@ -228,7 +227,7 @@ class FieldDecoder(nnx.Module):
         )
 
     def __call__(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
-        """Noisy image [b, h, w, c], tokens [b, n, d], time embedding [b, d]: an image."""
+        """Image from a noisy one [b, h, w, c], tokens [b, n, d] and time [b, d]."""
         return self.decode(image, jax.nn.silu(time[:, None] + tokens))
 
     def decode(self, image: Array, condition: Array) -> Array:
@@ -242,7 +241,7 @@ class FieldDecoder(nnx.Module):
 
 
 class TokenDecoder(nnx.Module):
-    """LayerNorm modulated by the condition, and a linear layer to the patch's pixels."""
+    """LayerNorm modulated by the condition, and a linear layer to a patch's pixels."""
 
     def __init__(self, model: PixNerd, rngs: nnx.Rngs, precision: Precision):
         d, self.patch = model.width, model.patch
@@ -330,5 +329,7 @@ class PixNerdModel(nnx.Module):
         flat = [p.reshape(*p.shape[:2], -1) for p in patches]
         sizes = [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
         tables = [rotary_table(*size, self.head_width, ROPE_EXTENT) for size in sizes]
-        cos, sin = (packing.tile(list(map(jnp.asarray, t))) for t in zip(*tables))
+        cos, sin = (
+            packing.tile(list(map(jnp.asarray, t))) for t in zip(*tables, strict=True)
+        )
         return packing, self.patch_embed(packing.join(flat)), (cos, sin)

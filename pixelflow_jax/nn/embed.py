@@ -54,11 +54,11 @@ class ClassEmbed(nnx.Module):
 def rotary_table(
     rows: int, columns: int, head_width: int, extent: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """PixNerd's 2D rotary table: (cos, sin), each float32 [rows * columns, head_width/2].
+    """PixNerd's 2D rotary table: cos, sin float32 [rows * columns, head_width / 2].
 
     Any grid spans 0..extent in both directions, ends included. Pair 2k of a head turns
-    by x * w_k and pair 2k + 1 by y * w_k, w_k = 10000^(-4k / head_width): column and row
-    are interleaved, one frequency at a time. `head_width` must be divisible by 4.
+    by x * w_k and pair 2k + 1 by y * w_k, w_k = 10000^(-4k / head_width): column and
+    row are interleaved, one frequency at a time. `head_width` must be divisible by 4.
     """
     if head_width % 4:
         raise ValueError(

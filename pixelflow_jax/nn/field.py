@@ -1,4 +1,4 @@
-"""The neural field of a patch: an MLP on pixels whose weights a transformer predicts."""
+"""A patch's neural field: an MLP on pixels whose weights a transformer predicts."""
 
 import jax
 import jax.numpy as jnp

@@ -52,7 +52,7 @@ def linear(
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * weight over the last axis; computed in float32, returned in x's type.
+    """x / rms(x) * weight over the last axis; float32 inside, x's type outside.
 
     Source: Zhang & Sennrich 2019; eps 1e-6.
     """

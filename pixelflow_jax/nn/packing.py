@@ -1,7 +1,7 @@
 """How the token sequences of several image groups lie in one array.
 
-Linear layers and norms run on all tokens at once; only attention and un-patching need to
-know where one image ends. No padding and no masks: every shape is static.
+Linear layers and norms run on all tokens at once; only attention and un-patching need
+to know where one image ends. No padding and no masks: every shape is static.
 """
 
 import dataclasses

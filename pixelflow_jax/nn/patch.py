@@ -8,8 +8,8 @@ def patchify(image: Array, patch: int) -> Array:
     b, h, w, c = image.shape
     if h % patch or w % patch:
         raise ValueError(
-            f"A patch of {patch} does not divide an image of {h} x {w}: choose an image "
-            "size that is a multiple of the patch."
+            f"A patch of {patch} does not divide an image of {h} x {w}: choose an "
+            "image size that is a multiple of the patch."
         )
     rows, columns = h // patch, w // patch
     cut = image.reshape(b, rows, patch, columns, patch, c).swapaxes(2, 3)

@@ -22,7 +22,8 @@ class Precision:
         """Raises ValueError for values that do not exist."""
         if self.compute not in ("bfloat16", "float32"):
             raise ValueError(
-                f'precision.compute must be "bfloat16" or "float32", not {self.compute!r}.'
+                'precision.compute must be "bfloat16" or "float32", not '
+                f"{self.compute!r}."
             )
         if self.matmul not in ("default", "high", "highest"):
             raise ValueError(

@@ -43,9 +43,9 @@ class CheckpointError(RuntimeError):
 class Checkpointing:
     """When to save and what to keep.
 
-    A checkpoint is written every `every` steps and at the end; the last `keep` stay, and
-    every `keep_period`-th step for good (0: none). `allow` names config fields that may
-    differ from the checkpoint's when a run resumes, such as ("optimizer.lr",).
+    A checkpoint is written every `every` steps and at the end; the last `keep` stay,
+    and every `keep_period`-th step for good (0: none). `allow` names config fields that
+    may differ from the checkpoint's when a run resumes, such as ("optimizer.lr",).
     """
 
     every: int = 5000
@@ -88,8 +88,8 @@ class Checkpointer:
             probe.unlink()
         except OSError as error:
             raise CheckpointError(
-                f"Cannot write checkpoints to {self.directory} ({error.strerror}): give "
-                "a --workdir that this user may write to, on a disk with room."
+                f"Cannot write checkpoints to {self.directory} ({error.strerror}): "
+                "give a --workdir that this user may write to, on a disk with room."
             ) from error
 
     def latest(self) -> int | None:
@@ -171,15 +171,14 @@ class Checkpointer:
             raise CheckpointError(
                 f"{self.directory}/{step} was written by a run with another config. "
                 "These fields differ (checkpoint -> now):\n" + "\n".join(lines) + "\n"
-                "Use another --workdir for a new run, or, if the change is meant, allow "
-                f"it: --config.checkpoint.allow=\"({names},)\"."
+                "Use another --workdir for a new run, or, if the change is meant, "
+                f'allow it: --config.checkpoint.allow="({names},)".'
             )
 
     def close(self) -> None:
         """Finish pending writes and release the manager."""
         self.wait()
         self._manager.close()
-
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

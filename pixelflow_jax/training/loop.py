@@ -32,8 +32,8 @@ class DivergedError(RuntimeError):
 class Run:
     """A run, ready to go: built by the experiment, carried out by `train`.
 
-    `open_data(k)` is the batches from number k on; `preview(ema)` draws a picture, uint8
-    [h, w, 3], from an average of the denoiser.
+    `open_data(k)` is the batches from number k on; `preview(ema)` draws a picture,
+    uint8 [h, w, 3], from an average of the denoiser.
     """
 
     recipe: Recipe
@@ -59,11 +59,12 @@ class Run:
 
 
 def train(run: Run, workdir: pathlib.Path) -> TrainState:
-    """Carry out `run` in `workdir`, going on from its newest checkpoint if there is one.
+    """Carry out `run` in `workdir`, going on from its newest checkpoint if any.
 
     Returns the last state. SIGTERM and Ctrl-C save and return at the next step. Raises
-    DivergedError when a loss is not finite, CheckpointError when saving fails, DataError
-    for a label the model does not know, OSError when the log cannot be written.
+    DivergedError when a loss is not finite, CheckpointError when saving fails,
+    DataError for a label the model does not know, OSError when the log cannot be
+    written.
     """
     checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
     with contextlib.ExitStack() as closing:

@@ -11,8 +11,8 @@ class AdamW:
     """AdamW (Loshchilov & Hutter 2019) with the papers' defaults.
 
     `warmup` steps climb linearly to `lr`; then `schedule` is "constant", or "cosine" or
-    "linear" down to `final * lr` at the last step. `weight_decay` acts on matrices only.
-    `clip` bounds the global gradient norm; 0 turns it off.
+    "linear" down to `final * lr` at the last step. `weight_decay` acts on matrices
+    only. `clip` bounds the global gradient norm; 0 turns it off.
     """
 
     lr: float = 1e-4
@@ -35,10 +35,12 @@ class AdamW:
             )
         if self.lr <= 0 or self.clip < 0 or self.weight_decay < 0:
             found.append("optimizer.lr must be positive, clip and weight_decay >= 0")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.eps > 0):
+            found.append("optimizer.b1 and b2 must lie in [0, 1), eps be positive")
+        if not 0 <= self.final <= 1:
+            found.append("optimizer.final is a share of lr: it must lie in [0, 1]")
         if not 0 <= self.warmup <= steps:
-            found.append(
-                f"optimizer.warmup={self.warmup} must lie in 0..steps={steps}"
-            )
+            found.append(f"optimizer.warmup={self.warmup} must lie in 0..steps={steps}")
         return found
 
     def learning_rate(self, steps: int) -> optax.Schedule:

@@ -80,7 +80,7 @@ def make_step(recipe: Recipe) -> Step:
         )
         params = optax.apply_updates(state.params, updates)
         metrics |= {
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "lr": jnp.asarray(recipe.learning_rate(state.step), jnp.float32),
         }
         state = TrainState(

@@ -4,7 +4,6 @@ import functools
 import time
 
 import jax
-import jax.numpy as jnp
 
 TRAINING_PASSES = 3  # forward, and twice as much backward
 

@@ -1,11 +1,16 @@
-"""A run so small that its compilation is what takes the time."""
+"""A run so small that compiling is what takes the time: programs are cached on disk."""
 
+import contextlib
+import dataclasses
+import getpass
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -17,9 +22,16 @@ from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.training.checkpoint import Checkpointing
+from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging
+from pixelflow_jax.training.loop import Run
 from pixelflow_jax.training.optimizer import AdamW
+from pixelflow_jax.training.state import TrainState
+
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"pixelflow_jax-{getpass.getuser()}"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = 16
@@ -63,7 +75,7 @@ def experiment(images: str | pathlib.Path, **fields) -> Experiment:
         "batch_size": 8,
         "data": Data(source=source, image_size=SIZE, threads=2),
         "model": model(),
-        "optimizer": AdamW(lr=1e-2, warmup=2, clip=1.0, weight_decay=0.01),
+        "optimizer": AdamW(lr=1e-2, warmup=2, clip=0.1, weight_decay=0.01),
         "ema": (0.9, 0.5),
         "precision": Precision(compute="float32"),
         "checkpoint": Checkpointing(every=3),
@@ -75,6 +87,30 @@ def experiment(images: str | pathlib.Path, **fields) -> Experiment:
         ),
     }
     return Experiment(**small | fields)
+
+
+def run(images: pathlib.Path, devices: int = 1, **fields) -> Run:
+    """The run of `experiment` on the first `devices` devices, laid out by `mesh`."""
+    shape = fields.pop("mesh", MeshShape())
+    ready = experiment(images, **fields).run()
+    return dataclasses.replace(ready, mesh=shape.build(jax.devices()[:devices]))
+
+
+def saved_state(run: Run, workdir: pathlib.Path) -> TrainState:
+    """The newest checkpoint of a run."""
+    reader = Checkpointer(workdir / "checkpoints", None)
+    with contextlib.closing(reader):
+        state, _ = reader.restore(reader.latest(), run.abstract_state(), run.config)
+        return state
+
+
+def assert_identical(one: object, other: object) -> None:
+    """Two pytrees of arrays are equal to the last bit."""
+    flat, others = jax.tree.leaves_with_path(one), jax.tree.leaves(other)
+    assert len(flat) == len(others) > 0
+    for (path, a), b in zip(flat, others, strict=True):
+        name = jax.tree_util.keystr(path)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), name
 
 
 def history(workdir: pathlib.Path) -> list[dict]:
@@ -93,7 +129,9 @@ def write_config(path: pathlib.Path, images: pathlib.Path, changes: str = "") ->
     return str(path)
 
 
-def command(*arguments: object, devices: int = 1, **options) -> subprocess.Popen:
+def command(
+    *arguments: object, devices: int = 1, cache: bool = True, **options
+) -> subprocess.Popen:
     """Start `python -m pixelflow_jax.main` with these arguments."""
     flag = f"--xla_force_host_platform_device_count={devices}"
     environment = {
@@ -101,6 +139,8 @@ def command(*arguments: object, devices: int = 1, **options) -> subprocess.Popen
         "XLA_FLAGS": flag,
         "PYTHONPATH": str(pathlib.Path(__file__).parent),  # configs import this module
     }
+    if cache:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
     return subprocess.Popen(
         [sys.executable, "-m", "pixelflow_jax.main", *map(str, arguments)],
         cwd=ROOT,

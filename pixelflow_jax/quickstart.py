@@ -1,0 +1,102 @@
+"""Train a tiny PixNerd on emoji, then look: the three-minute tour behind `make demo`.
+
+Draws two grids, a row a class: from the model just trained, and from the one in
+assets/. Run it again and it goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import runpy
+import time
+
+from pixelflow_jax import backend
+from pixelflow_jax.data.images import grid, save_png
+from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.pipeline import Pipeline
+from pixelflow_jax.training.loop import train
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "emoji.py"
+SHIPPED = ROOT / "assets" / "emoji.safetensors"
+
+NEXT = """
+Look at these pictures:
+  just trained ({minutes:.1f} min):  {fresh}
+  shipped model:            {shipped}
+
+Try next:
+  {python} -m pixelflow_jax.main --workdir={workdir} --mode=sample --trajectory
+  {python} -m pixelflow_jax.main --workdir={workdir} --mode=sample \\
+      --weights=assets/emoji.safetensors --classes=flags,food-drink --guidance=2.5
+  {python} -m pixelflow_jax.main --workdir=runs/longer --config=configs/emoji.py:demo \\
+      --config.steps=6000
+  {python} -m pixelflow_jax.data.prepare preview YOUR/FOLDER/OF/IMAGES
+"""
+
+
+def load_config() -> Experiment:
+    """The demo's config; FileNotFoundError outside a checkout of the repository."""
+    for path in (CONFIG, SHIPPED):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: the tour needs a checkout of the repository, with "
+                "the package installed from it by `pip install -e .`."
+            )
+    return runpy.run_path(str(CONFIG))["get_config"]("demo")
+
+
+def draw(
+    pipeline: Pipeline, path: pathlib.Path, columns: int, steps: int, scale: int
+) -> None:
+    """Write a grid of `columns` samples of every class, a row a class."""
+    classes = [name for name in pipeline.class_names for _ in range(columns)]
+    images = pipeline(classes, grid=Grid(steps=steps), progress=True)
+    rows = list(pipeline.class_names)
+    save_png(path, grid(images, columns, row_labels=rows, scale=scale))
+
+
+def on_cpu(pipeline: Pipeline) -> Pipeline:
+    """The pipeline computing in float32, which CPUs are faster in."""
+    precision = dataclasses.replace(pipeline.config.precision, compute="float32")
+    config = dataclasses.replace(pipeline.config, precision=precision)
+    return dataclasses.replace(pipeline, config=config)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, draw both grids, and say where they lie."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pixelflow_jax.quickstart", description=__doc__
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, default="runs/demo")
+    parser.add_argument("--steps", type=int, help="train for fewer or more steps")
+    args = parser.parse_args(argv)
+    backend.configure()
+    config = load_config()
+    config.steps = args.steps or config.steps
+    config.optimizer.warmup = min(config.optimizer.warmup, config.steps)
+    started = time.monotonic()
+    print(
+        f"Training {config.name}: {config.steps} steps, about three minutes on 2 cores"
+    )
+    train(config.run(), args.workdir)
+    minutes = (time.monotonic() - started) / 60
+    fresh, shipped = args.workdir / "fresh.png", args.workdir / "shipped.png"
+    print("Sampling from the new model, then from the shipped one")
+    draw(Pipeline.from_pretrained(args.workdir), fresh, columns=8, steps=25, scale=3)
+    shipped_model = on_cpu(Pipeline.from_pretrained(SHIPPED))
+    draw(shipped_model, shipped, columns=4, steps=20, scale=2)
+    print(
+        NEXT.format(
+            minutes=minutes,
+            fresh=fresh,
+            shipped=shipped,
+            workdir=args.workdir,
+            python=".venv/bin/python" if (ROOT / ".venv").exists() else "python",
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""metrics.jsonl, TensorBoard events, previews and the progress line, read back."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from pixelflow_jax.training import log as run_log
+from pixelflow_jax.training.log import Logging, RunLog
+from pixelflow_jax.training.loop import train
+from tests.training import tiny
+
+
+def open_log(workdir, start=0, main=True, **fields):
+    given = {"steps": 100, "batch_size": 8, "forward_flops": 1e6, "dtype": "float32"}
+    return RunLog(workdir, start=start, config={"a": 1}, main=main, **given | fields)
+
+
+def events(workdir) -> list[Event]:
+    """All events of a run, from the TFRecord format: length, its check, data, check."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack("<Q", data[at : at + 8])
+            found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+            at += 16 + length
+    return found
+
+
+def values(workdir) -> dict:
+    """What TensorBoard shows: {tag: [(step, value)]}."""
+    found = {}
+    for event in events(workdir):
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value))
+    return found
+
+
+def test_a_report_keeps_every_step_and_shows_the_mean(tmp_path):
+    history = [(k, {"loss": float(k), "lr": 1e-4}) for k in (1, 2, 3)]
+    with open_log(tmp_path) as log:
+        log.metrics(3, history)
+    lines = tiny.history(tmp_path)
+    assert lines == [{"step": k, "loss": float(k), "lr": 1e-4} for k in (1, 2, 3)]
+    curves = values(tmp_path)
+    assert set(curves) == {"loss", "lr", "images_per_second", "mfu"}
+    ((step, loss),) = curves["loss"]
+    assert (step, loss.simple_value) == (3, 2.0)
+
+
+def test_floats_survive_to_the_last_bit(tmp_path):
+    loss = float(np.float32(0.1) / np.float32(3))
+    with open_log(tmp_path) as log:
+        log.metrics(1, [(1, {"loss": loss})])
+    assert tiny.history(tmp_path)[0]["loss"] == loss
+
+
+def test_speed_leaves_pauses_out(tmp_path, monkeypatch):
+    clock = iter([100.0, 110.0, 112.0])  # opened, resumed after a pause, reported
+    monkeypatch.setattr(run_log.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(run_log, "utilisation", lambda rate, flops, dtype: rate / flops)
+    with open_log(tmp_path) as log:
+        log.pause()
+        log.metrics(4, [(4, {"loss": 1.0})])
+    curves = values(tmp_path)
+    assert curves["images_per_second"][0][1].simple_value == 16  # 8 * 4 images in 2 s
+    assert curves["mfu"][0][1].simple_value == pytest.approx(16 / 1e6)
+
+
+def test_the_progress_line(tmp_path, capsys):
+    with open_log(tmp_path) as log:
+        log.metrics(50, [(50, {"loss": 0.25})])
+    line = capsys.readouterr().err.split("\r")[-1]
+    assert "50/100" in line and "loss 0.2500" in line and "images/s" in line
+    assert "MFU" in line and "%" in line
+    assert "<" in line.split("[")[1]  # elapsed < time left
+
+
+def test_resuming_drops_the_steps_that_will_run_again(tmp_path):
+    """Also the line that a kill cut short; the rest stays byte for byte."""
+    kept = '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n'
+    cut = '{"step": 3, "loss": 1}\n{"step": 4, "lo'
+    (tmp_path / "metrics.jsonl").write_text(kept + cut)
+    with open_log(tmp_path, start=2) as log:
+        log.metrics(3, [(3, {"loss": 2.0})])
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == kept + '{"step": 3, "loss": 2.0}\n'
+    # TensorBoard forgets what earlier files say of step 3 and later.
+    assert [e.step for e in events(tmp_path) if e.HasField("session_log")] == [3]
+
+
+def test_a_fresh_start_drops_everything(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    with open_log(tmp_path):
+        pass
+    assert tiny.history(tmp_path) == []
+
+
+def test_two_sittings_write_two_event_files(tmp_path):
+    for start in (0, 0):
+        with open_log(tmp_path, start=start) as log:
+            log.metrics(1, [(1, {"loss": 1.0})])
+        log_files = list((tmp_path / "tensorboard").iterdir())
+        log_files[0].rename(log_files[0].with_name(f"{len(log_files)}.tfevents"))
+    assert len(values(tmp_path)["loss"]) == 2
+
+
+def test_other_processes_write_nothing(tmp_path, capsys):
+    with open_log(tmp_path / "run", main=False) as log:
+        log.metrics(1, [(1, {"loss": 1.0})])
+        log.picture(1, np.zeros((4, 4, 3), np.uint8))
+        log.text("a", "b")
+        log.say("hello")
+        log.pause()
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_leaves_previews_parameters_config_and_curves(tmp_path, capsys):
+    images = tiny.write_images(tmp_path / "images")
+    logging = Logging(every=2, preview_every=2, preview_count=10)
+    run = tiny.run(images, devices=8, steps=4, log=logging)
+    train(run, tmp_path / "run")
+    workdir = tmp_path / "run"
+    assert json.loads((workdir / "config.json").read_text()) == run.config
+    names = [path.name for path in sorted((workdir / "previews").iterdir())]
+    assert names == ["00000002.png", "00000004.png"]
+    with Image.open(workdir / "previews" / names[0]) as picture:
+        assert picture.size == (8 * (tiny.SIZE + 2) + 2, 2 * (tiny.SIZE + 2) + 2)
+        first = np.asarray(picture)
+    second = np.asarray(Image.open(workdir / "previews" / names[1]))
+    assert first.shape == second.shape and (first != second).any()
+    curves = values(workdir)
+    wanted = {"loss", "FlowMatching", "grad_norm", "lr", "images_per_second", "mfu"}
+    assert wanted | {"samples", "parameters/text_summary"} == set(curves)
+    assert [step for step, _ in curves["loss"]] == [2, 4]
+    assert [step for step, _ in curves["samples"]] == [2, 4]
+    assert curves["samples"][0][1].image.encoded_image_string[1:4] == b"PNG"
+    table = curves["parameters/text_summary"][0][1].tensor.string_val[0].decode()
+    assert "late/blocks/mlp/up/kernel" in table and "62,027" in table
+    assert table.splitlines()[0].startswith("    ")  # Markdown keeps its columns
+    assert "late/blocks/mlp/up/kernel" in capsys.readouterr().out
+
+
+def test_an_error_on_a_closed_disk_does_not_hide_the_first_one(tmp_path):
+    with pytest.raises(KeyError, match="first"), open_log(tmp_path) as log:
+        log._file.close()
+        log._file = open("/dev/full", "w")
+        log._file.write("x")
+        raise KeyError("first")
+    with pytest.raises(OSError, match="No space left"), open_log(tmp_path) as log:
+        log._file.close()
+        log._file = open("/dev/full", "w")
+        log._file.write("x")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"every": 0}, {"preview_every": -1}, {"preview_count": 0}], ids=str
+)
+def test_fields_that_make_no_sense_are_named(fields):
+    (problem,) = Logging(**fields).problems()
+    assert next(iter(fields)) in problem
+    assert Logging().problems() == []
