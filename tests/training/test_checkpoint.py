@@ -39,11 +39,14 @@ def finished(images, tmp_path_factory):
 def resume(workdir, images, allow=(), **changes):
     """Open the newest checkpoint with a changed config, as a restart would."""
     run = tiny.run(images, checkpoint=Checkpointing(every=3, allow=allow), **changes)
-    with contextlib.closing(
-        Checkpointer(workdir / "checkpoints", run.checkpointing)
-    ) as checkpointer:
-        latest = checkpointer.latest()
-        return checkpointer.restore(latest, run.abstract_state(), run.config)
+    return read(workdir, run, run.abstract_state())
+
+
+def read(workdir, run, abstract):
+    """State and place in the data of the newest checkpoint."""
+    checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
+    with contextlib.closing(checkpointer):
+        return checkpointer.restore(checkpointer.latest(), abstract, run.config)
 
 
 def test_it_holds_the_state_the_place_in_the_data_and_the_config(finished, images):
@@ -150,12 +153,15 @@ def test_what_alters_no_step_may_change(finished, images):
         images,
         name="other",
         steps=12,
-        accumulate=2,
+        mesh=MeshShape(data=1, fsdp=8),
         log=Logging(every=7),
         data=dataclasses.replace(base.data, source=source, workers=1, prefetch=4),
         model=tiny.model(loop=Loop(remat="full", unroll=2), attention="xla"),
     )
     assert int(state.step) == 6
+    run = finished[1]
+    changed = dataclasses.replace(run, config=run.config | {"accumulate": 2})
+    assert int(read(finished[0], changed, run.abstract_state())[0].step) == 6
 
 
 def test_a_decaying_schedule_depends_on_the_last_step(images, tmp_path):
@@ -196,36 +202,28 @@ def test_an_allowed_change_that_does_not_fit_the_arrays_says_so(finished, images
     assert "a field in checkpoint.allow changes the model's arrays" in str(caught.value)
 
 
-def files(step) -> list[str]:
-    return sorted(str(p.relative_to(step)) for p in step.rglob("*") if p.is_file())
-
-
 def kinds(step) -> dict[str, str]:
-    """One file of each kind: names are random in places, and arrays many."""
-    return {
-        "/".join(part for part in name.split("/") if len(part) < 32): name
-        for name in files(step)
-    }
+    """One file of each kind: those that hold the arrays have long random names."""
+    names = sorted(str(p.relative_to(step)) for p in step.rglob("*") if p.is_file())
+    return {"/".join(p for p in n.split("/") if len(p) < 32): n for n in names}
 
 
-@pytest.mark.parametrize("harm", ["deleted", "cut", "emptied"])
-def test_a_damaged_checkpoint_is_read_right_or_not_at_all(
-    finished, images, tmp_path, harm
-):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("harm", ["deleted", "cut"])
+def test_a_damaged_checkpoint_is_read_right_or_not_at_all(finished, tmp_path, harm):
     """Never garbage: a refusal names the folder, and what deleting it leads to."""
     workdir, run, last = finished
-    refused = []
+    abstract, refused = run.abstract_state(), []
     for kind, name in kinds(workdir / "checkpoints" / "6").items():
         copy = tmp_path / kind.replace("/", "_")
         shutil.copytree(workdir, copy)
         file = copy / "checkpoints" / "6" / name
         content = file.read_bytes()
-        if harm == "deleted":
-            file.unlink()
-        else:
-            file.write_bytes(content[: len(content) // 2] if harm == "cut" else b"")
+        file.unlink()
+        if harm == "cut":
+            file.write_bytes(content[: len(content) // 2])
         try:
-            state, _ = resume(copy, images)
+            state, _ = read(copy, run, abstract)
         except CheckpointError as error:
             refused.append(kind)
             assert f"{copy}/checkpoints/6 cannot be read" in str(error)

@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from pixelflow_jax.training import log as run_log
+from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
@@ -123,7 +124,8 @@ def test_other_processes_write_nothing(tmp_path, capsys):
 def test_a_run_leaves_previews_parameters_config_and_curves(tmp_path, capsys):
     images = tiny.write_images(tmp_path / "images")
     logging = Logging(every=2, preview_every=2, preview_count=10)
-    run = tiny.run(images, devices=8, steps=4, log=logging)
+    policy = Checkpointing(every=100)
+    run = tiny.run(images, devices=8, steps=4, log=logging, checkpoint=policy)
     train(run, tmp_path / "run")
     workdir = tmp_path / "run"
     assert json.loads((workdir / "config.json").read_text()) == run.config
