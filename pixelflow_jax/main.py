@@ -20,7 +20,6 @@ Any field of the config can be set on the command line: --config.steps=1000
 import dataclasses
 import errno
 import json
-import logging as standard_logging
 import os
 import pathlib
 import re
@@ -28,7 +27,7 @@ import sys
 import traceback
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from pixelflow_jax import backend
@@ -220,9 +219,7 @@ def main(argv: list[str]) -> None:
     """Entry point; exits with 1 and one paragraph on errors a user can mend."""
     if len(argv) > 1:
         _give_up(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
-    logging.set_verbosity(logging.WARNING)
-    # Orbax's warnings are about Orbax; what goes wrong reaches us as an exception.
-    logging.get_absl_logger().setLevel(standard_logging.CRITICAL)
+    sys.unraisablehook = _unraisable
     backend.configure()
     workdir = pathlib.Path(WORKDIR.value)
     try:
@@ -239,6 +236,17 @@ def main(argv: list[str]) -> None:
         )
     except KeyboardInterrupt:
         _give_up("Interrupted.", INTERRUPTED)
+
+
+def _unraisable(unraisable: object) -> None:
+    """Python's usual report, except for what a failed save or restore leaves behind.
+
+    For every array TensorStore tells an event loop that is no longer there how it went,
+    a traceback each; the failure itself has been reported.
+    """
+    known = ("Event loop is closed", "Encountered error while reading array index")
+    if not str(unraisable.exc_value).startswith(known):
+        sys.__unraisablehook__(unraisable)
 
 
 def _give_up(paragraph: str, code: int = 1) -> None:

@@ -7,7 +7,9 @@ whole or not at all: an interrupted save leaves only a temporary folder behind.
 import contextlib
 import dataclasses
 import errno
+import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import jax
@@ -92,6 +94,15 @@ class Checkpointer:
                 "give a --workdir that this user may write to, on a disk with room."
             ) from error
 
+    def _check_room(self, state: TrainState) -> None:
+        """Raises OSError where the state is larger than what is free on the disk.
+
+        Orbax would find out as well, but half-way and in many words.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if needed > shutil.disk_usage(self.directory).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
@@ -109,6 +120,7 @@ class Checkpointer:
             config=ocp.args.JsonSave(config),
         )
         with self._writing():
+            self._check_room(state)
             self._manager.save(step, args=items)
 
     def wait(self) -> None:

@@ -153,14 +153,15 @@ def test_what_alters_no_step_may_change(finished, images):
         images,
         name="other",
         steps=12,
-        mesh=MeshShape(data=1, fsdp=8),
         log=Logging(every=7),
         data=dataclasses.replace(base.data, source=source, workers=1, prefetch=4),
         model=tiny.model(loop=Loop(remat="full", unroll=2), attention="xla"),
     )
     assert int(state.step) == 6
     run = finished[1]
-    changed = dataclasses.replace(run, config=run.config | {"accumulate": 2})
+    mesh = run.config["mesh"] | {"fsdp": 8}
+    config = run.config | {"accumulate": 2, "mesh": mesh}
+    changed = dataclasses.replace(run, config=config)
     assert int(read(finished[0], changed, run.abstract_state())[0].step) == 6
 
 

@@ -130,9 +130,9 @@ def write_config(path: pathlib.Path, images: pathlib.Path, changes: str = "") ->
 
 
 def command(
-    *arguments: object, devices: int = 1, cache: bool = True, **options
+    *arguments: object, devices: int = 1, cache: bool = True, limits: str = ":"
 ) -> subprocess.Popen:
-    """Start `python -m pixelflow_jax.main` with these arguments."""
+    """Start `python -m pixelflow_jax.main` with these arguments, after `limits`."""
     flag = f"--xla_force_host_platform_device_count={devices}"
     environment = {
         "JAX_PLATFORMS": "cpu",
@@ -142,13 +142,13 @@ def command(
     if cache:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
     return subprocess.Popen(
-        [sys.executable, "-m", "pixelflow_jax.main", *map(str, arguments)],
+        ["sh", "-c", f'{limits}; exec "$@"', "sh"]
+        + [sys.executable, "-m", "pixelflow_jax.main", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
