@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 
 from absl import logging as absl_logging
 
@@ -16,5 +17,18 @@ def configure() -> None:
     added = [f"{name}={value}" for name, value in FLAGS.items() if name not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
     absl_logging.set_verbosity(absl_logging.WARNING)
-    # Orbax's warnings are about Orbax; what goes wrong reaches us as an exception.
-    absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
+    # These are Orbax's, about itself; what goes wrong reaches us as an exception.
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(unraisable: object) -> None:
+    """Python's usual report, except for what a failed save or restore leaves behind.
+
+    For every array TensorStore tells an event loop that is no longer there how it went,
+    a traceback each; the failure itself has been reported.
+    """
+    known = ("Event loop is closed", "Encountered error while reading array index")
+    if not str(unraisable.exc_value).startswith(known):
+        sys.__unraisablehook__(unraisable)

@@ -219,7 +219,6 @@ def main(argv: list[str]) -> None:
     """Entry point; exits with 1 and one paragraph on errors a user can mend."""
     if len(argv) > 1:
         _give_up(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
-    sys.unraisablehook = _unraisable
     backend.configure()
     workdir = pathlib.Path(WORKDIR.value)
     try:
@@ -236,17 +235,6 @@ def main(argv: list[str]) -> None:
         )
     except KeyboardInterrupt:
         _give_up("Interrupted.", INTERRUPTED)
-
-
-def _unraisable(unraisable: object) -> None:
-    """Python's usual report, except for what a failed save or restore leaves behind.
-
-    For every array TensorStore tells an event loop that is no longer there how it went,
-    a traceback each; the failure itself has been reported.
-    """
-    known = ("Event loop is closed", "Encountered error while reading array index")
-    if not str(unraisable.exc_value).startswith(known):
-        sys.__unraisablehook__(unraisable)
 
 
 def _give_up(paragraph: str, code: int = 1) -> None:

@@ -20,11 +20,12 @@ from pixelflow_jax.training.loop import train
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "emoji.py"
 SHIPPED = ROOT / "assets" / "emoji.safetensors"
+SHOWN = ("Smileys & Emotion", "People & Body", "Food & Drink", "Flags")  # of its nine
 
 NEXT = """
 Look at these pictures:
-  just trained ({minutes:.1f} min):  {fresh}
-  shipped model:            {shipped}
+  just trained, in {minutes:.1f} minutes:  {fresh}
+  the shipped model:             {shipped}
 
 Try next:
   {python} -m pixelflow_jax.main --workdir={workdir} --mode=sample --trajectory
@@ -48,13 +49,15 @@ def load_config() -> Experiment:
 
 
 def draw(
-    pipeline: Pipeline, path: pathlib.Path, columns: int, steps: int, scale: int
+    pipeline: Pipeline, path: pathlib.Path, classes: tuple[str, ...], scale: int
 ) -> None:
-    """Write a grid of `columns` samples of every class, a row a class."""
-    classes = [name for name in pipeline.class_names for _ in range(columns)]
-    images = pipeline(classes, grid=Grid(steps=steps), progress=True)
-    rows = list(pipeline.class_names)
-    save_png(path, grid(images, columns, row_labels=rows, scale=scale))
+    """Write a grid of eight samples of each class, a row a class."""
+    wanted = [name for name in classes for _ in range(8)]
+    guidance = dataclasses.replace(pipeline.config.sampling.guidance, scale=2.0)
+    images = pipeline(
+        wanted, seed=1, grid=Grid(steps=20), guidance=guidance, progress=True
+    )
+    save_png(path, grid(images, columns=8, row_labels=list(classes), scale=scale))
 
 
 def on_cpu(pipeline: Pipeline) -> Pipeline:
@@ -84,9 +87,9 @@ def main(argv: list[str] | None = None) -> None:
     minutes = (time.monotonic() - started) / 60
     fresh, shipped = args.workdir / "fresh.png", args.workdir / "shipped.png"
     print("Sampling from the new model, then from the shipped one")
-    draw(Pipeline.from_pretrained(args.workdir), fresh, columns=8, steps=25, scale=3)
-    shipped_model = on_cpu(Pipeline.from_pretrained(SHIPPED))
-    draw(shipped_model, shipped, columns=4, steps=20, scale=2)
+    own = Pipeline.from_pretrained(args.workdir)
+    draw(own, fresh, own.class_names, scale=3)
+    draw(on_cpu(Pipeline.from_pretrained(SHIPPED)), shipped, SHOWN, scale=1)
     print(
         NEXT.format(
             minutes=minutes,
