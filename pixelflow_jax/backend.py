@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 
 from absl import logging as absl_logging
 
@@ -21,6 +22,7 @@ def configure() -> None:
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize.* never awaited")
 
 
 def _unraisable(unraisable: object) -> None:

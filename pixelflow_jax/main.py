@@ -244,19 +244,26 @@ def _give_up(paragraph: str, code: int = 1) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """What is left of `argv` besides flags; exits with 1 and a paragraph on errors."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        flag = re.fullmatch(r"--?config(=(.*))?", argument)
-        if flag:
-            path = (following if flag[1] is None else flag[2]).split(":")[0]
-            if not pathlib.Path(path).is_file():
-                _give_up(
-                    f"There is no config file {path!r}: give --config the path of one, "
-                    "such as configs/emoji.py."
-                )
+    for config in _given_configs(argv):
+        path = config.split(":")[0]
+        if not pathlib.Path(path).is_file():
+            _give_up(
+                f"There is no config file {path!r}: give --config the path of one, "
+                "such as configs/emoji.py."
+            )
     try:
         return flags.FLAGS(argv)
     except Exception as error:  # config files are code: anything may go wrong in them
         _give_up(_explained(error, argv))
+
+
+def _given_configs(argv: list[str]) -> list[str]:
+    """The values of --config=VALUE or --config VALUE."""
+    found = []
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if flag := re.fullmatch(r"--?config(=(.*))?", argument):
+            found.append(following if flag[1] is None else flag[2])
+    return found
 
 
 def _explained(error: Exception, argv: list[str]) -> str:
@@ -264,11 +271,13 @@ def _explained(error: Exception, argv: list[str]) -> str:
     root = error
     while root.__context__ is not None and not root.__suppress_context__:
         root = root.__context__  # absl and ml_collections wrap errors
+    paths = [path.split(":")[0] for path in _given_configs(argv)]
     frames = traceback.extract_tb(root.__traceback__)
-    inside = [frame for frame in frames if frame.name == "get_config"]
-    if inside:
-        name = "" if isinstance(root, ValueError) else f"{type(root).__name__}: "
-        return f"{inside[0].filename} cannot be used: {name}{root}"
+    inside = [f"{f.filename}:{f.lineno}" for f in frames if f.filename in paths]
+    if inside or isinstance(root, SyntaxError):
+        where = inside[-1] if inside else " ".join(paths)
+        name = "" if isinstance(root, ConfigError) else f"{type(root).__name__}: "
+        return f"{where} cannot be used: {name}{root}"
     if isinstance(error, flags.Error):
         return f"{error}{'' if str(error).endswith('.') else '.'} See --help."
     message = str(root.args[0]) if isinstance(root, KeyError) else str(root)

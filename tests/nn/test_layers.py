@@ -146,9 +146,9 @@ def test_patches_and_pixels_go_row_by_row():
 
 def test_precision_refuses_unknown_types_and_casts_matrices_only():
     with pytest.raises(ValueError, match="precision.compute.*float16"):
-        Precision(compute="float16")
+        Precision(compute="float16").check()
     with pytest.raises(ValueError, match="precision.matmul.*best"):
-        Precision(matmul="best")
+        Precision(matmul="best").check()
     params = {
         "a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
         "table": jnp.ones(3),

@@ -100,6 +100,6 @@ def test_the_stack_is_one_scan_and_unroll_0_writes_it_out(unroll, expected):
 
 def test_unknown_loops_are_refused():
     with pytest.raises(ValueError, match="loop.remat.*some"):
-        Loop(remat="some")
+        Loop(remat="some").check()
     with pytest.raises(ValueError, match="loop.unroll.*-1"):
-        Loop(unroll=-1)
+        Loop(unroll=-1).check()
