@@ -1,6 +1,7 @@
 """What every benchmark needs: timing, memory, rates of the machine, and a record."""
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -93,6 +94,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     result.add_argument("--config", default="configs/pixnerd.py:xl16_256")
     result.add_argument("--repeats", type=int, default=20)
     result.add_argument("--json", type=pathlib.Path, help="append the record here")
+    result.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON
     return result
 
 
@@ -119,7 +121,30 @@ def report(rows: list[dict], path: pathlib.Path | None) -> None:
             file.write(json.dumps({**environment(), "rows": rows}) + "\n")
 
 
-def in_own_process(command: list[str], variant: dict) -> dict:
+def run_variants(
+    module: str,
+    args: argparse.Namespace,
+    names: tuple[str, ...],
+    measure: Callable[[argparse.Namespace, dict], dict],
+) -> None:
+    """Measure every combination of the arguments `names`, and report.
+
+    Each variant runs `module` again in a process of its own (with `--one`), so that its
+    peak memory is its own and a crash costs one row.
+    """
+    if args.one:
+        print("ROW " + json.dumps(measure(args, json.loads(args.one))))
+        return
+    rows = []
+    for values in itertools.product(*(getattr(args, name) for name in names)):
+        variant = dict(zip(names, values, strict=True))
+        command = [sys.executable, "-m", module, "--one", json.dumps(variant)]
+        command += ["--config", args.config, "--repeats", str(args.repeats)]
+        rows.append(_in_own_process(command, variant))
+    report(rows, args.json)
+
+
+def _in_own_process(command: list[str], variant: dict) -> dict:
     """The row that `command` prints behind "ROW "; a failure becomes a row as well."""
     done = subprocess.run(command, capture_output=True, text=True)
     for line in done.stdout.splitlines():

@@ -5,9 +5,6 @@ python -m benchmarks.sample --batch 1 32 --steps 50 --unroll 1 0
 
 import argparse
 import dataclasses
-import itertools
-import json
-import sys
 
 from benchmarks import harness  # first: it sets the compiler's flags
 
@@ -25,7 +22,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--unroll", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[50])
     parser.add_argument("--solver", nargs="+", default=["euler"])
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON
     return parser.parse_args()
 
 
@@ -79,18 +75,8 @@ def _disturbed(p: jax.Array) -> jax.Array:
 
 def main() -> None:
     """Run every combination of the variants, each in its own process."""
-    args = arguments()
-    if args.one:
-        print("ROW " + json.dumps(measure(args, json.loads(args.one))))
-        return
     names = ("batch", "unroll", "steps", "solver")
-    rows = []
-    for values in itertools.product(*(getattr(args, name) for name in names)):
-        variant = json.dumps(dict(zip(names, values, strict=True)))
-        command = [sys.executable, "-m", "benchmarks.sample", "--one", variant]
-        command += ["--config", args.config, "--repeats", str(args.repeats)]
-        rows.append(harness.in_own_process(command, json.loads(variant)))
-    harness.report(rows, args.json)
+    harness.run_variants("benchmarks.sample", arguments(), names, measure)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,6 @@ Each variant runs in a process of its own, so that its peak memory is its own.
 
 import argparse
 import dataclasses
-import itertools
-import json
-import sys
 
 from benchmarks import harness  # first: it sets the compiler's flags
 
@@ -31,7 +28,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--unroll", type=int, nargs="+", default=[0])
     parser.add_argument("--field_remat", nargs="+", default=["none"])
     parser.add_argument("--attention", nargs="+", default=["auto"])
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON
     return parser.parse_args()
 
 
@@ -100,18 +96,8 @@ def _noise(config: Experiment, mesh: jax.sharding.Mesh) -> dict:
 
 def main() -> None:
     """Run every combination of the variants, each in its own process."""
-    args = arguments()
-    if args.one:
-        print("ROW " + json.dumps(measure(args, json.loads(args.one))))
-        return
     names = ("batch", "remat", "unroll", "field_remat", "attention")
-    rows = []
-    for values in itertools.product(*(getattr(args, name) for name in names)):
-        variant = json.dumps(dict(zip(names, values, strict=True)))
-        command = [sys.executable, "-m", "benchmarks.train_step", "--one", variant]
-        command += ["--config", args.config, "--repeats", str(args.repeats)]
-        rows.append(harness.in_own_process(command, json.loads(variant)))
-    harness.report(rows, args.json)
+    harness.run_variants("benchmarks.train_step", arguments(), names, measure)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,11 @@ def _dispatch(workdir: pathlib.Path) -> None:
             raise ConfigError(
                 "Training needs --config, such as --config=configs/emoji.py."
             )
+        if not isinstance(CONFIG.value, Experiment):
+            raise ConfigError(
+                "get_config() in the --config file must return an Experiment, not "
+                f"{CONFIG.value!r}."
+            )
         run_training(CONFIG.value, workdir)
         return
     pipeline = Pipeline.from_pretrained(WEIGHTS.value or workdir, EMA.value)
@@ -289,6 +294,8 @@ def _explained(error: Exception, argv: list[str]) -> str:
         fields = ", ".join(f.name for f in dataclasses.fields(known[node[1]]))
         message += f". The fields of {node[1]} are {fields}"
     overrides = [a.split("=")[0] for a in argv if re.match(r"--?(no)?config\.", a)]
+    if not overrides:
+        return f"{' '.join(paths)} cannot be used: {message}."
     return f"{' or '.join(overrides)} cannot be set: {message}."
 
 

@@ -129,23 +129,43 @@ def write_config(path: pathlib.Path, images: pathlib.Path, changes: str = "") ->
     return str(path)
 
 
+def environment(devices: int = 1, cache: bool = True) -> dict[str, str]:
+    """The environment of a command on CPU; its config files can import this module."""
+    changes = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), str(ROOT)]),
+    }
+    if cache:
+        changes["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+    return {**os.environ, **changes}
+
+
+def outcomes(commands: dict[str, list], devices: int = 1) -> dict[str, dict]:
+    """Code, out and error of many commands, whose arguments are given by name."""
+    arguments = [[str(argument) for argument in line] for line in commands.values()]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "commands.py")],
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(devices),
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(commands, json.loads(done.stdout), strict=True))
+
+
 def command(
     *arguments: object, devices: int = 1, cache: bool = True, limits: str = ":"
 ) -> subprocess.Popen:
     """Start `python -m pixelflow_jax.main` with these arguments, after `limits`."""
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    environment = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flag,
-        "PYTHONPATH": str(pathlib.Path(__file__).parent),  # configs import this module
-    }
-    if cache:
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
     return subprocess.Popen(
         ["sh", "-c", f'{limits}; exec "$@"', "sh"]
         + [sys.executable, "-m", "pixelflow_jax.main", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env=environment(devices, cache),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
