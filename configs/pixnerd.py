@@ -67,7 +67,7 @@ def imagenet(name: str, model: PixNerd, image_size: int = 256) -> Experiment:
 
 
 def xl16_512() -> Experiment:
-    """Fine-tuned from xl16_256 at 512; the interval of guidance begins at 0.3."""
+    """Fine-tuned at 512: --config.init_from=WORKDIR of xl16_256; interval from 0.3."""
     guidance = ClassifierFree(scale=3.5, low=0.3, high=1.0)
     return dataclasses.replace(
         imagenet("pixnerd_xl16_512", XL, 512),

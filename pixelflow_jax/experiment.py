@@ -1,5 +1,6 @@
 """The typed root of every config: validates everything, builds everything."""
 
+import copy
 import dataclasses
 
 import jax
@@ -22,7 +23,7 @@ from pixelflow_jax.flow.path import linear_path
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
-from pixelflow_jax.models.base import Network, network
+from pixelflow_jax.models.base import Network, misfitting, network
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
@@ -57,6 +58,8 @@ class Experiment:
 
     `ema` lists the decays of the weight averages; the first one is drawn from.
     `accumulate` splits each batch into that many parts, one after the other.
+    `init_from` names weights to begin with instead of random ones: a workdir or a
+    .safetensors file of a model of the same shapes; all averages begin there too.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Experiment:
     steps: int = 400_000
     batch_size: int = 256
     accumulate: int = 1
+    init_from: str = ""
     data: Data = dataclasses.field(default_factory=Data)
     model: PixNerd = dataclasses.field(default_factory=PixNerd)
     prediction: PredictVelocity | PredictClean = dataclasses.field(
@@ -196,10 +200,23 @@ class Experiment:
             accumulate=self.accumulate,
         )
 
-    def run(self) -> Run:
-        """A training run, ready for `training.loop.train`; validates first."""
+    def run(self, initial: dict | None = None) -> Run:
+        """A training run, ready for `training.loop.train`; validates first.
+
+        `initial` are the parameters that `init_from` names; whoever calls reads them.
+        """
         self.validate()
         self.validate_data()
+        if bool(self.init_from) != (initial is not None):
+            raise ConfigError("init_from and the initial parameters go together.")
+        misfits = (
+            [] if initial is None else misfitting(initial, self.network().shapes())
+        )
+        if misfits:
+            raise ConfigError(
+                f"init_from={self.init_from!r} holds other weights than this model's:"
+                + "".join(f"\n  {misfit}" for misfit in misfits)
+            )
         return Run(
             recipe=self.recipe(),
             ema=self.ema,
@@ -213,6 +230,7 @@ class Experiment:
             checkpointing=self.checkpoint,
             logging=self.log,
             config=self.to_dict(),
+            initial=initial,
         )
 
     def _open_data(self, start: int) -> BatchLoader:
@@ -260,10 +278,13 @@ class Experiment:
 
 
 def choose_variant(name: str, variants: dict) -> Experiment:
-    """What `variants[name]()` gives; ConfigError, naming all, where there is none."""
+    """A copy of what `variants[name]()` gives, so that variants may share parts.
+
+    Raises ConfigError, naming all variants, where there is none of that name.
+    """
     if name not in variants:
         raise ConfigError(f"No variant {name!r}: choose from {', '.join(variants)}.")
-    return variants[name]()
+    return copy.deepcopy(variants[name]())
 
 
 # Every class a config may hold: what a config file is read back into.

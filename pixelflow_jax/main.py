@@ -102,7 +102,8 @@ TRAJECTORY = flags.DEFINE_bool(
 
 def run_training(config: Experiment, workdir: pathlib.Path) -> None:
     """Train `config` in `workdir` to its end, or to the next signal."""
-    run = config.run()
+    start = config.init_from
+    run = config.run(Pipeline.from_pretrained(start).params if start else None)
     _writable(workdir)
     train(run, workdir)
     if jax.process_index() == 0:

@@ -128,7 +128,7 @@ def _fits(value: object, wanted: object) -> bool:
         return isinstance(value, tuple) and all(
             _fits(item, arguments[0]) for item in value
         )
-    if wanted in (bool, str):
+    if wanted in (bool, str, types.NoneType):
         return isinstance(value, wanted)
     kinds = {int: numbers.Integral, float: numbers.Real}
     if wanted in kinds:

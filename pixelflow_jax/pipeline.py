@@ -24,6 +24,7 @@ from pixelflow_jax.experiment import ConfigError, Experiment
 from pixelflow_jax.flow.guidance import Guidance
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.models.base import misfitting
 from pixelflow_jax.training.checkpoint import Checkpointer
 
 LOG = logging.getLogger(__name__)
@@ -123,17 +124,17 @@ class Pipeline:
                 f"{METADATA!r}, and so no config. Convert the weights first."
             )
         config = _on_any_devices(meta["config"])
-        shapes = traverse_util.flatten_dict(config.network().shapes(), sep="/")
-        problems = _misfits(flat, shapes)
+        params = {name: jnp.asarray(a, jnp.float32) for name, a in flat.items()}
+        params = traverse_util.unflatten_dict(params, sep="/")
+        problems = misfitting(params, config.network().shapes())
         if problems:
             raise PipelineError(
                 f"{path} does not hold the weights of the model its own config "
                 "describes:\n  " + "\n  ".join(problems)
             )
-        params = {name: jnp.asarray(a, jnp.float32) for name, a in flat.items()}
         return cls(
             config=config,
-            params=traverse_util.unflatten_dict(params, sep="/"),
+            params=params,
             class_names=tuple(meta["class_names"]),
             step=meta["step"],
         )
@@ -157,7 +158,7 @@ class Pipeline:
         A name may be written as on disk: "smileys-emotion" for "Smileys & Emotion".
         """
         numbers = [self._label(c) for c in classes]
-        problems = label_problems(numbers, self.config.model.num_classes)
+        problems = label_problems(sorted(set(numbers)), self.config.model.num_classes)
         if problems:
             raise PipelineError(f"{problems[0]}: {', '.join(self.class_names)}.")
         return np.asarray(numbers, np.int32)
@@ -278,14 +279,3 @@ def _class_names(config: Experiment) -> tuple[str, ...]:
 def _slug(name: str) -> str:
     """Lower-case letters and digits, everything else as single hyphens."""
     return re.sub(r"[\W_]+", "-", name.lower()).strip("-")
-
-
-def _misfits(flat: dict, shapes: dict) -> list[str]:
-    """Missing, unexpected and misshapen tensors."""
-    found = [f"missing: {name}" for name in sorted(set(shapes) - set(flat))]
-    found += [f"unexpected: {name}" for name in sorted(set(flat) - set(shapes))]
-    return found + [
-        f"misshapen: {name} {flat[name].shape}, not {shapes[name].shape}"
-        for name in sorted(set(flat) & set(shapes))
-        if flat[name].shape != shapes[name].shape
-    ]

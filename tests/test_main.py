@@ -123,7 +123,7 @@ def paragraph(outcome) -> str:
     text = outcome["out"] + outcome["error"]
     assert outcome["code"] == 1, text
     assert "Traceback" not in text and "WARNING" not in text
-    message = outcome["error"].split("step]")[-1].strip()
+    message = outcome["error"].split("step/s]")[-1].strip()
     assert "\n\n" not in message
     first, *rest = message.split("\n")
     assert all(line.startswith("  ") for line in rest), message
@@ -264,7 +264,8 @@ def test_sampling_writes_images_grid_archive_and_trajectory(sampled):
     np.testing.assert_array_equal(archive["arr_0"], np.stack(list(images.values())))
     np.testing.assert_array_equal(archive["labels"], [0, 0, 1, 1, 2, 2])
     with Image.open(lines["trajectory"]) as gif:
-        assert gif.format == "GIF" and gif.n_frames == 3 + 1
+        # Three steps; the last one's clean image is the result, so it is not repeated.
+        assert gif.format == "GIF" and gif.n_frames == 3
         with Image.open(lines["grid"]) as grid:
             assert grid.size == gif.size
 
@@ -310,7 +311,7 @@ def test_every_choice_changes_the_images_and_has_a_folder_of_its_own(sampled):
         ("bad interval", ["must be two times, such as 0.1,1"]),
         ("bad shift", ["shift > 0"]),
         ("bad solver", ["--solver=rk4", "heun"]),
-        ("bad count", ["--count=0", "1 or greater"]),
+        ("bad count", ["--count=0", "not a positive integer"]),
         ("no weights", ["There is no file nope.safetensors"]),
         ("empty workdir", ["No weights at", "checkpoints/"]),
     ],

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
-from flax import nnx
+from flax import nnx, traverse_util
 from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
@@ -92,3 +92,16 @@ def network(config: DenoiserConfig, precision: Precision) -> Network:
 def count(params: dict) -> int:
     """Number of parameters in a pytree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def misfitting(params: dict, shapes: dict) -> list[str]:
+    """Missing, unexpected and misshapen parameters, by path; empty if all fit."""
+    have = traverse_util.flatten_dict(params, sep="/")
+    want = traverse_util.flatten_dict(shapes, sep="/")
+    found = [f"missing: {name}" for name in sorted(set(want) - set(have))]
+    found += [f"unexpected: {name}" for name in sorted(set(have) - set(want))]
+    return found + [
+        f"misshapen: {name} {have[name].shape}, not {want[name].shape}"
+        for name in sorted(set(have) & set(want))
+        if have[name].shape != want[name].shape
+    ]

@@ -34,6 +34,7 @@ FREE = (
     "model.decoder.loop",
     "model.attention",
     "accumulate",
+    "init_from",
 )
 
 

@@ -33,7 +33,8 @@ class Run:
     """A run, ready to go: built by the experiment, carried out by `train`.
 
     `open_data(k)` is the batches from number k on; `preview(ema)` draws a picture,
-    uint8 [h, w, 3], from an average of the denoiser.
+    uint8 [h, w, 3], from an average of the denoiser. A run without checkpoints begins
+    with the parameters `initial`, or with random ones.
     """
 
     recipe: Recipe
@@ -48,14 +49,26 @@ class Run:
     checkpointing: Checkpointing
     logging: Logging
     config: dict
+    initial: dict | None = None
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state; allocates nothing."""
         return abstract_state(self.recipe, self.ema, self.mesh)
 
     def fresh_state(self) -> TrainState:
-        """The state before the first step, drawn where it will live."""
-        return fresh_state(self.recipe, self.ema, self.mesh)
+        """The state before the first step, laid out where it will live."""
+        state = fresh_state(self.recipe, self.ema, self.mesh)
+        if self.initial is None:
+            return state
+        layout = jax.tree.map(lambda a: a.sharding, state.params["denoiser"])
+
+        def placed() -> dict:  # a copy each: the step gives its inputs away
+            return jax.tree.map(
+                lambda a, d: jax.device_put(np.asarray(a), d), self.initial, layout
+            )
+
+        ema = {decay: placed() for decay in state.ema}
+        return state.replace(params={**state.params, "denoiser": placed()}, ema=ema)
 
 
 def train(run: Run, workdir: pathlib.Path) -> TrainState:

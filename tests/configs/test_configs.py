@@ -1,0 +1,174 @@
+"""Every variant of every config file builds, and can be overridden from outside."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from pixelflow_jax.conditioning import ClassLabels
+from pixelflow_jax.experiment import NODES, ConfigError, Experiment
+from pixelflow_jax.models.base import count
+from pixelflow_jax.nodes import mistyped, walk
+from pixelflow_jax.training.step import make_step
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MAX_LINES = 130
+
+
+def load(path: pathlib.Path):
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FILES = {path.stem: load(path) for path in sorted((ROOT / "configs").glob("*.py"))}
+
+
+def variants(name: str) -> list[str]:
+    """Those that the refusal of an unknown one lists."""
+    try:
+        FILES[name].get_config("?")
+    except ConfigError as error:
+        return re.search(r"choose from (.*)\.", str(error))[1].split(", ")
+    raise AssertionError(f"configs/{name}.py takes any variant")
+
+
+ALL = [(name, variant) for name in FILES for variant in variants(name)]
+
+
+@pytest.fixture(params=ALL, ids=lambda pair: ":".join(pair))
+def config(request):
+    name, variant = request.param
+    return FILES[name].get_config(variant)
+
+
+def test_there_are_files_with_variants():
+    assert {"emoji", "pixnerd"} <= set(FILES) and len(ALL) >= 13
+
+
+def test_it_builds_and_validates(config):
+    """The data set is not opened; a whole training step is traced, nothing computed."""
+    assert isinstance(config, Experiment)
+    config.validate()
+    recipe, mesh = config.recipe(), config.mesh.build()
+    run = dataclasses.replace(config, data=config.data)  # a copy shares nothing mutable
+    assert run == config and mesh.size == jax.device_count()
+    from pixelflow_jax.training.step import abstract_state
+
+    state = abstract_state(recipe, config.ema, mesh)
+    size = config.data.image_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((8, size, size, 3), "float32"),
+        "label": jax.ShapeDtypeStruct((8,), "int32"),
+    }
+    after, metrics = jax.eval_shape(make_step(recipe), state, batch)
+    shapes = lambda tree: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    assert shapes(after) == shapes(state)
+    assert metrics["loss"].shape == () and metrics["loss"].dtype == "float32"
+
+
+def test_it_survives_json(config):
+    text = json.dumps(config.to_dict(), allow_nan=False)
+    assert Experiment.from_dict(json.loads(text)) == config
+
+
+def test_its_nodes_are_known_and_well_typed(config):
+    assert {type(node) for _, node in walk(config)} <= set(NODES)
+    assert mistyped(config) == []
+
+
+def test_two_calls_share_no_node():
+    """An override of one experiment must not reach another one."""
+    for name, variant in ALL:
+        one, other = (FILES[name].get_config(variant) for _ in range(2))
+        shared = {id(node) for _, node in walk(one)}
+        for path, node in walk(other):
+            assert id(node) not in shared, f"{name}:{variant} {path}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_is_a_table_with_a_command(name):
+    module = FILES[name]
+    assert f"--config=configs/{name}.py" in module.__doc__
+    assert "python -m pixelflow_jax.main" in module.__doc__
+    assert len(pathlib.Path(module.__file__).read_text().splitlines()) <= MAX_LINES
+    assert module.get_config().name  # there is a default
+
+
+def test_parameter_counts_of_the_published_models():
+    counts = {
+        variant: count(FILES["pixnerd"].get_config(variant).network().shapes()) / 1e6
+        for variant in ("xl16_256", "l16_256", "baseline_l16_256")
+    }
+    # Tables 2 and 3 of the paper.
+    assert counts == pytest.approx(
+        {"xl16_256": 700, "l16_256": 458, "baseline_l16_256": 459}, rel=0.02
+    )
+
+
+def overridden(*arguments: str) -> Experiment:
+    """A config file as the command line loads it."""
+    values = flags.FlagValues()
+    argv = ["test", f"--config={ROOT / 'configs' / 'emoji.py'}:demo", *arguments]
+    holder = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=argv
+    )
+    values(argv)
+    sys.modules.pop("config_config", None)
+    return holder.value
+
+
+@pytest.mark.parametrize(
+    ("argument", "path", "value"),
+    [
+        ("--config.steps=12", "steps", 12),
+        ("--config.name=other", "name", "other"),
+        ("--config.optimizer.lr=2e-4", "optimizer.lr", 2e-4),
+        ("--config.model.decoder.width=24", "model.decoder.width", 24),
+        ("--config.terms[0].weight=0.2", "terms[0].weight", 0.2),
+        ("--config.ema=(0.9, 0.99)", "ema", (0.9, 0.99)),
+        ("--config.data.flip=true", "data.flip", True),
+        ("--noconfig.data.flip", "data.flip", False),
+        ("--config.data.source.holdout=0.5", "data.source.holdout", 0.5),
+        ("--config.sampling.guidance.high=0.7", "sampling.guidance.high", 0.7),
+        (
+            "--config.checkpoint.allow=('optimizer.lr',)",
+            "checkpoint.allow",
+            ("optimizer.lr",),
+        ),
+    ],
+)
+def test_the_command_line_sets_any_field(argument, path, value):
+    config = overridden(argument)
+    assert eval(f"config.{path}") == value
+    # Nothing else has changed, and the next load is the original again.
+    original = overridden()
+    assert config != original or argument == "--noconfig.data.flip"
+    assert original == FILES["emoji"].get_config("demo")
+
+
+def test_checkpoint_advice_can_be_pasted():
+    """What a refused checkpoint proposes is a valid flag, for one field and for two."""
+    for names in (("seed",), ("seed", "optimizer.lr")):
+        listed = ", ".join(repr(name) for name in names)
+        config = overridden(f"--config.checkpoint.allow=({listed},)")
+        assert config.checkpoint.allow == names
+
+
+def test_a_field_that_does_not_exist_is_refused_with_the_class():
+    with pytest.raises(KeyError, match="Experiment"):
+        overridden("--config.stepz=3")
+
+
+def test_an_override_of_a_class_without_that_field_is_refused():
+    with pytest.raises(KeyError, match="ClassLabels"):
+        overridden("--config.conditioner.tokenizer=t5")
+    assert dataclasses.fields(ClassLabels)[0].name == "drop"

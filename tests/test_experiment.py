@@ -1,0 +1,201 @@
+"""The root of a config: what it refuses, and that it knows all of its parts."""
+
+import dataclasses
+import inspect
+import re
+
+import jax
+import pytest
+
+import pixelflow_jax.data.loader
+import pixelflow_jax.experiment
+import pixelflow_jax.sharding
+from pixelflow_jax.conditioning import ClassLabels
+from pixelflow_jax.data.loader import Data
+from pixelflow_jax.experiment import (
+    NODES,
+    ConfigError,
+    Experiment,
+    Sampling,
+    choose_variant,
+)
+from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler
+from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.models.pixnerd import NeuralField
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nodes import walk
+from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.training.checkpoint import Checkpointing
+from pixelflow_jax.training.log import Logging
+from pixelflow_jax.training.optimizer import AdamW
+from tests.training import tiny
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return tiny.write_images(tmp_path_factory.mktemp("images"))
+
+
+def test_the_tiny_experiment_is_valid(images):
+    tiny.experiment(images).validate()
+
+
+BAD = [
+    ({"steps": 0}, "steps and accumulate must be at least 1"),
+    ({"accumulate": 0}, "steps and accumulate must be at least 1"),
+    ({"seed": -1}, "seed must be at least 0 and below 2"),
+    ({"seed": 2**32}, "seed must be at least 0 and below 2"),
+    ({"terms": []}, "terms is empty"),
+    ({"ema": (1.0,)}, "ema=(1.0,) must hold decays"),
+    ({"ema": (0.9, 0.9)}, "names a decay twice"),
+    ({"ema": "0.9"}, "ema='0.9' must be of type tuple"),
+    ({"steps": 2.5}, "steps=2.5 must be of type int"),
+    ({"batch_size": 12}, "batch_size=12 must be a multiple of 8"),
+    ({"batch_size": 8, "accumulate": 2}, "must be a multiple of 16"),
+    ({"batch_size": 0}, "batch_size=0 must be a multiple"),
+    ({"mesh": MeshShape(data=3)}, "data=3"),
+    ({"mesh": MeshShape(fsdp=-1)}, "at most one axis"),
+    ({"conditioner": ClassLabels(drop=1.5)}, "conditioner.drop must lie in [0, 1]"),
+    ({"precision": Precision(compute="float16")}, "precision.compute must be"),
+    ({"precision": Precision(matmul="low")}, "precision.matmul must be"),
+    ({"optimizer": AdamW(lr=-1.0)}, "optimizer.lr must be positive"),
+    ({"optimizer": AdamW(warmup=9)}, "optimizer.warmup=9 must lie in 0..steps=6"),
+    ({"optimizer": AdamW(schedule="step")}, "optimizer.schedule must be"),
+    ({"checkpoint": Checkpointing(every=0)}, "checkpoint.every and keep"),
+    ({"log": Logging(every=0)}, "log.every and preview_count"),
+    ({"model": tiny.model(patch=5)}, "model.patch=5 does not divide"),
+    ({"model": tiny.model(patch=0)}, "patch, width, heads and depth must be at least"),
+    ({"model": tiny.model(heads=0)}, "patch, width, heads and depth must be at least"),
+    ({"model": tiny.model(heads=5)}, "model.heads=5 must divide model.width=32"),
+    ({"model": tiny.model(tap=3)}, "model.tap=3 must lie in 0..depth=2"),
+    ({"model": tiny.model(attention="fast")}, "fast"),
+    ({"model": tiny.model(loop=Loop(remat="some"))}, "model.loop: loop.remat must be"),
+    (
+        {"model": tiny.model(decoder=NeuralField(loop=Loop(unroll=-1)))},
+        "model.decoder.loop: loop.unroll must be",
+    ),
+    ({"model": tiny.model(decoder=NeuralField(encoding="fft"))}, "decoder.encoding"),
+    ({"sampling": Sampling(batch_size=0)}, "sampling.batch_size must be at least 1"),
+    ({"sampling": Sampling(grid=Grid(steps=0))}, "grid.steps must be at least 1"),
+    ({"sampling": Sampling(grid=Grid(shift=0.0))}, "shift > 0"),
+    (
+        {"sampling": Sampling(guidance=ClassifierFree(closed="left"))},
+        "guidance.closed must be",
+    ),
+    ({"sampling": Sampling(solver=AdamsBashforth(order=5))}, "order must be 1, 2, 3"),
+    ({"sampling": Sampling(solver=Euler(step="sed"))}, "Euler.step must be"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), BAD, ids=[words[:40] for _, words in BAD]
+)
+def test_a_field_that_makes_no_sense_is_refused(images, changes, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        tiny.experiment(images, **changes).validate()
+
+
+def test_everything_wrong_is_listed_at_once(images):
+    config = tiny.experiment(
+        images,
+        ema=(2.0,),
+        model=tiny.model(patch=5, tap=9),
+        optimizer=AdamW(lr=0.0),
+        checkpoint=Checkpointing(keep=0),
+        log=Logging(preview_count=0),
+    )
+    with pytest.raises(ConfigError) as caught:
+        config.validate()
+    first, *lines = str(caught.value).split("\n")
+    assert "'tiny' cannot run" in first and len(lines) == 6
+    assert all(line.startswith("  - ") for line in lines)
+
+
+def test_a_size_without_pixels_is_refused(images):
+    config = tiny.experiment(images)
+    config.data.image_size = 0
+    with pytest.raises(ConfigError, match="data.image_size must be at least 1"):
+        config.validate()
+
+
+def test_classes_of_data_and_model_must_agree(images):
+    config = tiny.experiment(images, model=tiny.model(num_classes=4))
+    with pytest.raises(ConfigError, match=r"3 classes but model\.num_classes=4"):
+        config.run()
+
+
+def test_it_survives_json(images):
+    config = tiny.experiment(images, ema=(0.9, 0.99), mesh=MeshShape(data=2, fsdp=4))
+    assert Experiment.from_dict(config.to_dict()) == config
+
+
+def test_a_config_of_another_version_is_refused(images):
+    data = tiny.experiment(images).to_dict()
+    data["model"]["dropout"] = 0.1
+    with pytest.raises(ConfigError, match=r"PixNerd\.dropout.*fields of PixNerd are"):
+        Experiment.from_dict(data)
+
+
+def config_classes() -> set[type]:
+    """Every keyword-only, mutable dataclass of the modules that a config is made of."""
+    found = set()
+    package = pixelflow_jax
+    for module in (package.experiment, package.data.loader, package.sharding):
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            if dataclasses.is_dataclass(cls) and not cls.__dataclass_params__.frozen:
+                found.add(cls)
+    keyword = lambda cls: all(field.kw_only for field in dataclasses.fields(cls))
+    return {cls for cls in found if keyword(cls)}
+
+
+def test_every_class_of_a_config_can_be_read_back():
+    assert config_classes() == set(NODES) and len(NODES) > 20
+
+
+def test_nodes_holds_every_node_reachable_from_a_default():
+    reachable = {type(node) for _, node in walk(Experiment(name="x"))}
+    assert reachable <= set(NODES) and len(reachable) > 12
+
+
+def test_an_unknown_variant_lists_the_others():
+    variants = {"a": lambda: 1, "b": lambda: 2}
+    assert choose_variant("b", variants) == 2
+    with pytest.raises(ConfigError, match="No variant 'c': choose from a, b"):
+        choose_variant("c", variants)
+
+
+def test_the_seed_fixes_weights_data_and_noise(images):
+    """Two experiments of one seed build the same state and batches; of another, not."""
+    states, batches = [], []
+    for seed in (3, 3, 4):
+        run = tiny.run(images, seed=seed)
+        states.append(run.fresh_state().params)
+        with run.open_data(0) as loader:
+            batches.append(next(loader))
+    tiny.assert_identical(states[0], states[1])
+    tiny.assert_identical(batches[0], batches[1])
+    with pytest.raises(AssertionError):
+        tiny.assert_identical(states[0], states[2])
+    assert (batches[0]["image"] != batches[2]["image"]).any()
+
+
+def test_the_recipe_takes_every_part_from_the_config(images):
+    config = tiny.experiment(images, accumulate=1)
+    recipe = config.recipe()
+    assert recipe.terms is config.terms and recipe.conditioner is config.conditioner
+    assert recipe.prediction is config.prediction and recipe.time is config.time
+    assert recipe.seed == 3 and recipe.accumulate == 1
+    assert float(recipe.learning_rate(6)) == pytest.approx(1e-2)
+    shapes = recipe.network.shapes()
+    assert jax.tree.leaves(shapes)[0].dtype == "float32"
+
+
+def test_data_is_opened_at_the_batch_asked_for(images):
+    config = tiny.experiment(images)
+    with config._open_data(0) as first, config._open_data(2) as later:
+        for _ in range(2):
+            next(first)
+        tiny.assert_identical(next(first), next(later))
+    assert isinstance(config.data, Data)

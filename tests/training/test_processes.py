@@ -1,0 +1,99 @@
+"""Two real processes of four devices train as one process of eight does."""
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.training.checkpoint import Checkpointer
+from tests.training import tiny
+
+STEPS = 3
+MESH = MeshShape(data=2, fsdp=4)
+
+
+def start(images, workdir, steps, count) -> list[subprocess.Popen]:
+    """`count` processes that share eight devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = tiny.ROOT / "tests" / "training" / "process.py"
+    return [
+        subprocess.Popen(
+            [sys.executable, script, *map(str, (index, count, port))]
+            + [images, workdir, str(steps)],
+            cwd=tiny.ROOT,
+            env=tiny.environment(devices=8 // count, cache=count == 1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(processes) -> list[str]:
+    """What each process printed; all must have ended well."""
+    try:
+        done = [tiny.finish(process, timeout=80) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for code, out, error in done:
+        assert code == 0, out + error
+    return [out for _, out, _ in done]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return tiny.write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(images, tmp_path):
+    outputs = finish(start(images, tmp_path / "two", STEPS, count=2))
+    finish(start(images, tmp_path / "one", STEPS, count=1))
+    # The first process alone reports.
+    assert "62,027" in outputs[0] and "62,027" not in outputs[1]
+    two, one = (tiny.history(tmp_path / name) for name in ("two", "one"))
+    assert [line["step"] for line in two] == [1, 2, 3]
+    for line, other in zip(two, one, strict=True):
+        assert line == pytest.approx(other, rel=1e-5, abs=1e-5)
+    previews = [
+        np.asarray(Image.open(tmp_path / name / "previews" / "00000002.png"), int)
+        for name in ("two", "one")
+    ]
+    assert np.abs(previews[0] - previews[1]).max() <= 1
+
+    # The checkpoint that two processes wrote, restored by one, on another mesh.
+    run = tiny.run(images, devices=8, mesh=MESH, steps=STEPS)
+    alone = tiny.run(images, steps=STEPS)
+    states = [tiny.saved_state(run, tmp_path / name) for name in ("two", "one")]
+    assert int(states[0].step) == STEPS
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, *states)
+    tiny.assert_identical(tiny.saved_state(alone, tmp_path / "two"), states[0])
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_after_the_same_step(images, tmp_path):
+    processes = start(images, tmp_path, 100_000, count=2)
+    history = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not history.exists() or history.read_text().count("\n") < 5:
+        assert time.monotonic() < deadline and processes[0].poll() is None
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = [re.search(r"ended after step (\d+)", out) for out in finish(processes)]
+    assert ends[0][1] == ends[1][1] and int(ends[0][1]) >= 5
+    with contextlib.closing(Checkpointer(tmp_path / "checkpoints", None)) as reader:
+        assert reader.latest() == int(ends[0][1])
