@@ -273,7 +273,9 @@ def test_sampling_writes_images_grid_archive_and_trajectory(sampled):
 def test_sampling_is_quiet(sampled):
     error = sampled["all"]["error"]
     assert "WARNING" not in error and "orbax" not in error.lower()
-    assert all("batch" in line for line in error.replace("\r", "\n").split("\n") if line)
+    assert all(
+        "batch" in line for line in error.replace("\r", "\n").split("\n") if line
+    )
 
 
 def test_classes_by_name_slug_and_number(sampled):

@@ -89,9 +89,7 @@ def test_files_are_half_as_large_by_default_and_loaded_in_float32(
         np.testing.assert_allclose(a, b, rtol=2**-8, atol=1e-6)
 
 
-def test_weights_of_a_large_mesh_work_on_the_devices_that_are_there(
-    pipeline, tmp_path
-):
+def test_weights_of_a_large_mesh_work_on_the_devices_that_are_there(pipeline, tmp_path):
     config = dataclasses.replace(pipeline.config, mesh=MeshShape(data=16, fsdp=4))
     large = dataclasses.replace(pipeline, config=config)
     large.save(tmp_path / "large.safetensors")

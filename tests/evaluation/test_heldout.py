@@ -19,6 +19,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((12, 4, 4, 3)).astype(np.float32)
 LABELS = np.arange(12, dtype=np.int32) % 3
 PARAMS = {"scale": jnp.float32(0.7)}
+VELOCITY = PredictVelocity()
 
 
 def apply(params, groups, clocks, conds):
@@ -28,7 +29,7 @@ def apply(params, groups, clocks, conds):
     return Output((params["scale"] * x + shift[:, None, None, None],), ())
 
 
-def loss(prediction=PredictVelocity(), seed=5):
+def loss(prediction=VELOCITY, seed=5):
     return HeldoutLoss(
         network=Network(init=None, apply=apply),
         stages=linear_path(),
@@ -93,7 +94,7 @@ def test_the_seed_alone_fixes_the_noise():
 
 def test_the_prediction_is_turned_into_a_velocity():
     one, other = (
-        loss(p)(PARAMS, batches(4), mesh()) for p in (PredictVelocity(), PredictClean())
+        loss(p)(PARAMS, batches(4), mesh()) for p in (VELOCITY, PredictClean())
     )
     assert one["loss"] != pytest.approx(other["loss"], rel=0.1)
 

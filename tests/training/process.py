@@ -1,36 +1,44 @@
-"""One of several processes that train the tiny run together.
+"""One of two processes that train the tiny run together.
 
-python process.py INDEX COUNT PORT IMAGES WORKDIR STEPS
+python process.py INDEX PORT IMAGES WORKDIR STEPS
 """
 
 import pathlib
 import sys
 
 import jax
-import tiny
 
 from pixelflow_jax import backend
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
 
+if __name__ == "__main__":
+    import tiny
+else:
+    from tests.training import tiny
 
-def main(index: int, count: int, port: int, images: str, workdir: str, steps: int):
-    """Join the others and train."""
-    backend.configure()
-    if count > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
-    assert jax.process_count() == count and jax.device_count() == 8
-    config = tiny.experiment(
+
+def experiment(images: str | pathlib.Path, steps: int) -> Experiment:
+    """The run, on eight devices wherever they are."""
+    return tiny.experiment(
         images,
         steps=steps,
         mesh=MeshShape(data=2, fsdp=4),
         log=Logging(every=1, preview_every=2, preview_count=6),
     )
-    state = train(config.run(), pathlib.Path(workdir))
-    print(f"process {index} of {count} ended after step {int(state.step)}")
+
+
+def main(index: int, port: int, images: str, workdir: str, steps: int) -> None:
+    """Join the other process and train."""
+    backend.configure()
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+    assert jax.process_count() == 2 and jax.device_count() == 8
+    state = train(experiment(images, steps).run(), pathlib.Path(workdir))
+    print(f"process {index} ended after step {int(state.step)}")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), *sys.argv[4:6], int(sys.argv[6]))
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5], int(sys.argv[5]))

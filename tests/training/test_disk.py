@@ -1,4 +1,4 @@
-"""Full disks: one paragraph, exit code 1, and the earlier checkpoint as good as ever."""
+"""Full disks: one paragraph, exit code 1, and the earlier checkpoint is still good."""
 
 import os
 import pathlib
@@ -12,7 +12,9 @@ from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
 FULL = pathlib.Path("/dev/full")  # every write fails with "No space left on device"
-needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+needs_full = pytest.mark.skipif(
+    not FULL.exists(), reason="this system has no /dev/full"
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def assert_one_paragraph(code, out, error):
 
 @pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit(images, begun, tmp_path):
-    """Files over 40 kB cannot be written: the checkpoint of step 6 holds larger ones."""
+    """Files over 40 kB cannot be written: the checkpoint of step 6 has larger ones."""
     shutil.copytree(begun, tmp_path / "run")
     config = tiny.write_config(tmp_path / "config.py", images)
     process = tiny.command(

@@ -21,6 +21,12 @@ def images(tmp_path_factory):
     return tiny.write_images(tmp_path_factory.mktemp("images"))
 
 
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """The last state of the run that nothing disturbs."""
+    return train(tiny.run(images), tmp_path_factory.mktemp("whole"))
+
+
 class Changed:
     """A loader whose batch number `at` is changed by `change`."""
 
@@ -58,10 +64,12 @@ def poison(batch):
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
-def test_a_run_that_is_not_finite_ends_and_saves_nothing_more(images, tmp_path, every):
+def test_a_run_that_is_not_finite_ends_and_saves_nothing_more(
+    images, whole, tmp_path, every
+):
     """Step 5 takes a bad batch; whatever the rhythm of the reports, 4 is the last."""
     policy = Checkpointing(every=2)
-    run = tiny.run(images, steps=8, checkpoint=policy, log=Logging(every=every))
+    run = tiny.run(images, checkpoint=policy, log=Logging(every=every))
     with pytest.raises(DivergedError) as caught:
         train(with_batch(run, 4, poison), tmp_path)
     message = str(caught.value)
@@ -72,7 +80,6 @@ def test_a_run_that_is_not_finite_ends_and_saves_nothing_more(images, tmp_path, 
     assert saved(tmp_path) == [2, 4]
     assert all(np.isfinite(line["loss"]) for line in tiny.history(tmp_path))
     # The advice holds: with a good batch the same command goes on.
-    whole = train(run, tmp_path / "whole")
     tiny.assert_identical(train(run, tmp_path), whole)
 
 
@@ -95,7 +102,9 @@ def test_a_label_the_model_does_not_know_is_refused(images, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_returns_after_the_step(images, tmp_path, number, capfd):
+def test_a_signal_saves_and_returns_after_the_step(
+    images, whole, tmp_path, number, capfd
+):
     """Sent while batch 2 is read ahead, in the middle of a step's turn."""
     before = signal.getsignal(number)
     run = tiny.run(images, checkpoint=Checkpointing(every=100), log=Logging(every=50))
@@ -108,7 +117,6 @@ def test_a_signal_saves_and_returns_after_the_step(images, tmp_path, number, cap
     assert f"{number.name}: saving" in err
     # What was computed is in the history, and the next sitting completes it.
     assert len(tiny.history(tmp_path)) == int(state.step)
-    whole = train(run, tmp_path / "whole")
     tiny.assert_identical(train(run, tmp_path), whole)
 
 

@@ -13,31 +13,38 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.checkpoint import Checkpointer
+from pixelflow_jax.training.loop import train
 from tests.training import tiny
+from tests.training.process import experiment
 
 STEPS = 3
-MESH = MeshShape(data=2, fsdp=4)
 
 
-def start(images, workdir, steps, count) -> list[subprocess.Popen]:
-    """`count` processes that share eight devices."""
+def start(images, workdir, steps) -> list[subprocess.Popen]:
+    """Two processes that share eight devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = tiny.ROOT / "tests" / "training" / "process.py"
     return [
         subprocess.Popen(
-            [sys.executable, script, *map(str, (index, count, port))]
-            + [images, workdir, str(steps)],
+            [
+                sys.executable,
+                script,
+                str(index),
+                str(port),
+                images,
+                workdir,
+                str(steps),
+            ],
             cwd=tiny.ROOT,
-            env=tiny.environment(devices=8 // count, cache=count == 1),
+            env=tiny.environment(devices=4, cache=False),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(count)
+        for index in range(2)
     ]
 
 
@@ -60,8 +67,9 @@ def images(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(images, tmp_path):
-    outputs = finish(start(images, tmp_path / "two", STEPS, count=2))
-    finish(start(images, tmp_path / "one", STEPS, count=1))
+    outputs = finish(start(images, tmp_path / "two", STEPS))
+    run = experiment(images, STEPS).run()
+    expected = train(run, tmp_path / "one")
     # The first process alone reports.
     assert "62,027" in outputs[0] and "62,027" not in outputs[1]
     two, one = (tiny.history(tmp_path / name) for name in ("two", "one"))
@@ -75,18 +83,17 @@ def test_two_processes_equal_one(images, tmp_path):
     assert np.abs(previews[0] - previews[1]).max() <= 1
 
     # The checkpoint that two processes wrote, restored by one, on another mesh.
-    run = tiny.run(images, devices=8, mesh=MESH, steps=STEPS)
-    alone = tiny.run(images, steps=STEPS)
-    states = [tiny.saved_state(run, tmp_path / name) for name in ("two", "one")]
-    assert int(states[0].step) == STEPS
+    state = tiny.saved_state(run, tmp_path / "two")
+    assert int(state.step) == STEPS
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    jax.tree.map(close, *states)
-    tiny.assert_identical(tiny.saved_state(alone, tmp_path / "two"), states[0])
+    jax.tree.map(close, state, expected)
+    alone = tiny.run(images, steps=STEPS)
+    tiny.assert_identical(tiny.saved_state(alone, tmp_path / "two"), state)
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_after_the_same_step(images, tmp_path):
-    processes = start(images, tmp_path, 100_000, count=2)
+    processes = start(images, tmp_path, 100_000)
     history = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not history.exists() or history.read_text().count("\n") < 5:
