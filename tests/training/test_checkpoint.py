@@ -107,6 +107,23 @@ def test_what_is_kept(finished, tmp_path, policy, kept):
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == kept
 
 
+def test_a_state_larger_than_the_room_on_the_disk_is_not_begun(
+    finished, tmp_path, monkeypatch
+):
+    _, run, state = finished
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    room = shutil.disk_usage(tmp_path)._replace(free=size - 1)
+    checkpointer = Checkpointer(tmp_path, Checkpointing())
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError) as caught:
+        patch.setattr(shutil, "disk_usage", lambda path: room)
+        checkpointer.save(1, state, {}, run.config)
+    assert "the disk is full. Earlier checkpoints" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    checkpointer.save(2, state, {}, run.config)
+    checkpointer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [

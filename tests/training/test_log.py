@@ -2,6 +2,7 @@
 
 import json
 import struct
+import types
 
 import numpy as np
 import pytest
@@ -62,7 +63,8 @@ def test_floats_survive_to_the_last_bit(tmp_path):
 
 def test_speed_leaves_pauses_out(tmp_path, monkeypatch):
     clock = iter([100.0, 110.0, 112.0])  # opened, resumed after a pause, reported
-    monkeypatch.setattr(run_log.time, "perf_counter", lambda: next(clock))
+    fake = types.SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr(run_log, "time", fake)
     monkeypatch.setattr(run_log, "utilisation", lambda rate, flops, dtype: rate / flops)
     with open_log(tmp_path) as log:
         log.pause()

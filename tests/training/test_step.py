@@ -88,6 +88,31 @@ def test_the_metrics_are_those_of_the_step(undivided):
     assert [line["lr"] for line in climbing] == pytest.approx(expected)
 
 
+@dataclasses.dataclass(kw_only=True)
+class Times:
+    """A term that shows the drawn times: their mean, or the least gap between two."""
+
+    gap: bool
+    weight: float = 1.0
+
+    def __call__(self, context):
+        t = jnp.sort(context.points[0].t)
+        value = jnp.min(jnp.diff(t)) if self.gap else jnp.mean(t)
+        return jnp.broadcast_to(value, t.shape)
+
+
+def test_every_image_of_every_step_draws_its_own_time(undivided):
+    config, data, *_ = undivided
+
+    def drawn(gap, seed=3):
+        changed = dataclasses.replace(config, terms=[Times(gap=gap)], seed=seed)
+        return [line["loss"] for line in after(changed, [data[0]] * 3)[1]]
+
+    assert min(drawn(gap=True)) > 0
+    means = drawn(gap=False) + drawn(gap=False, seed=4)
+    assert len(set(means)) == 6
+
+
 @pytest.mark.parametrize("prediction", [PredictVelocity(), PredictClean()], ids=str)
 def test_a_tiny_model_learns_eight_images_by_heart(images, prediction):
     config = tiny.experiment(
