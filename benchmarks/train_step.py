@@ -90,8 +90,7 @@ def _noise(config: Experiment, mesh: jax.sharding.Mesh) -> dict:
     shape = (config.batch_size, *[config.data.image_size] * 2, 3)
     image = rng.uniform(-1, 1, shape).astype(np.float32)
     label = rng.integers(0, config.model.num_classes, len(image)).astype(np.int32)
-    layout = sharding.batch_sharding(mesh)
-    return jax.device_put({"image": image, "label": label}, layout)
+    return sharding.global_batch({"image": image, "label": label}, mesh)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pixelflow_jax.data.transforms import CenterCrop
 from pixelflow_jax.evaluation.generate import Generator
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
 from pixelflow_jax.flow.guidance import ClassifierFree
-from pixelflow_jax.flow.path import linear_path
+from pixelflow_jax.flow.path import Stage, linear_path
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
@@ -164,6 +164,10 @@ class Experiment:
                 f"{self.model.num_classes}: set --config.model.num_classes={classes}."
             )
 
+    def stages(self) -> tuple[Stage, ...]:
+        """The path from noise to data; the one place that chooses it."""
+        return linear_path()
+
     def network(self) -> Network:
         """The denoiser as functions."""
         return network(self.model, self.precision)
@@ -174,7 +178,7 @@ class Experiment:
             model=self.model,
             network=self.network(),
             conditioner=self.conditioner,
-            stages=linear_path(),
+            stages=self.stages(),
             prediction=self.prediction,
             guidance=self.sampling.guidance,
             solver=self.sampling.solver,
@@ -189,7 +193,7 @@ class Experiment:
         return Recipe(
             model=self.model,
             network=self.network(),
-            stages=linear_path(),
+            stages=self.stages(),
             prediction=self.prediction,
             time=self.time,
             terms=self.terms,
@@ -260,7 +264,7 @@ class Experiment:
         self.validate_data()
         loss = HeldoutLoss(
             network=self.network(),
-            stages=linear_path(),
+            stages=self.stages(),
             prediction=self.prediction,
             conditioner=self.conditioner,
             seed=self.seed,

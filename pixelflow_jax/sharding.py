@@ -68,6 +68,15 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def global_batch(batch: dict, mesh: jax.sharding.Mesh) -> dict:
+    """Each process's part of a batch (numpy arrays) as one array over all devices."""
+    layout = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(layout, array)
+        for name, array in batch.items()
+    }
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

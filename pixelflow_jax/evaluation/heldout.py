@@ -47,14 +47,10 @@ class HeldoutLoss:
             )
 
         program = jax.jit(errors, out_shardings=sharding.replicated(mesh))
-        layout = sharding.batch_sharding(mesh)
         total, weight, first = np.zeros(len(TIMES)), 0.0, 0
         with jax.set_mesh(mesh):
             for batch in batches:
-                arrays = {
-                    name: jax.make_array_from_process_local_data(layout, array)
-                    for name, array in batch.items()
-                }
+                arrays = sharding.global_batch(batch, mesh)
                 total += np.asarray(program(params, arrays, first), np.float64)
                 weight += float(arrays["weight"].sum())
                 first += len(arrays["weight"])

@@ -31,7 +31,6 @@ FREE = (
     "data.max_corrupt",
     "model.loop",
     "model.decoder.loop",
-    "model.decoder.loop",
     "model.attention",
     "accumulate",
     "init_from",

@@ -179,7 +179,6 @@ def _steps(
 
 def _on_device(data: BatchLoader, run: Run) -> Iterator[dict]:
     """Batches as global arrays, each sent on its way one step before it is needed."""
-    layout = sharding.batch_sharding(run.mesh)
     classes = run.recipe.model.num_classes
 
     def send(batch: dict) -> dict:
@@ -188,10 +187,7 @@ def _on_device(data: BatchLoader, run: Run) -> Iterator[dict]:
                 f"A batch of the data set holds labels the model has no class for: "
                 f"{problem}. Mend the labels, or raise --config.model.num_classes."
             )
-        return {
-            name: jax.make_array_from_process_local_data(layout, array)
-            for name, array in batch.items()
-        }
+        return sharding.global_batch(batch, run.mesh)
 
     batches = iter(data)
     ahead = send(next(batches))
