@@ -12,6 +12,8 @@ import jax  # isort: skip
 import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 
+from pixelflow_jax.experiment import Experiment  # isort: skip
+from pixelflow_jax.flow.solver import Heun  # isort: skip
 from pixelflow_jax.main import SOLVERS  # isort: skip
 
 
@@ -32,10 +34,15 @@ def measure(args: argparse.Namespace, variant: dict) -> dict:
     config.model = dataclasses.replace(config.model, loop=loop)
     grid = dataclasses.replace(config.sampling.grid, steps=variant["steps"])
     config.sampling = dataclasses.replace(
-        config.sampling, grid=grid, solver=SOLVERS[variant["solver"]]
+        config.sampling, grid=grid, solver=SOLVERS[variant["solver"]], doubled=False
     )
-    rates = harness.machine_rates()
-    size, batch = config.data.image_size, variant["batch"]
+    row = {"config": config.name, **variant}
+    return row | timed(config, variant["batch"], args.repeats)
+
+
+def timed(config: Experiment, batch: int, repeats: int) -> dict:
+    """Latency, memory and compile time of drawing `batch` images."""
+    rates, size = harness.machine_rates(), config.data.image_size
     generator = config.generator(size, size)
     params = jax.jit(config.network().init)(jax.random.key(0))
     # A fresh decoder is zero; noise in its place keeps the work real.
@@ -49,24 +56,37 @@ def measure(args: argparse.Namespace, variant: dict) -> dict:
     )
     with jax.set_mesh(generator.mesh):
         built, compile_seconds = harness.compiled(program, *inputs, False)
-        seconds = harness.median_seconds(lambda: built(*inputs), args.repeats)
+        seconds = harness.median_seconds(lambda: built(*inputs), repeats)
         images = built(*inputs).images
     if not np.isfinite(np.asarray(images)).all():
         raise RuntimeError("The images are not finite: this variant does not work.")
-    guided = config.sampling.guidance.active(grid.times()[:-1])
-    evaluations = int(np.sum(1 + guided))
-    flops = evaluations * config.model.flops(size, size) * batch
+    evaluations, flops = _work(config, size)
     return {
-        "config": config.name,
-        **variant,
         "seconds": seconds,
         "s_per_image": seconds / batch,
         "network_calls": evaluations,
-        "mfu": flops / seconds / (rates["matmul_tflops"] * 1e12),
+        "mfu": batch * flops / seconds / (rates["matmul_tflops"] * 1e12),
         **harness.memory(built),
         "compile_s": compile_seconds,
         **rates,
     }
+
+
+def _work(config: Experiment, size: int) -> tuple[int, float]:
+    """Network calls (a guided one counts twice) and operations for one image."""
+    grid, guidance, solver = (
+        getattr(config.sampling, name) for name in ("grid", "guidance", "solver")
+    )
+    calls, flops = 0, 0.0
+    for number, stage in enumerate(config.stages()):
+        times = grid.times(number)[:-1]
+        each = 1 + guidance.active(times, number)
+        if isinstance(solver, Heun) and not solver.reuse:
+            each = np.append(2 * each[:-1], each[-1:])
+        calls += int(np.sum(each))
+        height, width = stage.size(size, size)
+        flops += np.sum(each) * config.model.flops(height, width)
+    return calls, flops
 
 
 def _disturbed(p: jax.Array) -> jax.Array:

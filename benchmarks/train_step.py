@@ -15,8 +15,9 @@ import numpy as np  # isort: skip
 
 from pixelflow_jax import sharding  # isort: skip
 from pixelflow_jax.experiment import Experiment  # isort: skip
-from pixelflow_jax.models.pixnerd import NeuralField  # isort: skip
-from pixelflow_jax.training.step import fresh_state, make_step  # isort: skip
+from pixelflow_jax.models.pixnerd import NeuralField, PixNerd  # isort: skip
+from pixelflow_jax.objective import FlowMatching  # isort: skip
+from pixelflow_jax.training.step import Recipe, fresh_state, make_step  # isort: skip
 from pixelflow_jax.training.throughput import TRAINING_PASSES  # isort: skip
 
 
@@ -34,29 +35,33 @@ def arguments() -> argparse.Namespace:
 def measure(args: argparse.Namespace, variant: dict) -> dict:
     """One variant, in this process."""
     config = _config(args.config, variant)
+    row = {"config": config.name, **variant}
+    return row | timed(config, config.recipe(), {}, args.repeats)
+
+
+def timed(config: Experiment, recipe: Recipe, frozen: dict, repeats: int) -> dict:
+    """Speed, memory and compile time of the step of `recipe` on random images."""
     rates = harness.machine_rates()
     size, batch = config.data.image_size, config.batch_size
     run_state = {}
     mesh = config.mesh.build()
     with jax.set_mesh(mesh):
-        run_state["state"] = fresh_state(config.recipe(), config.ema, mesh)
-        data = _noise(config, mesh)
-        step = jax.jit(make_step(config.recipe()), donate_argnums=0)
-        program, compile_seconds = harness.compiled(step, run_state["state"], data)
+        run_state["state"] = fresh_state(recipe, config.ema, mesh)
+        inputs = (_noise(config, mesh), frozen)
+        step = jax.jit(make_step(recipe), donate_argnums=0)
+        program, compile_seconds = harness.compiled(step, run_state["state"], *inputs)
 
         def once() -> dict:
-            run_state["state"], metrics = program(run_state["state"], data)
+            run_state["state"], metrics = program(run_state["state"], *inputs)
             return metrics
 
-        seconds = harness.median_seconds(once, args.repeats)
+        seconds = harness.median_seconds(once, repeats)
         loss = float(once()["loss"])
     if not np.isfinite(loss):
         raise RuntimeError(f"The loss is {loss}: this variant does not work.")
-    flops = TRAINING_PASSES * config.model.flops(size, size) * batch
+    flops = TRAINING_PASSES * recipe.forward_flops(size, size) * batch
     peak = rates["matmul_tflops"] * 1e12 * jax.device_count()
     return {
-        "config": config.name,
-        **variant,
         "step_ms": seconds * 1e3,
         "images_s": batch / seconds,
         "mfu": flops / seconds / peak,
@@ -71,16 +76,17 @@ def measure(args: argparse.Namespace, variant: dict) -> dict:
 def _config(spec: str, variant: dict) -> Experiment:
     config = harness.load_config(spec)
     config.batch_size = variant["batch"]
+    # Flow matching alone; benchmarks.perceptual measures the other terms.
+    config.terms, config.balance = [FlowMatching()], None
     loop = dataclasses.replace(
         config.model.loop, remat=variant["remat"], unroll=variant["unroll"]
     )
-    field = config.model.decoder
-    if isinstance(field, NeuralField):
-        remat = dataclasses.replace(field.loop, remat=variant["field_remat"])
-        field = dataclasses.replace(field, loop=remat)
-    config.model = dataclasses.replace(
-        config.model, loop=loop, decoder=field, attention=variant["attention"]
-    )
+    model = dataclasses.replace(config.model, loop=loop, attention=variant["attention"])
+    if isinstance(model, PixNerd) and isinstance(model.decoder, NeuralField):
+        remat = dataclasses.replace(model.decoder.loop, remat=variant["field_remat"])
+        decoder = dataclasses.replace(model.decoder, loop=remat)
+        model = dataclasses.replace(model, decoder=decoder)
+    config.model = model
     config.validate()
     return config
 

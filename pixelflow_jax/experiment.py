@@ -15,20 +15,28 @@ from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.data.loader import BatchLoader, Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.tfds import Tfds
-from pixelflow_jax.data.transforms import CenterCrop
+from pixelflow_jax.data.transforms import CenterCrop, RandomCrop
 from pixelflow_jax.evaluation.generate import Generator
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
-from pixelflow_jax.flow.guidance import ClassifierFree
-from pixelflow_jax.flow.path import Stage, linear_path
+from pixelflow_jax.flow.dopri5 import Dopri5
+from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.path import Pyramid, Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
 from pixelflow_jax.models.base import Network, misfitting, network
+from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.nodes import from_dict, mistyped, to_dict, walk
-from pixelflow_jax.objective import FlowMatching
+from pixelflow_jax.objective import FlowMatching, term_name
+from pixelflow_jax.perceptual import Lpips, PDino, Repa
+from pixelflow_jax.teachers.dinov2 import DinoV2
+from pixelflow_jax.teachers.lpips import LpipsNet
+from pixelflow_jax.teachers.suite import Teachers, together
+from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import Run
@@ -42,14 +50,21 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(kw_only=True)
 class Sampling:
-    """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5)."""
+    """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5).
 
-    solver: Euler | Heun | AdamsBashforth = dataclasses.field(default_factory=Euler)
+    `doubled` gives every image a twin, as the official PixelFlow sampler does with
+    Dopri5, where it changes the step sizes: see `sampler.follow`.
+    """
+
+    solver: Euler | Heun | AdamsBashforth | Dopri5 = dataclasses.field(
+        default_factory=Euler
+    )
     grid: Grid = dataclasses.field(default_factory=Grid)
-    guidance: ClassifierFree = dataclasses.field(
+    guidance: ClassifierFree | AutoGuidance = dataclasses.field(
         default_factory=lambda: ClassifierFree(scale=3.5, low=0.1, high=1.0)
     )
     batch_size: int = 64
+    doubled: bool = False
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -58,6 +73,8 @@ class Experiment:
 
     `ema` lists the decays of the weight averages; the first one is drawn from.
     `accumulate` splits each batch into that many parts, one after the other.
+    `path` leads from noise to data, in one stage or in a cascade. `teachers` are the
+    frozen networks some terms look through, `balance` their adaptive weight.
     `init_from` names weights to begin with instead of random ones: a workdir or a
     .safetensors file of a model of the same shapes; all averages begin there too.
     """
@@ -69,14 +86,17 @@ class Experiment:
     accumulate: int = 1
     init_from: str = ""
     data: Data = dataclasses.field(default_factory=Data)
-    model: PixNerd = dataclasses.field(default_factory=PixNerd)
+    path: Straight | Pyramid = dataclasses.field(default_factory=Straight)
+    model: PixNerd | PixelFlow | PixelGen = dataclasses.field(default_factory=PixNerd)
     prediction: PredictVelocity | PredictClean = dataclasses.field(
         default_factory=PredictVelocity
     )
     time: LogitNormal | Uniform = dataclasses.field(default_factory=LogitNormal)
-    terms: list[FlowMatching] = dataclasses.field(
+    terms: list[FlowMatching | Repa | Lpips | PDino] = dataclasses.field(
         default_factory=lambda: [FlowMatching()]
     )
+    teachers: Teachers = dataclasses.field(default_factory=Teachers)
+    balance: Balance | None = None
     conditioner: ClassLabels = dataclasses.field(default_factory=ClassLabels)
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     ema: tuple[float, ...] = (0.9999,)
@@ -101,10 +121,12 @@ class Experiment:
     def validate(self) -> None:
         """Raises ConfigError with all that is wrong, before anything is built."""
         # Each check presumes that those before it found nothing.
-        problems = mistyped(self) or self._problems()
+        problems = mistyped(self) or self._problems() or self._term_problems()
         if not problems:
             size = self.data.image_size
-            problems = _message(self.generator(size, size).check)
+            automatic = isinstance(self.sampling.guidance, AutoGuidance)
+            guide = self.network() if automatic else None  # any network, to trace with
+            problems = _message(self.generator(size, size, guide).check)
         if problems:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             raise ConfigError(f"The config {self.name!r} cannot run:\n{listed}")
@@ -112,7 +134,7 @@ class Experiment:
     def _problems(self) -> list[str]:
         size = self.data.image_size
         found = [
-            *self.model.problems(size, size),
+            *(self.path.problems() or self.size_problems(size, size)),
             *self.optimizer.problems(self.steps),
             *self.checkpoint.problems(),
             *self.log.problems(),
@@ -155,6 +177,51 @@ class Experiment:
             )
         return found
 
+    def size_problems(self, height: int, width: int) -> list[str]:
+        """Why the model cannot see or draw images of `height` x `width`."""
+        stages = self.stages()
+        unit = self.model.patch * 2 ** max(stage.halvings for stage in stages)
+        if len(stages) > 1 and (height % unit or width % unit):
+            return [
+                f"the image size {height} x {width} must be a multiple of {unit}: "
+                f"model.patch={self.model.patch} times 2 for each of the "
+                f"{len(stages) - 1} halvings of path.num_stages={len(stages)}"
+            ]
+        return self.model.problems(height, width)
+
+    def _term_problems(self) -> list[str]:
+        """What is wrong with the loss terms and the teachers they need."""
+        found = [problem for term in self.terms for problem in term.problems()]
+        names = [term_name(term) for term in self.terms]
+        if len(set(names)) < len(names):
+            found.append(f"terms {names}: each kind may be there once")
+        needs = together(term.needs() for term in self.terms)
+        size = self.data.image_size
+        found += self.teachers.problems(needs, size, size)
+        if self.balance is not None:
+            found += self.balance.problems()
+            if not any(term.perceptual for term in self.terms):
+                found.append("balance is set but no term is perceptual: remove it")
+        return found or _message(self._trace_loss)
+
+    def _trace_loss(self) -> None:
+        """Trace the loss without compiling it; raises what it would raise."""
+        recipe, size = self.recipe(), self.data.image_size
+        count = len(recipe.stages)
+        image = jax.ShapeDtypeStruct(
+            (count, size, size, self.model.channels), "float32"
+        )
+        label = jax.ShapeDtypeStruct((count,), "int32")
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+
+        def loss(params: dict, batch: dict, keys: jax.Array, frozen: dict) -> jax.Array:
+            drawn = recipe.draw(batch, keys, frozen)
+            return recipe.loss(params, drawn, frozen, recipe.carry())[0]
+
+        params = jax.eval_shape(recipe.init, jax.random.key(0))
+        frozen = self.teachers.shapes(recipe.needs)
+        jax.eval_shape(loss, params, {"image": image, "label": label}, keys, frozen)
+
     def validate_data(self) -> None:
         """Raises ConfigError where the data set has other classes than the model."""
         classes = self.data.num_classes
@@ -165,18 +232,24 @@ class Experiment:
             )
 
     def stages(self) -> tuple[Stage, ...]:
-        """The path from noise to data; the one place that chooses it."""
-        return linear_path()
+        """The path from noise to data, the coarsest stage first."""
+        return self.path.stages()
 
     def network(self) -> Network:
         """The denoiser as functions."""
         return network(self.model, self.precision)
 
-    def generator(self, height: int, width: int) -> Generator:
-        """Draws images of that size with this config's sampling settings."""
+    def generator(
+        self, height: int, width: int, guide: Network | None = None
+    ) -> Generator:
+        """Draws images of that size with this config's sampling settings.
+
+        `guide` is the weaker network of `AutoGuidance`.
+        """
         return Generator(
             model=self.model,
             network=self.network(),
+            guide=guide,
             conditioner=self.conditioner,
             stages=self.stages(),
             prediction=self.prediction,
@@ -185,6 +258,7 @@ class Experiment:
             grid=self.sampling.grid,
             size=(height, width),
             batch_size=self.sampling.batch_size,
+            doubled=self.sampling.doubled,
             mesh=self.mesh.build(),
         )
 
@@ -202,6 +276,8 @@ class Experiment:
             learning_rate=self.optimizer.learning_rate(self.steps),
             seed=self.seed,
             accumulate=self.accumulate,
+            teachers=self.teachers,
+            balance=self.balance,
         )
 
     def run(self, initial: dict | None = None) -> Run:
@@ -221,8 +297,9 @@ class Experiment:
                 f"init_from={self.init_from!r} holds other weights than this model's:"
                 + "".join(f"\n  {misfit}" for misfit in misfits)
             )
+        recipe = self.recipe()
         return Run(
-            recipe=self.recipe(),
+            recipe=recipe,
             ema=self.ema,
             mesh=self.mesh.build(),
             open_data=self._open_data,
@@ -235,6 +312,7 @@ class Experiment:
             logging=self.log,
             config=self.to_dict(),
             initial=initial,
+            frozen=self.teachers.load(recipe.needs),
         )
 
     def _open_data(self, start: int) -> BatchLoader:
@@ -248,9 +326,16 @@ class Experiment:
         )
 
     def _preview(self):
-        """Draws `log.preview_count` images, classes in turn, as one picture."""
+        """Draws `log.preview_count` images, classes in turn, as one picture.
+
+        Without guidance where it would need a second model.
+        """
         size, count = self.data.image_size, self.log.preview_count
-        generator = self.generator(size, size)
+        config = self
+        if isinstance(self.sampling.guidance, AutoGuidance):
+            plain = dataclasses.replace(self.sampling, guidance=ClassifierFree())
+            config = dataclasses.replace(self, sampling=plain)
+        generator = config.generator(size, size)
         labels = np.arange(count) % self.model.num_classes
 
         def draw(params: dict) -> np.ndarray:
@@ -293,10 +378,12 @@ def choose_variant(name: str, variants: dict) -> Experiment:
 
 # Every class a config may hold: what a config file is read back into.
 NODES = (
-    *(AdamW, AdamsBashforth, CenterCrop, Checkpointing, ClassLabels, ClassifierFree),
-    *(Data, Emoji, Euler, Experiment, FlowMatching, Grid, Heun, ImageFolder),
-    *(LinearDecoder, Logging, LogitNormal, Loop, NeuralField, PixNerd, Precision),
-    *(PredictClean, PredictVelocity, Sampling, Shards, Tfds, Uniform),
+    *(AdamW, AdamsBashforth, AutoGuidance, Balance, CenterCrop, Checkpointing),
+    *(ClassLabels, ClassifierFree, Data, DinoV2, Dopri5, Emoji, Euler, Experiment),
+    *(FlowMatching, Grid, Heun, ImageFolder, LinearDecoder, Logging, LogitNormal),
+    *(Loop, Lpips, LpipsNet, NeuralField, PDino, PixNerd, PixelFlow, PixelGen),
+    *(Precision, PredictClean, PredictVelocity, Pyramid, RandomCrop, Repa, Sampling),
+    *(Shards, Straight, Teachers, Tfds, Uniform),
     sharding.MeshShape,
 )
 

@@ -27,16 +27,20 @@ import sys
 import traceback
 
 import jax
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 from pixelflow_jax import backend
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.evaluation.output import write_samples
-from pixelflow_jax.experiment import NODES, ConfigError, Experiment
-from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.experiment import NODES, ConfigError, Experiment, Sampling
+from pixelflow_jax.flow.dopri5 import Dopri5
+from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.pipeline import Pipeline, PipelineError
+from pixelflow_jax.presets import PRESETS
+from pixelflow_jax.teachers.weights import TeacherError
 from pixelflow_jax.training.checkpoint import CheckpointError
 from pixelflow_jax.training.loop import DivergedError, train
 
@@ -45,12 +49,17 @@ SOLVERS = {
     "sde": Euler(step="sde"),
     "sde_mean": Euler(step="sde_mean"),
     "sde_preserve": Euler(step="sde_preserve"),
+    "sid2": Euler(step="sid2"),
     "heun": Heun(),
     "heun_reuse": Heun(reuse=True),
     **{f"adams{order}": AdamsBashforth(order=order) for order in (1, 2, 3, 4)},
+    "dopri5": Dopri5(),
 }
 # What a user can mend: reported in one paragraph, without a traceback.
-USER_ERRORS = (ConfigError, DataError, PipelineError, CheckpointError, DivergedError)
+USER_ERRORS = (
+    *(ConfigError, DataError, PipelineError, CheckpointError, DivergedError),
+    TeacherError,
+)
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
@@ -83,8 +92,16 @@ SEED = flags.DEFINE_integer(
 SOLVER = flags.DEFINE_enum(
     "solver", None, sorted(SOLVERS), "Solver. Default: the config's."
 )
-STEPS = flags.DEFINE_integer("sample_steps", None, "Solver steps.", lower_bound=1)
+PRESET = flags.DEFINE_enum(
+    "preset", None, sorted(PRESETS), "Sampling settings of a paper's table, to vary."
+)
+STEPS = flags.DEFINE_list(
+    "sample_steps", None, "Solver steps: one number, or one a stage such as 10,20,30,30"
+)
 GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 turns it off.")
+GUIDE = flags.DEFINE_string(
+    "guide", None, "Run or weights of a weaker model to guide by (autoguidance)."
+)
 INTERVAL = flags.DEFINE_list(
     "guidance_interval", None, "Times between which guidance acts, such as 0.1,1."
 )
@@ -97,6 +114,9 @@ WIDTH = flags.DEFINE_integer(
 )
 TRAJECTORY = flags.DEFINE_bool(
     "trajectory", False, "Also write the clean image implied at each step, as a GIF."
+)
+STAGES = flags.DEFINE_bool(
+    "stages", False, "Also write the states at the end of each stage, side by side."
 )
 
 
@@ -113,11 +133,7 @@ def run_training(config: Experiment, workdir: pathlib.Path) -> None:
 def run_sampling(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """Draw what the flags ask for; returns where it lies."""
     _writable(workdir)
-    sampling = pipeline.config.sampling
-    grid = _replaced(sampling.grid, steps=STEPS.value, shift=SHIFT.value)
-    guidance = _replaced(sampling.guidance, scale=GUIDANCE.value)
-    guidance = _with_interval(guidance, INTERVAL.value)
-    solver = SOLVERS[SOLVER.value] if SOLVER.value else sampling.solver
+    sampling = _sampling(pipeline.config.sampling)
     classes = CLASSES.value or pipeline.class_names
     labels = pipeline.labels([c for c in classes for _ in range(COUNT.value)])
     generated = pipeline.generate(
@@ -125,20 +141,53 @@ def run_sampling(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, pathlib
         seed=SEED.value,
         height=HEIGHT.value or 0,
         width=WIDTH.value or 0,
-        solver=solver,
-        grid=grid,
-        guidance=guidance,
+        sampling=sampling,
         record=TRAJECTORY.value,
         progress=True,
     )
+    steps = np.ravel(sampling.grid.steps)
+    solver = SOLVER.value or type(sampling.solver).__name__.lower()
     name = (
-        f"step{pipeline.step:08d}-{SOLVER.value or type(solver).__name__.lower()}"
-        f"{grid.steps}-cfg{guidance.scale:g}-seed{SEED.value}{_variant()}"
+        f"step{pipeline.step:08d}-{solver}{'-'.join(map(str, steps))}"
+        f"-cfg{sampling.guidance.scale:g}-seed{SEED.value}{_variant()}"
     )
     folder = workdir / "samples" / name
     return write_samples(
-        folder, generated, labels, pipeline.class_names, columns=COUNT.value
+        folder,
+        generated,
+        labels,
+        pipeline.class_names,
+        columns=COUNT.value,
+        stages=STAGES.value,
     )
+
+
+def _sampling(sampling: Sampling) -> Sampling:
+    """The checkpoint's or a preset's settings, changed by the flags."""
+    if PRESET.value:
+        sampling = PRESETS[PRESET.value]()
+    grid = _replaced(sampling.grid, steps=_steps(STEPS.value), shift=SHIFT.value)
+    guidance = sampling.guidance
+    if GUIDE.value:
+        same = {name: getattr(guidance, name) for name in ("low", "high", "closed")}
+        guidance = AutoGuidance(scale=guidance.scale, weights=GUIDE.value, **same)
+    guidance = _replaced(guidance, scale=GUIDANCE.value)
+    guidance = _with_interval(guidance, INTERVAL.value)
+    solver = SOLVERS[SOLVER.value] if SOLVER.value else sampling.solver
+    return dataclasses.replace(sampling, solver=solver, grid=grid, guidance=guidance)
+
+
+def _steps(text: list[str] | None) -> int | tuple[int, ...] | None:
+    if not text:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text)
+    except ValueError:
+        raise PipelineError(
+            f"--sample_steps={','.join(text)} must be a number, or one a stage such as "
+            "10,20,30,30."
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _variant() -> str:
@@ -146,6 +195,8 @@ def _variant() -> str:
     interval = ",".join(INTERVAL.value or [])
     given = {
         "ema": EMA.value,
+        "preset": PRESET.value,
+        "guide": GUIDE.value and pathlib.Path(GUIDE.value).stem,
         "interval": interval,
         "shift": SHIFT.value,
         "height": HEIGHT.value,
@@ -176,7 +227,7 @@ def _replaced(node: object, **changes: object) -> object:
     return dataclasses.replace(node, **given)
 
 
-def _with_interval(guidance: ClassifierFree, text: list[str] | None) -> ClassifierFree:
+def _with_interval(guidance: Guidance, text: list[str] | None) -> Guidance:
     if not text:
         return guidance
     try:

@@ -20,8 +20,8 @@ from pixelflow_jax.conditioning import label_problems
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.evaluation.generate import Generated
-from pixelflow_jax.experiment import ConfigError, Experiment
-from pixelflow_jax.flow.guidance import Guidance
+from pixelflow_jax.experiment import ConfigError, Experiment, Sampling
+from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.base import misfitting
@@ -52,6 +52,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self._generators: dict[str, object] = {}
+        self._guides: dict[tuple[str, str], Pipeline] = {}
 
     @classmethod
     def from_pretrained(cls, path: str | pathlib.Path, ema: str = "") -> "Pipeline":
@@ -187,6 +188,7 @@ class Pipeline:
         first: int = 0,
         height: int = 0,
         width: int = 0,
+        sampling: Sampling | None = None,
         solver: Solver | None = None,
         grid: Grid | None = None,
         guidance: Guidance | None = None,
@@ -194,8 +196,9 @@ class Pipeline:
     ) -> np.ndarray:
         """One image for each of `classes`, uint8 [n, height, width, 3].
 
-        Sizes default to the training size; solver, grid and guidance to the config's.
-        Image i depends on (seed, first + i) and its class alone.
+        Sizes default to the training size; `sampling` to the config's, and `solver`,
+        `grid` and `guidance` to those of `sampling`. Image i depends on (seed, first +
+        i) and its class alone.
         """
         generated = self.generate(
             classes,
@@ -203,6 +206,7 @@ class Pipeline:
             first=first,
             height=height,
             width=width,
+            sampling=sampling,
             solver=solver,
             grid=grid,
             guidance=guidance,
@@ -218,6 +222,7 @@ class Pipeline:
         first: int = 0,
         height: int = 0,
         width: int = 0,
+        sampling: Sampling | None = None,
         solver: Solver | None = None,
         grid: Grid | None = None,
         guidance: Guidance | None = None,
@@ -227,19 +232,21 @@ class Pipeline:
         """Like a call, but float32 images, and with `record` the way there as well."""
         changes = {"solver": solver, "grid": grid, "guidance": guidance}
         changes = {name: value for name, value in changes.items() if value is not None}
-        sampling = dataclasses.replace(self.config.sampling, **changes)
+        sampling = dataclasses.replace(sampling or self.config.sampling, **changes)
         config = dataclasses.replace(self.config, sampling=sampling)
         size = config.data.image_size
         height, width = height or size, width or size
-        problems = config.model.problems(height, width)
-        if min(height, width) < 1:
-            problems.append(f"height={height} and width={width} must be positive")
+        problems = [f"height={height} and width={width} must be positive"]
+        if min(height, width) > 0:
+            problems = config.size_problems(height, width)
         if problems:
             raise PipelineError("; ".join(problems) + ".")
         labels = self.labels(classes)
+        guide = self._guide(sampling.guidance)
         key = json.dumps([config.to_dict()["sampling"], height, width])
         if key not in self._generators:
-            generator = config.generator(height, width)
+            network = guide and guide.config.network()
+            generator = config.generator(height, width, network)
             try:
                 generator.check()
             except ValueError as error:
@@ -252,7 +259,35 @@ class Pipeline:
             first=first,
             record=record,
             progress=progress,
+            guide_params=guide and guide.params,
         )
+
+    def _guide(self, guidance: Guidance) -> "Pipeline | None":
+        """The weaker model that `AutoGuidance` names."""
+        if not isinstance(guidance, AutoGuidance):
+            return None
+        if not guidance.weights:
+            raise PipelineError(
+                "AutoGuidance needs a second model: name its run or weights file in "
+                "sampling.guidance.weights."
+            )
+        name = (guidance.weights, guidance.ema)
+        if name not in self._guides:
+            self._guides[name] = Pipeline.from_pretrained(*name)
+        guide = self._guides[name]
+        ours, theirs = self.config, guide.config
+        if (ours.path, ours.prediction) != (theirs.path, theirs.prediction):
+            raise PipelineError(
+                f"{guidance.weights} cannot guide this model: its path or prediction "
+                f"differs ({theirs.path}, {theirs.prediction})."
+            )
+        classes = ours.model.num_classes, theirs.model.num_classes
+        if classes[0] != classes[1]:
+            raise PipelineError(
+                f"{guidance.weights} cannot guide this model: it knows {classes[1]} "
+                f"classes, not {classes[0]}."
+            )
+        return guide
 
 
 def _on_any_devices(config: dict) -> Experiment:

@@ -8,26 +8,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.flow.guidance import Branches, Guidance
-from pixelflow_jax.flow.path import Stage, image_noise, per_image
+from pixelflow_jax.flow.guidance import Branches, Field, Guidance
+from pixelflow_jax.flow.path import Stage, block_noise, double, image_noise
 from pixelflow_jax.flow.prediction import Prediction
-from pixelflow_jax.flow.solver import Solver
+from pixelflow_jax.flow.solver import Solution, Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.base import Cond, Output
+
+Apply = Callable[..., Output]
+
+
+class Noise(NamedTuple):
+    """Where the randomness of sampling comes from; all at the size of the stage.
+
+    `fresh(stage)` begins a stage: standard normal in the first, correlated inside
+    blocks in the others. `step(stage, i)` serves step i of a stochastic solver.
+    """
+
+    fresh: Callable[[int], Array]
+    step: Callable[[int, Array], Array]
 
 
 class Samples(NamedTuple):
     """Images [b, h, w, c], nominally in [-1, 1], and the way there if recorded.
 
-    `clean` [steps, b, h, w, c] are the clean images implied by every step's velocity.
+    `stages` holds the state at the end of every stage, at its own size. `clean`
+    [steps, b, h, w, c] are the clean images implied by every step's velocity, enlarged
+    to full size.
     """
 
     images: Array
+    stages: tuple[Array, ...] = ()
     clean: Array | None = None
 
 
+class Model(NamedTuple):
+    """A network with its parameters."""
+
+    apply: Apply
+    params: dict
+
+
 def sample(
-    apply: Callable[..., Output],
+    apply: Apply,
     params: dict,
     keys: Array,
     cond: Cond,
@@ -39,62 +62,152 @@ def sample(
     guidance: Guidance,
     solver: Solver,
     grid: Grid,
+    guide: Model | None = None,
+    doubled: bool = False,
     record: bool = False,
 ) -> Samples:
     """Draw one image of `size` (height, width, channels) for every key of `keys` [b].
 
     Image i depends on `keys[i]` and its condition alone, not on batch or devices. Made
-    to be traced once: everything but `params`, `keys`, `cond` and `null` is static.
+    to be traced once: everything but parameters, `keys`, `cond` and `null` is static.
+    `guide` is the weaker model of `AutoGuidance`; `doubled`: see `follow`.
     """
-    (stage,) = stages  # a cascade would renoise between its stages here
     height, width, channels = size
 
-    def noise(draw: Array | int) -> Array:
-        own = jax.vmap(lambda key: jax.random.fold_in(key, draw))(keys)
-        return image_noise(own, *stage.size(height, width), channels)
+    def white(index: int, draw: Array | int, twins: bool = False) -> Array:
+        # Stage 0 of a cascade draws what a path of a single stage draws.
+        number = (draw if index == 0 else draw + index * 2**24) + twins * 2**31
+        own = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+        return image_noise(own, *stages[index].size(height, width), channels)
 
-    branches = denoise(apply, params, cond, null, stage, prediction)
-    times = grid.times()
-    solution = solver(
-        guidance(branches, 0),
-        noise(0),
-        times,
-        noise=lambda step: noise(step + 1),
+    def fresh(index: int) -> Array:
+        if index == 0:
+            return white(0, 0)
+        noise = white(index, 0)
+        if doubled:
+            noise = jnp.concatenate([noise, white(index, 0, twins=True)])
+        return block_noise(noise, stages[index].gamma)
+
+    def branches(stage: Stage) -> Branches:
+        told = grid.told
+        return denoise(apply, params, cond, null, stage, prediction, guide, told)
+
+    return follow(
+        branches,
+        Noise(fresh, lambda index, step: white(index, step + 1)),
+        stages=stages,
+        prediction=prediction,
+        guidance=guidance,
+        solver=solver,
+        grid=grid,
+        doubled=doubled,
         record=record,
     )
-    clean = None
-    if record:
-        remaining = per_image(jnp.asarray(1 - times[:-1]), solution.states)
-        clean = solution.states + remaining * solution.velocities
-    return Samples(solution.x, clean)
+
+
+def follow(
+    branches: Callable[[Stage], Branches],
+    noise: Noise,
+    *,
+    stages: tuple[Stage, ...],
+    prediction: Prediction,
+    guidance: Guidance,
+    solver: Solver,
+    grid: Grid,
+    doubled: bool = False,
+    record: bool = False,
+) -> Samples:
+    """Integrate the guided field of each stage in turn, from noise to images.
+
+    With `doubled` every image travels with a twin that has noise of its own from the
+    second stage on and moves at the image's velocity: it changes nothing but the error
+    estimate of a solver with one step size for the whole batch. `noise` then gives 2 b
+    images for all stages but the first. The official Dopri5 sampler does this.
+    """
+    problems = [*grid.problems(len(stages)), *guidance.problems(len(stages))]
+    if problems:
+        raise ValueError("; ".join(problems))
+    x, ends, clean = None, [], []
+    for index, stage in enumerate(stages):
+        fresh = noise.fresh(index)
+        if doubled and index == 0:
+            fresh = jnp.concatenate([fresh, fresh])
+        field = guidance(branches(stage), index)
+        solution = solver(
+            _with_twins(field) if doubled else field,
+            stage.begin(x, fresh),
+            grid.times(index),
+            noise=lambda step, index=index: noise.step(index, step),
+            record=record,
+        )
+        x = solution.x
+        ends.append(x[: len(x) // 2] if doubled else x)
+        if record:
+            clean.append(
+                _implied(solution, grid.times(index)[:-1], stage, len(ends[0]))
+            )
+    return Samples(ends[-1], tuple(ends), jnp.concatenate(clean) if record else None)
+
+
+def _with_twins(field: Field) -> Field:
+    """The field of the first half of a batch, for both halves."""
+
+    def twice(x: Array, t: Array, step: Array) -> Array:
+        v = field(x[: len(x) // 2], t, step)
+        return jnp.concatenate([v, v])
+
+    return twice
+
+
+def _implied(solution: Solution, times: np.ndarray, stage: Stage, b: int) -> Array:
+    """Clean images [steps, b, h, w, c] that a stage's states and velocities imply."""
+
+    def at(t: Array, x: Array, v: Array) -> Array:
+        clean = stage.clean(x - t * v, x + (1 - t) * v)
+        for _ in range(stage.halvings):
+            clean = double(clean)
+        return clean
+
+    states, velocities = solution.states[:, :b], solution.velocities[:, :b]
+    return jax.lax.map(lambda a: at(*a), (jnp.asarray(times), states, velocities))
 
 
 def denoise(
-    apply: Callable[..., Output],
+    apply: Apply,
     params: dict,
     cond: Cond,
     null: Cond,
     stage: Stage,
     prediction: Prediction,
+    guide: Model | None = None,
+    told: float = 1.0,
 ) -> Branches:
-    """The velocity fields of a stage under `cond`, and under `cond` and `null` at once.
+    """The velocity fields of a stage: conditional, with the null, and with a guide.
 
     The doubled batch alternates between the two halves, so that a batch that is split
-    over devices stays where it is.
+    over devices stays where it is. The network is told the clock of `told` * t.
     """
 
-    def field(x: Array, t: Array, step: Array, cond: Cond = cond) -> Array:
-        clock = jnp.broadcast_to(stage.to_clock(t), x.shape[:1])
-        out = apply(params, (x,), (clock,), (cond,)).pred[0]
-        return prediction.velocity(out, x, t)
+    def velocity(model: Model, x: Array, t: Array, cond: Cond) -> Array:
+        clock = jnp.broadcast_to(stage.to_clock(told * t), x.shape[:1])
+        out = model.apply(model.params, (x,), (clock,), (cond,)).pred[0]
+        return prediction.velocity(out, x, t, stage)
+
+    main = Model(apply, params)
 
     def both(x: Array, t: Array, step: Array) -> tuple[Array, Array]:
         pair = jax.tree.map(lambda c, n: _alternate(c, n), cond, null)
-        v = field(_alternate(x, x), t, step, pair)
+        t = _alternate(t, t) if jnp.ndim(t) else t
+        v = velocity(main, _alternate(x, x), t, pair)
         v = v.reshape(x.shape[0], 2, *x.shape[1:])
         return v[:, 0], v[:, 1]
 
-    return Branches(field, both)
+    def guided(x: Array, t: Array, step: Array) -> tuple[Array, Array]:
+        return velocity(main, x, t, cond), velocity(guide, x, t, cond)
+
+    return Branches(
+        lambda x, t, step: velocity(main, x, t, cond), both, guided if guide else None
+    )
 
 
 def _alternate(a: Array, b: Array) -> Array:

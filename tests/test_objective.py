@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.conditioning import ClassLabels, drop, label_problems
-from pixelflow_jax.flow.path import Stage, linear_path
+from pixelflow_jax.flow.path import Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, Uniform
 from pixelflow_jax.models.base import Cond, Output
@@ -17,6 +17,7 @@ from pixelflow_jax.objective import (
     Context,
     FlowMatching,
     combine,
+    deal,
     draw_points,
     split_keys,
 )
@@ -39,17 +40,17 @@ def perfect(points, prediction) -> Output:
     """What a network must say for a loss of zero."""
     if isinstance(prediction, PredictVelocity):
         return Output(tuple(prediction.target(point) for point in points), ())
-    return Output(tuple(point.end for point in points), ())
+    return Output(tuple(point.clean for point in points), ())
 
 
 @pytest.mark.parametrize("prediction", [PredictVelocity(), PredictClean()], ids=str)
 def test_the_loss_is_zero_at_the_truth_and_only_there(points, prediction):
     output = perfect(points, prediction)
-    loss = FlowMatching()(Context(points, output, prediction))
+    loss = FlowMatching()(Context(points, output, prediction, CASCADE))
     assert loss.shape == (5,) and loss.dtype == jnp.float32
-    np.testing.assert_array_equal(loss, 0)
+    np.testing.assert_allclose(loss, 0, atol=1e-10)
     off = Output(tuple(pred + 0.1 for pred in output.pred), ())
-    assert (FlowMatching()(Context(points, off, prediction)) > 1e-3).all()
+    assert (FlowMatching()(Context(points, off, prediction, CASCADE)) > 1e-3).all()
 
 
 def test_every_image_counts_alike_whatever_its_resolution(points):
@@ -60,17 +61,29 @@ def test_every_image_counts_alike_whatever_its_resolution(points):
         pred + jnp.sqrt(error)[:, None, None, None]
         for pred, error in zip(output.pred, errors, strict=True)
     ]
-    context = Context(points, Output(tuple(pred), ()), PredictVelocity())
+    context = Context(points, Output(tuple(pred), ()), PredictVelocity(), CASCADE)
     np.testing.assert_allclose(FlowMatching()(context), [1, 2, 3, 4, 5], rtol=1e-4)
 
 
 def test_the_batch_is_divided_evenly_among_the_stages(points):
     assert [point.x_t.shape for point in points] == [(3, 4, 4, 3), (2, 8, 8, 3)]
-    np.testing.assert_allclose(points[1].clean, IMAGES[3:])
+    np.testing.assert_allclose(points[1].clean, IMAGES[1::2])
+
+
+@pytest.mark.parametrize(("count", "parts"), [(8, 4), (9, 4), (5, 1), (3, 4)])
+def test_dealing_is_even_and_loses_nothing(count, parts):
+    dealt = deal(jnp.arange(count), parts)
+    assert len(dealt) == parts
+    sizes = [len(part) for part in dealt]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] <= 1
+    for index, part in enumerate(dealt):
+        np.testing.assert_array_equal(part, np.arange(count)[index::parts])
 
 
 def test_draws_of_an_image_depend_on_its_key_alone():
-    draw = lambda keys, images: draw_points(keys, images, linear_path(), Uniform())
+    draw = lambda keys, images: draw_points(
+        keys, images, Straight().stages(), Uniform()
+    )
     (all_of_them,), (some,) = draw(KEYS, IMAGES), draw(KEYS[3:], IMAGES[:2])
     np.testing.assert_array_equal(some.t, all_of_them.t[3:])
     np.testing.assert_array_equal(some.start, all_of_them.start[3:])  # the noise
@@ -86,11 +99,10 @@ def test_split_keys_are_all_different():
 
 
 @dataclasses.dataclass(kw_only=True)
-class Constant:
+class Constant(FlowMatching):
     """A term of a constant value."""
 
     value: float
-    weight: float = 1.0
 
     def __call__(self, context):
         return jnp.array([0.0, 2.0]) * self.value

@@ -1,19 +1,21 @@
 """The sampler: one program whose images know nothing of their neighbours."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.flow.guidance import ClassifierFree
-from pixelflow_jax.flow.path import Stage, linear_path
+from pixelflow_jax.flow.dopri5 import Dopri5
+from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.path import Stage, Straight, double, halve, pyramid
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.base import Cond, Output
-from pixelflow_jax.sampler import denoise, image_keys, sample
+from pixelflow_jax.sampler import Model, denoise, image_keys, sample
 from pixelflow_jax.sharding import MeshShape, batch_sharding, replicated
 from tests.golden import record
 
@@ -25,7 +27,7 @@ def program(apply, **changes):
     """The jitted sampler of (params, keys, cond, null)."""
     settings = {
         "size": SIZE,
-        "stages": linear_path(),
+        "stages": Straight().stages(),
         "prediction": PredictVelocity(),
         "guidance": ClassifierFree(scale=2.0, low=0.1, high=0.8),
         "solver": Euler(),
@@ -169,3 +171,141 @@ def test_keys_follow_seed_and_number():
     assert len({key.tobytes() for key in keys}) == 5
     np.testing.assert_array_equal(data(image_keys(3, np.array([4, 2]))), keys[[4, 2]])
     assert not (data(image_keys(4, range(5))) == keys).all(1).any()
+
+
+CASCADE = pyramid(3)
+
+
+def cascade(apply, **changes):
+    settings = {"size": (16, 32, 3), "stages": CASCADE, "grid": Grid(steps=(1, 2, 3))}
+    return program(apply, **{**settings, **changes})
+
+
+def still(params, groups, clocks, conds):
+    """A network whose velocity is zero."""
+    return Output(tuple(jnp.zeros_like(g) for g in groups), ())
+
+
+def test_a_cascade_grows_from_stage_to_stage():
+    sizes = []
+
+    def apply(params, groups, clocks, conds):
+        sizes.append(groups[0].shape)
+        return labelled(params, groups, clocks, conds)
+
+    guidance = ClassifierFree(scale=3.0, ramp=(0.0, 0.5, 1.0))
+    out = cascade(apply, guidance=guidance, record=True)(
+        {}, image_keys(0, range(2)), *conds(LABELS[:2])
+    )
+    # The first stage is not guided; the others run both halves in one batch.
+    assert sizes == [(2, 4, 8, 3), (4, 8, 16, 3), (4, 16, 32, 3)]
+    assert [s.shape for s in out.stages] == [
+        (2, 4, 8, 3),
+        (2, 8, 16, 3),
+        (2, 16, 32, 3),
+    ]
+    np.testing.assert_array_equal(out.stages[-1], out.images)
+    assert out.clean.shape == (1 + 2 + 3, 2, 16, 32, 3)
+
+
+def test_a_cascade_without_motion_is_its_noise():
+    """Each jump keeps the share of the last stage and adds fresh noise of its own."""
+    draw = cascade(still, guidance=ClassifierFree())
+    keys = image_keys(0, range(64))
+    many = conds(np.zeros(64, int))
+    out = draw({}, keys, *many)
+    for before, stage, x, y in zip(
+        CASCADE, CASCADE[1:], out.stages, out.stages[1:], strict=False
+    ):
+        kept, fresh = stage.jump
+        rest = np.asarray(y - kept * double(x))
+        assert rest.std() == pytest.approx(fresh, rel=0.02)
+        np.testing.assert_allclose(halve(rest, 1), 0, atol=1e-5)
+        assert before.end < 1
+    some = draw({}, keys[jnp.array([5, 1])], *conds(np.zeros(2, int)))
+    np.testing.assert_allclose(some.images, out.images[jnp.array([5, 1])], atol=1e-6)
+    other = draw({}, image_keys(1, range(64)), *many)
+    assert (jnp.abs(other.images - out.images).max((1, 2, 3)) > 0.1).all()
+
+
+def test_stages_draw_apart():
+    noises = [x.reshape(2, -1)[:, :96] for x in _fresh_noise()]
+    for one, two in itertools.combinations(noises, 2):
+        assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.2
+
+
+def _fresh_noise() -> list[np.ndarray]:
+    keys, both = image_keys(0, range(2)), conds(LABELS[:2])
+    out = cascade(still, guidance=ClassifierFree())({}, keys, *both)
+    first, *later = out.stages
+    fresh = [first]
+    for stage, x, y in zip(CASCADE[1:], out.stages, later, strict=False):
+        fresh.append(y - stage.jump[0] * double(x))
+    return [np.asarray(x) for x in fresh]
+
+
+@pytest.mark.parametrize(
+    "solver", [Euler(), Heun(), AdamsBashforth(), Dopri5()], ids=str
+)
+def test_every_solver_follows_every_stage(solver):
+    """A constant velocity moves each stage by itself, exactly, whatever the solver."""
+    args = (image_keys(0, range(2)), *conds(np.array([1, 2])))
+    moved = cascade(labelled, solver=solver, guidance=ClassifierFree())({}, *args)
+    plain = cascade(still, solver=solver, guidance=ClassifierFree())({}, *args)
+    shift = 0.0
+    for stage, x, y in zip(CASCADE, moved.stages, plain.stages, strict=True):
+        shift = stage.jump[0] * shift + 1
+        wanted = shift * jnp.array([1.0, 2.0])[:, None, None, None]
+        np.testing.assert_allclose(x - y, wanted * jnp.ones_like(x), atol=1e-4)
+
+
+def test_twins_change_nothing_but_the_step_sizes():
+    def curved(params, groups, clocks, conds):
+        return Output(tuple(jnp.cos(3 * g) for g in groups), ())
+
+    args = (image_keys(0, range(1)), *conds(np.array([1])))
+    draw = lambda solver, doubled: (
+        cascade(curved, solver=solver, doubled=doubled, guidance=ClassifierFree())(
+            {}, *args
+        ).images
+    )
+    np.testing.assert_allclose(draw(Euler(), True), draw(Euler(), False), atol=1e-4)
+    tight = Dopri5(control="batch", rtol=1e-5)
+    alone, twin = draw(tight, False), draw(tight, True)
+    np.testing.assert_allclose(twin, alone, atol=1e-3)
+    assert not np.array_equal(twin, alone)
+
+
+def test_the_clock_may_stop_short():
+    clocks = []
+
+    def apply(params, groups, told, conds):
+        clocks.append(told[0])
+        return still(params, groups, told, conds)
+
+    stage = Stage(clock=(100.0, 300.0))
+    both = conds(LABELS[:2])
+    branches = denoise(apply, {}, *both, stage, PredictVelocity(), told=0.5)
+    branches.cond(jnp.zeros((2, 4, 4, 3)), jnp.float32(1.0), jnp.float32(0.0))
+    np.testing.assert_array_equal(clocks[0], [200.0, 200.0])
+
+
+def test_a_weaker_model_guides():
+    args = (image_keys(0, range(2)), *conds(np.array([1, 1])))
+    weak = Model(lambda p, g, c, conds: Output((jnp.full_like(g[0], p),), ()), 0.25)
+    guidance = AutoGuidance(scale=3.0)
+    out = program(labelled, guidance=guidance, guide=weak)({}, *args).images
+    plain = program(still, guidance=ClassifierFree())({}, *args).images
+    np.testing.assert_allclose(out - plain, 0.25 + 3 * (1 - 0.25), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"grid": Grid(steps=(1, 2))}, "grid.steps"),
+        ({"guidance": ClassifierFree(scale=2.0, ramp=(0.0, 1.0))}, "guidance.ramp"),
+    ],
+)
+def test_tables_that_do_not_fit_the_stages_are_named(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        cascade(still, **wrong)({}, image_keys(0, range(1)), *conds(LABELS[:1]))

@@ -22,15 +22,17 @@ FLOORS = {
         ["backend", "compat", "nodes", "flow", "nn", "data", "sharding"], 0
     ),
     **dict.fromkeys(["models", "teachers"], 1),
-    **dict.fromkeys(["conditioning", "objective", "sampler"], 2),
+    **dict.fromkeys(["conditioning", "objective", "perceptual", "sampler"], 2),
     **dict.fromkeys(["training", "evaluation", "convert"], 3),
-    **dict.fromkeys(["experiment", "pipeline"], 4),
+    **dict.fromkeys(["experiment", "pipeline", "presets"], 4),
     **dict.fromkeys(["main", "demo", "quickstart"], 5),
 }
 # Imports within one floor, and why.
 NEIGHBOURS = {
     ("nn", "sharding"): "the stack's activation constraint",
+    ("perceptual", "objective"): "its terms look at the objective's context",
     ("pipeline", "experiment"): "a pipeline is built from an experiment",
+    ("presets", "experiment"): "a preset is a part of an experiment",
 }
 # Names the package's own __init__ defines, and the unit each comes from.
 FACADE = {"Pipeline": "pipeline", "__version__": "compat"}

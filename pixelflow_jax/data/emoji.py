@@ -26,6 +26,12 @@ SKIN_TONES = {
     "1F3FF": "dark",
 }
 
+# All categories but "Component" (skin tones and hair styles: three drawings).
+DRAWN = (
+    *("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink"),
+    *("Travel & Places", "Activities", "Objects", "Symbols", "Flags"),
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmojiEntry:

@@ -39,7 +39,8 @@ class Plan:
         """This process's batches from `start` on, computed on demand."""
         order = grain.MapDataset.range(self.length).seed(self.seed)
         order = order.shuffle() if self.shuffle else order
-        records = order.repeat(reseed_each_epoch=self.repeat).random_map(prepare)
+        order = order.repeat(reseed_each_epoch=self.repeat)
+        records = order.random_map(prepare) if self.repeat else order.map(prepare)
         # Batches of the local size, dealt out in turn: number k * count + index.
         parts = records.batch(self.local_size, batch_fn=_stack)
         mine = parts.slice(slice(self.process_index, None, self.process_count))
@@ -57,14 +58,15 @@ class Prepare:
     """Record number -> cropped, perhaps mirrored image with its label.
 
     An unreadable record's place is taken by the next readable one in the order of the
-    source, so the outcome depends on the data alone.
+    source, so the outcome depends on the data alone. Without `rng`, in passes for
+    evaluation, nothing is random: no image is mirrored, and crops are fixed.
     """
 
     def __init__(self, source: Source, image_size: int, crop: Crop, mirror: bool):
         self._source, self._size = source, image_size
         self._crop, self._mirror = crop, mirror
 
-    def __call__(self, index: int, rng: np.random.Generator) -> dict:
+    def __call__(self, index: int, rng: np.random.Generator | None = None) -> dict:
         failures = []
         for step in range(ROW_LIMIT):
             try:
@@ -73,14 +75,15 @@ class Prepare:
             except UnreadableImage as error:
                 failures.append(str(error))
                 continue
-            image = flip(image, rng) if self._mirror else image
+            if self._mirror and rng is not None:
+                image = flip(image, rng)
             return {"image": image, "label": record["label"], "unreadable": failures}
         raise DataError(
             f"{ROW_LIMIT} records in a row cannot be used, the last because: "
             f"{failures[-1]} Check that the data is complete and still mounted."
         )
 
-    def _cropped(self, record: dict, rng: np.random.Generator) -> np.ndarray:
+    def _cropped(self, record: dict, rng: np.random.Generator | None) -> np.ndarray:
         try:
             return self._crop(record["image"], self._size, rng)
         except UnreadableImage as error:

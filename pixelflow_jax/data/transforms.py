@@ -1,6 +1,7 @@
-"""Pure functions on uint8 images, and the crop as a config node."""
+"""Pure functions on uint8 images, and the crops as config nodes."""
 
 import dataclasses
+import math
 from typing import Protocol
 
 import numpy as np
@@ -14,12 +15,13 @@ SMALL = ("upscale", "error")
 class Crop(Protocol):
     """Turns an image of any size into a square of `size`.
 
-    `image` is uint8 [h, w, 3]; `rng` is for random crops. Raises UnreadableImage
-    where the image is unfit.
+    `image` is uint8 [h, w, 3]; `rng` is for random crops, None in passes for
+    evaluation, where nothing is random. Raises UnreadableImage where the image is
+    unfit.
     """
 
     def __call__(
-        self, image: np.ndarray, size: int, rng: np.random.Generator
+        self, image: np.ndarray, size: int, rng: np.random.Generator | None
     ) -> np.ndarray: ...
 
 
@@ -34,20 +36,69 @@ class CenterCrop:
     small: str = "upscale"
 
     def __call__(
-        self, image: np.ndarray, size: int, rng: np.random.Generator
+        self, image: np.ndarray, size: int, rng: np.random.Generator | None
     ) -> np.ndarray:
-        if self.small not in SMALL:
-            raise DataError(
-                f"CenterCrop.small is {self.small!r}: set it to one of "
-                f"{', '.join(SMALL)}."
-            )
-        height, width = image.shape[:2]
-        if self.small == "error" and min(height, width) < size:
-            raise UnreadableImage(
-                f"the image is {width}x{height}, smaller than {size} pixels. Remove "
-                'it, lower the size, or set crop.small="upscale".'
-            )
+        _check_small(self, image, size)
         return center_crop(image, size)
+
+
+@dataclasses.dataclass(kw_only=True)
+class RandomCrop:
+    """PixelFlow's augmentation: resize, then a square cut out at random.
+
+    The short side becomes round(size * scale), by Lanczos, and every place of the
+    square is equally likely; evaluation takes the middle one. `small` says what to do
+    with images that this enlarges: "upscale" accepts them, as PixelFlow does, "error"
+    refuses them. Data that was prepared at `size` is enlarged: prepare it larger.
+    """
+
+    scale: float = 1.125
+    small: str = "upscale"
+
+    def __call__(
+        self, image: np.ndarray, size: int, rng: np.random.Generator | None
+    ) -> np.ndarray:
+        if not 1 <= self.scale < math.inf:
+            raise DataError(
+                f"RandomCrop.scale is {self.scale}: the resized image must hold the "
+                "crop, so set it to at least 1."
+            )
+        short = round(size * self.scale)
+        _check_small(self, image, short)
+        pixels = resize_short_side(image, short)
+        room = np.array(pixels.shape[:2]) - size
+        top, left = room // 2 if rng is None else rng.integers(0, room + 1)
+        return pixels[top : top + size, left : left + size]
+
+
+def _check_small(crop: CenterCrop | RandomCrop, image: np.ndarray, needed: int) -> None:
+    """Raises where the crop's `small` refuses the image, or is no known choice."""
+    if crop.small not in SMALL:
+        raise DataError(
+            f"{type(crop).__name__}.small is {crop.small!r}: set it to one of "
+            f"{', '.join(SMALL)}."
+        )
+    height, width = image.shape[:2]
+    if crop.small == "error" and min(height, width) < needed:
+        raise UnreadableImage(
+            f"the image is {width}x{height}, smaller than {needed} pixels. Remove "
+            'it, lower the size, or set crop.small="upscale".'
+        )
+
+
+def resize_short_side(image: np.ndarray, short: int) -> np.ndarray:
+    """The image resized (Lanczos) so that its short side is `short`.
+
+    The long side keeps the aspect ratio, rounded down, as torchvision's Resize has it.
+    `image` is uint8 [h, w, 3], and so is the result.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    if side == short:
+        return image
+    target = (int(short * width / side), int(short * height / side))
+    resized = Image.fromarray(image).resize(target, Image.Resampling.LANCZOS)
+    return np.asarray(resized)
 
 
 def center_crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -18,13 +18,18 @@ from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.base import DenoiserConfig, Network
-from pixelflow_jax.sampler import Samples, image_keys, sample
+from pixelflow_jax.sampler import Model, Samples, image_keys, sample
 
 
 class Generated(NamedTuple):
-    """Images float32 [n, h, w, c], nominally [-1, 1]; `clean` [steps, n, h, w, c]."""
+    """Images float32 [n, h, w, c], nominally [-1, 1], and how they came about.
+
+    `stages` are the states at the end of each stage, at its own size; `clean` [steps,
+    n, h, w, c] the clean images implied at every step, if recorded.
+    """
 
     images: np.ndarray
+    stages: tuple[np.ndarray, ...] = ()
     clean: np.ndarray | None = None
 
 
@@ -33,7 +38,7 @@ class Generator:
     """Samples class-conditional images of `size` (height, width).
 
     `batch_size` images are drawn at a time, spread over the mesh; image i depends on
-    (seed, i) and its label alone.
+    (seed, i) and its label alone. `guide` is the weaker network of `AutoGuidance`.
     """
 
     model: DenoiserConfig
@@ -47,6 +52,8 @@ class Generator:
     size: tuple[int, int]
     batch_size: int
     mesh: jax.sharding.Mesh
+    guide: Network | None = None
+    doubled: bool = False
 
     def __call__(
         self,
@@ -57,10 +64,12 @@ class Generator:
         first: int = 0,
         record: bool = False,
         progress: bool = False,
+        guide_params: dict | None = None,
     ) -> Generated:
         """One image for each of `labels` [n]; they are numbered from `first` on.
 
-        `record` keeps the clean images implied at every step; `progress` shows a bar.
+        `record` keeps the clean images implied at every step; `progress` shows a bar;
+        `guide_params` are the parameters of the `guide`.
         """
         labels = np.asarray(labels, np.int32)
         if not len(labels):
@@ -75,26 +84,33 @@ class Generator:
                 part = labels[start : start + size]
                 index = first + start + np.arange(size)
                 padded = np.resize(part, size)  # repeats labels to fill the batch
-                drawn = self._batch(params, index, padded, seed, record)
+                arrays = jax.device_put(
+                    (index.astype(np.uint32), padded),
+                    sharding.batch_sharding(self.mesh),
+                )
+                drawn = self._program(
+                    params, *arrays, np.uint32(seed), record, guide_params
+                )
                 parts.append(_trim(_on_host(drawn), len(part)))
-        images = np.concatenate([part.images for part in parts])
-        if not record:
-            return Generated(images)
-        return Generated(images, np.concatenate([part.clean for part in parts], 1))
-
-    def _batch(
-        self, params: dict, index: np.ndarray, labels: np.ndarray, seed: int, record
-    ) -> Samples:
-        layout = sharding.batch_sharding(self.mesh)
-        arrays = jax.device_put((index.astype(np.uint32), labels), layout)
-        return self._program(params, *arrays, np.uint32(seed), record)
+        stages = zip(*(part.stages for part in parts), strict=True)
+        return Generated(
+            np.concatenate([part.images for part in parts]),
+            tuple(map(np.concatenate, stages)),
+            np.concatenate([part.clean for part in parts], 1) if record else None,
+        )
 
     @functools.cached_property
     def _program(self):
         return jax.jit(self.trace, static_argnums=4)
 
     def trace(
-        self, params: dict, index: Array, labels: Array, seed: Array, record: bool
+        self,
+        params: dict,
+        index: Array,
+        labels: Array,
+        seed: Array,
+        record: bool,
+        guide_params: dict | None = None,
     ) -> Samples:
         """The program for one batch, as a function of arrays."""
         cond = self.conditioner.encode({}, {"label": labels})
@@ -110,6 +126,8 @@ class Generator:
             guidance=self.guidance,
             solver=self.solver,
             grid=self.grid,
+            guide=self.guide and Model(self.guide.apply, guide_params),
+            doubled=self.doubled,
             record=record,
         )
 
@@ -118,7 +136,9 @@ class Generator:
         one = jax.ShapeDtypeStruct((1,), np.int32)
         seed = jax.ShapeDtypeStruct((), np.uint32)
         program = functools.partial(self.trace, record=False)
-        jax.eval_shape(program, self.network.shapes(), one, one, seed)
+        guide = self.guide and self.guide.shapes()
+        shapes = self.network.shapes()
+        jax.eval_shape(program, shapes, one, one, seed, guide_params=guide)
 
 
 def _on_host(drawn: Samples) -> Samples:
@@ -130,4 +150,5 @@ def _on_host(drawn: Samples) -> Samples:
 
 def _trim(drawn: Samples, n: int) -> Generated:
     clean = None if drawn.clean is None else drawn.clean[:, :n]
-    return Generated(drawn.images[:n], clean)
+    stages = tuple(stage[:n] for stage in drawn.stages)
+    return Generated(drawn.images[:n], stages, clean)

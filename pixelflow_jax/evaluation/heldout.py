@@ -69,6 +69,6 @@ class HeldoutLoss:
             noise = image_noise(keys, *stage.size(height, width), channels)
             point = stage.draw(images, noise, jnp.full(count, t))
             output = self.network.apply(params, (point.x_t,), (point.clock,), (cond,))
-            context = Context((point,), output, self.prediction)
+            context = Context((point,), output, self.prediction, (stage,))
             values.append(FlowMatching()(context))
         return jnp.sum(sum(values) / len(values) * batch["weight"])

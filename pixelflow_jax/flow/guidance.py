@@ -1,31 +1,67 @@
-"""Classifier-free guidance: from a conditional and a null field to a guided one."""
+"""Guidance: from a conditional field and a weaker one to a guided field."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# (x, t, step) -> dx/dt. `t` is the scalar time inside the stage; `step` is the time at
-# which the solver's current step began. They differ in the second evaluation of a Heun
-# step, whose guidance window the official code tests at the beginning of the step.
+from pixelflow_jax.flow.path import per_image
+
+# (x, t, step) -> dx/dt. `t` is the time inside the stage, a scalar or one an image;
+# `step` is the time at which the solver's current step began. They differ in the second
+# evaluation of a Heun step, whose guidance window the official code tests at the
+# beginning of the step.
 Field = Callable[[Array, Array, Array], Array]
+Pair = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+CLOSED = ("neither", "low", "high", "both")
+# PixelFlow's stage-wise guidance: shares of scale - 1 on its four stages.
+RAMP = (0.0, 1 / 6, 2 / 3, 1.0)
 
 
 class Branches(NamedTuple):
-    """The two fields that guidance combines, and both at once in one doubled batch."""
+    """The fields that guidance combines, alone and in pairs.
+
+    `both` evaluates (cond, null) in one doubled batch; `guide` (cond, weaker model)
+    where a second model was given.
+    """
 
     cond: Field
-    both: Callable[[Array, Array, Array], tuple[Array, Array]]  # -> (cond, null)
+    both: Pair
+    guide: Pair | None = None
 
 
 class Guidance(Protocol):
     """Maps the branches of a stage to the field that the solver follows."""
 
+    scale: float
+
     def __call__(self, branches: Branches, stage: int) -> Field:
         """The guided field of stage number `stage`."""
+
+    def problems(self, num_stages: int) -> list[str]:
+        """What is wrong with these fields for a path of that many stages."""
+
+    def active(self, t: Array | np.ndarray, stage: int = 0) -> Array | np.ndarray:
+        """Whether guidance acts at time `t` of stage number `stage`."""
+
+
+def stage_ramp(num_stages: int) -> tuple[float, ...]:
+    """PixelFlow's stage-wise guidance for any number of stages.
+
+    Shares of scale - 1: 0 on the first stage and 1 on the last, as many stages as there
+    are read off the line through the published (0, 1/6, 2/3, 1). The official code
+    looks the four values up by the stage's number, so that three stages never reach the
+    full scale; ramp=(0, 1/6, 2/3) is that.
+    """
+    if num_stages == 1:
+        return (1.0,)
+    place = np.linspace(0, 1, num_stages)
+    return tuple(np.interp(place, np.linspace(0, 1, len(RAMP)), RAMP).tolist())
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -35,37 +71,147 @@ class ClassifierFree:
     `closed` says which ends belong to the interval: "neither" (PixNerd), "high"
     (PixelGen's Euler and Heun), "low" or "both". Ends are compared in float32. The
     defaults guide everywhere. Outside the interval, and where the scale is 1, the null
-    half is not computed. Sources: Ho & Salimans 2022; Kynkaanniemi et al. 2024.
+    half is not computed. `ramp` holds the share of scale - 1 that each stage gets;
+    empty stands for the full scale everywhere. `rescale` phi moves each guided
+    velocity's standard deviation towards the conditional one's (0.7 in PixelGen's
+    variant). Sources: Ho & Salimans 2022; Kynkaanniemi et al. 2024; PixelFlow section
+    3.4; Lin et al. 2024 for `rescale`.
     """
 
     scale: float = 1.0
     low: float = -np.inf
     high: float = np.inf
     closed: str = "neither"
+    ramp: tuple[float, ...] = ()
+    rescale: float = 0.0
 
     def __call__(self, branches: Branches, stage: int) -> Field:
-        """The guided field; the scale is the same on every stage."""
-        if self.closed not in ("neither", "low", "high", "both"):
+        """The guided field of stage number `stage`."""
+        _refuse(self.problems(len(self.ramp) or 1))
+        scale = self.scale_of(stage)
+        if scale == 1:
+            return branches.cond
+
+        def guided(x: Array, t: Array, step: Array) -> Array:
+            cond, null = branches.both(x, t, step)
+            mixed = null + scale * (cond - null)
+            return _rescaled(mixed, cond, self.rescale) if self.rescale else mixed
+
+        return _inside(self, guided, branches.cond)
+
+    def scale_of(self, stage: int) -> float:
+        """The scale on stage number `stage`."""
+        share = self.ramp[stage] if self.ramp else 1.0
+        return 1 + (self.scale - 1) * share
+
+    def problems(self, num_stages: int) -> list[str]:
+        """What is wrong with these fields for a path of that many stages."""
+        found = _interval_problems(self)
+        if len(self.ramp) not in (0, num_stages):
+            found.append(
+                f"guidance.ramp={self.ramp} must hold {num_stages} shares, one for "
+                "each stage of the path, or none"
+            )
+        if not 0 <= self.rescale <= 1:
+            found.append(f"guidance.rescale={self.rescale} must lie in [0, 1]")
+        return found
+
+    def active(self, t: Array | np.ndarray, stage: int = 0) -> Array | np.ndarray:
+        """Whether the null half is computed at time `t` of stage number `stage`."""
+        return _between(self, t) & (self.scale_of(stage) != 1)
+
+
+@dataclasses.dataclass(kw_only=True)
+class AutoGuidance:
+    """weak + scale * (main - weak) inside the interval, both under the condition.
+
+    The weaker model comes from `weights`: a training run's folder (`ema` as for
+    sampling) or a weights file, of the same data and prediction. Fields of the interval
+    are those of `ClassifierFree`. Source: Karras et al. 2024.
+    """
+
+    scale: float = 1.0
+    low: float = -np.inf
+    high: float = np.inf
+    closed: str = "neither"
+    weights: str = ""
+    ema: str = ""
+
+    def __call__(self, branches: Branches, stage: int) -> Field:
+        """The guided field, the same on every stage."""
+        _refuse(self.problems(1))
+        if branches.guide is None:
             raise ValueError(
-                f'guidance.closed must be "neither", "low", "high" or "both", not '
-                f'"{self.closed}".'
+                "guidance: AutoGuidance needs a second model; name its run or weights "
+                "file in guidance.weights."
             )
         if self.scale == 1:
             return branches.cond
 
         def guided(x: Array, t: Array, step: Array) -> Array:
-            cond, null = branches.both(x, t, step)
-            return null + self.scale * (cond - null)
+            main, weak = branches.guide(x, t, step)
+            return weak + self.scale * (main - weak)
 
-        if self.low == -np.inf and self.high == np.inf:
-            return guided
-        return lambda x, t, step: jax.lax.cond(
-            self.active(step), guided, branches.cond, x, t, step
-        )
+        return _inside(self, guided, branches.cond)
 
-    def active(self, t: Array | np.ndarray) -> Array | np.ndarray:
-        """Whether time `t` lies inside the interval."""
-        low, high = np.float32(self.low), np.float32(self.high)
-        above = t >= low if self.closed in ("low", "both") else t > low
-        below = t <= high if self.closed in ("high", "both") else t < high
-        return above & below
+    def problems(self, num_stages: int) -> list[str]:
+        """What is wrong with these fields."""
+        return _interval_problems(self)
+
+    def active(self, t: Array | np.ndarray, stage: int = 0) -> Array | np.ndarray:
+        """Whether the second model is evaluated at time `t`."""
+        return _between(self, t) & (self.scale != 1)
+
+
+def _interval_problems(guidance: ClassifierFree | AutoGuidance) -> list[str]:
+    if guidance.closed in CLOSED:
+        return []
+    return [
+        'guidance.closed must be "neither", "low", "high" or "both", not '
+        f'"{guidance.closed}".'
+    ]
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _between(
+    guidance: ClassifierFree | AutoGuidance, t: Array | np.ndarray
+) -> Array | np.ndarray:
+    """Whether time `t` lies inside the interval."""
+    low, high = np.float32(guidance.low), np.float32(guidance.high)
+    above = t >= low if guidance.closed in ("low", "both") else t > low
+    below = t <= high if guidance.closed in ("high", "both") else t < high
+    return above & below
+
+
+def _inside(
+    guidance: ClassifierFree | AutoGuidance, guided: Field, plain: Field
+) -> Field:
+    """`guided` inside the interval, `plain` outside, where nothing else is computed.
+
+    Where images stand at different times (adaptive steps) both are computed.
+    """
+    if guidance.low == -np.inf and guidance.high == np.inf:
+        return guided
+
+    def field(x: Array, t: Array, step: Array) -> Array:
+        inside = _between(guidance, step)
+        if jnp.ndim(inside) == 0:
+            return jax.lax.cond(inside, guided, plain, x, t, step)
+        chosen = per_image(inside, x)
+        return jnp.where(chosen, guided(x, t, step), plain(x, t, step))
+
+    return field
+
+
+def _rescaled(guided: Array, cond: Array, phi: float) -> Array:
+    """`guided`, each image's deviation moved a share `phi` towards `cond`'s."""
+
+    def deviation(v: Array) -> Array:
+        return jnp.std(v, axis=(1, 2, 3), ddof=1, keepdims=True)
+
+    factor = deviation(cond) / (deviation(guided) + 1e-6)
+    return guided * (phi * factor + (1 - phi))

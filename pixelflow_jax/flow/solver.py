@@ -21,11 +21,13 @@ class Solution(NamedTuple):
 
     `states` [n, ...] are the states before each of the n steps and `velocities` [n,
     ...] the velocities the steps used; both are None unless recording was asked for.
+    `evaluations` counts what an adaptive solver spent, None for the others.
     """
 
     x: Array
     states: Array | None = None
     velocities: Array | None = None
+    evaluations: Array | None = None
 
 
 class Solver(Protocol):
@@ -73,6 +75,7 @@ class Euler:
     - "sde_mean": x + v dt + s w dt
     - "sde": the same + sqrt(2 w dt) noise
     - "sde_preserve": x + v dt + s w dt / 2 + sqrt(w dt) noise
+    - "sid2": x + v dt + w dt noise
 
     The last step is always the plain one.
     """
@@ -89,19 +92,21 @@ class Euler:
         record: bool = False,
     ) -> Solution:
         """Integrate; order 1, one evaluation a step."""
-        drift, spread = _stochastic_weights(self.step)
-        if spread and noise is None:
+        drift, variance, linear = _stochastic_weights(self.step)
+        random = variance or linear
+        if random and noise is None:
             raise ValueError(f'Euler(step="{self.step}") needs a noise function.')
 
         def advance(x, at):
             v = field(x, at.t, at.t)
             moved = x + v * at.dt
-            if drift:
+            if drift or random:
                 w = 1 - at.t
                 score = (at.t * v - x) / ((1 - at.t) ** 2 + at.t * (1 - at.t))
                 jumped = moved + drift * score * w * at.dt
-                if spread:
-                    jumped += jnp.sqrt(spread * w * at.dt) * noise(at.index)
+                if random:
+                    spread = jnp.sqrt(variance * w * at.dt) + linear * w * at.dt
+                    jumped += spread * noise(at.index)
                 moved = jnp.where(at.last, moved, jumped)
             return moved, _trace(record, x, v)
 
@@ -109,13 +114,14 @@ class Euler:
         return Solution(x, *(trace or ()))
 
 
-def _stochastic_weights(step: str) -> tuple[float, float]:
-    """Weights of the score drift and of the noise variance."""
+def _stochastic_weights(step: str) -> tuple[float, float, float]:
+    """Weights of the score drift, of the noise's variance and of its deviation."""
     weights = {
-        "ode": (0.0, 0.0),
-        "sde_mean": (1.0, 0.0),
-        "sde": (1.0, 2.0),
-        "sde_preserve": (0.5, 1.0),
+        "ode": (0.0, 0.0, 0.0),
+        "sde_mean": (1.0, 0.0, 0.0),
+        "sde": (1.0, 2.0, 0.0),
+        "sde_preserve": (0.5, 1.0, 0.0),
+        "sid2": (0.0, 0.0, 1.0),
     }
     if step not in weights:
         raise ValueError(f"Euler.step must be one of {sorted(weights)}, not {step!r}.")

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -14,9 +15,14 @@ def warp(t: Array | np.ndarray, shift: float) -> Array | np.ndarray:
 
 @dataclasses.dataclass(kw_only=True)
 class Uniform:
-    """t uniform in [0, 1), then shifted."""
+    """t uniform in [0, 1), then shifted.
+
+    `levels` rounds the draw down to a multiple of 1 / levels, as PixelFlow trains on a
+    table of 1000 times a stage; 0 keeps it continuous.
+    """
 
     shift: float = 1.0
+    levels: int = 0
 
     def __call__(self, key: Array, n: int) -> Array:
         """`n` times in [0, 1], float32 [n]."""
@@ -24,6 +30,8 @@ class Uniform:
 
     def transform(self, draw: Array) -> Array:
         """Times from uniform draws."""
+        if self.levels:
+            draw = jnp.floor(draw * self.levels) / self.levels
         return warp(draw, self.shift)
 
 
@@ -51,25 +59,48 @@ TimeLaw = Uniform | LogitNormal
 class Grid:
     """Sampling times: `steps` equal steps up to 1 - last_step, then one to 1; shifted.
 
-    `last_step` 0 stands for the reference's default, 1 / steps (all steps equal).
+    `steps` is one number for every stage of the path, or one a stage. `last_step` 0
+    stands for equal steps all the way. The official PixelFlow sampler spreads its steps
+    over 0 .. 0.999, which makes the last one tiny: last_step=0.001 is that grid. Its
+    Dopri5 sampler tells the network the clock of 0.999 t instead of t: `told`.
     """
 
-    steps: int = 50
+    steps: int | tuple[int, ...] = 50
     last_step: float = 0.0
     shift: float = 1.0
+    told: float = 1.0
 
-    def times(self) -> np.ndarray:
-        """The nodes, float32 [steps + 1], from 0 to exactly 1."""
-        if self.steps < 1:
-            raise ValueError(f"grid.steps must be at least 1, not {self.steps}.")
-        if not 0 <= self.last_step <= 1 or self.shift <= 0:
-            raise ValueError(
-                f"The time grid needs 0 <= last_step <= 1 and shift > 0, not last_step="
-                f"{self.last_step} and shift={self.shift}."
-            )
-        last = self.last_step or 1 / self.steps
-        nodes = np.append(_linspace(1 - last, self.steps), np.float32(1))
+    def times(self, stage: int = 0) -> np.ndarray:
+        """The nodes of stage number `stage`, float32 [n + 1], from 0 to exactly 1.
+
+        Raises ValueError for fields that make no sense.
+        """
+        whole = isinstance(self.steps, int)
+        if problems := self.problems(1 if whole else len(self.steps)):
+            raise ValueError("; ".join(problems))
+        steps = self.steps if whole else self.steps[stage]
+        last = self.last_step or 1 / steps
+        nodes = np.append(_linspace(1 - last, steps), np.float32(1))
         return warp(nodes, np.float32(self.shift))
+
+    def problems(self, num_stages: int) -> list[str]:
+        """What is wrong with these fields for a path of that many stages."""
+        found = []
+        each = (self.steps,) if isinstance(self.steps, int) else tuple(self.steps)
+        if not isinstance(self.steps, int) and len(each) != num_stages:
+            found.append(
+                f"grid.steps={each} must be one number or {num_stages}, one for each "
+                "stage of the path"
+            )
+        if any(not isinstance(n, int) or n < 1 for n in each):
+            found.append(f"grid.steps={self.steps} must be whole numbers above 0")
+        if not 0 <= self.last_step <= 1 or self.shift <= 0 or not 0 < self.told <= 1:
+            found.append(
+                "the time grid needs 0 <= last_step <= 1, shift > 0 and 0 < told <= 1, "
+                f"not last_step={self.last_step}, shift={self.shift} and told="
+                f"{self.told}"
+            )
+        return found
 
 
 def _linspace(end: float, n: int) -> np.ndarray:

@@ -10,6 +10,9 @@ from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
 
+# Where every denoiser keeps its last matrix, from the tokens to pixels.
+LAST_KERNEL = ("decoder", "linear", "kernel")
+
 
 class Cond(NamedTuple):
     """The condition of a group of images: class labels, or text with its mask."""

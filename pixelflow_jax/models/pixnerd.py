@@ -10,21 +10,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.models.base import Cond, Output
-from pixelflow_jax.nn.attention import SelfAttention
-from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, rotary_table
-from pixelflow_jax.nn.field import ENCODINGS, WEIGHTS, FieldBlock, PixelEmbed
-from pixelflow_jax.nn.layers import (
-    RMSNorm,
-    SwiGLU,
-    gated,
-    layer_normalise,
-    linear,
-    modulate,
-    xavier,
+from pixelflow_jax.models.checks import trunk_problems
+from pixelflow_jax.nn.block import Block, block_flops
+from pixelflow_jax.nn.decoder import TokenDecoder
+from pixelflow_jax.nn.embed import (
+    ClassEmbed,
+    TimeEmbed,
+    pack_patches,
+    pack_tables,
+    rotary_table,
 )
+from pixelflow_jax.nn.field import ENCODINGS, WEIGHTS, FieldBlock, PixelEmbed
+from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
@@ -93,7 +92,7 @@ class LinearDecoder:
 
     def build(
         self, model: "PixNerd", rngs: nnx.Rngs, precision: Precision
-    ) -> "TokenDecoder":
+    ) -> TokenDecoder:
         """The decoder module for `model`."""
         return TokenDecoder(model, rngs, precision)
 
@@ -139,65 +138,15 @@ class PixNerd:
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        found = self.decoder.problems()
-        sizes = (self.num_classes, self.channels, self.patch, self.depth)
-        if min(*sizes, self.width, self.heads) < 1:
-            return [
-                *found,
-                "model.num_classes, channels, patch, width, heads and depth must be at "
-                "least 1",
-            ]
-        if height % self.patch or width % self.patch:
-            found.append(
-                f"model.patch={self.patch} does not divide the image size {height} x "
-                f"{width}: choose a multiple of {self.patch}"
-            )
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            found.append(
-                f"model.heads={self.heads} must divide model.width={self.width} into "
-                "heads whose width is a multiple of 4"
-            )
-        if not 0 <= self.tap <= self.depth:
-            found.append(f"model.tap={self.tap} must lie in 0..depth={self.depth}")
-        return found
+        return self.decoder.problems() + trunk_problems(self, height, width)
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted)."""
         pixels, n, d = height * width, height * width // self.patch**2, self.width
-        linears = n * (4 * d * d + 3 * d * self.mlp_width) + 6 * d * d
-        attention = 2 * n * n * d
-        trunk = self.depth * (linears + attention) + d * pixels * self.channels
+        trunk = self.depth * block_flops(n, d, self.mlp_width)
+        trunk += d * pixels * self.channels
         time = d * (TimeEmbed.features + d)
         return 2 * (trunk + time) + self.decoder.flops(self, pixels, n)
-
-
-class Block(nnx.Module):
-    """Transformer block with AdaLN: attention and SwiGLU MLP, both gated."""
-
-    def __init__(self, config: PixNerd, rngs: nnx.Rngs, precision: Precision):
-        d = config.width
-        self.norm1 = RMSNorm(d)
-        self.attention = SelfAttention(
-            d, config.heads, precision, rngs, config.attention
-        )
-        self.norm2 = RMSNorm(d)
-        self.mlp = SwiGLU(d, config.mlp_width, precision, rngs)
-        self.modulation = linear(d, 6 * d, precision, rngs)
-
-    def __call__(
-        self,
-        x: Array,
-        cond: tuple[Array, ...],
-        packing: Packing,
-        rope: tuple[Array, Array],
-    ) -> Array:
-        """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each."""
-        chunks = [jnp.split(self.modulation(c), 6, -1) for c in cond]
-        spread = [packing.spread(list(v)) for v in zip(*chunks, strict=True)]
-        shift1, scale1, gate1, shift2, scale2, gate2 = spread
-        mixed = self.attention(modulate(self.norm1(x), shift1, scale1), packing, rope)
-        x = checkpoint_name(gated(x, gate1, mixed), "residual")
-        return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 class FieldDecoder(nnx.Module):
@@ -240,25 +189,6 @@ class FieldDecoder(nnx.Module):
         return unpatchify(out, self.patch, *image.shape[1:3])
 
 
-class TokenDecoder(nnx.Module):
-    """LayerNorm modulated by the condition, and a linear layer to a patch's pixels."""
-
-    def __init__(self, model: PixNerd, rngs: nnx.Rngs, precision: Precision):
-        d, self.patch = model.width, model.patch
-        nothing = {"init": zeros, "bias_init": zeros}
-        self.modulation = linear(d, 2 * d, precision, rngs, **nothing)
-        outputs = model.patch**2 * model.channels
-        self.linear = linear(d, outputs, precision, rngs, **nothing)
-
-    def __call__(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
-        """Tokens [b, n, d] and condition [b, d] to an image of `image`'s shape."""
-        shift, scale = jnp.split(self.modulation(cond), 2, -1)
-        normal = layer_normalise(tokens).astype(tokens.dtype)
-        out = self.linear(modulate(normal, shift[:, None], scale[:, None]))
-        pixels = out.reshape(*out.shape[:2], self.patch**2, -1).astype(jnp.float32)
-        return unpatchify(pixels, self.patch, *image.shape[1:3])
-
-
 class PixNerdModel(nnx.Module):
     """The class-conditional denoiser; see `models.base.Denoiser` for its call."""
 
@@ -280,7 +210,14 @@ class PixNerdModel(nnx.Module):
 
         def stack(depth: int) -> Stack | None:
             def block(rngs: nnx.Rngs) -> Block:
-                return Block(config, rngs, precision)
+                return Block(
+                    d,
+                    config.heads,
+                    config.mlp_width,
+                    precision,
+                    rngs,
+                    attention=config.attention,
+                )
 
             return Stack(block, depth, rngs, config.loop) if depth else None
 
@@ -322,14 +259,7 @@ class PixNerdModel(nnx.Module):
         self, groups: tuple[Array, ...]
     ) -> tuple[Packing, Array, tuple[Array, Array]]:
         """The packing, the embedded patches [rows, n, d] and their rotary table."""
-        patches = [patchify(image.astype(self.dtype), self.patch) for image in groups]
-        packing = Packing(
-            tuple(p.shape[0] for p in patches), tuple(p.shape[1] for p in patches)
-        )
-        flat = [p.reshape(*p.shape[:2], -1) for p in patches]
+        packing, flat = pack_patches(groups, self.patch, self.dtype)
         sizes = [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
         tables = [rotary_table(*size, self.head_width, ROPE_EXTENT) for size in sizes]
-        cos, sin = (
-            packing.tile(list(map(jnp.asarray, t))) for t in zip(*tables, strict=True)
-        )
-        return packing, self.patch_embed(packing.join(flat)), (cos, sin)
+        return packing, self.patch_embed(flat), pack_tables(packing, tables)

@@ -1,15 +1,20 @@
 """Attention over token sequences, one function for every backend."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from pixelflow_jax.nn.dropout import Drop
 from pixelflow_jax.nn.embed import rotate
-from pixelflow_jax.nn.layers import RMSNorm, linear
+from pixelflow_jax.nn.layers import RMSNorm, linear, torch_default
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
 
 def attend(
@@ -18,25 +23,72 @@ def attend(
     v: Array,
     mask: Array | None = None,
     implementation: str = "auto",
+    drop: Drop | None = None,
 ) -> Array:
     """Softmax attention with scale head_width^-0.5.
 
     `q` [b, n, heads, head_width], `k`, `v` [b, m, heads, head_width], `mask` boolean
     [b, m] (True = attend) or None; returns q's shape and type, softmax in float32.
     `implementation` "auto" takes cuDNN's flash attention where it is available and
-    right, XLA elsewhere; "xla" and "cudnn" insist.
+    right, XLA elsewhere; "xla" and "cudnn" insist. `drop` acts on the probabilities
+    [b, heads, n, m], which only the plain formula writes out.
     """
-    if implementation == "auto":
-        implementation = "cudnn" if _cudnn_fits(q, mask) else "xla"
-    if implementation not in ("xla", "cudnn"):
+    if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f'attention must be "auto", "xla" or "cudnn", not "{implementation}".'
         )
+    if implementation == "auto":
+        implementation = "cudnn" if _cudnn_fits(q, mask) else "xla"
     if mask is not None:
         mask = mask[:, None, None, :]
+    if drop is not None:
+        return _attend_plainly(q, k, v, mask, drop)
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, implementation=implementation
     )
+
+
+def _attend_plainly(
+    q: Array, k: Array, v: Array, mask: Array | None, drop: Drop
+) -> Array:
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    probabilities = drop(jax.nn.softmax(logits)).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", probabilities, v)
+
+
+def attend_packed(
+    q: Array,
+    k: Array,
+    v: Array,
+    packing: Packing,
+    sources: Packing | None = None,
+    masks: tuple[Array | None, ...] | None = None,
+    implementation: str = "auto",
+    drops: tuple[Drop, ...] | None = None,
+) -> Array:
+    """`attend` for packed tokens: each image looks at its own source alone.
+
+    `q` [rows, n, heads, head_width] is packed by `packing`, `k` and `v` by `sources`
+    (the same packing if None); `masks` holds one of `attend`'s masks, or None, a group,
+    `drops` one of its functions. Returns [rows, n, heads * head_width].
+    """
+    sources = sources or packing
+    groups = packing.split(q), sources.split(k), sources.split(v)
+    masks = masks or (None,) * len(groups[0])
+    drops = drops or (None,) * len(groups[0])
+    mixed = [
+        attend(*group, mask, implementation, drop)
+        for *group, mask, drop in zip(*groups, masks, drops, strict=True)
+    ]
+    return packing.join([a.reshape(*a.shape[:2], -1) for a in mixed])
+
+
+def split_heads(a: Array, heads: int) -> Array:
+    """[..., width] to [..., heads, width / heads]."""
+    return a.reshape(*a.shape[:-1], heads, -1)
 
 
 def _cudnn_fits(q: Array, mask: Array | None) -> bool:
@@ -51,7 +103,10 @@ def _cudnn_fits(q: Array, mask: Array | None) -> bool:
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention with RMS-normalised, then rotated, queries and keys."""
+    """Multi-head self-attention with RMS-normalised, then rotated, queries and keys.
+
+    `bias` gives one to the projection to queries, keys and values.
+    """
 
     def __init__(
         self,
@@ -60,26 +115,35 @@ class SelfAttention(nnx.Module):
         precision: Precision,
         rngs: nnx.Rngs,
         implementation: str = "auto",
+        *,
+        bias: bool = False,
+        init: Callable = torch_default,
+        bias_init: Callable | None = None,
     ):
         self.heads = heads
         self.implementation = implementation
-        self.qkv = linear(width, 3 * width, precision, rngs, bias=False)
+        inits = {"init": init, "bias_init": bias_init}
+        self.qkv = linear(width, 3 * width, precision, rngs, bias=bias, **inits)
         self.q_norm = RMSNorm(width // heads)
         self.k_norm = RMSNorm(width // heads)
-        self.out = linear(width, width, precision, rngs)
+        self.out = linear(width, width, precision, rngs, **inits)
 
     def __call__(
-        self, tokens: Array, packing: Packing, rope: tuple[Array, Array]
+        self,
+        tokens: Array,
+        packing: Packing,
+        rope: tuple[Array, Array],
+        drops: tuple[Drop, ...] | None = None,
     ) -> Array:
-        """Tokens [rows, n, width] to the same; each image attends to itself alone."""
+        """Tokens [rows, n, width] to the same; each image attends to itself alone.
+
+        `drops`: dropout of the attention probabilities, one function a group.
+        """
         qkv = checkpoint_name(self.qkv(tokens), "qkv")
-        heads = (*tokens.shape[:-1], self.heads, -1)
-        q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, -1))
+        q, k, v = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, -1))
         q = rotate(self.q_norm(q), *rope)
         k = rotate(self.k_norm(k), *rope)
-        groups = zip(*(packing.split(a) for a in (q, k, v)), strict=True)
-        mixed = packing.join(
-            [attend(*group, implementation=self.implementation) for group in groups]
+        mixed = attend_packed(
+            q, k, v, packing, implementation=self.implementation, drops=drops
         )
-        mixed = checkpoint_name(mixed.reshape(tokens.shape), "attention")
-        return self.out(mixed)
+        return self.out(checkpoint_name(mixed, "attention"))

@@ -1,5 +1,7 @@
 """Embeddings of times, classes and token positions."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,35 +9,55 @@ from flax import nnx
 from jax import Array
 
 from pixelflow_jax.nn.layers import linear
+from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision
 
 
-def sinusoid(t: Array, width: int, period: float) -> Array:
+def sinusoid(t: Array, width: int, period: float, closed: bool = False) -> Array:
     """Sinusoidal time features [cos, sin] with frequencies period^(-j / (width / 2)).
 
     `t` [...] gives float32 [..., width]; t is used unscaled (PixNerd's period is 10,
-    not the usual 10,000, because its t lies in [0, 1]).
+    not the usual 10,000, because its t lies in [0, 1]). `closed`: the frequencies end
+    in 1 / period itself, so that j is divided by width / 2 - 1 (PixelFlow).
     """
     half = width // 2
-    frequencies = jnp.exp(-np.log(period) * jnp.arange(half, dtype=jnp.float32) / half)
+    # At t = 999 the last bit of a frequency shows, so numpy rounds where the official
+    # code does; XLA would rather multiply by 1 / half.
+    j = np.arange(half, dtype=np.float32)
+    exponents = np.float32(-np.log(period)) * j / np.float32(half - closed)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t[..., None].astype(jnp.float32) * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
 class TimeEmbed(nnx.Module):
-    """Linear-SiLU-Linear on 256 sinusoidal features of the time."""
+    """Linear-SiLU-Linear on 256 sinusoidal features of the time, or of another number.
+
+    `closed` is `sinusoid`'s; `bias_init` is PyTorch's default unless given.
+    """
 
     features = 256
 
-    def __init__(self, width: int, period: float, precision: Precision, rngs: nnx.Rngs):
-        small = nnx.initializers.normal(0.02)
+    def __init__(
+        self,
+        width: int,
+        period: float,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        *,
+        closed: bool = False,
+        bias_init: Callable | None = None,
+    ):
+        init = {"init": nnx.initializers.normal(0.02), "bias_init": bias_init}
         self.period = period
-        self.hidden = linear(self.features, width, precision, rngs, init=small)
-        self.out = linear(width, width, precision, rngs, init=small)
+        self.closed = closed
+        self.hidden = linear(self.features, width, precision, rngs, **init)
+        self.out = linear(width, width, precision, rngs, **init)
 
     def __call__(self, clock: Array) -> Array:
         """Times [b] to embeddings [b, width]."""
-        features = sinusoid(clock, self.features, self.period)
+        features = sinusoid(clock, self.features, self.period, self.closed)
         return self.out(jax.nn.silu(self.hidden(features)))
 
 
@@ -52,25 +74,84 @@ class ClassEmbed(nnx.Module):
 
 
 def rotary_table(
-    rows: int, columns: int, head_width: int, extent: float
+    rows: int,
+    columns: int,
+    head_width: int,
+    extent: float | None,
+    halves: bool = False,
+    row_first: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """PixNerd's 2D rotary table: cos, sin float32 [rows * columns, head_width / 2].
+    """2D rotary table: cos, sin float32 [rows * columns, head_width / 2].
 
-    Any grid spans 0..extent in both directions, ends included. Pair 2k of a head turns
-    by x * w_k and pair 2k + 1 by y * w_k, w_k = 10000^(-4k / head_width): column and
-    row are interleaved, one frequency at a time. `head_width` must be divisible by 4.
+    Any grid spans 0..extent in both directions, ends included; where `extent` is None,
+    positions are the integers 0, 1, ... instead. Frequencies are w_k =
+    10000^(-4k / head_width). Column x and row y are interleaved, pair 2k of a head
+    turning by x * w_k and pair 2k + 1 by y * w_k (PixNerd), or, with `halves`, the
+    first half of the pairs turns by x and the second by y (PixelFlow). `row_first`
+    exchanges x and y (PixelGen, in halves). `head_width` must be divisible by 4.
     """
     if head_width % 4:
         raise ValueError(
             f"2D rotary embedding needs a head width divisible by 4, not {head_width}: "
             "change width or heads."
         )
-    x = np.linspace(0, extent, columns, dtype=np.float32)
-    y = np.linspace(0, extent, rows, dtype=np.float32)
+    x, y = (
+        np.linspace(0, n - 1 if extent is None else extent, n, dtype=np.float32)
+        for n in (columns, rows)
+    )
     w = 10000.0 ** (-np.arange(0, head_width, 4, dtype=np.float32) / head_width)
     grid = np.stack(np.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2)
-    angles = (grid * w[:, None]).reshape(rows * columns, head_width // 2)
+    angles = grid * w[:, None]  # [n, frequencies, 2]
+    if row_first:
+        angles = angles[..., ::-1]
+    if halves:
+        angles = angles.swapaxes(1, 2)
+    angles = angles.reshape(rows * columns, head_width // 2)
     return np.cos(angles), np.sin(angles)
+
+
+def still(table: tuple[np.ndarray, np.ndarray], count: int) -> tuple[np.ndarray, ...]:
+    """A rotary table with `count` tokens before the others that do not turn."""
+    cos, sin = table
+    ahead = ((count, 0), (0, 0))
+    return np.pad(cos, ahead, constant_values=1), np.pad(sin, ahead)
+
+
+def sincos_table(rows: int, columns: int, width: int) -> np.ndarray:
+    """Additive 2D position table, float32 [rows * columns, width]; width in fours.
+
+    The first half of the width is for the column and the second for the row; each is
+    [sin, cos] of the integer position times 10000^(-k / (width / 4)). PixelGen, as in
+    MAE (He et al. 2022).
+    """
+    w = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
+
+    def waves(n: int) -> np.ndarray:
+        angles = np.arange(n, dtype=np.float64)[:, None] * w
+        return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
+    x, y = np.tile(waves(columns), (rows, 1)), np.repeat(waves(rows), columns, 0)
+    return np.concatenate([x, y], -1).astype(np.float32)
+
+
+def pack_patches(
+    images: tuple[Array, ...], patch: int, dtype: jnp.dtype
+) -> tuple[Packing, Array]:
+    """The patches of images [b_i, h_i, w_i, c], packed: [rows, n, patch^2 * c]."""
+    patches = [patchify(image.astype(dtype), patch) for image in images]
+    flat = [p.reshape(*p.shape[:2], -1) for p in patches]
+    packing = Packing.of(flat)
+    return packing, packing.join(flat)
+
+
+def pack_tables(
+    packing: Packing, tables: list[tuple[np.ndarray, ...]]
+) -> tuple[Array, ...]:
+    """One tuple of tables [n_i, d] a group, as a tuple of tables for packed tokens."""
+    return tuple(
+        packing.tile([jnp.asarray(table) for table in same])
+        for same in zip(*tables, strict=True)
+    )
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:

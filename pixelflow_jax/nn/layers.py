@@ -1,4 +1,4 @@
-"""Linear layers, RMS norm, AdaLN modulation and the SwiGLU MLP."""
+"""Linear layers, RMS norm, AdaLN modulation and the MLPs."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from pixelflow_jax.nn.dropout import Drop
 from pixelflow_jax.nn.precision import Precision
 
 # PyTorch's default for linear layers: weights and biases uniform in +-1/sqrt(fan_in).
@@ -20,6 +21,21 @@ def torch_default_bias(fan_in: int) -> Callable:
     bound = fan_in**-0.5
 
     def init(key: Array, shape: tuple, dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def fused_xavier(parts: float) -> Callable:
+    """Xavier's uniform initialiser for `parts` equal layers side by side in one matrix.
+
+    Each part is drawn as if it stood alone. Below 1 it is the other way round: 1/2 is
+    for one of two matrices that are drawn as if they were one.
+    """
+
+    def init(key: Array, shape: tuple, dtype: jnp.dtype = jnp.float32) -> Array:
+        inputs, outputs = shape
+        bound = (6 / (inputs + outputs / parts)) ** 0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
@@ -91,15 +107,46 @@ def gated(x: Array, gate: Array, branch: Array) -> Array:
 
 
 class SwiGLU(nnx.Module):
-    """down(SiLU(gate(x)) * up(x)) without biases (Shazeer 2020)."""
+    """down(SiLU(gate(x)) * up(x)) (Shazeer 2020), without biases unless asked for.
+
+    `gate_up_init` initialises the first two matrices, `init` the last.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+        init: Callable = torch_default,
+        gate_up_init: Callable = torch_default,
+        bias_init: Callable | None = None,
+    ):
+        biases = {"bias": bias, "bias_init": bias_init}
+        first = {"init": gate_up_init, **biases}
+        self.gate = linear(width, hidden, precision, rngs, **first)
+        self.up = linear(width, hidden, precision, rngs, **first)
+        self.down = linear(hidden, width, precision, rngs, init=init, **biases)
+
+    def __call__(self, x: Array, drop: Drop | None = None) -> Array:
+        """[..., width] to [..., width]; `drop` acts on the hidden values."""
+        gate = checkpoint_name(self.gate(x), "mlp_hidden")
+        up = checkpoint_name(self.up(x), "mlp_hidden")
+        hidden = jax.nn.silu(gate) * up
+        return self.down(drop(hidden) if drop else hidden)
+
+
+class GELUMLP(nnx.Module):
+    """down(GELU(up(x))) with the tanh form of GELU; Xavier weights, zero biases."""
 
     def __init__(self, width: int, hidden: int, precision: Precision, rngs: nnx.Rngs):
-        self.gate = linear(width, hidden, precision, rngs, bias=False)
-        self.up = linear(width, hidden, precision, rngs, bias=False)
-        self.down = linear(hidden, width, precision, rngs, bias=False)
+        init = {"init": xavier, "bias_init": nnx.initializers.zeros}
+        self.up = linear(width, hidden, precision, rngs, **init)
+        self.down = linear(hidden, width, precision, rngs, **init)
 
     def __call__(self, x: Array) -> Array:
         """[..., width] to [..., width]."""
-        gate = checkpoint_name(self.gate(x), "mlp_hidden")
-        up = checkpoint_name(self.up(x), "mlp_hidden")
-        return self.down(jax.nn.silu(gate) * up)
+        hidden = checkpoint_name(self.up(x), "mlp_hidden")
+        return self.down(jax.nn.gelu(hidden, approximate=True))

@@ -22,6 +22,11 @@ class Packing:
     batches: tuple[int, ...]
     lengths: tuple[int, ...]
 
+    @classmethod
+    def of(cls, groups: list[Array]) -> "Packing":
+        """The packing of these groups [b_i, n_i, ...]."""
+        return cls(tuple(g.shape[0] for g in groups), tuple(g.shape[1] for g in groups))
+
     @property
     def aligned(self) -> bool:
         """Whether every group has the same batch."""

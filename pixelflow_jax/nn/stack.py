@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from pixelflow_jax.nn.dropout import Dropping
 from pixelflow_jax.sharding import constrain_batch
 
 # Names that blocks give (by `checkpoint_name`) to what "names" keeps for the backward
@@ -58,19 +60,29 @@ class Stack(nnx.Module):
         self.remat = loop.remat
         self.blocks = create(rngs)
 
-    def __call__(self, x: Array, *args: Any) -> Array:
-        """Run all blocks on x [batch, ...]."""
-        graph, params = nnx.split(self.blocks)
+    def __call__(
+        self, x: Array, *args: Any, drops: list[Dropping | None] | None = None
+    ) -> Array:
+        """Run all blocks on x [batch, ...].
 
-        def body(x: Array, params: nnx.State) -> tuple[Array, None]:
-            return constrain_batch(nnx.merge(graph, params)(x, *args)), None
+        `drops` holds one argument more for each block: its dropout, or None where it
+        drops nothing.
+        """
+        graph, params = nnx.split(self.blocks)
+        drops = drops or [None] * self.depth
+
+        def body(x: Array, layer: tuple) -> tuple[Array, None]:
+            params, drop = layer
+            own = () if drop is None else (drop,)
+            return constrain_batch(nnx.merge(graph, params)(x, *args, *own)), None
 
         body = self._remembering(body)
         x = constrain_batch(x)
         if self.unroll:
             unroll = min(self.unroll, self.depth)
-            return jax.lax.scan(body, x, params, unroll=unroll)[0]
-        for layer in _layers(params, self.depth):
+            layers = (params, _stacked(drops))
+            return jax.lax.scan(body, x, layers, unroll=unroll)[0]
+        for layer in zip(_layers(params, self.depth), drops, strict=True):
             x, _ = body(x, layer)
         return x
 
@@ -82,6 +94,22 @@ class Stack(nnx.Module):
         if self.remat == "names":
             policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
         return jax.checkpoint(body, prevent_cse=not self.unroll, policy=policy)
+
+
+def _stacked(drops: list[Dropping | None]) -> Dropping | None:
+    """One dropout a layer as one pytree for a scan; None where no layer drops.
+
+    Only a flag can tell the layers of a scan apart; where it is False, no random bits
+    are drawn.
+    """
+    given = [drop for drop in drops if drop is not None]
+    if not given:
+        return None
+    filled = [given[0] if drop is None else drop for drop in drops]
+    stacked = jax.tree.map(lambda *keys: jnp.stack(keys), *filled)
+    if len(given) == len(drops):
+        return stacked
+    return stacked._replace(active=jnp.array([drop is not None for drop in drops]))
 
 
 def _layers(params: nnx.State, depth: int) -> list[nnx.State]:

@@ -34,7 +34,8 @@ class Run:
 
     `open_data(k)` is the batches from number k on; `preview(ema)` draws a picture,
     uint8 [h, w, 3], from an average of the denoiser. A run without checkpoints begins
-    with the parameters `initial`, or with random ones.
+    with the parameters `initial`, or with random ones. `frozen` are the parameters of
+    frozen networks, arrays of the host.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Run:
     logging: Logging
     config: dict
     initial: dict | None = None
+    frozen: dict = dataclasses.field(default_factory=dict)
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state; allocates nothing."""
@@ -106,7 +108,7 @@ def _open_log(run: Run, workdir: pathlib.Path, start: int) -> RunLog:
         start=start,
         steps=run.steps,
         batch_size=run.batch_size,
-        forward_flops=run.recipe.model.flops(run.image_size, run.image_size),
+        forward_flops=run.recipe.forward_flops(run.image_size, run.image_size),
         dtype=run.precision,
         config=run.config,
         main=jax.process_index() == 0,
@@ -137,6 +139,7 @@ def _steps(
         out_shardings=(layout, sharding.replicated(run.mesh)),
     )
     batches = _on_device(data, run)
+    frozen = jax.device_put(run.frozen, sharding.state_sharding(run.frozen, run.mesh))
     pending: list[tuple[int, dict[str, Array]]] = []
     step, started = int(state.step), int(state.step)
 
@@ -154,7 +157,7 @@ def _steps(
         checkpointer.save(step, state, position, run.config)
 
     while step < run.steps:
-        state, metrics = step_fn(state, next(batches))
+        state, metrics = step_fn(state, next(batches), frozen)
         step += 1
         pending.append((step, metrics))
         if step == started + 1:

@@ -6,16 +6,14 @@ import optax
 from flax import struct
 from jax import Array
 
-from pixelflow_jax.models.base import Network
-
 
 @struct.dataclass
 class TrainState:
     """The state of a run after `step` steps.
 
-    `params` holds "denoiser" (and later heads that serve the loss alone); `ema` holds
-    one average of the denoiser for every decay, under the decay written out; `carry`
-    what loss terms remember from step to step.
+    `params` holds "denoiser", and "heads" where loss terms have parameters of their
+    own; `ema` one average of the denoiser for every decay, under the decay written out;
+    `carry` what the loss remembers from step to step.
     """
 
     step: Array
@@ -26,20 +24,19 @@ class TrainState:
 
 
 def create(
-    network: Network,
+    params: dict,
     optimizer: optax.GradientTransformation,
     ema: tuple[float, ...],
-    key: Array,
+    carry: dict,
 ) -> TrainState:
-    """The state before the first step; averages begin as copies."""
-    params = {"denoiser": network.init(key)}
+    """The state before the first step; averages begin as copies of the denoiser."""
     copies = {str(d): jax.tree.map(jnp.copy, params["denoiser"]) for d in ema}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         ema=copies,
-        carry={},
+        carry=carry,
     )
 
 

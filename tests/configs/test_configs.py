@@ -19,7 +19,7 @@ from pixelflow_jax.nodes import mistyped, walk
 from pixelflow_jax.training.step import make_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MAX_LINES = 130
+MAX_LINES = 190
 
 
 def load(path: pathlib.Path):
@@ -51,7 +51,8 @@ def config(request):
 
 
 def test_there_are_files_with_variants():
-    assert {"emoji", "pixnerd"} <= set(FILES) and len(ALL) >= 13
+    assert {"emoji", "pixnerd", "pixelflow", "pixelgen"} <= set(FILES)
+    assert len(ALL) >= 50
 
 
 def test_it_builds_and_validates(config):
@@ -69,7 +70,8 @@ def test_it_builds_and_validates(config):
         "image": jax.ShapeDtypeStruct((8, size, size, 3), "float32"),
         "label": jax.ShapeDtypeStruct((8,), "int32"),
     }
-    after, metrics = jax.eval_shape(make_step(recipe), state, batch)
+    frozen = config.teachers.shapes(recipe.needs)
+    after, metrics = jax.eval_shape(make_step(recipe), state, batch, frozen)
     shapes = lambda tree: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
     assert shapes(after) == shapes(state)
     assert metrics["loss"].shape == () and metrics["loss"].dtype == "float32"

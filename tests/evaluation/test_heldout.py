@@ -9,7 +9,7 @@ import pytest
 
 from pixelflow_jax.conditioning import ClassLabels
 from pixelflow_jax.evaluation.heldout import TIMES, HeldoutLoss
-from pixelflow_jax.flow.path import linear_path
+from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.models.base import Network, Output
 from pixelflow_jax.sharding import MeshShape
@@ -32,7 +32,7 @@ def apply(params, groups, clocks, conds):
 def loss(prediction=VELOCITY, seed=5):
     return HeldoutLoss(
         network=Network(init=None, apply=apply),
-        stages=linear_path(),
+        stages=Straight().stages(),
         prediction=prediction,
         conditioner=ClassLabels(),
         seed=seed,

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.flow.guidance import Branches, ClassifierFree
+from pixelflow_jax.flow.guidance import (
+    RAMP,
+    AutoGuidance,
+    Branches,
+    ClassifierFree,
+    stage_ramp,
+)
 from pixelflow_jax.flow.solver import Euler, Heun
 
 COND, NULL = 2.0, -1.0
@@ -102,3 +108,98 @@ def test_ends_of_the_interval_are_compared_in_float32(
 def test_an_unknown_kind_of_interval_is_refused(counted):
     with pytest.raises(ValueError, match="guidance.closed.*upper"):
         ClassifierFree(scale=2.0, closed="upper")(counted[0], 0)
+
+
+def flat(values):
+    """A velocity [b, 1, 2, 1] of given rows, whatever the state."""
+    rows = jnp.asarray(values, jnp.float32)[:, None, :, None]
+    return lambda x, t, step: rows
+
+
+def test_each_stage_has_its_share_of_the_scale(counted):
+    branches, _ = counted
+    guidance = ClassifierFree(scale=2.4, ramp=RAMP)
+    x, t = jnp.zeros((1, 1, 1, 1)), jnp.float32(0.5)
+    assert guidance(branches, 0) is branches.cond  # nothing to guide with
+    for stage, share in enumerate(RAMP):
+        scale = 1 + 1.4 * share
+        assert guidance.scale_of(stage) == pytest.approx(scale)
+        value = guidance(branches, stage)(x, t, t).item()
+        assert value == pytest.approx(NULL + scale * (COND - NULL), rel=1e-6)
+        assert guidance.active(t, stage) == (stage > 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+def test_stage_ramps_of_any_length(count):
+    ramp = stage_ramp(count)
+    assert (
+        len(ramp) == count
+        and ramp[-1] == 1
+        and not ClassifierFree(ramp=ramp).problems(count)
+    )
+    assert count == 1 or ramp[0] == 0
+    assert list(ramp) == sorted(ramp)
+    if count == 4:
+        np.testing.assert_allclose(ramp, RAMP)
+
+
+def test_ramp_and_interval_act_together(counted):
+    branches, calls = counted
+    guidance = ClassifierFree(scale=3.0, ramp=(0.0, 0.5), low=0.2, high=0.6)
+    x = solve(guidance(branches, 1), Euler(), [0, 0.25, 0.5, 0.75, 1]).x
+    assert calls == {"cond": 2, "both": 2}
+    guided = NULL + 2.0 * (COND - NULL)
+    np.testing.assert_allclose(x, (2 * COND + 2 * guided) / 4)
+
+
+def test_images_at_different_times_are_guided_apart(counted):
+    branches, _ = counted
+    guidance = ClassifierFree(scale=2.0, low=0.2, high=0.6)
+    t = jnp.array([0.1, 0.4, 0.7])
+    out = guidance(branches, 0)(jnp.zeros((3, 1)), t, t)
+    np.testing.assert_allclose(out[:, 0], [COND, NULL + 2 * (COND - NULL), COND])
+
+
+def test_rescale_moves_the_deviation_of_each_image():
+    cond, null = [[1.0, 3.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
+    both = lambda x, t, step: (flat(cond)(x, t, step), flat(null)(x, t, step))
+    x, t = jnp.zeros((2, 1, 2, 1)), jnp.float32(0.5)
+    plain = ClassifierFree(scale=3.0)(Branches(flat(cond), both), 0)(x, t, t)
+    for phi in (0.7, 1.0):
+        guidance = ClassifierFree(scale=3.0, rescale=phi)
+        out = np.asarray(guidance(Branches(flat(cond), both), 0)(x, t, t))
+        wanted = np.std(np.asarray(cond), axis=1, ddof=1)
+        had = np.std(np.asarray(plain)[:, 0, :, 0], axis=1, ddof=1)
+        factor = phi * wanted / had + 1 - phi
+        np.testing.assert_allclose(out, plain * factor[:, None, None, None], rtol=1e-5)
+    assert ClassifierFree(rescale=1.5).problems(1)
+
+
+def test_autoguidance_moves_away_from_the_weaker_model(counted):
+    branches, calls = counted
+    pair = lambda x, t, step: (jnp.full_like(x, COND), jnp.full_like(x, 0.5))
+    branches = branches._replace(guide=pair)
+    guidance = AutoGuidance(scale=1.8, low=0.2, high=0.8, closed="high")
+    x = solve(guidance(branches, 0), Euler(), [0, 0.25, 0.5, 0.75, 1]).x
+    guided = 0.5 + 1.8 * (COND - 0.5)
+    np.testing.assert_allclose(x, (COND + 3 * guided) / 4, rtol=1e-6)
+    assert calls == {"cond": 1}
+    assert AutoGuidance(scale=1.0)(branches, 0) is branches.cond
+
+
+def test_autoguidance_without_a_second_model_is_refused(counted):
+    with pytest.raises(ValueError, match=r"guidance\.weights"):
+        AutoGuidance(scale=2.0)(counted[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (ClassifierFree(ramp=(0.0, 1.0)), "guidance.ramp"),
+        (ClassifierFree(closed="open"), "guidance.closed"),
+        (AutoGuidance(closed="open"), "guidance.closed"),
+    ],
+)
+def test_what_does_not_fit_four_stages_is_named(wrong, named):
+    (problem,) = wrong.problems(4)
+    assert named in problem

@@ -7,10 +7,10 @@ import pytest
 
 from pixelflow_jax.flow.path import (
     Stage,
+    Straight,
     double,
     halve,
     image_noise,
-    linear_path,
     per_image,
 )
 from pixelflow_jax.flow.prediction import PredictVelocity
@@ -26,7 +26,7 @@ def draws():
 
 def test_one_stage_is_plain_flow_matching(draws):
     image, noise = draws
-    (stage,) = linear_path()
+    (stage,) = Straight().stages()
     t = jnp.array([0.0, 0.3, 1.0])
     point = stage.draw(image, noise, t)
     w = np.asarray(t)[:, None, None, None]

@@ -85,3 +85,35 @@ def test_time_laws_depend_on_the_key_alone():
         one, two = law(jax.random.key(3), 4), law(jax.random.key(4), 4)
         np.testing.assert_array_equal(one, law(jax.random.key(3), 4))
         assert not jnp.any(one == two)
+
+
+def test_stages_may_have_steps_of_their_own():
+    grid = Grid(steps=(2, 5), last_step=0.001)
+    assert [len(grid.times(stage)) for stage in (0, 1)] == [3, 6]
+    np.testing.assert_allclose(grid.times(0), [0, 0.999, 1])
+    whole = Grid(steps=5, last_step=0.001)
+    np.testing.assert_array_equal(whole.times(3), grid.times(1))
+    assert not grid.problems(2) and not whole.problems(7)
+
+
+@pytest.mark.parametrize(
+    ("grid", "named"),
+    [
+        (Grid(steps=(2, 5)), "grid.steps"),
+        (Grid(steps=(2, 0, 5)), "grid.steps"),
+        (Grid(told=0.0), "told"),
+    ],
+)
+def test_what_does_not_fit_three_stages_is_named(grid, named):
+    (problem,) = grid.problems(3)
+    assert named in problem
+
+
+def test_levels_round_down():
+    law = Uniform(levels=4)
+    draws = jnp.array([0.0, 0.2, 0.25, 0.74, 0.999])
+    np.testing.assert_array_equal(law.transform(draws), [0, 0, 0.25, 0.5, 0.75])
+    t = law(jax.random.key(0), 4000)
+    values, counts = np.unique(t, return_counts=True)
+    np.testing.assert_array_equal(values, [0, 0.25, 0.5, 0.75])
+    assert counts.min() > 900

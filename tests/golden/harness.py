@@ -17,11 +17,13 @@ import pytest
 from flax import nnx
 from safetensors import safe_open
 
-from pixelflow_jax.convert import pixnerd, tables
-from pixelflow_jax.models.base import Network, network
+from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd, tables
+from pixelflow_jax.models.base import DenoiserConfig, Network, network
+from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import Loop, Stack
 from tests.conftest import golden_dir
 
 EXACT = Precision(compute="float32", matmul="highest")
@@ -159,11 +161,16 @@ def pixnerd_config(
 class Loaded:
     """Our network with a fixture's weights, as a function and as a module."""
 
-    def __init__(self, config: PixNerd, official: dict[str, np.ndarray]):
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        official: dict[str, np.ndarray],
+        table: list[tables.Row],
+    ):
         assert not config.problems(config.patch, config.patch)
         self.config = config
         self.network: Network = network(config, EXACT)
-        self.table = pixnerd.table(config)
+        self.table = table
         shapes = self.network.shapes()
         loaded = tables.load(self.table, official, shapes)
         assert jax.tree.structure(loaded) == jax.tree.structure(shapes)
@@ -174,6 +181,15 @@ class Loaded:
         return nnx.merge(nnx.graphdef(nnx.eval_shape(build)), params)
 
 
+def blocks(stack: Stack | None) -> list[nnx.Module]:
+    """The blocks of a stack as modules of their own."""
+    if stack is None:
+        return []
+    graph, params = nnx.split(stack.blocks)
+    slice_of = lambda i: jax.tree.map(lambda a: a[i], params)
+    return [nnx.merge(graph, slice_of(i)) for i in range(stack.depth)]
+
+
 @functools.cache
 def pixnerd_model(
     fixture: Fixture, baseline: bool = False, tap: int | None = None, remat="none"
@@ -181,4 +197,79 @@ def pixnerd_model(
     config = pixnerd_config(
         fixture.config["model"], baseline=baseline, tap=tap, loop=Loop(remat=remat)
     )
-    return Loaded(config, fixture.under("params"))
+    return Loaded(config, fixture.under("params"), pixnerd.table(config))
+
+
+def pixelflow_config(kwargs: dict, *, tap=None, **more) -> PixelFlow:
+    """Our config from the official constructor's arguments."""
+    o = take(kwargs, {"dropout": 0.0, "cross_attention_dim": None, **PIXELFLOW})
+    missing = sorted(name for name in PIXELFLOW if o[name] is None)
+    assert not missing, f"the official arguments lack {missing}"
+    assert o["dropout"] == 0 and o["in_channels"] == o["out_channels"]
+    return PixelFlow(
+        num_classes=o["num_classes"],
+        channels=o["in_channels"],
+        patch=o["patch_size"],
+        width=o["num_attention_heads"] * o["attention_head_dim"],
+        heads=o["num_attention_heads"],
+        depth=o["depth"],
+        tap=o["depth"] // 2 if tap is None else tap,
+        text_width=o["cross_attention_dim"] or 0,
+        attention_bias=o["attention_bias"],
+        **more,
+    )
+
+
+PIXELFLOW = dict.fromkeys(
+    (
+        "in_channels out_channels num_attention_heads attention_head_dim depth "
+        "patch_size attention_bias num_classes"
+    ).split()
+)
+
+
+@functools.cache
+def pixelflow_model(fixture: Fixture, tap: int | None = None, remat="none") -> Loaded:
+    config = pixelflow_config(fixture.config["model"], tap=tap, loop=Loop(remat=remat))
+    return Loaded(config, fixture.under("params"), pixelflow.table(config))
+
+
+PIXELGEN = dict.fromkeys(
+    (
+        "input_size patch_size in_channels hidden_size depth num_heads num_classes "
+        "use_bottleneck bottleneck_dim in_context_len in_context_start"
+    ).split()
+)
+
+
+def pixelgen_config(kwargs: dict, *, tap=None, **more) -> PixelGen:
+    """Our config from the official constructor's arguments."""
+    known = {"mlp_ratio": 4.0, "attn_drop": 0.0, "proj_drop": 0.0}
+    o = take(kwargs, known | PIXELGEN)
+    missing = sorted(name for name in PIXELGEN if o[name] is None)
+    assert not missing, f"the official arguments lack {missing}"
+    return PixelGen(
+        num_classes=o["num_classes"],
+        channels=o["in_channels"],
+        patch=o["patch_size"],
+        image_size=o["input_size"],
+        width=o["hidden_size"],
+        heads=o["num_heads"],
+        depth=o["depth"],
+        mlp_ratio=o["mlp_ratio"],
+        bottleneck=o["bottleneck_dim"] if o["use_bottleneck"] else 0,
+        context_length=o["in_context_len"],
+        context_start=o["in_context_start"],
+        tap=o["depth"] // 2 if tap is None else tap,
+        dropout=o["proj_drop"],
+        attention_dropout=o["attn_drop"],
+        **more,
+    )
+
+
+@functools.cache
+def pixelgen_model(
+    fixture: Fixture, tap: int | None = None, remat="none", group: str = "params"
+) -> Loaded:
+    config = pixelgen_config(fixture.config["model"], tap=tap, loop=Loop(remat=remat))
+    return Loaded(config, fixture.under(group), pixelgen.table(config))

@@ -1,4 +1,4 @@
-"""PixNerd's samplers against the official code, step by step."""
+"""PixNerd's and PixelGen's samplers against the official code, step by step."""
 
 import re
 from typing import NamedTuple
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax import Array
 
-from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Stage
-from pixelflow_jax.flow.prediction import PredictVelocity
+from pixelflow_jax.flow.prediction import PredictClean, Prediction, PredictVelocity
 from pixelflow_jax.flow.solver import (
     AdamsBashforth,
     Euler,
@@ -22,7 +22,7 @@ from pixelflow_jax.flow.solver import (
 )
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.base import Cond
-from pixelflow_jax.sampler import denoise
+from pixelflow_jax.sampler import Model, denoise
 from tests.golden import harness
 
 # The reference computes multistep weights in float32, where they cancel: with the
@@ -35,13 +35,41 @@ class Recipe(NamedTuple):
     """An official sampler in our terms."""
 
     grid: Grid
-    guidance: ClassifierFree
+    guidance: ClassifierFree | AutoGuidance
     solver: Solver
     tolerance: float = TIGHT
+    prediction: Prediction = PredictVelocity()
+
+
+def pixelgen_recipe(name: str, options: dict) -> Recipe:
+    """PixelGen's samplers: PixNerd's with other windows, of velocity or clean images.
+
+    Euler and Heun guide up to the window's end inclusively, Heun in a window at all.
+    """
+    options = dict(options)
+    kind, *variants = options.pop("cls").split("_")
+    rescale = 0.7 if options.pop("rescale", False) else 0.0
+    if kind == "heun":
+        options["last_step"] = options.get("last_step") or 1 / options["num_steps"]
+    window = {
+        "low": options.get("guidance_interval_min", 0.0),
+        "high": options.get("guidance_interval_max", 1.0),
+        "closed": "neither" if kind == "adam" else "high",
+    }
+    if kind == "heun":
+        options.pop("guidance_interval_min", None)
+        options.pop("guidance_interval_max", None)
+    ours = recipe(name, options | {"cls": kind})
+    guidance = ClassifierFree(scale=options["guidance"], rescale=rescale, **window)
+    if "autoguidance" in variants:
+        guidance = AutoGuidance(scale=options["guidance"], **window)
+    assert set(variants) <= {"jit", "autoguidance"}, f"no sampler {options}"
+    clean = PredictClean() if "jit" in variants else PredictVelocity()
+    return ours._replace(guidance=guidance, prediction=clean)
 
 
 def recipe(name: str, options: dict) -> Recipe:
-    """Our grid, guidance and solver from the official sampler's options."""
+    """Our grid, guidance and solver from PixNerd's sampler's options."""
     common = {
         "cls": None,
         "num_steps": None,
@@ -105,9 +133,8 @@ def transform_name(sampler: str, values: list) -> str:
     return name if values else "identity"
 
 
-def run(fixture, name: str, recipe: Recipe) -> tuple[Solution, list[float]]:
+def run(fixture, name: str, recipe: Recipe, loaded) -> tuple[Solution, list[float]]:
     """Our solution and the times at which the network was called, in order."""
-    loaded = harness.pixnerd_model(fixture)
     given = fixture.under("in")
     cond, null = (Cond(labels=given[k].astype(np.int32)) for k in ("cond", "uncond"))
     step_noise = given.get(f"{name}/step_noise")
@@ -122,7 +149,15 @@ def run(fixture, name: str, recipe: Recipe) -> tuple[Solution, list[float]]:
 
     @jax.jit
     def solve(params, x):
-        branches = denoise(apply, params, cond, null, Stage(), PredictVelocity())
+        branches = denoise(
+            apply,
+            params,
+            cond,
+            null,
+            Stage(),
+            recipe.prediction,
+            guide(fixture, recipe),
+        )
         return recipe.solver(
             recipe.guidance(branches, 0),
             x,
@@ -136,6 +171,14 @@ def run(fixture, name: str, recipe: Recipe) -> tuple[Solution, list[float]]:
     return solution, calls
 
 
+def guide(fixture, recipe: Recipe) -> Model | None:
+    """The weaker model of autoguidance."""
+    if not isinstance(recipe.guidance, AutoGuidance):
+        return None
+    weaker = harness.pixelgen_model(fixture, group="params_guide")
+    return Model(weaker.network.apply, weaker.params)
+
+
 def sampler_names(fixture) -> list[str]:
     names = {key.split("/")[0] for key in fixture.under("out")}
     assert names == set(fixture.config["samplers"])
@@ -144,11 +187,20 @@ def sampler_names(fixture) -> list[str]:
 
 @harness.parametrize("pixnerd_samplers", "c2i", sampler_names)
 def test_sampler(fixture, case):
-    options = fixture.config["samplers"][case]
+    ours = recipe(case, fixture.config["samplers"][case])
+    check_sampler(fixture, case, ours, harness.pixnerd_model(fixture))
+
+
+@harness.parametrize("pixelgen_samplers", "jit", sampler_names)
+def test_pixelgen_sampler(fixture, case):
+    ours = pixelgen_recipe(case, fixture.config["samplers"][case])
+    check_sampler(fixture, case, ours, harness.pixelgen_model(fixture))
+
+
+def check_sampler(fixture, case: str, ours: Recipe, loaded: harness.Loaded) -> None:
     recorded = dict(fixture.under(f"out/{case}"))
-    ours = recipe(case, options)
     times = ours.grid.times()
-    solution, calls = run(fixture, case, ours)
+    solution, calls = run(fixture, case, ours, loaded)
     states = np.concatenate([solution.states, solution.x[None]])
     velocities = np.concatenate([solution.velocities, 0 * solution.x[None]])
     compare = {

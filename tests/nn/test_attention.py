@@ -47,6 +47,57 @@ def test_attention_and_its_gradient_are_the_plain_formula(qkv, mask, implementat
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *results)
 
 
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
+def test_dropping_no_probabilities_is_the_plain_formula(qkv, mask):
+    ours = jax.jit(lambda *qkv: attend(*qkv, mask, drop=lambda p: p))(*qkv)
+    np.testing.assert_allclose(ours, plain(*qkv, mask), atol=2e-5)
+    low = attend(*(a.astype(jnp.bfloat16) for a in qkv), mask, drop=lambda p: p)
+    assert low.dtype == jnp.bfloat16
+
+
+def test_dropout_acts_on_the_normalised_probabilities(qkv):
+    """Rows no longer sum to one: each value has a factor of its own."""
+    q, k, v = qkv
+    ones, seen = jnp.ones_like(v), []
+
+    def drop(probabilities):
+        seen.append(probabilities)
+        return 2 * probabilities.at[..., 3:].set(0.0)
+
+    out = attend(q, k, ones, drop=drop)
+    assert seen[0].shape == (2, 3, 5, 7) and seen[0].dtype == jnp.float32
+    np.testing.assert_allclose(seen[0].sum(-1), 1, atol=1e-5)
+    kept = jnp.moveaxis(2 * seen[0][..., :3].sum(-1), 1, 2)  # [b, n, heads]
+    np.testing.assert_allclose(out, jnp.broadcast_to(kept[..., None], out.shape), 1e-5)
+
+
+@pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
+def test_each_group_drops_its_own_probabilities(batches):
+    packing, layer = Packing(batches, (4, 3)), SelfAttention(16, 2, EXACT, nnx.Rngs(0))
+    groups = [normal(b, b, n, 16) for b, n in zip(batches, (4, 3), strict=True)]
+    still = tuple(packing.tile([jnp.full((n, 4), a) for n in (4, 3)]) for a in (1.0, 0))
+    drops = (lambda p: p, lambda p: jnp.zeros_like(p))
+    run = lambda drops: jax.jit(lambda x: layer(x, packing, still, drops))
+    plainly, dropped = (
+        packing.split(run(d)(packing.join(groups))) for d in (None, drops)
+    )
+    np.testing.assert_allclose(dropped[0], plainly[0], atol=1e-5)
+    bias = jnp.broadcast_to(layer.out.bias[...], dropped[1].shape)
+    np.testing.assert_allclose(dropped[1], bias, atol=1e-6)
+
+
+def test_biases_and_initialisers_are_as_asked():
+    none = SelfAttention(16, 2, EXACT, nnx.Rngs(0))
+    assert none.qkv.bias is None and none.out.bias is not None
+    ones, zeros = nnx.initializers.ones, nnx.initializers.zeros
+    layer = SelfAttention(
+        16, 2, EXACT, nnx.Rngs(0), bias=True, init=ones, bias_init=zeros
+    )
+    assert layer.qkv.bias.shape == (48,)
+    for part in (layer.qkv, layer.out):
+        assert (part.kernel[...] == 1).all() and (part.bias[...] == 0).all()
+
+
 def test_masked_keys_have_no_influence(qkv):
     q, k, v = qkv
     hidden = ~MASK[:, :, None, None]

@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, rotary_table, rotate, sinusoid
+from pixelflow_jax.nn.embed import (
+    ClassEmbed,
+    TimeEmbed,
+    pack_patches,
+    pack_tables,
+    rotary_table,
+    rotate,
+    sincos_table,
+    sinusoid,
+    still,
+)
 from pixelflow_jax.nn.layers import (
     RMSNorm,
     SwiGLU,
+    fused_xavier,
     gated,
     layer_normalise,
     modulate,
@@ -67,6 +78,26 @@ def test_swiglu_by_hand():
     assert mlp.gate.bias is None and mlp.up.bias is None and mlp.down.bias is None
 
 
+def test_swiglu_with_biases_and_dropout_by_hand():
+    ones, halves = nnx.initializers.ones, nnx.initializers.constant(0.5)
+    mlp = SwiGLU(
+        4, 6, EXACT, nnx.Rngs(0), bias=True, gate_up_init=halves, bias_init=ones
+    )
+    x, hidden = normal(0, 3, 4), []
+    inner = x.sum(-1, keepdims=True) / 2 + 1  # gate and up are alike
+    out = mlp(x, lambda h: hidden.append(h) or 2 * h)
+    expected = jnp.broadcast_to(jax.nn.silu(inner) * inner, (3, 6))
+    np.testing.assert_allclose(hidden[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(out, 2 * expected @ mlp.down.kernel[...] + 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("parts", "outputs"), [(1, 30), (3, 10), (1 / 2, 60)])
+def test_fused_xavier_sees_the_layer_that_was_drawn(parts, outputs):
+    draws = fused_xavier(parts)(jax.random.key(0), (40, 30))
+    bound = np.sqrt(6 / (40 + outputs))
+    assert 0.98 * bound < jnp.abs(draws).max() <= bound
+
+
 def test_sinusoid_by_hand():
     t = np.array([0.0, 0.3, 1.0])
     f = 10.0 ** -(np.arange(4) / 4)
@@ -122,6 +153,61 @@ def test_any_grid_spans_the_extent():
     assert (one == 1).all() and (nothing == 0).all()
     with pytest.raises(ValueError, match="divisible by 4, not 6"):
         rotary_table(2, 2, 6, 16.0)
+
+
+def test_halves_of_integer_positions_with_the_row_first():
+    """PixelGen's: token (r, c) turns by r w_k, and in the other half by c w_k."""
+    rows, columns, width = 3, 4, 12
+    cos, sin = rotary_table(rows, columns, width, None, halves=True, row_first=True)
+    w = 10000.0 ** (-2 * np.arange(3) / (width / 2))
+    for r in range(rows):
+        for c in range(columns):
+            angles = np.concatenate([r * w, c * w])
+            np.testing.assert_allclose(cos[r * columns + c], np.cos(angles), atol=1e-6)
+            np.testing.assert_allclose(sin[r * columns + c], np.sin(angles), atol=1e-6)
+    column_first = rotary_table(rows, columns, width, None, halves=True)
+    np.testing.assert_array_equal(column_first[0][:, :3], cos[:, 3:])
+    swapped = rotary_table(rows, columns, width, 5.0, row_first=True)[1]
+    np.testing.assert_array_equal(
+        swapped[:, ::2], rotary_table(rows, columns, width, 5.0)[1][:, 1::2]
+    )
+
+
+def test_still_tokens_come_first_and_do_not_turn():
+    table = rotary_table(2, 2, 8, 16.0)
+    cos, sin = still(table, 3)
+    assert (cos[:3] == 1).all() and (sin[:3] == 0).all()
+    np.testing.assert_array_equal(cos[3:], table[0])
+    np.testing.assert_array_equal(sin[3:], table[1])
+    for whole, part in zip(still(table, 0), table, strict=True):
+        np.testing.assert_array_equal(whole, part)
+
+
+def test_sincos_table_by_hand():
+    """The column's [sin, cos] and then the row's."""
+    table = sincos_table(2, 3, 8)
+    assert table.shape == (6, 8) and table.dtype == np.float32
+    r, c, w = 1, 2, np.array([1.0, 0.01])
+    waves = lambda p: [*np.sin(p * w), *np.cos(p * w)]
+    np.testing.assert_allclose(table[r * 3 + c], waves(c) + waves(r), atol=1e-6)
+    np.testing.assert_array_equal(table[0], [0, 0, 1, 1] * 2)
+
+
+@pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
+def test_patches_and_tables_of_groups_are_packed_alike(batches):
+    images = [normal(b, b, 4, w, 3) for b, w in zip(batches, (4, 6), strict=True)]
+    packing, flat = pack_patches(tuple(images), 2, jnp.bfloat16)
+    assert packing.lengths == (4, 6) and flat.dtype == jnp.bfloat16
+    for part, image in zip(packing.split(flat), images, strict=True):
+        own = patchify(image.astype(jnp.bfloat16), 2).reshape(*part.shape)
+        np.testing.assert_array_equal(part, own)
+    tables = [(np.full((n, 1), n), np.arange(n)[:, None]) for n in (4, 6)]
+    sizes, places = pack_tables(packing, tables)
+    spread = jnp.zeros((*flat.shape[:2], 1))
+    for part, n in zip(packing.split(spread + sizes), (4, 6), strict=True):
+        assert (part == n).all()
+    for part, n in zip(packing.split(spread + places), (4, 6), strict=True):
+        assert (part == jnp.arange(n)[:, None]).all()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
+from pixelflow_jax.nn.dropout import Dropping, group_drops, layer_drops
 from pixelflow_jax.nn.layers import RMSNorm, SwiGLU
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop, Stack
@@ -103,3 +105,98 @@ def test_unknown_loops_are_refused():
         Loop(remat="some").check()
     with pytest.raises(ValueError, match="loop.unroll.*-1"):
         Loop(unroll=-1).check()
+
+
+class Dropped(nnx.Module):
+    """Like `Small`, with dropout of the MLP's output; collects masks in channel 0."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.small = Small(rngs)
+
+    def __call__(self, x, shift, drop: Dropping | None = None):
+        change = self.small(x, shift) - x
+        (one,) = group_drops(drop, 0.4, 0) or (lambda change: change,)
+        kept = one(jnp.ones(x.shape[:-1])) != 0
+        return (x + one(change)).at[..., 0].set(2 * x[..., 0] + kept)
+
+
+def dropped(layers: range, seed: int = 0, **loop):
+    """The stack's output and gradients, where `layers` drop."""
+    stack = Stack(Dropped, 5, nnx.Rngs(0), Loop(**loop))
+    graph, params = nnx.split(stack)
+    drops = layer_drops(jax.random.key(seed), (2,), 5, layers)
+
+    def total(params, x):
+        out = nnx.merge(graph, params)(x, SHIFT, drops=drops)
+        return jnp.sum(out[..., 1:] ** 2), out
+
+    start = jnp.tile(X, (1, 5, 1)).at[..., 0].set(0.0)
+    (_, out), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params, start)
+    return out, grads
+
+
+def masks(out) -> np.ndarray:
+    """Which layers kept each token, [2, 15, 5], from channel 0."""
+    number = np.asarray(out[..., 0], int)
+    return np.stack([number >> (4 - i) & 1 for i in range(5)], -1)
+
+
+@pytest.fixture(scope="module")
+def written_out():
+    ranges = {"some": range(1, 4), "all": range(5), "none": range(0)}
+    return {name: dropped(r, remat="none", unroll=0) for name, r in ranges.items()}
+
+
+@pytest.mark.parametrize(
+    ("layers", "which", "loop"),
+    [
+        (range(1, 4), "some", {"remat": "none", "unroll": 1}),
+        (range(1, 4), "some", {"remat": "names", "unroll": 2}),
+        (range(1, 4), "some", {"remat": "names", "unroll": 0}),
+        (range(5), "all", {"remat": "full", "unroll": 1}),
+        (range(0), "none", {"remat": "names", "unroll": 1}),
+    ],
+    ids=str,
+)
+def test_layers_drop_alike_however_the_stack_runs(layers, which, loop, written_out):
+    out, grads = dropped(layers, **loop)
+    expected, slopes = written_out[which]
+    np.testing.assert_array_equal(masks(out), masks(expected))  # bit for bit
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+    jax.tree.map(close, (out, grads), (expected, slopes))
+
+
+def test_only_the_layers_of_the_range_drop_and_each_has_a_mask_of_its_own(written_out):
+    some, everywhere, nowhere = (masks(out) for out, _ in written_out.values())
+    assert nowhere.all() and some[..., [0, 4]].all()
+    assert not some[..., 1:4].all()
+    np.testing.assert_array_equal(some[..., 1:4], everywhere[..., 1:4])
+    assert np.unique(everywhere.reshape(30, 5), axis=1).shape[1] == 5
+    other = masks(dropped(range(5), seed=1, unroll=0, remat="none")[0])
+    assert (other != everywhere).any()
+
+
+def draws(jaxpr, inside: bool = False) -> np.ndarray:
+    """How many draws of random bits stand outside and inside conditionals."""
+    total = np.zeros(2, int)
+    for eqn in jaxpr.eqns:
+        total[int(inside)] += eqn.primitive.name == "random_bits"
+        for inner in jaxprs_in_params(eqn.params):
+            total += draws(inner, inside or eqn.primitive.name == "cond")
+    return total
+
+
+@pytest.mark.parametrize(
+    ("layers", "unroll", "expected"),
+    [
+        (range(1, 4), 1, (0, 2)),  # `Dropped` draws twice
+        (range(5), 1, (2, 0)),
+        (range(0), 1, (0, 0)),
+        (range(1, 4), 0, (6, 0)),
+    ],
+)
+def test_layers_that_do_not_drop_draw_no_random_bits(layers, unroll, expected):
+    stack = Stack(Dropped, 5, nnx.Rngs(0), Loop(remat="none", unroll=unroll))
+    drops = layer_drops(jax.random.key(0), (2,), 5, layers)
+    run = lambda x: stack(x, SHIFT, drops=drops)
+    assert tuple(draws(jax.make_jaxpr(run)(X).jaxpr)) == expected

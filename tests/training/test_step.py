@@ -9,6 +9,7 @@ import pytest
 
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.models.pixnerd import NeuralField
+from pixelflow_jax.objective import FlowMatching
 from pixelflow_jax.training.optimizer import AdamW
 from pixelflow_jax.training.state import averaged
 from pixelflow_jax.training.step import fresh_state, make_step
@@ -31,7 +32,7 @@ def after(config, data):
     state, metrics = fresh_state(recipe, config.ema, mesh), []
     step = jax.jit(make_step(recipe))
     for batch in data:
-        state, values = step(state, batch)
+        state, values = step(state, batch, {})
         metrics.append({name: float(value) for name, value in values.items()})
     return state, metrics
 
@@ -89,11 +90,10 @@ def test_the_metrics_are_those_of_the_step(undivided):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Times:
+class Times(FlowMatching):
     """A term that shows the drawn times: their mean, or the least gap between two."""
 
     gap: bool
-    weight: float = 1.0
 
     def __call__(self, context):
         t = jnp.sort(context.points[0].t)

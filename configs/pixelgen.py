@@ -1,0 +1,193 @@
+"""PixelGen and JiT on ImageNet, class-conditional (Ma et al. 2026; Li & He 2025).
+
+python -m pixelflow_jax.main --config=configs/pixelgen.py:xl_256 --workdir=runs/xl \\
+    --config.data.source.data_dir=/data/tensorflow_datasets \\
+    --config.teachers.dino.weights=/data/dinov2_vitb14_pretrain.pth \\
+    --config.teachers.lpips.weights=/data/vgg16-397923af.pth
+
+| variant         | params  | steps      | sampler                          | FID   |
+|-----------------|---------|------------|----------------------------------|-------|
+| jit_l           | 459M    | 200k       | Euler-50, no CFG                 | 23.67 |
+| l_256           | 459M    | 200k       | Euler-50, no CFG                 | 7.53  |
+| xl_256          | 676M    | 160 epochs | Heun-50, CFG 2.25, shift 2       | 1.83  |
+| xl_256_nocfg    | 676M    | 80 epochs  | Heun-50, no CFG, shift 2         | 5.11  |
+| jit_{b,l,h}_256 | 131M .. | 600 epochs | Heun-50, CFG 2.9, 2.4, 2.2       |       |
+| jit_{b,l,h}_512 | 953M    | 600 epochs | patch 32, noise of deviation 2   |       |
+| emoji_clean     | 9M      | 12k        | the embedded drawings at patch   |       |
+| emoji_velocity  | 9M      | 12k        | 16, with either prediction       |       |
+
+Ablations, all PixelGen-L for 200k steps: Table 5 adds one thing a time: table5_lpips,
+table5_pdino, table5_gating. Table 6: lpips_{0.05,0.1,0.5,1.0} (alone),
+pdino_{0.005,0.01,0.02,0.04}, layer_{6,9,12,6_9_12} and gate_{0.0,0.1,0.3,0.6}.
+
+All of PixelGen's align block 8 with DINOv2-B (REPA, weight 0.5). Times are logit-normal
+(-0.8, 0.8), AdamW 1e-4 without decay, EMA 0.9999. The published code's gate has no
+effect on P-DINO; --config.terms[3].gate=paper gates it as the paper says.
+"""
+
+import dataclasses
+
+from pixelflow_jax.data.emoji import DRAWN, Emoji
+from pixelflow_jax.data.loader import Data
+from pixelflow_jax.data.tfds import Tfds
+from pixelflow_jax.experiment import Experiment, Sampling, choose_variant
+from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.path import Straight
+from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
+from pixelflow_jax.flow.solver import Heun
+from pixelflow_jax.flow.time import Grid, LogitNormal
+from pixelflow_jax.models.pixelgen import PixelGen
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.objective import FlowMatching
+from pixelflow_jax.perceptual import Lpips, PDino, Repa
+from pixelflow_jax.presets import PRESETS
+from pixelflow_jax.training.balance import Balance
+from pixelflow_jax.training.checkpoint import Checkpointing
+from pixelflow_jax.training.log import Logging
+from pixelflow_jax.training.optimizer import AdamW
+
+IMAGES = 1_281_167
+EPOCH = IMAGES // 256
+WRITTEN_OUT = Loop(unroll=0)  # layers not scanned: faster, compiles longer
+XL = PixelGen(loop=WRITTEN_OUT)
+L = dataclasses.replace(XL, width=1024, depth=24, bottleneck=128, dropout=0.0)
+UNGUIDED = Sampling(guidance=ClassifierFree())  # Euler, 50 steps
+TERMS = [FlowMatching(), Repa()]
+
+# JiT's sizes, the block where class tokens enter, dropout, and guidance scale.
+JIT = {
+    "b": {"width": 768, "heads": 12, "depth": 12, "context_start": 4, "tap": 4},
+    "l": {"width": 1024, "heads": 16, "depth": 24, "context_start": 8, "tap": 8},
+    "h": {"width": 1280, "heads": 16, "depth": 32, "context_start": 10, "tap": 10},
+}
+JIT_BOTTLENECK = {"b": 128, "l": 128, "h": 256}
+JIT_DROPOUT = {"b": 0.0, "l": 0.0, "h": 0.2}
+JIT_SCALE = {"b": 2.9, "l": 2.4, "h": 2.2}
+
+ABLATIONS = {
+    "table5_lpips": [Lpips()],
+    "table5_pdino": [Lpips(), PDino()],
+    "table5_gating": [Lpips(threshold=0.3), PDino(threshold=0.3)],
+    **{f"lpips_{w}": [Lpips(weight=w)] for w in (0.05, 0.1, 0.5, 1.0)},
+    **{f"pdino_{w}": [Lpips(), PDino(weight=w)] for w in (0.005, 0.01, 0.02, 0.04)},
+    **{f"layer_{d}": [Lpips(), PDino(layers=(d - 1,))] for d in (6, 9, 12)},
+    "layer_6_9_12": [Lpips(), PDino(layers=(5, 8, 11))],
+    **{
+        f"gate_{t}": [Lpips(threshold=t), PDino(threshold=t)]
+        for t in (0.0, 0.1, 0.3, 0.6)
+    },
+}
+
+
+def get_config(variant: str = "xl_256") -> Experiment:
+    """The experiment of one variant of the table above."""
+    jit = {
+        f"jit_{size}_{pixels}": lambda size=size, pixels=pixels: plain_jit(size, pixels)
+        for size in JIT
+        for pixels in (256, 512)
+    }
+    ablations = {
+        name: lambda name=name: large(name, *ABLATIONS[name]) for name in ABLATIONS
+    }
+    variants = {
+        "jit_l": lambda: large("jit_l"),
+        "l_256": lambda: large("l_256", *ABLATIONS["table5_gating"]),
+        "xl_256": xl,
+        "xl_256_nocfg": xl_unguided,
+        "emoji_clean": lambda: emoji("clean", PredictClean()),
+        "emoji_velocity": lambda: emoji("velocity", PredictVelocity()),
+    }
+    return choose_variant(variant, {**variants, **jit, **ablations})
+
+
+def imagenet(name: str, model: PixelGen, terms: list, steps: int) -> Experiment:
+    """A run on ImageNet at the model's training size."""
+    source = Tfds(name="imagenet2012", data_dir="/data/tensorflow_datasets")
+    return Experiment(
+        name=f"pixelgen_{name}",
+        steps=steps,
+        data=Data(source=source, image_size=model.image_size, workers=16, threads=16),
+        model=model,
+        prediction=PredictClean(),
+        time=LogitNormal(mean=-0.8, std=0.8),
+        terms=terms,
+        sampling=UNGUIDED,
+    )
+
+
+def large(name: str, *perceptual: Lpips | PDino) -> Experiment:
+    """L for 200,000 steps; without perceptual terms it is the JiT baseline."""
+    return imagenet(name, L, [*TERMS, *perceptual], 200_000)
+
+
+def xl() -> Experiment:
+    """XL for 160 epochs, the terms balanced anew from step 400,000 on."""
+    terms = [*TERMS, Lpips(threshold=0.3), PDino(threshold=0.3)]
+    config = imagenet("xl_256", XL, terms, 160 * EPOCH)
+    guided = PRESETS["pixelgen_heun50"]()
+    return dataclasses.replace(config, balance=Balance(), sampling=guided)
+
+
+def xl_unguided() -> Experiment:
+    """XL for 80 epochs, sampled without guidance."""
+    sampling = PRESETS["pixelgen_heun50_unguided"]()
+    return dataclasses.replace(
+        xl(), name="pixelgen_xl_256_nocfg", steps=80 * EPOCH, sampling=sampling
+    )
+
+
+def plain_jit(size: str, pixels: int) -> Experiment:
+    """JiT as its authors train it: flow matching alone, batch 1024, two averages."""
+    model = PixelGen(
+        patch=pixels // 16,
+        image_size=pixels,
+        bottleneck=JIT_BOTTLENECK[size],
+        dropout=JIT_DROPOUT[size],
+        loop=WRITTEN_OUT,
+        **JIT[size],
+    )
+    epoch = IMAGES // 1024
+    guidance = ClassifierFree(scale=JIT_SCALE[size], low=0.1, closed="both")
+    return dataclasses.replace(
+        imagenet(f"jit_{size}_{pixels}", model, [FlowMatching()], 600 * epoch),
+        batch_size=1024,
+        path=Straight(noise_scale=pixels / 256),
+        optimizer=AdamW(lr=2e-4, b2=0.95, warmup=5 * epoch),
+        ema=(0.9999, 0.9996),
+        sampling=Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance),
+    )
+
+
+def emoji(name: str, prediction: PredictClean | PredictVelocity) -> Experiment:
+    """A small JiT on drawings at 64 px, where a patch of 16 has 768 numbers."""
+    source = Emoji(categories=DRAWN)
+    model = PixelGen(
+        num_classes=len(DRAWN),
+        image_size=64,
+        width=256,
+        heads=8,
+        depth=6,
+        bottleneck=64,
+        context_length=8,
+        context_start=2,
+        tap=2,
+        dropout=0.0,
+        loop=Loop(remat="none", unroll=0),
+    )
+    return Experiment(
+        name=f"pixelgen_emoji_{name}",
+        steps=12_000,
+        data=Data(source=source, image_size=64, flip=False, threads=1),
+        model=model,
+        prediction=prediction,
+        time=LogitNormal(mean=-0.4),
+        optimizer=AdamW(lr=1e-3, warmup=500, schedule="cosine", clip=1.0),
+        ema=(0.999,),
+        checkpoint=Checkpointing(every=12_000, keep=1),
+        log=Logging(every=250, preview_every=6000, preview_count=72),
+        sampling=Sampling(
+            solver=Heun(),
+            grid=Grid(steps=30),
+            guidance=ClassifierFree(scale=1.5, low=0.1, closed="high"),
+        ),
+    )

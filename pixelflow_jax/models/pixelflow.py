@@ -1,0 +1,322 @@
+"""PixelFlow: a diffusion transformer that works on all resolutions of a cascade.
+
+Chen et al. 2025, "PixelFlow: Pixel-Space Generative Models with Flow". One set of
+parameters serves every stage; the network is told the time and the image's width in
+patches. Classes enter through AdaLN, text through cross-attention.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from pixelflow_jax.models.base import Cond, Output
+from pixelflow_jax.models.checks import trunk_problems
+from pixelflow_jax.nn.attention import attend_packed, split_heads
+from pixelflow_jax.nn.decoder import TokenDecoder
+from pixelflow_jax.nn.embed import (
+    ClassEmbed,
+    TimeEmbed,
+    pack_patches,
+    pack_tables,
+    rotary_table,
+    rotate,
+)
+from pixelflow_jax.nn.layers import (
+    GELUMLP,
+    RMSNorm,
+    fused_xavier,
+    gated,
+    layer_normalise,
+    linear,
+    modulate,
+    xavier,
+)
+from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop, Stack
+
+PERIOD = 10000.0  # of the features of the clock (0 .. 999) and of the width in patches
+
+zeros = nnx.initializers.zeros
+
+
+@dataclasses.dataclass(kw_only=True)
+class PixelFlow:
+    """Config of the denoiser; the defaults are the class-conditional XL/4 (677M).
+
+    `depth` transformer blocks of `width` and `heads`; the first `tap` of them form the
+    early stack, whose output tokens are handed out. `num_classes` 0 leaves the class
+    embedding out; otherwise class `num_classes` is the null class. `text_width`, the
+    width of the text's states, adds cross-attention to every block; 0 leaves it out.
+    `attention_bias`: biases of the attention's linear layers. Any image size that
+    `patch` divides works with the same parameters.
+    """
+
+    num_classes: int = 1000
+    channels: int = 3
+    patch: int = 4
+    width: int = 1152
+    heads: int = 16
+    depth: int = 28
+    tap: int = 8
+    text_width: int = 0
+    attention_bias: bool = True
+    attention: str = "auto"
+    loop: Loop = dataclasses.field(default_factory=Loop)
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the MLP."""
+        return 4 * self.width
+
+    def build(self, rngs: nnx.Rngs, precision: Precision) -> "PixelFlowModel":
+        """The module, with the official initialisation."""
+        return PixelFlowModel(self, rngs, precision)
+
+    def problems(self, height: int, width: int) -> list[str]:
+        """What is wrong with this config for images of `height` x `width`."""
+        # No classes are as good as one to the checks that all transformers share.
+        found = trunk_problems(dataclasses.replace(self, num_classes=1), height, width)
+        if min(self.num_classes, self.text_width) < 0:
+            found.append("model.num_classes and text_width must be at least 0")
+        elif not self.num_classes and not self.text_width:
+            found.append(
+                "model.num_classes and text_width are both 0: give the number of "
+                "classes, the width of the text's states, or both"
+            )
+        return found
+
+    def flops(self, height: int, width: int, text_length: int = 0) -> float:
+        """Forward operations for one image (2 a multiply-add; norms not counted).
+
+        `text_length` is the number of text tokens, which the config does not know.
+        """
+        pixels, d = height * width, self.width
+        n = pixels // self.patch**2
+        block = n * (4 * d * d + 2 * d * self.mlp_width) + 2 * n * n * d + 6 * d * d
+        if self.text_width:
+            text = 2 * text_length * d * self.text_width
+            block += n * 2 * d * d + text + 2 * n * text_length * d
+        ends = 2 * d * pixels * self.channels + 2 * d * d
+        embeds = 2 * d * (TimeEmbed.features + d)
+        return 2 * (self.depth * block + ends + embeds)
+
+
+class Text(NamedTuple):
+    """The text of all groups as one array, and how to take it apart again."""
+
+    packing: Packing
+    states: Array  # [rows, tokens, text_width]
+    masks: tuple[Array | None, ...]  # bool [b_i, length_i] a group; None: all is text
+
+
+class ImageAttention(nnx.Module):
+    """Self-attention; queries and keys are RMS-normalised over all heads together."""
+
+    def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
+        d, self.heads = config.width, config.heads
+        self.implementation = config.attention
+        self.qkv = _projection(config, d, 3, rngs, precision)
+        self.q_norm = RMSNorm(d)
+        self.k_norm = RMSNorm(d)
+        self.out = _projection(config, d, 1, rngs, precision)
+
+    def __call__(
+        self, tokens: Array, packing: Packing, rope: tuple[Array, Array]
+    ) -> Array:
+        """Tokens [rows, n, d] to the same; each image attends to itself alone."""
+        q, k, v = jnp.split(checkpoint_name(self.qkv(tokens), "qkv"), 3, -1)
+        mixed = attend_packed(
+            rotate(split_heads(self.q_norm(q), self.heads), *rope),
+            rotate(split_heads(self.k_norm(k), self.heads), *rope),
+            split_heads(v, self.heads),
+            packing,
+            implementation=self.implementation,
+        )
+        return self.out(checkpoint_name(mixed, "attention"))
+
+
+class TextAttention(nnx.Module):
+    """Cross-attention to the text; queries are rotated, keys have no position."""
+
+    def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
+        d, self.heads = config.width, config.heads
+        self.implementation = config.attention
+        self.q = _projection(config, d, 1, rngs, precision)
+        self.kv = _projection(config, config.text_width, 2, rngs, precision)
+        self.q_norm = RMSNorm(d)
+        self.k_norm = RMSNorm(d)
+        self.out = _projection(config, d, 1, rngs, precision)
+
+    def __call__(
+        self, tokens: Array, packing: Packing, rope: tuple[Array, Array], text: Text
+    ) -> Array:
+        """Tokens [rows, n, d] to the same; each image attends to its text alone."""
+        q = checkpoint_name(self.q(tokens), "qkv")
+        k, v = jnp.split(checkpoint_name(self.kv(text.states), "qkv"), 2, -1)
+        mixed = attend_packed(
+            rotate(split_heads(self.q_norm(q), self.heads), *rope),
+            split_heads(self.k_norm(k), self.heads),
+            split_heads(v, self.heads),
+            packing,
+            text.packing,
+            text.masks,
+            self.implementation,
+        )
+        return self.out(checkpoint_name(mixed, "attention"))
+
+
+def _projection(
+    config: PixelFlow, inputs: int, parts: int, rngs: nnx.Rngs, precision: Precision
+) -> nnx.Linear:
+    """`parts` layers from `inputs` to the model's width, side by side."""
+    return linear(
+        inputs,
+        parts * config.width,
+        precision,
+        rngs,
+        bias=config.attention_bias,
+        init=fused_xavier(parts),
+        bias_init=zeros,
+    )
+
+
+class Block(nnx.Module):
+    """Self-attention and MLP, modulated and gated; plain cross-attention between."""
+
+    def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
+        d = config.width
+        self.modulation = linear(d, 6 * d, precision, rngs, init=zeros, bias_init=zeros)
+        self.attention = ImageAttention(config, rngs, precision)
+        has_text = config.text_width > 0
+        attend = TextAttention(config, rngs, precision) if has_text else None
+        self.norm2 = RMSNorm(d) if has_text else None
+        self.cross_attention = attend
+        self.norm3 = RMSNorm(d)
+        self.mlp = GELUMLP(d, config.mlp_width, precision, rngs)
+
+    def __call__(
+        self,
+        x: Array,
+        cond: tuple[Array, ...],
+        packing: Packing,
+        rope: tuple[Array, Array],
+        text: Text | None,
+    ) -> Array:
+        """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each."""
+        chunks = [jnp.split(self.modulation(c), 6, -1) for c in cond]
+        spread = [packing.spread(list(v)) for v in zip(*chunks, strict=True)]
+        shift1, scale1, gate1, shift2, scale2, gate2 = spread
+        normal = modulate(layer_normalise(x), shift1, scale1).astype(x.dtype)
+        x = gated(x, gate1, self.attention(normal, packing, rope))
+        x = checkpoint_name(x, "residual")
+        if self.cross_attention is not None:
+            x = x + self.cross_attention(self.norm2(x), packing, rope, text)
+            x = checkpoint_name(x, "residual")
+        return gated(x, gate2, self.mlp(modulate(self.norm3(x), shift2, scale2)))
+
+
+class PixelFlowModel(nnx.Module):
+    """The denoiser; see `models.base.Denoiser` for its call."""
+
+    def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
+        d = config.width
+        self.patch = config.patch
+        self.head_width = d // config.heads
+        self.text_width = config.text_width
+        self.dtype = precision.dtype
+        inputs = config.channels * config.patch**2
+        self.patch_embed = linear(
+            inputs, d, precision, rngs, init=xavier, bias_init=zeros
+        )
+
+        def embed() -> TimeEmbed:
+            return TimeEmbed(d, PERIOD, precision, rngs, closed=True, bias_init=zeros)
+
+        self.time_embed = embed()
+        self.size_embed = embed()
+        classes = config.num_classes
+        self.class_embed = ClassEmbed(classes, d, rngs) if classes else None
+
+        def stack(depth: int) -> Stack | None:
+            def block(rngs: nnx.Rngs) -> Block:
+                return Block(config, rngs, precision)
+
+            return Stack(block, depth, rngs, config.loop) if depth else None
+
+        self.early = stack(config.tap)
+        self.late = stack(config.depth - config.tap)
+        self.decoder = TokenDecoder(config, rngs, precision)
+
+    def __call__(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+        *,
+        key: Array | None = None,
+    ) -> Output:
+        """Prediction for clocks 0 .. 999 and labels in [0, num_classes], text or both.
+
+        Raises ValueError where `conds` lack what the model is conditioned on.
+        """
+        vectors = self.condition(groups, clocks, conds)
+        packing, tokens, rope = self.embed(groups)
+        text = self.pack_text(conds)
+        for stack in (self.early, self.late):
+            if stack is self.late:
+                tap = packing.split(tokens)
+            if stack is not None:
+                tokens = stack(tokens, vectors, packing, rope, text)
+        parts = zip(groups, packing.split(tokens), vectors, strict=True)
+        pred = (self.decoder(image, x, cond, cond) for image, x, cond in parts)
+        return Output(tuple(pred), tuple(tap))
+
+    def condition(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+    ) -> tuple[Array, ...]:
+        """AdaLN conditions of time, size and class, each [b_i, d] a group."""
+
+        def one(image: Array, clock: Array, cond: Cond) -> Array:
+            size = jnp.array([image.shape[2] // self.patch])  # the width in patches
+            total = self.time_embed(clock) + self.size_embed(size)
+            if self.class_embed is not None:
+                if cond.labels is None:
+                    raise ValueError(
+                        "This model embeds classes, but the condition holds no labels: "
+                        "give labels, or set model.num_classes=0."
+                    )
+                total = total + self.class_embed(cond.labels)
+            return jax.nn.silu(total).astype(self.dtype)
+
+        return tuple(map(one, groups, clocks, conds))
+
+    def embed(
+        self, groups: tuple[Array, ...]
+    ) -> tuple[Packing, Array, tuple[Array, Array]]:
+        """The packing, the embedded patches [rows, n, d] and their rotary table."""
+        packing, patches = pack_patches(groups, self.patch, self.dtype)
+        sizes = [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
+        tables = [rotary_table(*s, self.head_width, None, halves=True) for s in sizes]
+        return packing, self.patch_embed(patches), pack_tables(packing, tables)
+
+    def pack_text(self, conds: tuple[Cond, ...]) -> Text | None:
+        """The text of all groups, or None for a model without cross-attention."""
+        if not self.text_width:
+            return None
+        if any(cond.text is None for cond in conds):
+            raise ValueError(
+                "This model attends to text, but the condition holds none: give text "
+                "states, or set model.text_width=0."
+            )
+        states = [cond.text.astype(self.dtype) for cond in conds]
+        packing = Packing.of(states)
+        return Text(packing, packing.join(states), tuple(c.mask for c in conds))

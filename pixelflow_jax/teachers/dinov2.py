@@ -1,0 +1,303 @@
+"""DINOv2 (Oquab et al. 2023), frozen: the features of REPA and P-DINO."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from pixelflow_jax.nn.attention import IMPLEMENTATIONS, attend, split_heads
+from pixelflow_jax.nn.layers import gated, layer_normalise
+from pixelflow_jax.nn.patch import patchify
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import SAVED, Loop
+from pixelflow_jax.sharding import constrain_batch
+from pixelflow_jax.teachers.dinov2_table import (
+    IGNORED,
+    SIZES,
+    VARIANTS,
+    Geometry,
+    of_transformers,
+    table,
+)
+from pixelflow_jax.teachers.resize import bicubic, resample
+from pixelflow_jax.teachers.weights import Origin, load, read, shapes
+
+# Of ImageNet's pixels in [0, 1].
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+class Interpolation(NamedTuple):
+    """How position embeddings reach another grid than the trained one.
+
+    `offset` is added to the new grid's size where it sets the scale of coordinates.
+    """
+
+    offset: float
+    antialias: bool
+
+
+class Tokens(NamedTuple):
+    """What comes out behind a block, after the final norm, float32."""
+
+    patches: Array  # [b, n, width]
+    cls: Array  # [b, width]
+
+
+@dataclasses.dataclass(kw_only=True)
+class DinoV2:
+    """A frozen DINOv2; `weights` names its file (see `teachers.weights.read`).
+
+    `variant` is one of the published sizes, `geometry` any other size in its place;
+    `registers` is 4 for the published networks with registers. Images are resized so
+    that each of their squares of `base_patch` pixels becomes one of the network's
+    patches. Position embeddings are resized as torch.hub does (`position="hub"`: a
+    tenth of a patch too wide; with registers antialiased and exact) or as transformers
+    does ("transformers": exact; the two agree with registers).
+    """
+
+    variant: str = "vitb14"
+    geometry: Geometry | None = None
+    registers: int = 0
+    weights: str = ""
+    base_patch: int = 16
+    position: str = "hub"
+    attention: str = "auto"
+    precision: Precision = dataclasses.field(default_factory=Precision)
+    # Keeping blocks' inputs alone takes a quarter of the memory and 3 % longer here.
+    loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="full"))
+
+    @property
+    def sizes(self) -> Geometry:
+        """The network's sizes."""
+        return self.geometry or VARIANTS[self.variant]
+
+    @property
+    def width(self) -> int:
+        """The width of its features."""
+        return self.sizes.width
+
+    def load(self, field: str = "teachers.dino.weights") -> dict:
+        """The parameters (numpy): matrices in the compute type, the rest float32.
+
+        Understands torch.hub's and transformers' names. Raises TeacherError, which
+        names the config `field`, for absent, unreadable or other weights.
+        """
+        origin = self._origin(field)
+        tensors = read(self.weights, origin)
+        rows = table(self.sizes, self.registers, of_transformers(tensors))
+        found = load(rows, tensors, origin.described(self.weights), IGNORED)
+        return self.precision.cast(found)
+
+    def shapes(self) -> dict:
+        """What `load` returns, as shapes; reads nothing."""
+        found = shapes(table(self.sizes, self.registers))
+        return jax.eval_shape(self.precision.cast, found)
+
+    def features(
+        self, params: dict, images: Array, layers: tuple[int, ...] = (-1,)
+    ) -> dict[int, Array]:
+        """Patch tokens behind the given blocks, by the numbers given.
+
+        `images` [b, h, w, 3] in [-1, 1]; blocks count from 0, or from the end if
+        negative. Each is float32 [b, n, width] after the final norm, patches row by
+        row: block -1 gives torch.hub's x_norm_patchtokens, any others its
+        get_intermediate_layers. Gradients reach the images, never the parameters.
+        """
+        found = self.tokens(params, images, layers)
+        return {layer: tokens.patches for layer, tokens in found.items()}
+
+    def tokens(
+        self, params: dict, images: Array, layers: tuple[int, ...] = (-1,)
+    ) -> dict[int, Tokens]:
+        """`features` with the class token's; computes nothing behind the last block."""
+        params = self.precision.cast(jax.lax.stop_gradient(params))
+        blocks = {layer: self._block_number(layer) for layer in layers}
+        with jax.default_matmul_precision(self.precision.matmul):
+            x = self.embedded(params, self.prepared(images)).astype(
+                self.precision.dtype
+            )
+            found, start = {}, 0
+            for end in sorted(set(blocks.values())):
+                part = _between(params["blocks"], start, end + 1)
+                x = _run(self._block, part, x, self.loop)
+                found[end] = self._finished(params, x)
+                start = end + 1
+        return {layer: found[block] for layer, block in blocks.items()}
+
+    def prepared(self, images: Array) -> Array:
+        """Images [b, h, w, 3] in [-1, 1] as the network sees them: [b, H, W, 3].
+
+        Normalised with ImageNet's mean and deviation, then resized without a clamp.
+        """
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(
+                f"DINOv2 looks at RGB images [b, h, w, 3], not {images.shape}."
+            )
+        normal = ((images.astype(jnp.float32) + 1) / 2 - MEAN) / STD
+        height, width = images.shape[1:3]
+        size = self._resized(height, width)
+        if size == (height, width):
+            return normal
+        return resample(normal, bicubic(height, size[0]), bicubic(width, size[1]))
+
+    def embedded(self, params: dict, images: Array) -> Array:
+        """Class token, registers and patches of prepared images [b, H, W, 3].
+
+        Float32 [b, 1 + registers + n, width]; all but the registers have a position.
+        """
+        b, height, width, _ = images.shape
+        patch = self.sizes.patch
+        patches = patchify(images.astype(self.precision.dtype), patch)
+        tokens = _linear(params["patch_embed"], patches.reshape(*patches.shape[:2], -1))
+        positions = self.positions(params, height // patch, width // patch)
+        tokens = tokens.astype(jnp.float32) + positions[1:]
+        front = [params["cls"] + positions[:1]]
+        if self.registers:
+            front.append(params["registers"])
+        front = jnp.concatenate(front)
+        front = jnp.broadcast_to(front, (b, *front.shape))
+        return jnp.concatenate([front, tokens], 1)
+
+    def positions(self, params: dict, rows: int, columns: int) -> Array:
+        """Position embeddings of class token and grid, [1 + rows * columns, width]."""
+        trained, grid = params["positions"], self.sizes.grid
+        if rows == columns == grid:
+            return trained
+        offset, antialias = self.interpolation
+
+        def matrix(size: int) -> np.ndarray:
+            scale = (size + offset) / grid if offset else None
+            return bicubic(grid, size, scale, antialias)
+
+        square = trained[1:].reshape(grid, grid, -1)
+        resized = resample(square, matrix(rows), matrix(columns))
+        return jnp.concatenate([trained[:1], resized.reshape(rows * columns, -1)])
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """How position embeddings are resized."""
+        antialias = self.registers > 0
+        exact = antialias or self.position == "transformers"
+        return Interpolation(0.0 if exact else 0.1, antialias)
+
+    def problems(self, height: int, width: int) -> list[str]:
+        """What is wrong with this config for images of that size."""
+        if self.geometry is None and self.variant not in VARIANTS:
+            known = ", ".join(VARIANTS)
+            return [f"variant={self.variant!r} is not one of {known}: set geometry"]
+        found = self.sizes.problems()
+        if self.registers < 0:
+            found.append(f"registers={self.registers} must not be negative")
+        if self.position not in ("hub", "transformers"):
+            found.append(f'position={self.position!r} must be "hub" or "transformers"')
+        if self.attention not in IMPLEMENTATIONS:
+            found.append(f"attention={self.attention!r} is not in {IMPLEMENTATIONS}")
+        try:
+            self.precision.check()
+        except ValueError as error:
+            found.append(str(error))
+        return found or self._size_problems(height, width)
+
+    def _size_problems(self, height: int, width: int) -> list[str]:
+        if self.base_patch < 1:
+            return [f"base_patch={self.base_patch} must be at least 1"]
+        patch, size = self.sizes.patch, self._resized(height, width)
+        if all(n and n % patch == 0 for n in size):
+            return []
+        return [
+            f"images of {height} x {width} become {size[0]} x {size[1]}, which patches "
+            f"of {patch} do not divide: base_patch={self.base_patch} must divide "
+            "the image size"
+        ]
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        patch = self.sizes.patch
+        return patch * height // self.base_patch, patch * width // self.base_patch
+
+    def _block_number(self, layer: int) -> int:
+        depth = self.sizes.depth
+        if not -depth <= layer < depth:
+            raise ValueError(
+                f"DINOv2 has no block {layer}: its blocks are 0 to {depth - 1}, or "
+                f"{-depth} to -1 from the end."
+            )
+        return layer % depth
+
+    def _block(self, params: dict, x: Array) -> Array:
+        """Attention and MLP before which x is normalised, [b, n, width]."""
+        z = _norm(params["norm1"], x)
+        qkv = checkpoint_name(_linear(params["attention"]["qkv"], z), "qkv")
+        heads = self.sizes.heads
+        q, k, v = (split_heads(part, heads) for part in jnp.split(qkv, 3, -1))
+        mixed = attend(q, k, v, implementation=self.attention).reshape(x.shape)
+        mixed = checkpoint_name(mixed, "attention")
+        x = gated(x, params["scale1"], _linear(params["attention"]["out"], mixed))
+        x = checkpoint_name(x, "residual")
+        hidden = _linear(params["mlp"]["up"], _norm(params["norm2"], x))
+        hidden = checkpoint_name(hidden, "mlp_hidden")
+        hidden = self._activated(hidden)
+        return gated(x, params["scale2"], _linear(params["mlp"]["down"], hidden))
+
+    def _activated(self, hidden: Array) -> Array:
+        wide = hidden.astype(jnp.float32)
+        if self.sizes.gated:
+            gate, up = jnp.split(wide, 2, -1)
+            return (jax.nn.silu(gate) * up).astype(hidden.dtype)
+        return jax.nn.gelu(wide, approximate=False).astype(hidden.dtype)
+
+    def _finished(self, params: dict, x: Array) -> Tokens:
+        x = _norm(params["norm"], x.astype(jnp.float32))
+        return Tokens(x[:, 1 + self.registers :], x[:, 0])
+
+    def _origin(self, field: str) -> Origin:
+        if self.geometry is not None:
+            source = "in a file of torch.hub's or transformers' names"
+            return Origin("a DINOv2 of the given geometry", source, field)
+        name = f"dinov2_{self.variant}"
+        suffix = f"_reg{self.registers}" if self.registers else ""
+        kind = "-with-registers" if self.registers else ""
+        hub = (
+            f"https://dl.fbaipublicfiles.com/dinov2/{name}/{name}{suffix}_pretrain.pth"
+        )
+        source = f"{hub} or hf://facebook/dinov2{kind}-{SIZES[self.variant]}"
+        return Origin(f"DINOv2 {self.variant}", source, field)
+
+
+def _between(blocks: dict, start: int, end: int) -> dict:
+    """The stacked blocks from `start` until before `end`."""
+    return jax.tree.map(lambda a: a[start:end], blocks)
+
+
+def _run(block: Callable, blocks: dict, x: Array, loop: Loop) -> Array:
+    """All blocks in sequence, by a scan over their leading axis or written out."""
+
+    def body(x: Array, params: dict) -> tuple[Array, None]:
+        return constrain_batch(block(params, x)), None
+
+    if loop.remat != "none":
+        policy = None
+        if loop.remat == "names":
+            policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
+        body = jax.checkpoint(body, prevent_cse=not loop.unroll, policy=policy)
+    depth = len(blocks["scale1"])
+    if loop.unroll:
+        return jax.lax.scan(body, x, blocks, unroll=min(loop.unroll, depth))[0]
+    for i in range(depth):
+        x, _ = body(x, jax.tree.map(lambda a, i=i: a[i], blocks))
+    return x
+
+
+def _linear(params: dict, x: Array) -> Array:
+    return x @ params["kernel"] + params["bias"].astype(x.dtype)
+
+
+def _norm(params: dict, x: Array) -> Array:
+    """Layer norm, eps 1e-6, float32 inside, x's type outside."""
+    x32 = layer_normalise(x) * params["weight"] + params["bias"]
+    return x32.astype(x.dtype)

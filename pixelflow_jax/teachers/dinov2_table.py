@@ -1,0 +1,151 @@
+"""DINOv2's sizes, and the official names and layouts of its weights."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from pixelflow_jax.teachers.weights import Row
+
+
+@dataclasses.dataclass(kw_only=True)
+class Geometry:
+    """The sizes of a vision transformer of DINOv2's kind.
+
+    `grid`: positions a side that it was trained with; `gated`: SwiGLU instead of GELU.
+    """
+
+    width: int
+    heads: int
+    depth: int
+    mlp_ratio: float = 4.0
+    gated: bool = False
+    patch: int = 14
+    grid: int = 37
+
+    @property
+    def hidden(self) -> int:
+        """The MLP's width; gated, two thirds of it, rounded up to a multiple of 8."""
+        hidden = int(self.width * self.mlp_ratio)
+        return (int(hidden * 2 / 3) + 7) // 8 * 8 if self.gated else hidden
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        names = ("width", "heads", "depth", "patch", "grid")
+        small = [f"{n}={getattr(self, n)}" for n in names if getattr(self, n) < 1]
+        if small:
+            return [f"geometry.{', '.join(small)} must be at least 1"]
+        if self.width % self.heads:
+            return [
+                f"geometry.heads={self.heads} must divide geometry.width={self.width}"
+            ]
+        if self.hidden < 1:
+            return [f"geometry.mlp_ratio={self.mlp_ratio} leaves no MLP"]
+        return []
+
+
+VARIANTS = {
+    "vits14": Geometry(width=384, heads=6, depth=12),
+    "vitb14": Geometry(width=768, heads=12, depth=12),
+    "vitl14": Geometry(width=1024, heads=16, depth=24),
+    "vitg14": Geometry(width=1536, heads=24, depth=40, gated=True),
+}
+# What a repository of transformers' weights is called.
+SIZES = {"vits14": "small", "vitb14": "base", "vitl14": "large", "vitg14": "giant"}
+
+# Transformers' names for torch.hub's; it keeps queries, keys and values apart.
+TRANSFORMERS = {
+    "cls_token": "embeddings.cls_token",
+    "register_tokens": "embeddings.register_tokens",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+    "blocks.{i}.norm1": "encoder.layer.{i}.norm1",
+    "blocks.{i}.attn.qkv": "encoder.layer.{i}.attention.attention.{part}",
+    "blocks.{i}.attn.proj": "encoder.layer.{i}.attention.output.dense",
+    "blocks.{i}.ls1.gamma": "encoder.layer.{i}.layer_scale1.lambda1",
+    "blocks.{i}.norm2": "encoder.layer.{i}.norm2",
+    "blocks.{i}.mlp.fc1": "encoder.layer.{i}.mlp.fc1",
+    "blocks.{i}.mlp.fc2": "encoder.layer.{i}.mlp.fc2",
+    "blocks.{i}.mlp.w12": "encoder.layer.{i}.mlp.weights_in",
+    "blocks.{i}.mlp.w3": "encoder.layer.{i}.mlp.weights_out",
+    "blocks.{i}.ls2.gamma": "encoder.layer.{i}.layer_scale2.lambda1",
+}
+PARTS = ("query", "key", "value")
+IGNORED = r"(embeddings\.)?mask_token"  # it stood for patches hidden in training
+
+
+def of_transformers(names: Iterable[str]) -> bool:
+    """Whether weights of these names were saved by transformers, not by torch.hub."""
+    return any(name.startswith(("embeddings.", "encoder.")) for name in names)
+
+
+def table(geometry: Geometry, registers: int, transformers: bool = False) -> list[Row]:
+    """How our parameters are made of torch.hub's or of transformers' weights."""
+    d, patch, grid = geometry.width, geometry.patch, geometry.grid
+    kernel = (d, 3, patch, patch)
+    found = [
+        Row("cls", "cls_token", (1, 1, d), _tokens),
+        Row("positions", "pos_embed", (1, 1 + grid**2, d), _tokens),
+        Row("patch_embed/kernel", "patch_embed.proj.weight", kernel, _patches),
+        Row("patch_embed/bias", "patch_embed.proj.bias", (d,)),
+        *_norm("norm", "norm", d),
+        *_blocks(geometry),
+    ]
+    if registers:
+        shape = (1, registers, d)
+        found.append(Row("registers", "register_tokens", shape, _tokens))
+    return [_renamed(row) for row in found] if transformers else found
+
+
+def _blocks(geometry: Geometry) -> list[Row]:
+    d, hidden = geometry.width, geometry.hidden
+    first, last = ("w12", "w3") if geometry.gated else ("fc1", "fc2")
+    linears = {
+        "attention/qkv": ("attn.qkv", d, 3 * d),
+        "attention/out": ("attn.proj", d, d),
+        "mlp/up": (f"mlp.{first}", d, 2 * hidden if geometry.gated else hidden),
+        "mlp/down": (f"mlp.{last}", hidden, d),
+    }
+    found = []
+    for n in (1, 2):
+        found += _norm(f"norm{n}", f"norm{n}", d)
+        found.append(Row(f"scale{n}", f"ls{n}.gamma", (d,)))
+    for ours, (theirs, inputs, outputs) in linears.items():
+        shape = (outputs, inputs)
+        found.append(Row(f"{ours}/kernel", f"{theirs}.weight", shape, np.transpose))
+        found.append(Row(f"{ours}/bias", f"{theirs}.bias", (outputs,)))
+    return [
+        dataclasses.replace(
+            row,
+            ours=f"blocks/{row.ours}",
+            theirs=f"blocks.{{i}}.{row.theirs}",
+            layers=geometry.depth,
+        )
+        for row in found
+    ]
+
+
+def _norm(ours: str, theirs: str, width: int) -> list[Row]:
+    names = ("weight", "bias")
+    return [Row(f"{ours}/{name}", f"{theirs}.{name}", (width,)) for name in names]
+
+
+def _tokens(a: np.ndarray) -> np.ndarray:
+    """[1, n, width] to [n, width]."""
+    return a[0]
+
+
+def _patches(a: np.ndarray) -> np.ndarray:
+    """A convolution's [out, c, ph, pw] to [(ph, pw, c), out]."""
+    return a.transpose(2, 3, 1, 0).reshape(-1, len(a))
+
+
+def _renamed(row: Row) -> Row:
+    """The row with transformers' name, or names."""
+    stem, _, last = row.theirs.rpartition(".")
+    theirs = TRANSFORMERS.get(row.theirs) or f"{TRANSFORMERS[stem]}.{last}"
+    if "{part}" not in theirs:
+        return dataclasses.replace(row, theirs=theirs)
+    shape = (row.shape[0] // len(PARTS), *row.shape[1:])
+    return dataclasses.replace(row, theirs=theirs, parts=PARTS, shape=shape)
