@@ -56,8 +56,9 @@ def timed(config: Experiment, batch: int, repeats: int) -> dict:
     )
     with jax.set_mesh(generator.mesh):
         built, compile_seconds = harness.compiled(program, *inputs, False)
-        seconds = harness.median_seconds(lambda: built(*inputs), repeats)
-        images = built(*inputs).images
+        images = built(*inputs).images  # the first of the warm-up runs
+        draw = lambda: built(*inputs)
+        seconds = harness.median_seconds(draw, repeats, warmup=min(2, repeats - 1))
     if not np.isfinite(np.asarray(images)).all():
         raise RuntimeError("The images are not finite: this variant does not work.")
     evaluations, flops = _work(config, size)

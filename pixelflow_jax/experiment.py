@@ -34,6 +34,7 @@ from pixelflow_jax.nodes import from_dict, mistyped, to_dict, walk
 from pixelflow_jax.objective import FlowMatching, term_name
 from pixelflow_jax.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.teachers.dinov2 import DinoV2
+from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.lpips import LpipsNet
 from pixelflow_jax.teachers.suite import Teachers, together
 from pixelflow_jax.training.balance import Balance
@@ -380,7 +381,16 @@ def choose_variant(name: str, variants: dict) -> Experiment:
 NODES = (
     *(AdamW, AdamsBashforth, AutoGuidance, Balance, CenterCrop, Checkpointing),
     *(ClassLabels, ClassifierFree, Data, DinoV2, Dopri5, Emoji, Euler, Experiment),
-    *(FlowMatching, Grid, Heun, ImageFolder, LinearDecoder, Logging, LogitNormal),
+    *(
+        FlowMatching,
+        Geometry,
+        Grid,
+        Heun,
+        ImageFolder,
+        LinearDecoder,
+        Logging,
+        LogitNormal,
+    ),
     *(Loop, Lpips, LpipsNet, NeuralField, PDino, PixNerd, PixelFlow, PixelGen),
     *(Precision, PredictClean, PredictVelocity, Pyramid, RandomCrop, Repa, Sampling),
     *(Shards, Straight, Teachers, Tfds, Uniform),

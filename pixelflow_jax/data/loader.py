@@ -82,8 +82,9 @@ class Data:
         b = batch_size / process_count; the parts of all processes, in their order,
         make the same global batch for any number of processes. With `repeat` it never
         ends and each epoch is shuffled anew. Without, it is one pass for evaluation:
-        images are not mirrored, the last batch is filled up from the beginning, and a
-        third entry "weight", float32 [b], is 0 for what fills it. Raises DataError.
+        images are not mirrored, random crops take the middle, the last batch is filled
+        up from the beginning, and a third entry "weight", float32 [b], is 0 for what
+        fills it. Raises DataError.
         """
         self._check(batch_size, seed, start, process_index, process_count)
         source = self.open(split)
@@ -96,7 +97,7 @@ class Data:
             shuffle=shuffle,
             repeat=repeat,
         )
-        prepare = Prepare(source, self.image_size, self.crop, self.flip and repeat)
+        prepare = Prepare(source, self.image_size, self.crop, self.flip)
         batches = self._prefetched(plan.batches(prepare, start))
         fingerprint = self._fingerprint(split, plan)
         return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)

@@ -8,7 +8,6 @@ from pixelflow_jax.nn.attention import IMPLEMENTATIONS
 class Trunk(Protocol):
     """The fields that all transformers on patches have."""
 
-    num_classes: int
     channels: int
     patch: int
     width: int
@@ -25,7 +24,7 @@ def trunk_problems(
 
     Fields named in `also` must be at least 1, too.
     """
-    sizes = ("num_classes", "channels", "patch", "width", "heads", "depth", *also)
+    sizes = (*also, "channels", "patch", "width", "heads", "depth")
     small = [f"{n}={getattr(model, n)}" for n in sizes if getattr(model, n) < 1]
     if small:
         return [f"model.{', '.join(small)} must be at least 1"]

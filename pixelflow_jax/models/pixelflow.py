@@ -80,8 +80,7 @@ class PixelFlow:
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        # No classes are as good as one to the checks that all transformers share.
-        found = trunk_problems(dataclasses.replace(self, num_classes=1), height, width)
+        found = trunk_problems(self, height, width)
         if min(self.num_classes, self.text_width) < 0:
             found.append("model.num_classes and text_width must be at least 0")
         elif not self.num_classes and not self.text_width:

@@ -94,7 +94,7 @@ class PixelGen:
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        found = trunk_problems(self, height, width, also=("image_size",))
+        found = trunk_problems(self, height, width, also=("num_classes", "image_size"))
         if self.patch > 0 and self.image_size % self.patch:
             found.append(
                 f"model.image_size={self.image_size} must be a multiple of "

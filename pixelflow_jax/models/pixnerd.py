@@ -138,7 +138,9 @@ class PixNerd:
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        return self.decoder.problems() + trunk_problems(self, height, width)
+        return self.decoder.problems() + trunk_problems(
+            self, height, width, also=("num_classes",)
+        )
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted)."""

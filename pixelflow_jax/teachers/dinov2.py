@@ -69,7 +69,8 @@ class DinoV2:
     position: str = "hub"
     attention: str = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
-    # Keeping blocks' inputs alone takes a quarter of the memory and 3 % longer here.
+    # On an H100, keeping only the blocks' inputs takes a quarter of the memory that
+    # "names" takes, and 3 % longer.
     loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="full"))
 
     @property
@@ -119,9 +120,8 @@ class DinoV2:
         params = self.precision.cast(jax.lax.stop_gradient(params))
         blocks = {layer: self._block_number(layer) for layer in layers}
         with jax.default_matmul_precision(self.precision.matmul):
-            x = self.embedded(params, self.prepared(images)).astype(
-                self.precision.dtype
-            )
+            x = self.embedded(params, self.prepared(images))
+            x = x.astype(self.precision.dtype)
             found, start = {}, 0
             for end in sorted(set(blocks.values())):
                 part = _between(params["blocks"], start, end + 1)

@@ -198,12 +198,10 @@ def _difference(a: Array, b: Array) -> Array:
 
 
 def _unit(x: Array) -> Array:
-    """x over its length in the last axis, float32.
-
-    Where all channels are 0 the gradient is 0; the official code's is not a number.
-    """
+    """x over its length in the last axis, float32."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x * x, -1, keepdims=True)
+    # The root's gradient at 0 is not finite.
     return x / (jnp.sqrt(jnp.maximum(squares, 1e-30)) + 1e-10)
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax import Array
 
 from pixelflow_jax.models.base import Cond
@@ -15,17 +14,7 @@ from pixelflow_jax.nn.embed import rotary_table, sinusoid
 from pixelflow_jax.nn.field import dct_features
 from pixelflow_jax.nn.layers import gated, layer_normalise, modulate
 from pixelflow_jax.nn.patch import patchify
-from pixelflow_jax.nn.stack import Stack
 from tests.golden import harness
-
-
-def blocks(stack: Stack | None) -> list[nnx.Module]:
-    """The blocks of a stack as modules of their own."""
-    if stack is None:
-        return []
-    graph, params = nnx.split(stack.blocks)
-    slice_of = lambda i: jax.tree.map(lambda a: a[i], params)
-    return [nnx.merge(graph, slice_of(i)) for i in range(stack.depth)]
 
 
 def trunk(model: PixNerdModel, image: Array, t: Array, labels: Array) -> dict:
@@ -39,7 +28,7 @@ def trunk(model: PixNerdModel, image: Array, t: Array, labels: Array) -> dict:
         "s_embedder": tokens,
         "x_embedder": tokens,
     }
-    for i, block in enumerate(blocks(model.early) + blocks(model.late)):
+    for i, block in enumerate(harness.blocks(model.early) + harness.blocks(model.late)):
         out[f"block{i}_input"] = tokens
         out |= {f"block{i}_{k}": v for k, v in parts(block, tokens, cond, rope).items()}
         tokens = block(tokens, (cond,), packing, rope)
@@ -63,7 +52,7 @@ def field(decoder: FieldDecoder, depth: int, image: Array, condition: Array) -> 
     pixels = patchify(image, decoder.patch)
     z = decoder.embed(pixels, decoder.patch)
     out = {"nerf_input_pixels": pixels, "nerf_x_embedder": z}
-    for i, block in enumerate(blocks(decoder.field)):
+    for i, block in enumerate(harness.blocks(decoder.field)):
         z = block(z, condition)
         out[f"block{depth + i}_nerf"] = z
     return out | {"nerf_final_layer": decoder.linear(decoder.norm(z))}

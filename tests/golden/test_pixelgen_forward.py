@@ -170,8 +170,8 @@ def test_export_is_bit_identical(fixture, case):
 
 
 @harness.parametrize("pixelgen_forward", "jit", named_cases)
-def test_however_the_stack_runs(fixture, case):
-    """Several copies of the batch in two groups give the same images, too."""
+def test_in_two_groups_and_rematerialised(fixture, case):
+    """Images are what they are alone, also beside a group of another batch size."""
     loaded = harness.pixelgen_model(fixture, remat="full")
     image, t, labels = given(fixture, case)
     groups = ((image, t, Cond(labels=labels)), (image[:1], t[:1], Cond(labels[:1])))

@@ -1,6 +1,5 @@
-"""PixelGen: sizes, cuts, positions, class tokens, packed groups, dropout, cost."""
+"""PixelGen: sizes, cuts, positions, class tokens, packed groups, cost."""
 
-import dataclasses
 import re
 
 import jax
@@ -8,83 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 
-from pixelflow_jax.convert import pixelgen, tables
-from pixelflow_jax.models.base import Cond, Network, count, network
+from pixelflow_jax.models.base import Cond, count, network
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.sharding import MeshShape, batch_sharding
-
-EXACT = Precision(compute="float32", matmul="highest")
-LARGE = PixelGen(width=1024, depth=24, bottleneck=128)
-SMALL = PixelGen(
-    num_classes=5,
-    patch=4,
-    image_size=12,
-    width=24,
-    heads=3,
-    depth=4,
-    bottleneck=7,
-    context_length=2,
-    context_start=2,
-    tap=2,
-    dropout=0.3,
-    loop=Loop(remat="none"),
+from tests.models.pixelgen_small import (
+    EXACT,
+    IMAGES,
+    SMALL,
+    batch,
+    change,
+    model,
+    near,
+    run,
+    shapes,
 )
 
-
-def change(config: PixelGen = SMALL, **fields) -> PixelGen:
-    return dataclasses.replace(config, **fields)
-
-
-SINGLE = change(tap=0, context_start=0)
-
-
-def shapes(config: PixelGen) -> dict:
-    return network(config, Precision()).shapes()
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    draws = np.random.default_rng(seed).standard_normal(shape)
-    return jnp.asarray(draws, jnp.float32)
-
-
-def official(config: PixelGen) -> dict[str, np.ndarray]:
-    """Weights under the official names; each depends on its name, and none is zero."""
-    empty = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), shapes(config))
-
-    def draw(name: str, shape: tuple) -> np.ndarray:
-        z = np.asarray(normal(sum(name.encode()), *shape))
-        if "norm" in name:
-            return 1 + 0.2 * z
-        return z / np.sqrt(np.prod(shape[1:])) if z.ndim > 1 else 0.2 * z
-
-    exported = tables.export(pixelgen.table(config), empty)
-    return {name: draw(name, array.shape) for name, array in exported.items()}
-
-
-def model(config: PixelGen = SMALL, precision=EXACT) -> tuple[Network, dict]:
-    """The network of a config with the weights above."""
-    params = tables.load(pixelgen.table(config), official(config), shapes(config))
-    return network(config, precision), jax.tree.map(jnp.asarray, params)
-
-
-def batch(seed: int, b: int, height: int, width: int) -> tuple:
-    """Arguments of `apply`: one group."""
-    labels = Cond(labels=jnp.arange(b) % 6)
-    image = normal(seed, b, height, width, 3)
-    return (image,), (jnp.linspace(0.2, 0.9, b),), (labels,)
-
-
-IMAGES = batch(0, 4, 12, 12)
-
-
-def run(config: PixelGen = SMALL, key=None, args: tuple = IMAGES):
-    net, params = model(config)
-    return jax.jit(net.apply)(params, *args, key=key)
+LARGE = PixelGen(width=1024, depth=24, bottleneck=128)
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +33,6 @@ def small():
     """The small network as a compiled function of params, images and so on, and key."""
     net, params = model()
     return jax.jit(net.apply), params
-
-
-@pytest.fixture(scope="module")
-def single():
-    """The same as a single stack, which compiles faster with dropout."""
-    net, params = model(SINGLE)
-    return jax.jit(net.apply), params
-
-
-def near(one, other, atol: float = 2e-5) -> None:
-    np.testing.assert_allclose(one, other, atol=atol)
 
 
 def by_hand(config: PixelGen) -> int:
@@ -173,28 +103,16 @@ def test_where_the_trunk_is_cut_changes_nothing(small):
     assert jnp.abs(without.pred[0] - expected.pred[0]).max() > 0.01
 
 
-def keys(seed: int, number: int) -> jax.Array:
-    return jax.random.split(jax.random.key(seed), number)
-
-
-@pytest.mark.parametrize(
-    ("batches", "key"),
-    [
-        pytest.param((1, 3), keys(0, 4), id="drop", marks=pytest.mark.slow),
-        pytest.param((1, 3), None, id="unaligned"),
-        pytest.param((2, 2), None, id="aligned"),
-    ],
-)
-def test_packed_groups_equal_separate_calls(single, small, batches, key):
+@pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
+def test_packed_groups_equal_separate_calls(small, batches):
     """The trained size and another."""
-    apply, params = small if key is None else single
+    apply, params = small
     sizes = ((12, 12), (8, 20))
     groups = [batch(b, b, *size) for b, size in zip(batches, sizes, strict=True)]
     together = tuple(one + other for one, other in zip(*groups, strict=True))
-    packed = apply(params, *together, key=key)
-    parts = (slice(0, batches[0]), slice(batches[0], None))
-    for i, (group, part) in enumerate(zip(groups, parts, strict=True)):
-        alone = apply(params, *group, key=None if key is None else key[part])
+    packed = apply(params, *together)
+    for i, group in enumerate(groups):
+        alone = apply(params, *group)
         assert packed.pred[i].shape == group[0][0].shape
         near(packed.pred[i], alone.pred[0])
         near(packed.tap[i], alone.tap[0])
@@ -268,106 +186,6 @@ def test_half_precision_is_close_and_returns_float32(small):
     assert out.pred[0].dtype == jnp.float32 and out.tap[0].dtype == jnp.bfloat16
     error = jnp.linalg.norm(out.pred[0] - exact) / jnp.linalg.norm(exact)
     assert 1e-6 < error < 0.03
-
-
-def test_only_the_middle_half_of_the_blocks_drops():
-    expected = {28: range(7, 21), 24: range(6, 18), 5: range(1, 3), 3: range(0)}
-    assert {depth: PixelGen(depth=depth).dropping for depth in expected} == expected
-
-
-def test_blocks_outside_the_middle_half_do_not_drop(single):
-    apply, params = single
-    plain = apply(params, *IMAGES).pred[0]
-    assert jnp.abs(apply(params, *IMAGES, key=keys(0, 4)).pred[0] - plain).max() > 0.01
-    # With blocks 1 and 2 of 4 silenced, no key has an effect.
-    mute = jax.tree.map(jnp.copy, params)
-    modulation = mute["late"]["blocks"]["modulation"]
-    for name, value in modulation.items():
-        modulation[name] = value.at[1:3].set(0.0)
-    dropped = apply(mute, *IMAGES, key=keys(0, 4)).pred[0]
-    near(dropped, apply(mute, *IMAGES).pred[0])
-
-
-def test_the_key_decides_image_by_image(single):
-    apply, params = single
-    own = keys(7, 4)
-    one = apply(params, *IMAGES, key=own).pred[0]
-    near(apply(params, *IMAGES, key=own).pred[0], one, 0)
-    other = apply(params, *IMAGES, key=own.at[0].set(jax.random.key(1))).pred[0]
-    assert jnp.abs(other - one)[0].max() > 0.01
-    near(other[1:], one[1:], 0)
-    turned = jax.tree.map(lambda a: a[::-1], IMAGES)
-    near(apply(params, *turned, key=own[::-1]).pred[0], one[::-1])
-
-
-def test_dropout_does_not_depend_on_devices(single):
-    apply, params = single
-    layout = batch_sharding(MeshShape().build(jax.devices()[:4]))
-    split, own = jax.device_put((IMAGES, keys(0, 4)), layout)
-    out = apply(params, *split, key=own).pred[0]
-    assert len(out.sharding.device_set) == 4
-    near(out, apply(params, *IMAGES, key=keys(0, 4)).pred[0])
-
-
-def trained(config: PixelGen):
-    """Output and gradients under dropout."""
-    net, params = model(config)
-
-    def total(params):
-        out = net.apply(params, *IMAGES, key=keys(0, 4)).pred[0]
-        return jnp.mean(out**2), out
-
-    (_, out), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-    return out, tables.export(pixelgen.table(config), grads)
-
-
-@pytest.fixture(scope="module")
-def written_out():
-    return trained(change(SINGLE, loop=Loop(remat="none", unroll=0)))
-
-
-def test_positions_are_frozen_and_all_else_learns(written_out):
-    grads = dict(written_out[1])
-    assert not grads.pop("pos_embed").any()
-    for name, grad in grads.items():
-        assert np.abs(grad).max() > 1e-6, name
-
-
-def test_masks_do_not_depend_on_how_the_blocks_run(written_out):
-    expected, slopes = written_out
-    out, grads = trained(change(SINGLE, loop=Loop(remat="names")))
-    near(out, expected, 1e-5)
-    for name, slope in slopes.items():
-        near(grads[name], slope, 1e-5)
-    near(run(change(SINGLE, tap=1), keys(0, 4)).pred[0], expected, 1e-5)
-
-
-def draws(jaxpr) -> int:
-    """Draws of random bits outside conditionals."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        total += eqn.primitive.name == "random_bits"
-        if eqn.primitive.name != "cond":
-            total += sum(draws(inner) for inner in jaxprs_in_params(eqn.params))
-    return total
-
-
-@pytest.mark.parametrize(
-    ("rates", "unroll", "expected"),
-    [
-        ((0.3, 0.2), 0, 6),  # three places in each of two blocks
-        ((0.3, 0.0), 0, 4),
-        ((0.0, 0.2), 0, 2),
-        ((0.3, 0.0), 1, 0),  # in conditionals
-        ((0.0, 0.0), 1, 0),
-    ],
-)
-def test_only_what_drops_draws(rates, unroll, expected):
-    loop = Loop(remat="none", unroll=unroll)
-    config = change(dropout=rates[0], attention_dropout=rates[1], loop=loop)
-    apply = lambda params, key: network(config, EXACT).apply(params, *IMAGES, key=key)
-    params = network(config, EXACT).shapes()
-    assert draws(jax.make_jaxpr(apply)(params, jax.random.key(0)).jaxpr) == expected
 
 
 @pytest.mark.parametrize(

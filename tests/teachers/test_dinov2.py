@@ -12,11 +12,11 @@ from safetensors.numpy import save_file
 from pixelflow_jax import sharding
 from pixelflow_jax.models.base import count
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.teachers.dinov2 import MEAN, STD, DinoV2
+from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import VARIANTS, Geometry, table
 from pixelflow_jax.teachers.weights import TeacherError, load
 from tests.teachers import official
-from tests.teachers.official import EXACT, TINY
+from tests.teachers.official import EXACT, MEAN, STD, TINY
 
 GATED = dataclasses.replace(TINY, gated=True)
 KINDS = {"plain": (TINY, 0), "registers": (TINY, 4), "gated": (GATED, 0)}
@@ -142,7 +142,7 @@ def test_images_are_resized_by_the_base_patch():
     x = jnp.full((1, 32, 64, 3), 0.5)
     prepared = NET.prepared(x)
     assert prepared.shape == (1, 28, 56, 3)
-    expected = np.broadcast_to((0.75 - MEAN) / STD, prepared.shape)
+    expected = np.broadcast_to((0.75 - np.array(MEAN)) / STD, prepared.shape)
     np.testing.assert_allclose(prepared, expected, atol=1e-5)
     assert NET.features(default()[0], images(32, 64))[-1].shape == (2, 8, 24)
     net = dataclasses.replace(NET, base_patch=14)
@@ -190,6 +190,8 @@ def test_a_batch_over_devices_gives_the_same():
     with jax.set_mesh(mesh):
         layout = sharding.batch_sharding(mesh)
         together = jax.jit(NET.features)(params, jax.device_put(x, layout))[-1]
+        traced = jax.make_jaxpr(NET.features)(params, x)
+    assert "sharding_constraint" in str(traced)
     assert together.sharding.is_equivalent_to(layout, 3)
     np.testing.assert_allclose(together[:2], alone, atol=1e-5)
 
@@ -329,6 +331,14 @@ def test_published_sizes(variant):
     assert found[-1].shape == found[5].shape == (1, 256, net.width)
     with_registers = dataclasses.replace(net, registers=4).shapes()
     assert count(with_registers) - count(shapes) == 4 * net.width
+
+
+def test_a_gated_mlp_is_two_thirds_as_wide_rounded_up_to_eights():
+    widths = {20: 56, 24: 64, 40: 112, 1536: 4096}
+    for width, hidden in widths.items():
+        geometry = Geometry(width=width, heads=2, depth=1, gated=True)
+        assert geometry.hidden == hidden
+        assert dataclasses.replace(geometry, gated=False).hidden == 4 * width
 
 
 @pytest.mark.parametrize(

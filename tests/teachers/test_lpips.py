@@ -134,7 +134,7 @@ def test_the_gradient_is_the_slope():
     total = lambda a, b, params: NET.distance(params, a, b).sum()
     gradient = jax.jit(jax.grad(total))(a, b, parameters())
     moved = lambda h: distance(parameters(), a + h * direction, b)
-    slope = np.sum(moved(2e-3) - moved(-2e-3), dtype=np.float64) / 4e-3
+    slope = float(jnp.sum(moved(2e-3) - moved(-2e-3))) / 4e-3
     np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=2e-2)
 
 
@@ -145,17 +145,20 @@ def test_no_gradient_reaches_the_parameters():
 
 
 def test_pixels_without_any_feature_leave_the_gradient_finite():
-    params = parameters()
-    off = {
-        "kernel": params["backbone"]["conv10"]["kernel"],
-        "bias": -1e4 * jnp.ones(256),
-    }
-    params = {**params, "backbone": {**params["backbone"], "conv10": off}}
-    features = NET.features(params, images(0))
-    assert not np.any(features[-1])
-    run = jax.jit(jax.grad(lambda a, params: NET.distance(params, a, images(1)).sum()))
-    found = run(images(0), params)
-    assert np.all(np.isfinite(found)) and np.any(found)
+    one, other = (NET.features(parameters(), images(i)) for i in (0, 1))
+    dark = tuple(value.at[:, 0, 0].set(0) for value in one)
+    total = lambda dark, other, params: NET.compare(params, dark, other).sum()
+    for gradient in jax.jit(jax.grad(total))(dark, other, parameters()):
+        assert np.all(np.isfinite(gradient)) and np.any(gradient)
+
+
+def test_half_precision_features_are_compared_in_float32():
+    net = LpipsNet(backbone="alexnet")
+    low = [jax.jit(net.features)(parameters(), images(i)) for i in (0, 1)]
+    assert all(value.dtype == jnp.bfloat16 for value in low[0])
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), low)
+    expected = net.compare(parameters(), *wide)
+    np.testing.assert_allclose(net.compare(parameters(), *low), expected, rtol=1e-6)
 
 
 def test_half_precision_is_close_and_ends_in_float32():
