@@ -3,7 +3,7 @@
 python -m pixelflow_jax.main --config=configs/emoji.py --workdir=runs/emoji
 """
 
-from pixelflow_jax.data.emoji import DRAWN, Emoji
+from pixelflow_jax.data.emoji import DRAWN, EASY, Emoji
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.experiment import Experiment, Sampling, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
@@ -16,13 +16,6 @@ from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
-
-# Round faces, hearts, country flags and fruit: shapes that minutes are enough for.
-EASY = (
-    *("face-smiling", "face-affection", "face-tongue", "face-neutral-skeptical"),
-    *("face-sleepy", "face-concerned", "face-negative", "face-glasses", "heart"),
-    *("country-flag", "food-fruit", "food-vegetable"),
-)
 
 
 def get_config(variant: str = "demo") -> Experiment:

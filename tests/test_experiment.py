@@ -20,13 +20,20 @@ from pixelflow_jax.experiment import (
     choose_variant,
 )
 from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.nodes import walk
+from pixelflow_jax.objective import FlowMatching
+from pixelflow_jax.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.teachers.dinov2 import DinoV2
+from pixelflow_jax.teachers.suite import Teachers
+from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
@@ -42,6 +49,7 @@ def test_the_tiny_experiment_is_valid(images):
     tiny.experiment(images).validate()
 
 
+GIANT = DinoV2(variant="vitx14")
 BAD = [
     ({"steps": 0}, "steps and accumulate must be at least 1"),
     ({"accumulate": 0}, "steps and accumulate must be at least 1"),
@@ -66,8 +74,8 @@ BAD = [
     ({"checkpoint": Checkpointing(every=0)}, "checkpoint.every and keep"),
     ({"log": Logging(every=0)}, "log.every and preview_count"),
     ({"model": tiny.model(patch=5)}, "model.patch=5 does not divide"),
-    ({"model": tiny.model(patch=0)}, "patch, width, heads and depth must be at least"),
-    ({"model": tiny.model(heads=0)}, "patch, width, heads and depth must be at least"),
+    ({"model": tiny.model(patch=0)}, "model.patch=0 must be at least 1"),
+    ({"model": tiny.model(heads=0)}, "model.heads=0 must be at least 1"),
     ({"model": tiny.model(heads=5)}, "model.heads=5 must divide model.width=32"),
     ({"model": tiny.model(tap=3)}, "model.tap=3 must lie in 0..depth=2"),
     ({"model": tiny.model(attention="fast")}, "fast"),
@@ -78,8 +86,33 @@ BAD = [
     ),
     ({"model": tiny.model(decoder=NeuralField(encoding="fft"))}, "decoder.encoding"),
     ({"sampling": Sampling(batch_size=0)}, "sampling.batch_size must be at least 1"),
-    ({"sampling": Sampling(grid=Grid(steps=0))}, "grid.steps must be at least 1"),
+    (
+        {"sampling": Sampling(grid=Grid(steps=0))},
+        "grid.steps=0 must be whole numbers above 0",
+    ),
     ({"sampling": Sampling(grid=Grid(shift=0.0))}, "shift > 0"),
+    ({"sampling": Sampling(grid=Grid(steps=(3, 3)))}, "grid.steps=(3, 3) must be one"),
+    (
+        {"sampling": Sampling(guidance=ClassifierFree(scale=2.0, ramp=(0.0, 1.0)))},
+        "guidance.ramp=(0.0, 1.0) must hold 1 shares",
+    ),
+    ({"path": Pyramid(num_stages=0)}, "num_stages >= 1"),
+    ({"path": Pyramid(num_stages=3)}, "must be a multiple of 32: model.patch=8 times"),
+    ({"path": Straight(noise_scale=0.0)}, "path.noise_scale"),
+    ({"terms": [FlowMatching(), FlowMatching()]}, "each kind may be there once"),
+    ({"terms": [FlowMatching(), Lpips(patch=0)]}, "Lpips.patch=0"),
+    ({"terms": [FlowMatching(), PDino(layers=(12,))]}, "12"),
+    ({"terms": [FlowMatching(), Repa(teacher_layer=-13)]}, "-13"),
+    ({"balance": Balance()}, "no term is perceptual"),
+    (
+        {"terms": [FlowMatching(), Repa()], "teachers": Teachers(dino=GIANT)},
+        "teachers.dino",
+    ),
+    (
+        {"terms": [FlowMatching(), Repa()], "model": tiny.model(patch=16)},
+        'grid="resize"',
+    ),
+    ({"model": PixelFlow(num_classes=3, patch=8, text_width=8)}, "text"),
     (
         {"sampling": Sampling(guidance=ClassifierFree(closed="left"))},
         "guidance.closed must be",

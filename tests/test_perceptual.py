@@ -29,9 +29,7 @@ from pixelflow_jax.training.step import Recipe, make_step
 
 EXACT = Precision(compute="float32", matmul="highest")
 SMALL = {"num_classes": 3, "width": 32, "heads": 4, "depth": 2, "tap": 1}
-DINO = DinoV2(
-    geometry=Geometry(width=24, depth=2, heads=2, grid=3), precision=EXACT
-)
+DINO = DinoV2(geometry=Geometry(width=24, depth=2, heads=2, grid=3), precision=EXACT)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -31,6 +31,12 @@ DRAWN = (
     *("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink"),
     *("Travel & Places", "Activities", "Objects", "Symbols", "Flags"),
 )
+# Round faces, hearts, country flags and fruit: shapes that minutes are enough for.
+EASY = (
+    *("face-smiling", "face-affection", "face-tongue", "face-neutral-skeptical"),
+    *("face-sleepy", "face-concerned", "face-negative", "face-glasses", "heart"),
+    *("country-flag", "food-fruit", "food-vegetable"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

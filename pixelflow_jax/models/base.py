@@ -40,7 +40,11 @@ class Denoiser(Protocol):
         *,
         key: Array | None = None,
     ) -> Output:
-        """Images [b_i, h_i, w_i, c], clocks [b_i] and conditions; `key`: dropout."""
+        """Images [b_i, h_i, w_i, c], clocks [b_i] and conditions.
+
+        `key` is for dropout (None: without): one for the batch, or one an image, in the
+        order of the groups, which makes masks independent of batch and devices.
+        """
 
 
 class DenoiserConfig(Protocol):

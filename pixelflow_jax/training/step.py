@@ -33,7 +33,7 @@ from pixelflow_jax.training.state import TrainState, averaged, create
 
 Step = Callable[[TrainState, dict, dict], tuple[TrainState, dict[str, Array]]]
 Tree = TypeVar("Tree")
-DROPOUT = 2**31  # numbers a key apart from those that points and labels use
+DROPOUT = 2**31  # a number apart from the splits that points and labels use
 
 
 class Drawn(NamedTuple):
@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
     images: Array  # real, full size [b, h, w, c]
     points: tuple[Point, ...]
     conds: tuple[Cond, ...]
-    key: Array  # for dropout
+    keys: Array  # of each image's dropout, in the order of the points
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,10 @@ class Recipe:
         null = self.conditioner.null(cond, self.model)
         uniform = jax.vmap(jax.random.uniform)(drop_keys)
         cond = drop(uniform, cond, null, self.conditioner.drop)
-        key = jax.random.fold_in(keys[0], DROPOUT)
-        return Drawn(batch["image"], points, _by_stage(cond, len(points)), key)
+        own = jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT))(keys)
+        conds = _by_stage(cond, len(points))
+        dropout = jnp.concatenate(deal(own, len(points)))
+        return Drawn(batch["image"], points, conds, dropout)
 
     def context(self, params: dict, drawn: Drawn, frozen: dict) -> Context:
         """What the network and the teachers make of the drawn points."""
@@ -108,7 +110,7 @@ class Recipe:
             tuple(point.x_t for point in points),
             tuple(point.clock for point in points),
             drawn.conds,
-            key=drawn.key,
+            key=drawn.keys,
         )
         clean = tuple(point.clean for point in points)
         return Context(
@@ -168,8 +170,7 @@ def make_step(recipe: Recipe) -> Step:
     """The step as a pure function of state, batch and frozen parameters.
 
     The batch holds "image" [b, h, w, c] in [-1, 1] and "label" [b]. Randomness depends
-    on (seed, step, index in the batch) alone: not on devices, nor (dropout masks aside)
-    on `accumulate`.
+    on (seed, step, index in the batch) alone: not on devices, nor on `accumulate`.
     """
 
     def step(

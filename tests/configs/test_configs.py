@@ -19,7 +19,7 @@ from pixelflow_jax.nodes import mistyped, walk
 from pixelflow_jax.training.step import make_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MAX_LINES = 190
+MAX_LINES = 200
 
 
 def load(path: pathlib.Path):

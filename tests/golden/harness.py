@@ -273,3 +273,34 @@ def pixelgen_model(
 ) -> Loaded:
     config = pixelgen_config(fixture.config["model"], tap=tap, loop=Loop(remat=remat))
     return Loaded(config, fixture.under(group), pixelgen.table(config))
+
+
+def projector(fixture: Fixture) -> dict:
+    """REPA's projector in our layout, as `params["heads"]`."""
+    official = fixture.under("params_proj")
+    return {
+        "Repa": {
+            f"linear{i}": {
+                "kernel": jax.numpy.asarray(official[f"0.{2 * i}.weight"].T),
+                "bias": jax.numpy.asarray(official[f"0.{2 * i}.bias"]),
+            }
+            for i in range(3)
+        }
+    }
+
+
+def official_projector(heads: dict) -> dict[str, np.ndarray]:
+    """The inverse of `projector`."""
+    return {
+        f"0.{2 * i}.{theirs}": np.asarray(heads["Repa"][f"linear{i}"][ours]).T
+        for i in range(3)
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+    }
+
+
+def close_gradients(ours: dict, recorded: dict[str, np.ndarray]) -> None:
+    """Gradients to `FORWARD`, of 1 and of their own largest value: they are small."""
+    for name, theirs in recorded.items():
+        size = max(np.abs(theirs).max(), 1e-12)
+        close(ours[name], theirs, name)
+        close(np.asarray(ours[name]) / size, theirs / size, f"{name} (relative)")

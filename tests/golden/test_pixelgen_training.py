@@ -151,32 +151,15 @@ class Case:
         t = self.law().transform(jnp.asarray(given[self.draw_name]))
         image, noise = harness.nhwc(given["x"]), harness.nhwc(given["noise"])
         point = recipe.stages[0].draw(jnp.asarray(image), jnp.asarray(noise), t)
-        return Drawn(jnp.asarray(image), (point,), (cond,), jax.random.key(0))
+        return Drawn(
+            jnp.asarray(image),
+            (point,),
+            (cond,),
+            jax.random.split(jax.random.key(0), len(t)),
+        )
 
     def frozen(self) -> dict:
         return {"dino": jnp.asarray(self.fixture.tensors["in/dino_W"]), "lpips": {}}
-
-
-def heads(fixture: harness.Fixture) -> dict:
-    """The projector's parameters in our layout."""
-    official = fixture.under("params_proj")
-    return {
-        "Repa": {
-            f"linear{i}": {
-                "kernel": jnp.asarray(official[f"0.{2 * i}.weight"].T),
-                "bias": jnp.asarray(official[f"0.{2 * i}.bias"]),
-            }
-            for i in range(3)
-        }
-    }
-
-
-def official_heads(heads: dict) -> dict:
-    return {
-        f"0.{2 * i}.{theirs}": np.asarray(heads["Repa"][f"linear{i}"][ours]).T
-        for i in range(3)
-        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-    }
 
 
 def case_names(fixture) -> list[str]:
@@ -190,7 +173,7 @@ def outcome(fixture: harness.Fixture, name: str) -> tuple[dict, dict]:
     tap = case.o["align_layer"]
     loaded = harness.pixelgen_model(fixture, tap=tap)
     recipe, frozen = case.recipe(loaded), case.frozen()
-    params = {"denoiser": loaded.params, "heads": heads(fixture)}
+    params = {"denoiser": loaded.params, "heads": harness.projector(fixture)}
     cached = {"balance": jnp.float32(case.cached)} if recipe.balance else {}
 
     @jax.jit
@@ -252,17 +235,15 @@ def test_training_step(fixture, case):
     theirs = tables.export(grads["table"], grads["denoiser"])
     ours |= {f"grad/{name}": value for name, value in theirs.items()}
     if "heads" in grads:
-        found = official_heads(grads["heads"])
+        found = harness.official_projector(grads["heads"])
         ours |= {f"grad_proj/{name}": value for name, value in found.items()}
     unknown = sorted(set(recorded) - set(ours))
     assert not unknown, f"recorded arrays that this test does not compute: {unknown}"
-    for name, value in recorded.items():
-        is_loss = name.startswith("loss/")
-        tolerance = 1e-5 if is_loss else harness.FORWARD
-        harness.close(ours[name], value, f"{case}/{name}", tolerance)
-        if "grad" in name:  # gradients are small: compare them to their own size too
-            size = max(np.abs(value).max(), 1e-12)
-            harness.close(ours[name] / size, value / size, f"{name} (relative)")
+    gradients = {k: v for k, v in recorded.items() if k.startswith("grad")}
+    harness.close_gradients(ours, gradients)
+    for name in recorded.keys() - gradients.keys():
+        tolerance = 1e-5 if name.startswith("loss/") else harness.FORWARD
+        harness.close(ours[name], recorded[name], f"{case}/{name}", tolerance)
 
 
 @harness.parametrize("pixelgen_train", "jit", lambda fixture: ["gates"])
@@ -286,7 +267,9 @@ def test_the_papers_gate_gates_each_image(fixture, case):
         gated = dataclasses.replace(term, gate="paper", threshold=0.3)
         return drawn.points[0].t, term(context), gated(context)
 
-    t, plain, gated = values({"denoiser": loaded.params, "heads": heads(fixture)})
+    t, plain, gated = values(
+        {"denoiser": loaded.params, "heads": harness.projector(fixture)}
+    )
     inside = np.asarray(t) >= np.float32(0.3)
     assert 0 < inside.sum() < len(inside)
     np.testing.assert_allclose(

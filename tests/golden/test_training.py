@@ -1,66 +1,75 @@
 """PixNerd's REPA training step against the official code: losses and gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
-from pixelflow_jax.conditioning import drop
+from pixelflow_jax.conditioning import ClassLabels, drop
 from pixelflow_jax.convert import tables
-from pixelflow_jax.flow.path import Stage
+from pixelflow_jax.flow.path import Stage, Straight
 from pixelflow_jax.flow.prediction import PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, Uniform
 from pixelflow_jax.models.base import Cond
-from pixelflow_jax.objective import Context, FlowMatching
+from pixelflow_jax.objective import FlowMatching
+from pixelflow_jax.perceptual import LAST, Repa, project
+from pixelflow_jax.teachers.suite import Teachers
+from pixelflow_jax.training.step import Drawn, Recipe
 from tests.golden import harness
 
-
-def project(projector: dict[str, Array], x: Array) -> Array:
-    """Linear, SiLU, Linear, SiLU, Linear, on the official names and layouts."""
-    for number in (0, 2, 4):
-        kernel, bias = (projector[f"0.{number}.{name}"] for name in ("weight", "bias"))
-        x = jnp.einsum("...i,oi->...o", x, kernel, precision="highest") + bias
-        x = jax.nn.silu(x) if number < 4 else x
-    return x
-
-
-def cosine_loss(ours: Array, theirs: Array) -> Array:
-    """Mean of 1 - cosine over the tokens."""
-    norm = lambda a: jnp.maximum(jnp.linalg.norm(a, axis=-1), 1e-8)
-    product = jnp.sum(ours * theirs, -1, dtype=jnp.float32)
-    return jnp.mean(1 - product / (norm(ours) * norm(theirs)))
+KNOWN = {
+    "lognorm_t": False,
+    "feat_loss_weight": 0.5,
+    "timeshift": 1.0,
+    "align_layer": None,
+    "null_condition_p": 0.1,
+    # The projector's widths, which its weights show anyway.
+    "proj_denoiser_dim": None,
+    "proj_hidden_dim": None,
+    "proj_encoder_dim": None,
+}
 
 
-def points(fixture, trainer: dict):
-    """The condition after dropping, and the training points."""
+@dataclasses.dataclass(kw_only=True)
+class Recorded:
+    """A teacher that sees what the official step's stand-in saw."""
+
+    features_: np.ndarray
+
+    def features(self, params: dict, images: Array, layers: tuple) -> dict:
+        return {layer: jnp.asarray(self.features_) for layer in layers}
+
+
+def recipe(loaded: harness.Loaded, fixture, trainer: dict) -> Recipe:
+    law = LogitNormal if trainer["lognorm_t"] else Uniform
+    features = fixture.tensors["in/dst_feature"]
+    return Recipe(
+        model=loaded.config,
+        network=loaded.network,
+        stages=Straight().stages(),
+        prediction=PredictVelocity(),
+        time=law(shift=trainer["timeshift"]),
+        terms=[FlowMatching(), Repa(weight=trainer["feat_loss_weight"])],
+        conditioner=ClassLabels(drop=trainer["null_condition_p"]),
+        optimizer=optax.identity(),
+        learning_rate=optax.constant_schedule(0.0),
+        seed=0,
+        teachers=Teachers(dino=Recorded(features_=features)),
+    )
+
+
+def drawn(fixture, recipe: Recipe) -> Drawn:
+    """The recorded draws in the place of ours."""
     given = fixture.under("in")
     cond, null = (Cond(labels=given[k].astype(np.int32)) for k in ("cond", "uncond"))
-    dropped = drop(given["null_uniform"], cond, null, trainer["null_condition_p"])
-    law = (LogitNormal if trainer["lognorm_t"] else Uniform)(shift=trainer["timeshift"])
-    t = law.transform(jnp.asarray(given["t_draw"]))
+    cond = drop(given["null_uniform"], cond, null, recipe.conditioner.drop)
+    t = recipe.time.transform(jnp.asarray(given["t_draw"]))
     image, noise = harness.nhwc(given["x"]), harness.nhwc(given["noise"])
-    return dropped, Stage().draw(image, noise, t)
-
-
-def make_loss(
-    loaded: harness.Loaded, cond: Cond, point, features: Array, weight: float
-):
-    def loss(params, projector):
-        out = loaded.network.apply(params, (point.x_t,), (point.clock,), (cond,))
-        flow = jnp.mean(FlowMatching()(Context((point,), out, PredictVelocity())))
-        projected = project(projector, out.tap[0])
-        cosine = cosine_loss(projected[:, : features.shape[1]], features)
-        total = flow + weight * cosine
-        aux = {
-            "net_output": out.pred[0],
-            "projected_feature": projected,
-            "loss/fm_loss": flow,
-            "loss/cos_loss": cosine,
-            "loss/loss": total,
-        }
-        return total, aux
-
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    keys = jax.random.split(jax.random.key(0), len(t))
+    return Drawn(image, (Stage().draw(image, noise, t),), (cond,), keys)
 
 
 def remats(fixture) -> list[str]:
@@ -69,39 +78,42 @@ def remats(fixture) -> list[str]:
 
 @harness.parametrize("pixnerd_repa_train", "c2i", remats)
 def test_training_step(fixture, case):
-    known = {
-        "lognorm_t": False,
-        "feat_loss_weight": 0.5,
-        "timeshift": 1.0,
-        "align_layer": None,
-        "null_condition_p": 0.1,
-        # The projector's widths, which its weights show anyway.
-        "proj_denoiser_dim": None,
-        "proj_hidden_dim": None,
-        "proj_encoder_dim": None,
-    }
-    trainer = harness.take(fixture.config["trainer"], known)
+    trainer = harness.take(fixture.config["trainer"], KNOWN)
     loaded = harness.pixnerd_model(fixture, tap=trainer["align_layer"], remat=case)
-    cond, point = points(fixture, trainer)
-    features = fixture.tensors["in/dst_feature"]
-    loss = make_loss(loaded, cond, point, features, trainer["feat_loss_weight"])
-    projector = {k: jnp.asarray(v) for k, v in fixture.under("params_proj").items()}
-    (_, aux), (grads, projector_grads) = loss(loaded.params, projector)
+    this = recipe(loaded, fixture, trainer)
+    params = {"denoiser": loaded.params, "heads": harness.projector(fixture)}
 
-    ours = aux | {"t": point.t, "y_after_null": cond.labels}
-    ours["x_t"] = harness.nchw(point.x_t)
-    ours["net_output"] = harness.nchw(aux["net_output"])
-    official = tables.export(loaded.table, grads)
-    ours |= {f"grad/{name}": grad for name, grad in official.items()}
-    ours |= {f"grad_proj/{name}": grad for name, grad in projector_grads.items()}
-    recorded = fixture.under("out")
+    @jax.jit
+    def run(params: dict) -> tuple:
+        draws = drawn(fixture, this)
+        frozen = {"dino": {}}
+        grad = jax.value_and_grad(this.loss, has_aux=True)
+        (total, means), grads = grad(params, draws, frozen, {})
+        output = this.context(params, draws, frozen).output
+        projected = project(params["heads"]["Repa"], output.tap[0])
+        return draws, total, means, grads, output.pred[0], projected
+
+    draws, total, means, grads, pred, projected = run(params)
+    point, recorded = draws.points[0], fixture.under("out")
     length = recorded["projected_feature"].shape[1]  # the encoder may have fewer tokens
-    ours["projected_feature"] = aux["projected_feature"][:, :length]
-
+    ours = {
+        "loss/loss": total,
+        "loss/fm_loss": means["FlowMatching"],
+        "loss/cos_loss": means["Repa"],
+        "t": point.t,
+        "y_after_null": draws.conds[0].labels,
+        "x_t": harness.nchw(point.x_t),
+        "net_output": harness.nchw(pred),
+        "projected_feature": projected[:, :length],
+    }
+    official = tables.export(loaded.table, grads["denoiser"])
+    ours |= {f"grad/{name}": grad for name, grad in official.items()}
+    found = harness.official_projector(grads["heads"])
+    ours |= {f"grad_proj/{name}": grad for name, grad in found.items()}
     assert not set(recorded) - set(ours)
-    for name, theirs in recorded.items():
-        is_loss = name.startswith("loss/")
-        harness.close(ours[name], theirs, name, 1e-5 if is_loss else harness.FORWARD)
-        if "grad" in name:  # gradients are small: compare them to their own size too
-            size = np.abs(theirs).max()
-            harness.close(ours[name] / size, theirs / size, f"{name} (relative)")
+    gradients = {k: v for k, v in recorded.items() if k.startswith("grad")}
+    harness.close_gradients(ours, gradients)
+    for name in recorded.keys() - gradients.keys():
+        tolerance = 1e-5 if name.startswith("loss/") else harness.FORWARD
+        harness.close(ours[name], recorded[name], name, tolerance)
+    assert this.needs.full == (LAST,)

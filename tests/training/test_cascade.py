@@ -1,0 +1,161 @@
+"""PixelFlow from images to a strip of stages, and a run that looks through teachers."""
+
+import contextlib
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pixelflow_jax.evaluation.output import write_samples
+from pixelflow_jax.flow.dopri5 import Dopri5
+from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.path import Pyramid
+from pixelflow_jax.flow.time import Grid, Uniform
+from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.objective import FlowMatching
+from pixelflow_jax.perceptual import PDino, Repa
+from pixelflow_jax.pipeline import Pipeline, PipelineError
+from pixelflow_jax.teachers.dinov2 import DinoV2
+from pixelflow_jax.teachers.dinov2_table import table
+from pixelflow_jax.teachers.suite import Teachers
+from pixelflow_jax.teachers.weights import TeacherError
+from pixelflow_jax.training.balance import Balance
+from pixelflow_jax.training.checkpoint import Checkpointer
+from pixelflow_jax.training.loop import train
+from pixelflow_jax.training.optimizer import AdamW
+from tests.teachers import official
+from tests.training import tiny
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return tiny.write_images(tmp_path_factory.mktemp("images"))
+
+
+def cascade(images, **fields):
+    model = PixelFlow(
+        num_classes=len(tiny.CLASSES),
+        width=32,
+        heads=4,
+        depth=2,
+        tap=1,
+        loop=Loop(remat="none"),
+    )
+    settings = {
+        "path": Pyramid(num_stages=2),
+        "model": model,
+        "time": Uniform(levels=1000),
+        "sampling": dataclasses.replace(
+            tiny.experiment(images).sampling,
+            grid=Grid(steps=(2, 3), last_step=0.001),
+            guidance=ClassifierFree(scale=2.0, ramp=(0.0, 1.0)),
+        ),
+        "steps": STEPS,
+        "optimizer": AdamW(lr=4e-3, warmup=5, clip=1.0),
+    }
+    return tiny.experiment(images, **{**settings, **fields})
+
+
+@pytest.fixture(scope="module")
+def workdir(images, tmp_path_factory):
+    """A finished run of the cascade."""
+    folder = tmp_path_factory.mktemp("cascade")
+    train(cascade(images).run(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(workdir):
+    return Pipeline.from_pretrained(workdir)
+
+
+def test_a_cascade_learns(workdir):
+    losses = [line["loss"] for line in tiny.history(workdir)]
+    assert len(losses) == STEPS
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_a_trained_cascade_draws_squares_and_other_shapes(pipeline, tmp_path):
+    square = pipeline.generate([0, 1, 2], seed=1)
+    assert [s.shape for s in square.stages] == [(3, 8, 8, 3), (3, 16, 16, 3)]
+    assert pipeline([2], height=16, width=32, seed=1).shape == (1, 16, 32, 3)
+    paths = write_samples(
+        tmp_path, square, np.arange(3), tiny.CLASSES, columns=3, stages=True
+    )
+    assert paths["stages"].is_file()
+    with pytest.raises(PipelineError, match="multiple of 8"):
+        pipeline([0], height=20, width=16)
+
+
+@pytest.mark.parametrize("solver", [Dopri5(), Dopri5(control="batch")], ids=str)
+def test_adaptive_steps_draw_too(pipeline, solver):
+    grid = Grid(steps=4, told=0.999)
+    drawn = pipeline.generate([0, 1], solver=solver, grid=grid, record=True)
+    assert np.isfinite(drawn.images).all() and drawn.clean.shape[:2] == (8, 2)
+    euler = pipeline.generate([0, 1], grid=Grid(steps=60))
+    np.testing.assert_allclose(drawn.images, euler.images, atol=0.2)
+
+
+def test_a_run_can_guide_itself(pipeline, workdir, images, tmp_path_factory):
+    """Autoguidance by the run's own raw weights; by a run of another path, refused."""
+    own = AutoGuidance(scale=2.0, weights=str(workdir), ema="raw")
+    guided = pipeline([0, 1], guidance=own)
+    plain = pipeline([0, 1], guidance=ClassifierFree())
+    assert guided.shape == plain.shape and not np.array_equal(guided, plain)
+    with pytest.raises(PipelineError, match="guidance.weights"):
+        pipeline([0], guidance=AutoGuidance(scale=2.0))
+    other = tmp_path_factory.mktemp("other")
+    train(tiny.run(images, steps=2), other)
+    with pytest.raises(PipelineError, match="path or prediction"):
+        pipeline([0], guidance=AutoGuidance(scale=2.0, weights=str(other)))
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    """A small DINOv2 with its weights in an official file."""
+    path = tmp_path_factory.mktemp("dino") / "dinov2.safetensors"
+    save_file(official.tensors(table(official.TINY, 0)), path)
+    precision = Precision(compute="float32")
+    return DinoV2(geometry=official.TINY, weights=str(path), precision=precision)
+
+
+def test_a_run_with_teachers_is_saved_without_them(images, dino, tmp_path):
+    """... its adaptive weight with it, and goes on exactly where it stopped."""
+    terms = [FlowMatching(), Repa(grid="resize"), PDino(layers=(0, 2))]
+    fields = {
+        "terms": terms,
+        "teachers": Teachers(dino=dino),
+        "balance": Balance(start=2, every=2),
+        "ema": (0.9,),
+    }
+    make = lambda steps: tiny.run(images, steps=steps, **fields)
+    whole = train(make(6), tmp_path / "whole")
+    assert float(whole.carry["balance"]) != 1
+    train(make(3), tmp_path / "parts")
+    state = train(make(6), tmp_path / "parts")
+    tiny.assert_identical(state, whole)
+    names = {name for line in tiny.history(tmp_path / "whole") for name in line}
+    assert {"Repa", "PDino", "balance"} <= names
+    reader = Checkpointer(tmp_path / "parts" / "checkpoints", None)
+    with contextlib.closing(reader):
+        config = json.dumps(reader.config(6))
+    assert "dinov2.safetensors" in config
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    teacher = sum(leaf.nbytes for leaf in jax.tree.leaves(make(6).frozen))
+    stored = sum(
+        path.stat().st_size
+        for path in (tmp_path / "parts" / "checkpoints" / "6" / "state").rglob("*")
+    )
+    assert teacher > 50_000 and stored < size + teacher / 2
+
+
+def test_absent_weights_name_the_file_and_the_field(images):
+    with pytest.raises(TeacherError, match=r"teachers\.dino\.weights"):
+        tiny.run(images, terms=[FlowMatching(), Repa(grid="resize")])
