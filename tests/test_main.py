@@ -292,7 +292,7 @@ def test_every_choice_changes_the_images_and_has_a_folder_of_its_own(
     choices = [
         {},
         {"solver": "heun"},
-        {"sample_steps": 2},
+        {"sample_steps": ["2"]},
         {"shift": 2.0},
         {"guidance": 1.0},
         {"guidance_interval": ["0.5", "1"]},

@@ -29,8 +29,8 @@ class Generated(NamedTuple):
     """
 
     images: np.ndarray
-    stages: tuple[np.ndarray, ...] = ()
     clean: np.ndarray | None = None
+    stages: tuple[np.ndarray, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ class Generator:
         stages = zip(*(part.stages for part in parts), strict=True)
         return Generated(
             np.concatenate([part.images for part in parts]),
-            tuple(map(np.concatenate, stages)),
             np.concatenate([part.clean for part in parts], 1) if record else None,
+            tuple(map(np.concatenate, stages)),
         )
 
     @functools.cached_property
@@ -151,4 +151,4 @@ def _on_host(drawn: Samples) -> Samples:
 def _trim(drawn: Samples, n: int) -> Generated:
     clean = None if drawn.clean is None else drawn.clean[:, :n]
     stages = tuple(stage[:n] for stage in drawn.stages)
-    return Generated(drawn.images[:n], stages, clean)
+    return Generated(drawn.images[:n], clean, stages)
