@@ -51,7 +51,7 @@ def timed(config: Experiment, batch: int, repeats: int) -> dict:
     inputs = (
         params,
         jnp.arange(batch, dtype=jnp.uint32),
-        jnp.arange(batch, dtype=jnp.int32),
+        {"label": jnp.arange(batch, dtype=jnp.int32)},
         jnp.uint32(0),
     )
     with jax.set_mesh(generator.mesh):

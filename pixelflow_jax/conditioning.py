@@ -9,18 +9,34 @@ from jax import Array
 
 from pixelflow_jax.flow.path import per_image
 from pixelflow_jax.models.base import Cond, DenoiserConfig
+from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.teachers.t5 import T5
+
+END, PADDING = 1, 0  # T5's tokens
 
 
 class Conditioner(Protocol):
-    """Turns batches into conditions."""
+    """Turns batches into conditions; `frozen` are the parameters of what it loads."""
 
     drop: float
 
     def encode(self, frozen: dict, batch: dict) -> Cond:
-        """The condition of a batch; `frozen` holds parameters of frozen encoders."""
+        """The condition of a batch."""
 
-    def null(self, cond: Cond, model: DenoiserConfig) -> Cond:
+    def null(self, frozen: dict, cond: Cond, model: DenoiserConfig) -> Cond:
         """The unconditional twin of `cond`."""
+
+    def example(self, count: int) -> dict:
+        """What `encode` reads of a batch of `count`, as shapes."""
+
+    def load(self) -> dict:
+        """Parameters of frozen encoders, by name; reads their files."""
+
+    def shapes(self) -> dict:
+        """The same as shapes; reads nothing."""
+
+    def problems(self, model: DenoiserConfig) -> list[str]:
+        """What is wrong with these fields for that model."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,9 +52,100 @@ class ClassLabels:
         """`batch["label"]`, int32 [b]."""
         return Cond(labels=batch["label"])
 
-    def null(self, cond: Cond, model: DenoiserConfig) -> Cond:
+    def null(self, frozen: dict, cond: Cond, model: DenoiserConfig) -> Cond:
         """The null class for every image."""
         return Cond(labels=jnp.full_like(cond.labels, model.num_classes))
+
+    def example(self, count: int) -> dict:
+        """Labels [count]."""
+        return {"label": jax.ShapeDtypeStruct((count,), jnp.int32)}
+
+    def load(self) -> dict:
+        """Nothing."""
+        return {}
+
+    def shapes(self) -> dict:
+        """Nothing."""
+        return {}
+
+    def problems(self, model: DenoiserConfig) -> list[str]:
+        """What is wrong with these fields for that model."""
+        found = drop_problems(self.drop)
+        if model.num_classes < 1:
+            found.append(
+                "conditioner ClassLabels needs model.num_classes of at least 1; a "
+                "model of text takes conditioner Text"
+            )
+        return found
+
+
+@dataclasses.dataclass(kw_only=True)
+class Text:
+    """Text through a frozen encoder, as PixelFlow reads it.
+
+    A batch holds "tokens" int32 [b, l] and "mask" bool [b, l], l at most `length`;
+    padding is masked in the cross-attention. The null condition, with which training
+    replaces a text with probability `drop`, is the empty text: the end-of-sequence
+    token alone.
+    """
+
+    encoder: T5 = dataclasses.field(default_factory=T5)
+    length: int = 512
+    drop: float = 0.1
+
+    def encode(self, frozen: dict, batch: dict) -> Cond:
+        """States [b, l, width] of the last layer, with their mask."""
+        tokens, mask = batch["tokens"], batch["mask"]
+        if tokens.shape[1] > self.length:
+            raise ValueError(
+                f"A text of {tokens.shape[1]} tokens is longer than conditioner.length="
+                f"{self.length}: shorten it, or raise conditioner.length."
+            )
+        return Cond(text=self.encoder.states(frozen["text"], tokens, mask), mask=mask)
+
+    def null(self, frozen: dict, cond: Cond, model: DenoiserConfig) -> Cond:
+        """The empty text for every image."""
+        b, length, _ = cond.text.shape
+        first = jnp.arange(length)[None] == 0
+        tokens = jnp.where(first, END, PADDING).astype(jnp.int32)
+        states = self.encoder.states(frozen["text"], tokens, first)
+        one = Cond(text=states, mask=first)
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (b, *a.shape[1:])), one)
+
+    def example(self, count: int) -> dict:
+        """Tokens and mask [count, length]."""
+        shape = (count, self.length)
+        return {
+            "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
+        }
+
+    def load(self) -> dict:
+        """The encoder's parameters; TeacherError where its weights are absent."""
+        return {"text": self.encoder.load()}
+
+    def shapes(self) -> dict:
+        """The encoder's parameters as shapes."""
+        return {"text": self.encoder.shapes()}
+
+    def problems(self, model: DenoiserConfig) -> list[str]:
+        """What is wrong with these fields for that model."""
+        found = [*drop_problems(self.drop), *self.encoder.problems()]
+        if self.length < 1:
+            found.append("conditioner.length must be at least 1")
+        if not isinstance(model, PixelFlow):
+            found.append(f"{type(model).__name__} reads no text; PixelFlow does")
+        elif not found and model.text_width != self.encoder.width:
+            found.append(
+                f"model.text_width={model.text_width} must be the width of the "
+                f"encoder's states, {self.encoder.width}"
+            )
+        return found
+
+
+def drop_problems(rate: float) -> list[str]:
+    """A message where the rate of dropping is none."""
+    return [] if 0 <= rate <= 1 else ["conditioner.drop must lie in [0, 1]"]
 
 
 def drop(draw: Array, cond: Cond, null: Cond, rate: float) -> Cond:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning import ClassLabels
+from pixelflow_jax.conditioning import ClassLabels, Text
 from pixelflow_jax.data.emoji import Emoji
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.images import grid as image_grid
@@ -37,6 +37,7 @@ from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.lpips import LpipsNet
 from pixelflow_jax.teachers.suite import Teachers, together
+from pixelflow_jax.teachers.t5 import T5, T5Geometry
 from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
@@ -98,7 +99,7 @@ class Experiment:
     )
     teachers: Teachers = dataclasses.field(default_factory=Teachers)
     balance: Balance | None = None
-    conditioner: ClassLabels = dataclasses.field(default_factory=ClassLabels)
+    conditioner: ClassLabels | Text = dataclasses.field(default_factory=ClassLabels)
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     ema: tuple[float, ...] = (0.9999,)
     precision: Precision = dataclasses.field(default_factory=Precision)
@@ -161,8 +162,7 @@ class Experiment:
             found.append(f"ema={self.ema} must hold decays in [0, 1)")
         if len(set(self.ema)) < len(self.ema):
             found.append(f"ema={self.ema} names a decay twice")
-        if not 0 <= self.conditioner.drop <= 1:
-            found.append("conditioner.drop must lie in [0, 1]")
+        found += self.conditioner.problems(self.model)
         if self.sampling.batch_size < 1:
             found.append("sampling.batch_size must be at least 1")
         try:
@@ -212,7 +212,6 @@ class Experiment:
         image = jax.ShapeDtypeStruct(
             (count, size, size, self.model.channels), "float32"
         )
-        label = jax.ShapeDtypeStruct((count,), "int32")
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
 
         def loss(params: dict, batch: dict, keys: jax.Array, frozen: dict) -> jax.Array:
@@ -220,11 +219,17 @@ class Experiment:
             return recipe.loss(params, drawn, frozen, recipe.carry())[0]
 
         params = jax.eval_shape(recipe.init, jax.random.key(0))
-        frozen = self.teachers.shapes(recipe.needs)
-        jax.eval_shape(loss, params, {"image": image, "label": label}, keys, frozen)
+        batch = {"image": image, **self.conditioner.example(count)}
+        jax.eval_shape(loss, params, batch, keys, recipe.frozen_shapes())
 
     def validate_data(self) -> None:
         """Raises ConfigError where the data set has other classes than the model."""
+        if isinstance(self.conditioner, Text):
+            raise ConfigError(
+                "conditioner Text reads the tokens of captions, which the data sets of "
+                "this version do not hold: train a class-conditional model, or step "
+                "through training.step.make_step with batches of your own."
+            )
         classes = self.data.num_classes
         if classes != self.model.num_classes:
             raise ConfigError(
@@ -313,7 +318,7 @@ class Experiment:
             logging=self.log,
             config=self.to_dict(),
             initial=initial,
-            frozen=self.teachers.load(recipe.needs),
+            frozen=recipe.load_frozen(),
         )
 
     def _open_data(self, start: int) -> BatchLoader:
@@ -393,7 +398,7 @@ NODES = (
     ),
     *(Loop, Lpips, LpipsNet, NeuralField, PDino, PixNerd, PixelFlow, PixelGen),
     *(Precision, PredictClean, PredictVelocity, Pyramid, RandomCrop, Repa, Sampling),
-    *(Shards, Straight, Teachers, Tfds, Uniform),
+    *(Shards, Straight, T5, T5Geometry, Teachers, Text, Tfds, Uniform),
     sharding.MeshShape,
 )
 

@@ -10,7 +10,7 @@ import pytest
 import pixelflow_jax.data.loader
 import pixelflow_jax.experiment
 import pixelflow_jax.sharding
-from pixelflow_jax.conditioning import ClassLabels
+from pixelflow_jax.conditioning import ClassLabels, Text
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.experiment import (
     NODES,
@@ -33,6 +33,7 @@ from pixelflow_jax.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.suite import Teachers
+from pixelflow_jax.teachers.t5 import T5, T5Geometry
 from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
@@ -112,7 +113,16 @@ BAD = [
         {"terms": [FlowMatching(), Repa()], "model": tiny.model(patch=16)},
         'grid="resize"',
     ),
-    ({"model": PixelFlow(num_classes=3, patch=8, text_width=8)}, "text"),
+    ({"model": PixelFlow(num_classes=3, patch=8, text_width=8)}, "holds none"),
+    ({"conditioner": Text()}, "PixNerd reads no text"),
+    (
+        {"conditioner": Text(), "model": PixelFlow(num_classes=0, text_width=8)},
+        "model.text_width=8 must be the width of the encoder's states, 2048",
+    ),
+    (
+        {"conditioner": ClassLabels(), "model": PixelFlow(num_classes=0, text_width=8)},
+        "conditioner ClassLabels needs model.num_classes",
+    ),
     (
         {"sampling": Sampling(guidance=ClassifierFree(closed="left"))},
         "guidance.closed must be",
@@ -232,3 +242,17 @@ def test_data_is_opened_at_the_batch_asked_for(images):
             next(first)
         tiny.assert_identical(next(first), next(later))
     assert isinstance(config.data, Data)
+
+
+def test_a_text_model_traces_but_finds_no_captions_yet(images):
+    encoder = T5(geometry=T5Geometry(width=16, hidden=16, depth=1, heads=2))
+    config = tiny.experiment(
+        images,
+        model=PixelFlow(
+            num_classes=0, text_width=16, width=32, heads=4, depth=2, tap=1
+        ),
+        conditioner=Text(encoder=encoder, length=8),
+    )
+    config.validate()
+    with pytest.raises(ConfigError, match="captions"):
+        config.run()

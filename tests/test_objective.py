@@ -120,7 +120,7 @@ def test_terms_are_weighted_and_summed():
 def test_conditions_are_dropped_at_the_rate():
     n = 20_000
     cond, model = Cond(labels=jnp.arange(n) % 10), PixNerd(num_classes=10)
-    null = ClassLabels().null(cond, model)
+    null = ClassLabels().null({}, cond, model)
     np.testing.assert_array_equal(null.labels, 10)
     draw = jax.random.uniform(jax.random.key(0), (n,))
     dropped = drop(draw, cond, null, 0.1).labels

@@ -58,40 +58,45 @@ class Generator:
     def __call__(
         self,
         params: dict,
-        labels: np.ndarray,
+        given: np.ndarray | dict[str, np.ndarray],
         *,
         seed: int = 0,
         first: int = 0,
         record: bool = False,
         progress: bool = False,
         guide_params: dict | None = None,
+        frozen: dict | None = None,
     ) -> Generated:
-        """One image for each of `labels` [n]; they are numbered from `first` on.
+        """One image for each label of `given` [n]; they are numbered from `first` on.
 
-        `record` keeps the clean images implied at every step; `progress` shows a bar;
-        `guide_params` are the parameters of the `guide`.
+        Other conditioners than class labels read a dict of arrays [n, ...], with the
+        parameters `frozen` of their encoders. `record` keeps the clean images implied
+        at every step; `progress` shows a bar; `guide_params` are the parameters of the
+        `guide`.
         """
-        labels = np.asarray(labels, np.int32)
-        if not len(labels):
+        if not isinstance(given, dict):
+            given = {"label": np.asarray(given, np.int32)}
+        count = min(map(len, given.values()))
+        if not count:
             raise ValueError("There is nothing to sample: give at least one label.")
         shards = sharding.batch_shards(self.mesh)
-        wanted = min(self.batch_size, len(labels))
+        wanted = min(self.batch_size, count)
         size = -(-wanted // shards) * shards  # every device takes the same number
         parts = []
-        starts = range(0, len(labels), size)
+        starts = range(0, count, size)
         with jax.set_mesh(self.mesh):
             for start in tqdm(starts, disable=not progress, unit="batch"):
-                part = labels[start : start + size]
-                index = first + start + np.arange(size)
-                padded = np.resize(part, size)  # repeats labels to fill the batch
+                number = start + np.arange(size)
+                # What is over repeats, to fill the batch.
+                part = {name: a[number % count] for name, a in given.items()}
                 arrays = jax.device_put(
-                    (index.astype(np.uint32), padded),
+                    ((first + number).astype(np.uint32), part),
                     sharding.batch_sharding(self.mesh),
                 )
                 drawn = self._program(
-                    params, *arrays, np.uint32(seed), record, guide_params
+                    params, *arrays, np.uint32(seed), record, guide_params, frozen
                 )
-                parts.append(_trim(_on_host(drawn), len(part)))
+                parts.append(_trim(_on_host(drawn), count - start))
         stages = zip(*(part.stages for part in parts), strict=True)
         return Generated(
             np.concatenate([part.images for part in parts]),
@@ -107,19 +112,21 @@ class Generator:
         self,
         params: dict,
         index: Array,
-        labels: Array,
+        given: dict[str, Array],
         seed: Array,
         record: bool,
         guide_params: dict | None = None,
+        frozen: dict | None = None,
     ) -> Samples:
         """The program for one batch, as a function of arrays."""
-        cond = self.conditioner.encode({}, {"label": labels})
+        frozen = frozen or {}
+        cond = self.conditioner.encode(frozen, given)
         return sample(
             self.network.apply,
             params,
             image_keys(seed, index),
             cond,
-            self.conditioner.null(cond, self.model),
+            self.conditioner.null(frozen, cond, self.model),
             size=(*self.size, self.model.channels),
             stages=self.stages,
             prediction=self.prediction,
@@ -133,12 +140,15 @@ class Generator:
 
     def check(self) -> None:
         """Trace the program without compiling it; raises what it would raise."""
-        one = jax.ShapeDtypeStruct((1,), np.int32)
+        index = jax.ShapeDtypeStruct((1,), np.uint32)
         seed = jax.ShapeDtypeStruct((), np.uint32)
         program = functools.partial(self.trace, record=False)
-        guide = self.guide and self.guide.shapes()
-        shapes = self.network.shapes()
-        jax.eval_shape(program, shapes, one, one, seed, guide_params=guide)
+        shapes = {
+            "guide_params": self.guide and self.guide.shapes(),
+            "frozen": self.conditioner.shapes(),
+        }
+        given = self.conditioner.example(1)
+        jax.eval_shape(program, self.network.shapes(), index, given, seed, **shapes)
 
 
 def _on_host(drawn: Samples) -> Samples:

@@ -85,6 +85,14 @@ class Recipe:
         sizes = [stage.size(height, width) for stage in self.stages]
         return sum(self.model.flops(*size) for size in sizes) / len(sizes)
 
+    def frozen_shapes(self) -> dict:
+        """The parameters of all frozen networks, as shapes."""
+        return self.teachers.shapes(self.needs) | self.conditioner.shapes()
+
+    def load_frozen(self) -> dict:
+        """The parameters of all frozen networks (numpy); TeacherError without."""
+        return self.teachers.load(self.needs) | self.conditioner.load()
+
     def carry(self) -> dict:
         """What the loss remembers, before the first step."""
         return {} if self.balance is None else {"balance": jnp.ones((), jnp.float32)}
@@ -94,7 +102,7 @@ class Recipe:
         point_keys, drop_keys = split_keys(keys, 2)
         points = draw_points(point_keys, batch["image"], self.stages, self.time)
         cond = self.conditioner.encode(frozen, batch)
-        null = self.conditioner.null(cond, self.model)
+        null = self.conditioner.null(frozen, cond, self.model)
         uniform = jax.vmap(jax.random.uniform)(drop_keys)
         cond = drop(uniform, cond, null, self.conditioner.drop)
         own = jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT))(keys)
@@ -169,8 +177,9 @@ def _by_stage(cond: Cond, stages: int) -> tuple[Cond, ...]:
 def make_step(recipe: Recipe) -> Step:
     """The step as a pure function of state, batch and frozen parameters.
 
-    The batch holds "image" [b, h, w, c] in [-1, 1] and "label" [b]. Randomness depends
-    on (seed, step, index in the batch) alone: not on devices, nor on `accumulate`.
+    The batch holds "image" [b, h, w, c] in [-1, 1] and what the conditioner reads, such
+    as "label" [b]. Randomness depends on (seed, step, index in the batch) alone: not on
+    devices, nor on `accumulate`.
     """
 
     def step(

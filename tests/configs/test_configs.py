@@ -68,9 +68,9 @@ def test_it_builds_and_validates(config):
     size = config.data.image_size
     batch = {
         "image": jax.ShapeDtypeStruct((8, size, size, 3), "float32"),
-        "label": jax.ShapeDtypeStruct((8,), "int32"),
+        **config.conditioner.example(8),
     }
-    frozen = config.teachers.shapes(recipe.needs)
+    frozen = recipe.frozen_shapes()
     after, metrics = jax.eval_shape(make_step(recipe), state, batch, frozen)
     shapes = lambda tree: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
     assert shapes(after) == shapes(state)

@@ -31,13 +31,15 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from pixelflow_jax.conditioning import drop
-from pixelflow_jax.convert import pixnerd, tables
+from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd, tables
 from pixelflow_jax.flow.guidance import ClassifierFree
-from pixelflow_jax.flow.path import Stage
+from pixelflow_jax.flow.path import Stage, block_noise, pyramid
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.models.base import Cond, Network, network
+from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.embed import rotary_table
 from pixelflow_jax.nn.field import dct_features
@@ -103,10 +105,13 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.float32(scale) * z
 
 
-def model(config: PixNerd) -> tuple[Network, dict]:
+TABLES = {PixNerd: pixnerd, PixelFlow: pixelflow, PixelGen: pixelgen}
+
+
+def model(config: PixNerd | PixelFlow | PixelGen) -> tuple[Network, dict]:
     """The network of a config, with weights by formula."""
     net = network(config, EXACT)
-    table = pixnerd.table(config)
+    table = TABLES[type(config)].table(config)
     zeros = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), net.shapes())
     official = {k: weight(k, v.shape) for k, v in tables.export(table, zeros).items()}
     return net, jax.tree.map(jnp.asarray, tables.load(table, official))
@@ -137,6 +142,62 @@ def record_forward() -> dict:
                 (Cond(labels=jnp.array([1, 5])),),
             )
             outputs |= {case: out.pred[0], f"{case}_tap": out.tap[0][:, :2]}
+    return outputs
+
+
+def record_pixelflow() -> dict:
+    """Two resolutions in one packed pass, with classes and with text."""
+    small = {"patch": 2, "width": 24, "heads": 3, "depth": 2, "tap": 1}
+    text = jnp.asarray(normal("text", (2, 5, 16)))
+    mask = jnp.arange(5) < jnp.array([[3], [5]])
+    conds = {
+        "class": Cond(labels=jnp.array([1, 5])),
+        "text": Cond(text=text, mask=mask),
+    }
+    outputs = {}
+    for kind, cond in conds.items():
+        fields = {"num_classes": 5} if kind == "class" else {"num_classes": 0}
+        fields |= {} if kind == "class" else {"text_width": 16}
+        net, params = model(PixelFlow(**small, **fields))
+        images = image(f"{kind}_small", 2, 4, 4), image(f"{kind}_large", 2, 8, 6)
+        clocks = jnp.array([3.0, 170.0]), jnp.array([500.5, 999.0])
+        out = jax.jit(net.apply)(params, images, clocks, (cond, cond))
+        outputs |= {f"{kind}_4x4": out.pred[0], f"{kind}_8x6": out.pred[1]}
+        outputs[f"{kind}_tap"] = out.tap[1][:, :2]
+    return outputs
+
+
+def record_cascade() -> dict:
+    """Points of every stage, and what each jump makes of a result and fresh noise."""
+    clean, outputs, end = image("cascade", 2, 16, 8), {}, None
+    t = jnp.array([0.2, 0.9])
+    for k, stage in enumerate(pyramid(3)):
+        noise = image(f"cascade_noise{k}", 2, *stage.size(16, 8))
+        point = stage.draw(clean, noise, t)
+        outputs |= {f"x_t{k}": point.x_t, f"clock{k}": point.clock}
+        outputs[f"target{k}"] = PredictVelocity().target(point)
+        if end is not None:
+            fresh = block_noise(noise, stage.gamma)
+            outputs[f"begin{k}"] = stage.begin(end, fresh)
+        end = point.end
+    return outputs
+
+
+def record_pixelgen() -> dict:
+    """JiT with and without the bottleneck and class tokens."""
+    small = {"num_classes": 5, "patch": 4, "image_size": 8, "width": 24, "heads": 3}
+    small |= {"depth": 3, "tap": 1, "dropout": 0.0}
+    variants = {
+        "bottleneck": {"bottleneck": 6, "context_length": 3, "context_start": 2},
+        "direct": {"context_length": 0},
+    }
+    outputs = {}
+    for name, fields in variants.items():
+        net, params = model(PixelGen(**small, **fields))
+        args = (image(f"jit_{name}", 2, 8, 8),), (jnp.array([0.15, 0.8]),)
+        cond = Cond(labels=jnp.array([1, 5]))
+        out = jax.jit(net.apply)(params, *args, (cond,))
+        outputs |= {name: out.pred[0], f"{name}_tap": out.tap[0]}
     return outputs
 
 
@@ -196,6 +257,9 @@ RECORDERS: dict[str, Callable[[], dict]] = {
     "pixnerd/tables": record_tables,
     "pixnerd/forward": record_forward,
     "pixnerd/training": record_training,
+    "pixelflow/forward": record_pixelflow,
+    "pixelflow/cascade": record_cascade,
+    "pixelgen/forward": record_pixelgen,
     **{
         f"pixnerd/sampler_{name}": functools.partial(record_sampler, name)
         for name in SAMPLERS

@@ -192,7 +192,7 @@ class Batch:
             labels = given["labels"][np.concatenate(self.members)].astype(np.int32)
             cond = Cond(labels=jnp.asarray(labels))
             law, u = ClassLabels(), given["label_drop_uniform"]
-            cond = drop(jnp.asarray(u), cond, law.null(cond, config), law.drop)
+            cond = drop(jnp.asarray(u), cond, law.null({}, cond, config), law.drop)
             fields["labels"] = cond.labels
         if config.text_width:
             fields["text"], fields["mask"] = padded(
