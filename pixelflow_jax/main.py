@@ -27,7 +27,6 @@ import sys
 import traceback
 
 import jax
-import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -145,7 +144,7 @@ def run_sampling(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, pathlib
         record=TRAJECTORY.value,
         progress=True,
     )
-    steps = np.ravel(sampling.grid.steps)
+    steps = sampling.grid.stage_steps or (sampling.grid.steps,)
     solver = SOLVER.value or type(sampling.solver).__name__.lower()
     name = (
         f"step{pipeline.step:08d}-{solver}{'-'.join(map(str, steps))}"
@@ -166,7 +165,7 @@ def _sampling(sampling: Sampling) -> Sampling:
     """The checkpoint's or a preset's settings, changed by the flags."""
     if PRESET.value:
         sampling = PRESETS[PRESET.value]()
-    grid = _replaced(sampling.grid, steps=_steps(STEPS.value), shift=SHIFT.value)
+    grid = _replaced(sampling.grid, **_steps(STEPS.value), shift=SHIFT.value)
     guidance = sampling.guidance
     if GUIDE.value:
         same = {name: getattr(guidance, name) for name in ("low", "high", "closed")}
@@ -177,9 +176,10 @@ def _sampling(sampling: Sampling) -> Sampling:
     return dataclasses.replace(sampling, solver=solver, grid=grid, guidance=guidance)
 
 
-def _steps(text: list[str] | None) -> int | tuple[int, ...] | None:
+def _steps(text: list[str] | None) -> dict:
+    """The grid's fields for one number of steps, or one a stage."""
     if not text:
-        return None
+        return {}
     try:
         numbers = tuple(int(part) for part in text)
     except ValueError:
@@ -187,7 +187,9 @@ def _steps(text: list[str] | None) -> int | tuple[int, ...] | None:
             f"--sample_steps={','.join(text)} must be a number, or one a stage such as "
             "10,20,30,30."
         ) from None
-    return numbers[0] if len(numbers) == 1 else numbers
+    if len(numbers) == 1:
+        return {"steps": numbers[0], "stage_steps": ()}
+    return {"stage_steps": numbers}
 
 
 def _variant() -> str:

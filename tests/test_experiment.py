@@ -89,10 +89,13 @@ BAD = [
     ({"sampling": Sampling(batch_size=0)}, "sampling.batch_size must be at least 1"),
     (
         {"sampling": Sampling(grid=Grid(steps=0))},
-        "grid.steps=0 must be whole numbers above 0",
+        "grid.steps=0 and stage_steps=() must be at least 1",
     ),
     ({"sampling": Sampling(grid=Grid(shift=0.0))}, "shift > 0"),
-    ({"sampling": Sampling(grid=Grid(steps=(3, 3)))}, "grid.steps=(3, 3) must be one"),
+    (
+        {"sampling": Sampling(grid=Grid(stage_steps=(3, 3)))},
+        "grid.stage_steps=(3, 3) must hold 1",
+    ),
     (
         {"sampling": Sampling(guidance=ClassifierFree(scale=2.0, ramp=(0.0, 1.0)))},
         "guidance.ramp=(0.0, 1.0) must hold 1 shares",

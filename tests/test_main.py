@@ -10,7 +10,10 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from pixelflow_jax import Pipeline, main
-from pixelflow_jax.experiment import ConfigError
+from pixelflow_jax.experiment import ConfigError, Sampling
+from pixelflow_jax.flow.guidance import AutoGuidance
+from pixelflow_jax.pipeline import PipelineError
+from pixelflow_jax.presets import PRESETS
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
@@ -364,3 +367,21 @@ def test_a_diverging_run_exits_with_one_paragraph(images, tmp_path):
 def test_every_solver_of_the_command_line_is_one_of_ours():
     assert {"euler", "heun", "adams2", "sde"} <= set(main.SOLVERS)
     assert all(dataclasses.is_dataclass(solver) for solver in main.SOLVERS.values())
+
+
+def test_flags_change_a_preset():
+    """A preset is taken whole; what else is given changes it, and nothing besides."""
+    with flagsaver.flagsaver(preset="dopri5_stagewise2.4"):
+        assert main._sampling(Sampling()) == PRESETS["dopri5_stagewise2.4"]()
+    given = {"sample_steps": ["10", "20"], "guide": "runs/weak", "guidance": 3.0}
+    with flagsaver.flagsaver(preset="pixelgen_heun50", **given):
+        changed = main._sampling(Sampling())
+    preset = PRESETS["pixelgen_heun50"]()
+    assert changed.grid == dataclasses.replace(preset.grid, stage_steps=(10, 20))
+    assert changed.guidance == AutoGuidance(
+        scale=3.0, low=0.1, high=0.9, closed="high", weights="runs/weak"
+    )
+    assert changed.solver == preset.solver
+    with flagsaver.flagsaver(sample_steps=["ten"]):
+        with pytest.raises(PipelineError, match="sample_steps"):
+            main._sampling(Sampling())

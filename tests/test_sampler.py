@@ -177,7 +177,11 @@ CASCADE = pyramid(3)
 
 
 def cascade(apply, **changes):
-    settings = {"size": (16, 32, 3), "stages": CASCADE, "grid": Grid(steps=(1, 2, 3))}
+    settings = {
+        "size": (16, 32, 3),
+        "stages": CASCADE,
+        "grid": Grid(stage_steps=(1, 2, 3)),
+    }
     return program(apply, **{**settings, **changes})
 
 
@@ -302,7 +306,7 @@ def test_a_weaker_model_guides():
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"grid": Grid(steps=(1, 2))}, "grid.steps"),
+        ({"grid": Grid(stage_steps=(1, 2))}, "grid.stage_steps"),
         ({"guidance": ClassifierFree(scale=2.0, ramp=(0.0, 1.0))}, "guidance.ramp"),
     ],
 )

@@ -59,13 +59,15 @@ TimeLaw = Uniform | LogitNormal
 class Grid:
     """Sampling times: `steps` equal steps up to 1 - last_step, then one to 1; shifted.
 
-    `steps` is one number for every stage of the path, or one a stage. `last_step` 0
-    stands for equal steps all the way. The official PixelFlow sampler spreads its steps
-    over 0 .. 0.999, which makes the last one tiny: last_step=0.001 is that grid. Its
-    Dopri5 sampler tells the network the clock of 0.999 t instead of t: `told`.
+    `steps` counts for every stage of the path, unless `stage_steps` holds one number a
+    stage. `last_step` 0 stands for equal steps all the way. The official PixelFlow
+    sampler spreads its steps over 0 .. 0.999, which makes the last one tiny:
+    last_step=0.001 is that grid. Its Dopri5 sampler tells the network the clock of
+    0.999 t instead of t: `told`.
     """
 
-    steps: int | tuple[int, ...] = 50
+    steps: int = 50
+    stage_steps: tuple[int, ...] = ()
     last_step: float = 0.0
     shift: float = 1.0
     told: float = 1.0
@@ -75,10 +77,9 @@ class Grid:
 
         Raises ValueError for fields that make no sense.
         """
-        whole = isinstance(self.steps, int)
-        if problems := self.problems(1 if whole else len(self.steps)):
+        if problems := self.problems(len(self.stage_steps) or 1):
             raise ValueError("; ".join(problems))
-        steps = self.steps if whole else self.steps[stage]
+        steps = self.stage_steps[stage] if self.stage_steps else self.steps
         last = self.last_step or 1 / steps
         nodes = np.append(_linspace(1 - last, steps), np.float32(1))
         return warp(nodes, np.float32(self.shift))
@@ -86,14 +87,16 @@ class Grid:
     def problems(self, num_stages: int) -> list[str]:
         """What is wrong with these fields for a path of that many stages."""
         found = []
-        each = (self.steps,) if isinstance(self.steps, int) else tuple(self.steps)
-        if not isinstance(self.steps, int) and len(each) != num_stages:
+        if len(self.stage_steps) not in (0, num_stages):
             found.append(
-                f"grid.steps={each} must be one number or {num_stages}, one for each "
-                "stage of the path"
+                f"grid.stage_steps={self.stage_steps} must hold {num_stages} numbers, "
+                "one for each stage of the path, or none"
             )
-        if any(not isinstance(n, int) or n < 1 for n in each):
-            found.append(f"grid.steps={self.steps} must be whole numbers above 0")
+        if min((self.steps, *self.stage_steps)) < 1:
+            found.append(
+                f"grid.steps={self.steps} and stage_steps={self.stage_steps} must be "
+                "at least 1"
+            )
         if not 0 <= self.last_step <= 1 or self.shift <= 0 or not 0 < self.told <= 1:
             found.append(
                 "the time grid needs 0 <= last_step <= 1, shift > 0 and 0 < told <= 1, "

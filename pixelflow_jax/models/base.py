@@ -48,10 +48,15 @@ class Denoiser(Protocol):
 
 
 class DenoiserConfig(Protocol):
-    """A config node that builds a denoiser."""
+    """A config node that builds a denoiser.
+
+    `width` is that of the tokens it hands out, `patch` the side of one's square.
+    """
 
     channels: int
     num_classes: int
+    patch: int
+    width: int
 
     def build(self, rngs: nnx.Rngs, precision: Precision) -> Denoiser:
         """The module, with freshly drawn parameters."""

@@ -34,6 +34,9 @@ FREE = (
     "model.attention",
     "accumulate",
     "init_from",
+    *(f"teachers.dino.{name}" for name in ("weights", "attention", "loop")),
+    *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
+    *(f"conditioner.encoder.{name}" for name in ("weights", "loop")),
 )
 
 

@@ -141,6 +141,15 @@ def overridden(*arguments: str) -> Experiment:
         ("--noconfig.data.flip", "data.flip", False),
         ("--config.data.source.holdout=0.5", "data.source.holdout", 0.5),
         ("--config.sampling.guidance.high=0.7", "sampling.guidance.high", 0.7),
+        ("--config.sampling.grid.steps=7", "sampling.grid.steps", 7),
+        ("--config.sampling.grid.stage_steps=(7,)", "sampling.grid.stage_steps", (7,)),
+        ("--config.path.noise_scale=2.0", "path.noise_scale", 2.0),
+        (
+            "--config.teachers.dino.weights=/data/d.pth",
+            "teachers.dino.weights",
+            "/data/d.pth",
+        ),
+        ("--config.teachers.dino.variant=vits14", "teachers.dino.variant", "vits14"),
         (
             "--config.checkpoint.allow=('optimizer.lr',)",
             "checkpoint.allow",

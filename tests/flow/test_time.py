@@ -88,7 +88,7 @@ def test_time_laws_depend_on_the_key_alone():
 
 
 def test_stages_may_have_steps_of_their_own():
-    grid = Grid(steps=(2, 5), last_step=0.001)
+    grid = Grid(stage_steps=(2, 5), last_step=0.001)
     assert [len(grid.times(stage)) for stage in (0, 1)] == [3, 6]
     np.testing.assert_allclose(grid.times(0), [0, 0.999, 1])
     whole = Grid(steps=5, last_step=0.001)
@@ -99,8 +99,8 @@ def test_stages_may_have_steps_of_their_own():
 @pytest.mark.parametrize(
     ("grid", "named"),
     [
-        (Grid(steps=(2, 5)), "grid.steps"),
-        (Grid(steps=(2, 0, 5)), "grid.steps"),
+        (Grid(stage_steps=(2, 5)), "grid.stage_steps"),
+        (Grid(stage_steps=(2, 0, 5)), "stage_steps=(2, 0, 5)"),
         (Grid(told=0.0), "told"),
     ],
 )

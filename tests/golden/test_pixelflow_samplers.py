@@ -61,10 +61,12 @@ class Pipeline:
         self.adaptive = o["dopri5"]
         self.stages = pyramid(**scheduler(o["scheduler"]))
         window = 0.999
-        grid = Grid(steps=tuple(o["steps"]), shift=o["shift"], last_step=1 - window)
+        grid = Grid(
+            stage_steps=tuple(o["steps"]), shift=o["shift"], last_step=1 - window
+        )
         self.grid = grid
         if self.adaptive:
-            self.grid = Grid(steps=tuple(o["steps"]), told=window)
+            self.grid = Grid(stage_steps=tuple(o["steps"]), told=window)
         self.by_class = bool(o["model"]["num_classes"])
         ramp = RAMP[: len(self.stages)] if self.by_class else ()
         self.guidance = ClassifierFree(scale=o["guidance"], ramp=ramp)

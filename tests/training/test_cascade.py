@@ -53,7 +53,7 @@ def cascade(images, **fields):
         "time": Uniform(levels=1000),
         "sampling": dataclasses.replace(
             tiny.experiment(images).sampling,
-            grid=Grid(steps=(2, 3), last_step=0.001),
+            grid=Grid(stage_steps=(2, 3), last_step=0.001),
             guidance=ClassifierFree(scale=2.0, ramp=(0.0, 1.0)),
         ),
         "steps": STEPS,

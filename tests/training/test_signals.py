@@ -18,9 +18,9 @@ def images(tmp_path_factory):
     return tiny.write_images(tmp_path_factory.mktemp("images"))
 
 
-def start(images, folder):
+def start(images, folder, changes=""):
     """An endless run that has made a few steps."""
-    config = tiny.write_config(folder / "config.py", images, ENDLESS)
+    config = tiny.write_config(folder / "config.py", images, ENDLESS + changes)
     history = folder / "run" / "metrics.jsonl"
     done = len(tiny.history(folder / "run")) if history.exists() else 0
     process = tiny.command(f"--config={config}", f"--workdir={folder / 'run'}")
@@ -59,13 +59,14 @@ def test_sigterm_and_ctrl_c_save_and_the_next_start_goes_on(images, tmp_path):
 
 @pytest.mark.slow
 def test_the_second_ctrl_c_kills(images, tmp_path):
-    process = start(images, tmp_path)
+    # Steps so long that the second signal arrives before the first has done its work.
+    process = start(images, tmp_path, "\nconfig.batch_size = 1024")
     process.send_signal(signal.SIGINT)
     said = b""
     while b"SIGINT: saving after this step; again to kill" not in said:
         said += os.read(process.stderr.fileno(), 10_000)
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)  # while the first one's checkpoint is saved
+    process.send_signal(signal.SIGINT)
     code, out, error = tiny.finish(process, timeout=15)
     assert code == 130 and "Interrupted." in error, error
     assert "Stopped after" not in out
