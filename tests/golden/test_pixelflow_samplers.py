@@ -59,14 +59,12 @@ class Pipeline:
     def __post_init__(self):
         o = harness.take(self.fixture.config, OPTIONS)
         self.adaptive = o["dopri5"]
-        self.stages = pyramid(**scheduler(o["scheduler"]))
-        window = 0.999
-        grid = Grid(
-            stage_steps=tuple(o["steps"]), shift=o["shift"], last_step=1 - window
-        )
-        self.grid = grid
+        options = scheduler(o["scheduler"])
+        self.stages = pyramid(**options)
+        tiny, steps = 1 / options["num_train_timesteps"], tuple(o["steps"])
+        self.grid = Grid(stage_steps=steps, shift=o["shift"], last_step=tiny)
         if self.adaptive:
-            self.grid = Grid(stage_steps=tuple(o["steps"]), told=window)
+            self.grid = Grid(stage_steps=steps, told=1 - tiny)
         self.by_class = bool(o["model"]["num_classes"])
         ramp = RAMP[: len(self.stages)] if self.by_class else ()
         self.guidance = ClassifierFree(scale=o["guidance"], ramp=ramp)

@@ -9,8 +9,6 @@ from pixelflow_jax.flow.path import block_noise, pyramid
 from pixelflow_jax.flow.time import Grid, Uniform
 from tests.golden import harness
 
-TINY = 0.001  # the official grid's last step
-
 
 def names(fixture) -> list[str]:
     return list(fixture.config["schedulers"])
@@ -52,12 +50,13 @@ def test_discrete_times_are_those_of_the_table(fixture, case):
 @harness.parametrize("pixelflow_scheduler", None, names)
 def test_sampling_grids(fixture, case):
     recorded = fixture.under(f"out/{case}/set_timesteps")
-    stages = stages_of(fixture.config["schedulers"][case])
+    options = fixture.config["schedulers"][case]
+    stages, tiny = stages_of(options), 1 / options["num_train_timesteps"]
     for name, theirs in recorded.items():
         steps, shift, stage = re.fullmatch(
             r"steps(\d+)_shift([\d.]+)/stage(\d+)/\w+", name
         ).groups()
-        grid = Grid(steps=int(steps), shift=float(shift), last_step=TINY)
+        grid = Grid(steps=int(steps), shift=float(shift), last_step=tiny)
         ours = grid.times(int(stage))
         if name.endswith("Timesteps"):
             ours = stages[int(stage)].to_clock(ours[:-1])
