@@ -162,3 +162,9 @@ def test_pyramids_that_cannot_be(wrong):
     (problem,) = Pyramid(**wrong).problems()
     assert next(iter(wrong)) in problem
     assert not Pyramid().problems()
+
+
+def test_cuts_are_rounded_down_as_the_official_table_is():
+    ends = [stage.end for stage in pyramid(3)]
+    np.testing.assert_allclose(ends, [0.333, 0.666, 1.0], atol=1e-7)
+    assert [type(stage.clock[0]) for stage in pyramid(3)] == [int] * 3

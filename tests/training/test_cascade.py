@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -27,6 +28,7 @@ from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.optimizer import AdamW
+from pixelflow_jax.training.step import fresh_state, make_step
 from tests.teachers import official
 from tests.training import tiny
 
@@ -79,6 +81,20 @@ def test_a_cascade_learns(workdir):
     losses = [line["loss"] for line in tiny.history(workdir)]
     assert len(losses) == STEPS
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_slices_of_a_batch_hold_every_stage_alike(images):
+    """Two slices of four images draw the stages that one batch of eight draws."""
+    config = cascade(images)
+    with config._open_data(0) as loader:
+        batch = next(loader)
+    state = fresh_state(config.recipe(), (), config.mesh.build(jax.devices()[:1]))
+    losses = []
+    for parts in (1, 2):
+        recipe = dataclasses.replace(config, accumulate=parts).recipe()
+        losses.append(jax.jit(make_step(recipe))(state, batch, {})[1])
+    for name, value in losses[0].items():
+        assert float(value) == pytest.approx(float(losses[1][name]), rel=1e-5)
 
 
 def test_a_trained_cascade_draws_squares_and_other_shapes(pipeline, tmp_path):
