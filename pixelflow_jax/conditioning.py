@@ -90,9 +90,9 @@ class Text:
 
     A batch holds "tokens" int32 [b, l] and "mask" bool [b, l], l at most `length`, or
     exactly that for PixNerdText and PixelGenText. PixelFlow does not attend to padding;
-    those two do unless `model.mask_text` is set. The null condition, with which training
-    replaces a text with probability `drop`, is the empty text: the end-of-sequence
-    token alone.
+    those two do, unless `model.mask_text` is set. The null condition, with which
+    training replaces a text with probability `drop`, is the empty text: the
+    end-of-sequence token alone.
     """
 
     encoder: T5 = dataclasses.field(default_factory=T5)
