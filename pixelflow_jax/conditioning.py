@@ -10,9 +10,14 @@ from jax import Array
 from pixelflow_jax.flow.path import per_image
 from pixelflow_jax.models.base import Cond, DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.models.pixelgen_text import PixelGenText
+from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.teachers.t5 import T5
 
 END, PADDING = 1, 0  # T5's tokens
+
+# The models that read texts of one length only.
+FIXED_LENGTH = (PixNerdText, PixelGenText)
 
 
 class Conditioner(Protocol):
@@ -81,12 +86,13 @@ class ClassLabels:
 
 @dataclasses.dataclass(kw_only=True)
 class Text:
-    """Text through a frozen encoder, as PixelFlow reads it.
+    """Text through a frozen encoder.
 
-    A batch holds "tokens" int32 [b, l] and "mask" bool [b, l], l at most `length`;
-    padding is masked in the cross-attention. The null condition, with which training
-    replaces a text with probability `drop`, is the empty text: the end-of-sequence
-    token alone.
+    A batch holds "tokens" int32 [b, l] and "mask" bool [b, l], l at most `length`, or
+    exactly that for PixNerdText and PixelGenText. PixelFlow does not attend to padding;
+    those two do, unless `model.mask_text` is set. The null condition, with which
+    training replaces a text with probability `drop`, is the empty text: the
+    end-of-sequence token alone.
     """
 
     encoder: T5 = dataclasses.field(default_factory=T5)
@@ -133,12 +139,21 @@ class Text:
         found = [*drop_problems(self.drop), *self.encoder.problems()]
         if self.length < 1:
             found.append("conditioner.length must be at least 1")
-        if not isinstance(model, PixelFlow):
-            found.append(f"{type(model).__name__} reads no text; PixelFlow does")
-        elif not found and model.text_width != self.encoder.width:
+        if not isinstance(model, (PixelFlow, *FIXED_LENGTH)):
+            return [
+                *found,
+                f"{type(model).__name__} reads no text; PixelFlow, PixNerdText and "
+                "PixelGenText do",
+            ]
+        if not found and model.text_width != self.encoder.width:
             found.append(
                 f"model.text_width={model.text_width} must be the width of the "
                 f"encoder's states, {self.encoder.width}"
+            )
+        if isinstance(model, FIXED_LENGTH) and model.text_length != self.length:
+            found.append(
+                f"model.text_length={model.text_length} must be "
+                f"conditioner.length={self.length}"
             )
         return found
 

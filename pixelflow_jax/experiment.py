@@ -27,7 +27,9 @@ from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
 from pixelflow_jax.models.base import Network, misfitting, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
+from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
+from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.nodes import from_dict, mistyped, to_dict, walk
@@ -89,7 +91,9 @@ class Experiment:
     init_from: str = ""
     data: Data = dataclasses.field(default_factory=Data)
     path: Straight | Pyramid = dataclasses.field(default_factory=Straight)
-    model: PixNerd | PixelFlow | PixelGen = dataclasses.field(default_factory=PixNerd)
+    model: PixNerd | PixelFlow | PixelGen | PixNerdText | PixelGenText = (
+        dataclasses.field(default_factory=PixNerd)
+    )
     prediction: PredictVelocity | PredictClean = dataclasses.field(
         default_factory=PredictVelocity
     )
@@ -396,7 +400,8 @@ NODES = (
         Logging,
         LogitNormal,
     ),
-    *(Loop, Lpips, LpipsNet, NeuralField, PDino, PixNerd, PixelFlow, PixelGen),
+    *(Loop, Lpips, LpipsNet, NeuralField, PDino),
+    *(PixNerd, PixelFlow, PixelGen, PixNerdText, PixelGenText),
     *(Precision, PredictClean, PredictVelocity, Pyramid, RandomCrop, Repa, Sampling),
     *(Shards, Straight, T5, T5Geometry, Teachers, Text, Tfds, Uniform),
     sharding.MeshShape,

@@ -11,9 +11,10 @@ import pytest
 from pixelflow_jax.conditioning import Text, drop
 from pixelflow_jax.experiment import Experiment, Sampling
 from pixelflow_jax.flow.guidance import ClassifierFree
-from pixelflow_jax.flow.path import Pyramid
+from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.teachers.t5 import T5, T5Geometry
 from pixelflow_jax.training.step import fresh_state, make_step
@@ -24,6 +25,18 @@ ENCODER = T5(
     precision=EXACT,
 )
 TEXT = Text(encoder=ENCODER, length=8)
+JOINT = PixNerdText(
+    patch=8,
+    width=32,
+    heads=4,
+    depth=2,
+    text_depth=1,
+    text_width=16,
+    text_length=8,
+    mask_text=True,
+    tap=1,
+    decoder=dataclasses.replace(text_field(), width=8, depth=1),
+)
 MODEL = PixelFlow(num_classes=0, text_width=16, width=32, heads=4, depth=2, tap=1)
 
 
@@ -61,12 +74,13 @@ def test_a_text_that_is_too_long_is_refused():
         short.encode(frozen(), batch())
 
 
-@pytest.fixture(scope="module")
-def config() -> Experiment:
+@pytest.fixture(scope="module", params=["cascade", "joint"])
+def config(request) -> Experiment:
+    cascade = request.param == "cascade"
     experiment = Experiment(
         name="text",
-        model=MODEL,
-        path=Pyramid(num_stages=2),
+        model=MODEL if cascade else JOINT,
+        path=Pyramid(num_stages=2) if cascade else Straight(),
         conditioner=TEXT,
         precision=EXACT,
         batch_size=8,

@@ -24,7 +24,9 @@ from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
+from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.nodes import walk
@@ -118,6 +120,15 @@ BAD = [
     ),
     ({"model": PixelFlow(num_classes=3, patch=8, text_width=8)}, "holds none"),
     ({"conditioner": Text()}, "PixNerd reads no text"),
+    ({"conditioner": Text(), "model": PixNerdText()}, "model.text_length=128 must be"),
+    (
+        {"conditioner": Text(length=128), "model": PixelGenText(text_width=8)},
+        "model.text_width=8 must be the width of the encoder's states, 2048",
+    ),
+    (
+        {"conditioner": ClassLabels(), "model": PixNerdText()},
+        "conditioner ClassLabels needs model.num_classes",
+    ),
     (
         {"conditioner": Text(), "model": PixelFlow(num_classes=0, text_width=8)},
         "model.text_width=8 must be the width of the encoder's states, 2048",

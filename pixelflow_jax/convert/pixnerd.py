@@ -20,21 +20,39 @@ def table(config: PixNerd) -> list[Row]:
         rows += _blocks("early", range(config.tap))
     if config.tap < config.depth:
         rows += _blocks("late", range(config.tap, config.depth))
-    return rows + (_field(config, config.decoder) if field else _tokens(config))
+    return rows + (
+        field_rows(config.depth, config.decoder) if field else _tokens(config)
+    )
 
 
 def embedding_rows() -> list[Row]:
     """Rows of the embeddings of time and class, which PixelGen has too."""
+    table = Row("class_embed/table", "y_embedder.embedding_table.weight")
+    return [*time_rows("time_embed"), table]
+
+
+def time_rows(ours: str) -> list[Row]:
+    """Rows of the time embedding, which is at this path with us."""
     return [
-        *linear_rows("time_embed/hidden", "t_embedder.mlp.0"),
-        *linear_rows("time_embed/out", "t_embedder.mlp.2"),
-        Row("class_embed/table", "y_embedder.embedding_table.weight"),
+        *linear_rows(f"{ours}/hidden", "t_embedder.mlp.0"),
+        *linear_rows(f"{ours}/out", "t_embedder.mlp.2"),
     ]
 
 
-def attention_rows(stack: str, layers: range, *, bias: bool) -> list[Row]:
-    """Rows of a stack's norms and attention, which PixelGen has too, with a bias."""
-    ours, theirs = f"{stack}/blocks", "blocks.{i}"
+def attention_rows(
+    stack: str,
+    layers: range,
+    *,
+    bias: bool,
+    official: str = "blocks",
+    fused: str = "qkv",
+) -> list[Row]:
+    """Rows of a stack's norms and attention, which PixelGen has too, with a bias.
+
+    `official` and `fused` are the official names of the blocks, and of the projection
+    to queries, keys and values.
+    """
+    ours, theirs = f"{stack}/blocks", f"{official}.{{i}}"
     norms = {
         "norm1": "norm1",
         "norm2": "norm2",
@@ -45,7 +63,7 @@ def attention_rows(stack: str, layers: range, *, bias: bool) -> list[Row]:
         Row(f"{ours}/{a}/weight", f"{theirs}.{b}.weight", same, layers)
         for a, b in norms.items()
     ]
-    qkv, out = f"{theirs}.attn.qkv", f"{theirs}.attn.proj"
+    qkv, out = f"{theirs}.attn.{fused}", f"{theirs}.attn.proj"
     rows += linear_rows(f"{ours}/attention/qkv", qkv, layers, bias=bias)
     return rows + linear_rows(f"{ours}/attention/out", out, layers)
 
@@ -59,8 +77,9 @@ def _blocks(stack: str, layers: range) -> list[Row]:
     return rows + linear_rows(f"{ours}/modulation", modulation, layers)
 
 
-def _field(config: PixNerd, field: NeuralField) -> list[Row]:
-    layers = range(config.depth, config.depth + field.depth)
+def field_rows(depth: int, field: NeuralField) -> list[Row]:
+    """Rows of a field behind `depth` blocks of the transformer."""
+    layers = range(depth, depth + field.depth)
     ours = "decoder/field/blocks"
     rows = [
         *linear_rows("decoder/embed/proj", "x_embedder.embedder.0"),

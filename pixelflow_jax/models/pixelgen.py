@@ -7,6 +7,7 @@ travel ahead of the image's.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -150,7 +151,6 @@ class PixelGenModel(nnx.Module):
     def __init__(self, config: PixelGen, rngs: nnx.Rngs, precision: Precision):
         d, self.patch = config.width, config.patch
         self.head_width = d // config.heads
-        self.side = config.image_size // config.patch
         self.depth, self.dropping = config.depth, config.dropping
         self.drops = bool(config.dropout or config.attention_dropout)
         self.dtype = precision.dtype
@@ -160,7 +160,8 @@ class PixelGenModel(nnx.Module):
             inputs, neck or d, precision, rngs, bias=not neck, **init
         )
         self.patch_expand = linear(neck, d, precision, rngs, **init) if neck else None
-        self.position = nnx.Param(jnp.asarray(sincos_table(self.side, self.side, d)))
+        side = config.image_size // config.patch
+        self.position = nnx.Param(jnp.asarray(sincos_table(side, side, d)))
         self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs, bias_init=zeros)
         self.class_embed = ClassEmbed(config.num_classes, d, rngs)
         small, length = nnx.initializers.normal(0.02), config.context_length
@@ -228,7 +229,8 @@ class PixelGenModel(nnx.Module):
         tokens = self.patch_embed(tokens)
         if self.patch_expand is not None:
             tokens = self.patch_expand(tokens)
-        places = [(self._places(*size),) for size in self._sizes(groups)]
+        stored = self.position[...]
+        places = [(places_of(stored, *size),) for size in self._sizes(groups)]
         tokens = tokens + pack_tables(packing, places)[0]
         return Sequence(
             tokens.astype(self.dtype), packing, self._rope(groups, packing, 0)
@@ -255,12 +257,6 @@ class PixelGenModel(nnx.Module):
     def _sizes(self, groups: tuple[Array, ...]) -> list[tuple[int, int]]:
         return [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
 
-    def _places(self, rows: int, columns: int) -> Array:
-        """Positions [rows * columns, d]: the stored ones, which are never trained."""
-        if (rows, columns) == (self.side, self.side):
-            return jax.lax.stop_gradient(self.position[...])
-        return jnp.asarray(sincos_table(rows, columns, self.position.shape[-1]))
-
     def _rope(
         self, groups: tuple[Array, ...], packing: Packing, context: int
     ) -> tuple[Array, ...]:
@@ -269,6 +265,17 @@ class PixelGenModel(nnx.Module):
             for size in self._sizes(groups)
         )
         return pack_tables(packing, [still(table, context) for table in tables])
+
+
+def places_of(stored: Array, rows: int, columns: int) -> Array:
+    """Positions [rows * columns, d]: for the square trained on, the `stored` ones.
+
+    These are never trained; those of another grid are computed.
+    """
+    side = math.isqrt(len(stored))
+    if (rows, columns) == (side, side):
+        return jax.lax.stop_gradient(stored)
+    return jnp.asarray(sincos_table(rows, columns, stored.shape[-1]))
 
 
 def _image_tokens(x: Sequence, lengths: tuple[int, ...]) -> tuple[Array, ...]:

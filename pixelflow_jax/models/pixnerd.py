@@ -14,7 +14,7 @@ from jax import Array
 from pixelflow_jax.models.base import Cond, Output
 from pixelflow_jax.models.checks import trunk_problems
 from pixelflow_jax.nn.block import Block, block_flops
-from pixelflow_jax.nn.decoder import TokenDecoder
+from pixelflow_jax.nn.decoder import Patches, TokenDecoder
 from pixelflow_jax.nn.embed import (
     ClassEmbed,
     TimeEmbed,
@@ -40,7 +40,7 @@ class NeuralField:
     """Decoder: an MLP per patch on [noisy pixel, coordinates], weights from the trunk.
 
     `width` channels (paper: 64; ablated 36, 72), hidden `ratio * width`, `depth` MLPs
-    in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct" or "sincos",
+    in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct", "sincos" or "cosine",
     `normalised`: which generated weights get unit columns ("first", "second"),
     `output_norm`: RMS norm before the last linear layer. `loop`: remat "names" keeps
     only the generated weights for the backward pass, for batches that do not fit
@@ -56,7 +56,7 @@ class NeuralField:
     loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none", unroll=0))
 
     def build(
-        self, model: "PixNerd", rngs: nnx.Rngs, precision: Precision
+        self, model: Patches, rngs: nnx.Rngs, precision: Precision
     ) -> "FieldDecoder":
         """The decoder module for `model`."""
         return FieldDecoder(self, model, rngs, precision)
@@ -77,7 +77,7 @@ class NeuralField:
             found.append("decoder.width, ratio and depth must be at least 1")
         return found
 
-    def flops(self, model: "PixNerd", pixels: int, tokens: int) -> float:
+    def flops(self, model: Patches, pixels: int, tokens: int) -> float:
         """Forward operations for one image of that many pixels and tokens."""
         hidden = self.ratio * self.width
         generate = tokens * model.width * 2 * self.width * hidden
@@ -91,7 +91,7 @@ class LinearDecoder:
     """Decoder of the baseline: LayerNorm, AdaLN and one linear layer on each token."""
 
     def build(
-        self, model: "PixNerd", rngs: nnx.Rngs, precision: Precision
+        self, model: Patches, rngs: nnx.Rngs, precision: Precision
     ) -> TokenDecoder:
         """The decoder module for `model`."""
         return TokenDecoder(model, rngs, precision)
@@ -100,7 +100,7 @@ class LinearDecoder:
         """Nothing can be wrong."""
         return []
 
-    def flops(self, model: "PixNerd", pixels: int, tokens: int) -> float:
+    def flops(self, model: Patches, pixels: int, tokens: int) -> float:
         """Forward operations for one image of that many pixels and tokens."""
         return 2 * (model.width * pixels * model.channels + 2 * model.width**2)
 
@@ -157,7 +157,7 @@ class FieldDecoder(nnx.Module):
     def __init__(
         self,
         config: NeuralField,
-        model: PixNerd,
+        model: Patches,
         rngs: nnx.Rngs,
         precision: Precision,
     ):

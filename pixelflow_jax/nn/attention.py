@@ -149,18 +149,20 @@ class SelfAttention(nnx.Module):
         self,
         tokens: Array,
         packing: Packing,
-        rope: tuple[Array, Array],
+        rope: tuple[Array, Array] | None,
         drops: tuple[Drop, ...] | None = None,
+        masks: tuple[Array | None, ...] | None = None,
     ) -> Array:
         """Tokens [rows, n, width] to the same; each image attends to itself alone.
 
-        `drops`: dropout of the attention probabilities, one function a group.
+        Without `rope` nothing turns. `drops`: dropout of the attention probabilities,
+        one function a group; `masks`: the tokens to attend to, bool [b_i, n_i] a group.
         """
         qkv = checkpoint_name(self.qkv(tokens), "qkv")
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, -1))
-        q = rotate(self.q_norm(q), *rope)
-        k = rotate(self.k_norm(k), *rope)
-        mixed = attend_packed(
-            q, k, v, packing, implementation=self.implementation, drops=drops
-        )
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        how = {"implementation": self.implementation, "drops": drops}
+        mixed = attend_packed(q, k, v, packing, masks=masks, **how)
         return self.out(checkpoint_name(mixed, "attention"))

@@ -52,7 +52,7 @@ class Block(nnx.Module):
     `hidden` is the MLP's width, `bias` gives biases to the projection to queries, keys
     and values and to the MLP. `attention_dropout` is the rate of the attention
     probabilities, `dropout` that of the attention's output and of the MLP's hidden
-    values.
+    values. `attend` makes the attention, called as `SelfAttention` is.
     """
 
     def __init__(
@@ -68,12 +68,13 @@ class Block(nnx.Module):
         initial: Initial = TORCH,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        attend: Callable[..., nnx.Module] = SelfAttention,
     ):
         init = {"init": initial.kernel, "bias_init": initial.bias}
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.norm1 = RMSNorm(width)
-        self.attention = SelfAttention(
+        self.attention = attend(
             width, heads, precision, rngs, attention, bias=bias, **init
         )
         self.norm2 = RMSNorm(width)
@@ -95,12 +96,14 @@ class Block(nnx.Module):
         x: Array,
         cond: tuple[Array, ...],
         packing: Packing,
-        rope: tuple[Array, Array],
+        rope: tuple[Array, Array] | None,
         drop: Dropping | None = None,
+        beside: object = None,
     ) -> Array:
         """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each.
 
-        `drop`: this layer's dropout in training.
+        `drop`: this layer's dropout in training. `beside` is for the attention: masks,
+        or the text of a joint one.
         """
         chunks = [jnp.split(self.modulation(c), 6, -1) for c in cond]
         spread = [packing.spread(list(v)) for v in zip(*chunks, strict=True)]
@@ -109,7 +112,7 @@ class Block(nnx.Module):
         inside = packed_drop(drop, self.dropout, HIDDEN, packing)
         drops = group_drops(drop, self.attention_dropout, PROBABILITIES)
         z = modulate(self.norm1(x), shift1, scale1)
-        mixed = after(self.attention(z, packing, rope, drops))
+        mixed = after(self.attention(z, packing, rope, drops, beside))
         x = checkpoint_name(gated(x, gate1, mixed), "residual")
         z = modulate(self.norm2(x), shift2, scale2)
         return gated(x, gate2, self.mlp(z, inside))

@@ -26,7 +26,8 @@ class TokenDecoder(nnx.Module):
     """A norm, modulated by the condition, and a linear layer to each patch's pixels.
 
     `norm` maps [..., width] to the same; where it is a module, its parameters are the
-    decoder's. The modulation and the linear layer begin as zero.
+    decoder's. The modulation, left out unless `modulated`, and the linear layer begin
+    as zero.
     """
 
     def __init__(
@@ -35,11 +36,15 @@ class TokenDecoder(nnx.Module):
         rngs: nnx.Rngs,
         precision: Precision,
         norm: Callable[[Array], Array] = layer_normalise,
+        *,
+        modulated: bool = True,
     ):
         d, self.patch = model.width, model.patch
         nothing = {"init": zeros, "bias_init": zeros}
         self.norm = norm
-        self.modulation = linear(d, 2 * d, precision, rngs, **nothing)
+        self.modulation = (
+            linear(d, 2 * d, precision, rngs, **nothing) if modulated else None
+        )
         outputs = model.patch**2 * model.channels
         self.linear = linear(d, outputs, precision, rngs, **nothing)
 
@@ -54,6 +59,8 @@ class TokenDecoder(nnx.Module):
 
     def patches(self, tokens: Array, cond: Array) -> Array:
         """A patch's pixels (row, column, channel) for each token [b, n, ...]."""
-        shift, scale = jnp.split(self.modulation(cond)[:, None], 2, -1)
         normal = self.norm(tokens).astype(tokens.dtype)
+        if self.modulation is None:
+            return self.linear(normal)
+        shift, scale = jnp.split(self.modulation(cond)[:, None], 2, -1)
         return self.linear(modulate(normal, shift, scale))

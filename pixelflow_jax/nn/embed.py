@@ -77,14 +77,15 @@ def rotary_table(
     rows: int,
     columns: int,
     head_width: int,
-    extent: float | None,
+    extent: float | tuple[float, float] | None,
     halves: bool = False,
     row_first: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """2D rotary table: cos, sin float32 [rows * columns, head_width / 2].
 
-    Any grid spans 0..extent in both directions, ends included; where `extent` is None,
-    positions are the integers 0, 1, ... instead. Frequencies are w_k =
+    Any grid spans 0..extent in both directions, ends included; a pair is for the column
+    and for the row. Where `extent` is None, positions are the integers 0, 1, ...
+    instead. Frequencies are w_k =
     10000^(-4k / head_width). Column x and row y are interleaved, pair 2k of a head
     turning by x * w_k and pair 2k + 1 by y * w_k (PixNerd), or, with `halves`, the
     first half of the pairs turns by x and the second by y (PixelFlow). `row_first`
@@ -95,9 +96,10 @@ def rotary_table(
             f"2D rotary embedding needs a head width divisible by 4, not {head_width}: "
             "change width or heads."
         )
+    ends = extent if isinstance(extent, tuple) else (extent, extent)
     x, y = (
-        np.linspace(0, n - 1 if extent is None else extent, n, dtype=np.float32)
-        for n in (columns, rows)
+        np.linspace(0, n - 1 if end is None else end, n, dtype=np.float32)
+        for n, end in zip((columns, rows), ends, strict=True)
     )
     w = 10000.0 ** (-np.arange(0, head_width, 4, dtype=np.float32) / head_width)
     grid = np.stack(np.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2)

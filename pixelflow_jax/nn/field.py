@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from pixelflow_jax.nn.embed import rotary_table
 from pixelflow_jax.nn.layers import RMSNorm, linear
 from pixelflow_jax.nn.precision import Precision
 
@@ -41,7 +42,21 @@ def sincos_features(patch: int, frequencies: int = 8) -> np.ndarray:
     return table.astype(np.float32)
 
 
-ENCODINGS = {"dct": dct_features, "sincos": sincos_features}
+def cosine_features(patch: int, frequencies: int = 32) -> np.ndarray:
+    """The coordinate features of PixNerd's text model, [patch^2, 2 * frequencies].
+
+    cos(x w_k), cos(y w_k) side by side for every w_k = 10000^(-k / frequencies), with x
+    (column), y (row) in linspace(0, patch, patch): of a rotary table, the official code
+    keeps the cosines alone.
+    """
+    return rotary_table(patch, patch, 4 * frequencies, float(patch))[0]
+
+
+ENCODINGS = {
+    "dct": dct_features,
+    "sincos": sincos_features,
+    "cosine": cosine_features,
+}
 
 
 class PixelEmbed(nnx.Module):

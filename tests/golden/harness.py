@@ -17,11 +17,20 @@ import pytest
 from flax import nnx
 from safetensors import safe_open
 
-from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd, tables
-from pixelflow_jax.models.base import DenoiserConfig, Network, network
+from pixelflow_jax.convert import (
+    pixelflow,
+    pixelgen,
+    pixelgen_text,
+    pixnerd,
+    pixnerd_text,
+    tables,
+)
+from pixelflow_jax.models.base import Cond, DenoiserConfig, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
+from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
+from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop, Stack
 from tests.conftest import golden_dir
@@ -273,6 +282,78 @@ def pixelgen_model(
 ) -> Loaded:
     config = pixelgen_config(fixture.config["model"], tap=tap, loop=Loop(remat=remat))
     return Loaded(config, fixture.under(group), pixelgen.table(config))
+
+
+TEXT = (
+    "in_channels num_groups hidden_size num_text_blocks patch_size txt_embed_dim "
+    "txt_max_length"
+).split()
+
+
+def text_arguments(kwargs: dict, *names: str) -> tuple[dict, dict]:
+    """The official arguments, and the fields that the text models have in common."""
+    o = take(kwargs, dict.fromkeys([*TEXT, *names]))
+    missing = sorted(name for name in o if o[name] is None)
+    assert not missing, f"the official arguments lack {missing}"
+    fields = {
+        "channels": o["in_channels"],
+        "patch": o["patch_size"],
+        "width": o["hidden_size"],
+        "heads": o["num_groups"],
+        "text_depth": o["num_text_blocks"],
+        "text_width": o["txt_embed_dim"],
+        "text_length": o["txt_max_length"],
+    }
+    return o, fields
+
+
+def pixelgen_text_config(kwargs: dict, *, tap=None, **more) -> PixelGenText:
+    """Our config from the official constructor's arguments."""
+    own = ("input_size", "num_blocks", "bottleneck_dim")
+    o, fields = text_arguments(kwargs, *own)
+    return PixelGenText(
+        image_size=o["input_size"],
+        depth=o["num_blocks"],
+        bottleneck=o["bottleneck_dim"],
+        tap=o["num_blocks"] // 2 if tap is None else tap,
+        **fields,
+        **more,
+    )
+
+
+def pixnerd_text_config(kwargs: dict, *, tap=None, **more) -> PixNerdText:
+    """Our config from the official constructor's arguments."""
+    own = ("decoder_hidden_size", "num_encoder_blocks", "num_decoder_blocks")
+    o, fields = text_arguments(kwargs, *own)
+    decoder = dataclasses.replace(
+        PixNerdText().decoder,
+        width=o["decoder_hidden_size"],
+        depth=o["num_decoder_blocks"],
+    )
+    return PixNerdText(
+        depth=o["num_encoder_blocks"],
+        tap=o["num_encoder_blocks"] // 2 if tap is None else tap,
+        decoder=decoder,
+        **fields,
+        **more,
+    )
+
+
+@functools.cache
+def text_model(fixture: Fixture, tap: int | None = None, remat="none") -> Loaded:
+    """PixelGen's or PixNerd's text model, as the file's variant says."""
+    pixelgens = fixture.config["variant"] == "jit_t2i"
+    make = pixelgen_text_config if pixelgens else pixnerd_text_config
+    convert = pixelgen_text if pixelgens else pixnerd_text
+    config = make(fixture.config["model"], tap=tap, loop=Loop(remat=remat))
+    return Loaded(config, fixture.under("params"), convert.table(config))
+
+
+def condition(values: np.ndarray) -> Cond:
+    """A recorded condition: labels where each image has one number, text otherwise."""
+    if values.ndim == 1:
+        return Cond(labels=jax.numpy.asarray(values, jax.numpy.int32))
+    return Cond(text=jax.numpy.asarray(values))
 
 
 def projector(fixture: Fixture) -> dict:

@@ -10,8 +10,9 @@ from jax import Array
 
 from pixelflow_jax.models.base import Cond
 from pixelflow_jax.models.pixnerd import TIME_PERIOD, Block, FieldDecoder, PixNerdModel
+from pixelflow_jax.models.text_trunk import text_rope
 from pixelflow_jax.nn.embed import rotary_table, sinusoid
-from pixelflow_jax.nn.field import dct_features
+from pixelflow_jax.nn.field import cosine_features, dct_features
 from pixelflow_jax.nn.layers import gated, layer_normalise, modulate
 from pixelflow_jax.nn.patch import patchify
 from tests.golden import harness
@@ -55,7 +56,8 @@ def field(decoder: FieldDecoder, depth: int, image: Array, condition: Array) -> 
     for i, block in enumerate(harness.blocks(decoder.field)):
         z = block(z, condition)
         out[f"block{depth + i}_nerf"] = z
-    return out | {"nerf_final_layer": decoder.linear(decoder.norm(z))}
+    z = z if decoder.norm is None else decoder.norm(z)
+    return out | {"nerf_final_layer": decoder.linear(z)}
 
 
 def channels_first(tokens: Array, channels: int) -> Array:
@@ -154,19 +156,14 @@ def test_where_the_trunk_is_cut_changes_nothing(fixture, case):
             harness.close(out.tap[0], recorded[theirs], f"tap {tap}: tokens")
 
 
-# Tables of the text-to-image variants, whose models are not part of this code.
-TEXT_TABLES = (
-    "t2i_cospos",
-    "t2i_heavy_cospos",
-    "rope_t2i_ex2d",
-    "timestep_embedding_t2i",
-)
+# Tables of the text-to-image model's heavy decoder, which is not part of this code.
+HEAVY_TABLES = "t2i_heavy_cospos"
 
 
 def table_names(fixture) -> list[str]:
     """Names of the recorded tables; a pair of cos and sin is one table."""
     names = {re.sub(r"/(cos|sin)$", "", name) for name in fixture.under("out")} - {"t"}
-    return sorted(name for name in names if not name.startswith(TEXT_TABLES))
+    return sorted(name for name in names if not name.startswith(HEAVY_TABLES))
 
 
 @harness.parametrize("pixnerd_tables", None, table_names)
@@ -181,6 +178,14 @@ def test_tables(fixture, case):
             head_width, rows, columns = numbers
             extent = float(rope.removeprefix("rope_c2i_scale"))
             cos, sin = rotary_table(rows, columns, head_width, extent)
+            harness.close(cos, recorded[f"{case}/cos"], f"{case}/cos", 5e-6)
+            harness.close(sin, recorded[f"{case}/sin"], f"{case}/sin", 5e-6)
+        case "t2i_cospos":
+            ours = cosine_features(*numbers)[None]
+            harness.close(ours, recorded[case], case, 5e-6)
+        case "rope_t2i_ex2d":
+            head_width, rows, columns = numbers
+            cos, sin = text_rope(rows, columns, head_width)
             harness.close(cos, recorded[f"{case}/cos"], f"{case}/cos", 5e-6)
             harness.close(sin, recorded[f"{case}/sin"], f"{case}/sin", 5e-6)
         case embedding if embedding.startswith("timestep_embedding_"):

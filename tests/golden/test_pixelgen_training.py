@@ -18,7 +18,6 @@ from pixelflow_jax.convert import tables
 from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.time import LogitNormal, Uniform
-from pixelflow_jax.models.base import Cond
 from pixelflow_jax.objective import FlowMatching
 from pixelflow_jax.perceptual import Lpips, PDino, Repa, project
 from pixelflow_jax.teachers.suite import Teachers
@@ -144,9 +143,7 @@ class Case:
 
     def drawn(self, recipe: Recipe) -> Drawn:
         given = self.fixture.under("in")
-        cond, null = (
-            Cond(labels=jnp.asarray(given[k], jnp.int32)) for k in ("cond", "uncond")
-        )
+        cond, null = (harness.condition(given[k]) for k in ("cond", "uncond"))
         cond = drop(given["null_uniform"], cond, null, recipe.conditioner.drop)
         t = self.law().transform(jnp.asarray(given[self.draw_name]))
         image, noise = harness.nhwc(given["x"]), harness.nhwc(given["noise"])
@@ -166,12 +163,18 @@ def case_names(fixture) -> list[str]:
     return list(fixture.config["cases"])
 
 
+def model(fixture: harness.Fixture, tap: int) -> harness.Loaded:
+    text = fixture.config["variant"] == "jit_t2i"
+    make = harness.text_model if text else harness.pixelgen_model
+    return make(fixture, tap=tap)
+
+
 @functools.cache
 def outcome(fixture: harness.Fixture, name: str) -> tuple[dict, dict]:
     """Everything that is recorded of a case, computed by the real recipe."""
     case = Case(fixture, name)
     tap = case.o["align_layer"]
-    loaded = harness.pixelgen_model(fixture, tap=tap)
+    loaded = model(fixture, tap)
     recipe, frozen = case.recipe(loaded), case.frozen()
     params = {"denoiser": loaded.params, "heads": harness.projector(fixture)}
     cached = {"balance": jnp.float32(case.cached)} if recipe.balance else {}
@@ -196,7 +199,8 @@ def outcome(fixture: harness.Fixture, name: str) -> tuple[dict, dict]:
     names["PDino"] = "dino_percept_loss"
     ours = {f"loss/{names[name]}": value for name, value in means.items()}
     ours |= {"loss/loss": loss, "t": point.t, "x_t": harness.nchw(point.x_t)}
-    ours |= {"y_after_null": drawn.conds[0].labels, "adaptive_weight_raw": raw}
+    (condition,) = jax.tree.leaves(drawn.conds)
+    ours |= {"y_after_null": condition, "adaptive_weight_raw": raw}
     ours |= {"pred_img": harness.nchw(output.pred[0]), "src_feature": output.tap[0]}
     if recipe.balance is not None:
         ours["loss/percept_weight"] = carry["balance"]
@@ -206,7 +210,7 @@ def outcome(fixture: harness.Fixture, name: str) -> tuple[dict, dict]:
 def single_layers(fixture, case: str) -> dict:
     """P-DINO of each layer alone, ungated: the file lists them."""
     this = Case(fixture, case)
-    loaded = harness.pixelgen_model(fixture, tap=this.o["align_layer"])
+    loaded = model(fixture, this.o["align_layer"])
     found = {}
     for i, layer in enumerate(this.layers):
         recipe = this.recipe(loaded)
@@ -223,6 +227,15 @@ def single_layers(fixture, case: str) -> dict:
 
 @harness.parametrize("pixelgen_train", "jit", case_names)
 def test_training_step(fixture, case):
+    check_step(fixture, case)
+
+
+@harness.parametrize("pixelgen_train", "jit_t2i", case_names)
+def test_training_step_with_text(fixture, case):
+    check_step(fixture, case)
+
+
+def check_step(fixture, case: str) -> None:
     ours, grads = outcome(fixture, case)
     recorded = fixture.under(f"out/{case}")
     if len(Case(fixture, case).layers) > 1:

@@ -1,6 +1,7 @@
 """PixNerd's REPA training step against the official code: losses and gradients."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from pixelflow_jax.convert import tables
 from pixelflow_jax.flow.path import Stage, Straight
 from pixelflow_jax.flow.prediction import PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, Uniform
-from pixelflow_jax.models.base import Cond
 from pixelflow_jax.objective import FlowMatching
 from pixelflow_jax.perceptual import LAST, Repa, project
 from pixelflow_jax.teachers.suite import Teachers
@@ -64,7 +64,7 @@ def recipe(loaded: harness.Loaded, fixture, trainer: dict) -> Recipe:
 def drawn(fixture, recipe: Recipe) -> Drawn:
     """The recorded draws in the place of ours."""
     given = fixture.under("in")
-    cond, null = (Cond(labels=given[k].astype(np.int32)) for k in ("cond", "uncond"))
+    cond, null = (harness.condition(given[k]) for k in ("cond", "uncond"))
     cond = drop(given["null_uniform"], cond, null, recipe.conditioner.drop)
     t = recipe.time.transform(jnp.asarray(given["t_draw"]))
     image, noise = harness.nhwc(given["x"]), harness.nhwc(given["noise"])
@@ -78,8 +78,17 @@ def remats(fixture) -> list[str]:
 
 @harness.parametrize("pixnerd_repa_train", "c2i", remats)
 def test_training_step(fixture, case):
+    check_step(fixture, case, harness.pixnerd_model)
+
+
+@harness.parametrize("pixnerd_repa_train", "t2i", remats)
+def test_training_step_with_text(fixture, case):
+    check_step(fixture, case, harness.text_model)
+
+
+def check_step(fixture, case: str, model: Callable[..., harness.Loaded]) -> None:
     trainer = harness.take(fixture.config["trainer"], KNOWN)
-    loaded = harness.pixnerd_model(fixture, tap=trainer["align_layer"], remat=case)
+    loaded = model(fixture, tap=trainer["align_layer"], remat=case)
     this = recipe(loaded, fixture, trainer)
     params = {"denoiser": loaded.params, "heads": harness.projector(fixture)}
 
@@ -101,7 +110,7 @@ def test_training_step(fixture, case):
         "loss/fm_loss": means["FlowMatching"],
         "loss/cos_loss": means["Repa"],
         "t": point.t,
-        "y_after_null": draws.conds[0].labels,
+        "y_after_null": jax.tree.leaves(draws.conds)[0],
         "x_t": harness.nchw(point.x_t),
         "net_output": harness.nchw(pred),
         "projected_feature": projected[:, :length],

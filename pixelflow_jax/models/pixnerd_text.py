@@ -1,0 +1,104 @@
+"""PixNerd that reads text: a joint transformer with a neural field per patch.
+
+Wang et al. 2025, "PixNerd: Pixel Neural Field Diffusion", the text-to-image model.
+"""
+
+import dataclasses
+
+from flax import nnx
+from jax import Array
+
+from pixelflow_jax.models.base import Cond, Output
+from pixelflow_jax.models.pixnerd import NeuralField
+from pixelflow_jax.models.text_trunk import TextTrunk, text_flops, text_problems
+from pixelflow_jax.nn.block import TORCH
+from pixelflow_jax.nn.embed import pack_patches
+from pixelflow_jax.nn.layers import linear, xavier
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+
+zeros = nnx.initializers.zeros
+
+
+def text_field() -> NeuralField:
+    """The field of the official model: only its first generated weight is normalised"""
+    first = ("first",)
+    return NeuralField(depth=2, encoding="cosine", normalised=first, output_norm=False)
+
+
+@dataclasses.dataclass(kw_only=True)
+class PixNerdText:
+    """Config of the text-to-image denoiser; the defaults are XXL/16 (1.2B).
+
+    `text_depth` blocks on texts and `depth` on images, of `width` and `heads`; the
+    image tokens after the first `tap` of them are handed out. Texts have exactly
+    `text_length` tokens of `text_width`. Padding is read like text, as in the official
+    code; `mask_text` hides what `Cond.mask` excludes. Any image size that `patch`
+    divides works with the same parameters.
+    """
+
+    channels: int = 3
+    patch: int = 16
+    width: int = 1536
+    heads: int = 24
+    depth: int = 16
+    text_depth: int = 4
+    text_width: int = 2048
+    text_length: int = 128
+    mask_text: bool = False
+    tap: int = 6
+    decoder: NeuralField = dataclasses.field(default_factory=text_field)
+    attention: str = "auto"
+    loop: Loop = dataclasses.field(default_factory=Loop)
+
+    @property
+    def num_classes(self) -> int:
+        """It knows no classes."""
+        return 0
+
+    def build(self, rngs: nnx.Rngs, precision: Precision) -> "PixNerdTextModel":
+        """The module, with the official initialisation."""
+        return PixNerdTextModel(self, rngs, precision)
+
+    def problems(self, height: int, width: int) -> list[str]:
+        """What is wrong with this config for images of `height` x `width`."""
+        return self.decoder.problems() + text_problems(self, height, width)
+
+    def flops(self, height: int, width: int) -> float:
+        """Forward operations for one image (2 a multiply-add; norms not counted)."""
+        pixels, n = height * width, height * width // self.patch**2
+        trunk = text_flops(self, n) + self.width * pixels * self.channels
+        return 2 * trunk + self.decoder.flops(self, pixels, n)
+
+
+class PixNerdTextModel(nnx.Module):
+    """The text-to-image denoiser; see `models.base.Denoiser` for its call."""
+
+    def __init__(self, config: PixNerdText, rngs: nnx.Rngs, precision: Precision):
+        d, self.patch = config.width, config.patch
+        self.dtype = precision.dtype
+        inputs = config.channels * config.patch**2
+        init = {"init": xavier, "bias_init": zeros}
+        self.patch_embed = linear(inputs, d, precision, rngs, **init)
+        places = nnx.initializers.normal(1.0)
+        self.trunk = TextTrunk(config, rngs, precision, TORCH, places)
+        self.decoder = config.decoder.build(config, rngs, precision)
+
+    def __call__(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+        *,
+        key: Array | None = None,
+    ) -> Output:
+        """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
+
+        Raises ValueError where `conds` hold no text, or one of another shape.
+        """
+        packing, patches = pack_patches(groups, self.patch, self.dtype)
+        tokens = self.patch_embed(patches)
+        out = self.trunk(groups, packing, tokens, clocks, conds)
+        parts = zip(groups, out.tokens, out.times, strict=True)
+        pred = (self.decoder(image, x, time, time) for image, x, time in parts)
+        return Output(tuple(pred), tuple(out.tap))

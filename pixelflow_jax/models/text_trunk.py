@@ -1,0 +1,200 @@
+"""The transformer that the text-to-image PixNerd and PixelGen share.
+
+The time alone modulates its blocks. A text is refined by blocks of its own; every block
+on images then attends to the images and, unchanged, to the refined text.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+from flax import nnx
+from jax import Array
+
+from pixelflow_jax.models.base import Cond
+from pixelflow_jax.models.checks import trunk_problems
+from pixelflow_jax.nn.block import Block, Initial, block_flops
+from pixelflow_jax.nn.embed import TimeEmbed, pack_tables, rotary_table
+from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop, Stack
+from pixelflow_jax.nn.text_block import JointAttention, Text, TextEmbed
+
+TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
+
+
+class TextConfig(Protocol):
+    """The fields that the text-to-image models have in common."""
+
+    channels: int
+    patch: int
+    width: int
+    heads: int
+    depth: int
+    tap: int
+    text_depth: int
+    text_width: int
+    text_length: int
+    mask_text: bool
+    attention: str
+    loop: Loop
+
+
+def mlp_width(config: TextConfig) -> int:
+    """Hidden width of the SwiGLU MLPs, which is not cut by a third."""
+    return 4 * config.width
+
+
+def text_problems(
+    config: TextConfig, height: int, width: int, also: tuple[str, ...] = ()
+) -> list[str]:
+    """What is wrong with these fields for images of `height` x `width`.
+
+    Fields named in `also` must be at least 1, too.
+    """
+    also = (*also, "text_width", "text_length")
+    found = trunk_problems(config, height, width, also=also)
+    if config.text_depth < 0:
+        found.append(f"model.text_depth={config.text_depth} must be at least 0")
+    if config.mask_text and config.attention == "cudnn":
+        found.append(
+            'model.attention="cudnn" has faults under masks: set model.attention='
+            '"auto" or model.mask_text=False'
+        )
+    return found
+
+
+def text_flops(config: TextConfig, tokens: int) -> float:
+    """Forward multiply-adds of the trunk for one image of that many tokens."""
+    d, length = config.width, config.text_length
+    joint = block_flops(tokens, d, mlp_width(config))
+    joint += length * 2 * d**2 + 2 * tokens * length * d
+    refine = config.text_depth * block_flops(length, d, mlp_width(config))
+    embeds = length * config.text_width * d + d * (TimeEmbed.features + d)
+    return config.depth * joint + refine + embeds
+
+
+class Tokens(NamedTuple):
+    """What a decoder needs of each group."""
+
+    tokens: list[Array]  # [b_i, n_i, width]
+    tap: list[Array]  # the same after `tap` blocks
+    times: tuple[Array, ...]  # [b_i, width]
+
+
+class TextTrunk(nnx.Module):
+    """Embeddings of time and text, the blocks on texts, and those on images.
+
+    `initial` says how linear layers begin, `place_init` the places of a text's tokens.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        rngs: nnx.Rngs,
+        precision: Precision,
+        initial: Initial,
+        place_init: Callable,
+    ):
+        d, self.patch = config.width, config.patch
+        self.head_width = d // config.heads
+        self.mask_text = config.mask_text
+        self.dtype = precision.dtype
+        self.time_embed = TimeEmbed(
+            d, TIME_PERIOD, precision, rngs, bias_init=initial.bias
+        )
+        self.text_embed = TextEmbed(
+            config.text_width,
+            config.text_length,
+            d,
+            precision,
+            rngs,
+            place_init=place_init,
+            init=initial.kernel,
+            bias_init=initial.bias,
+        )
+
+        def stack(depth: int, **attend: Callable) -> Stack | None:
+            def block(rngs: nnx.Rngs) -> Block:
+                return Block(
+                    d,
+                    config.heads,
+                    mlp_width(config),
+                    precision,
+                    rngs,
+                    attention=config.attention,
+                    initial=initial,
+                    **attend,
+                )
+
+            return Stack(block, depth, rngs, config.loop) if depth else None
+
+        self.refine = stack(config.text_depth)
+        self.early = stack(config.tap, attend=JointAttention)
+        self.late = stack(config.depth - config.tap, attend=JointAttention)
+
+    def __call__(
+        self,
+        groups: tuple[Array, ...],
+        packing: Packing,
+        tokens: Array,
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+    ) -> Tokens:
+        """Embedded images [rows, n, width] of `groups`, times [b_i] and texts."""
+        times, vectors = self.condition(clocks)
+        text = self.read(conds, vectors)
+        rope = self.rope(groups, packing)
+        for stack in (self.early, self.late):
+            if stack is self.late:
+                tap = packing.split(tokens)
+            if stack is not None:
+                tokens = stack(tokens, vectors, packing, rope, None, text)
+        return Tokens(packing.split(tokens), tap, times)
+
+    def condition(
+        self, clocks: tuple[Array, ...]
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Time embeddings and AdaLN conditions, each [b_i, width] a group."""
+        times = tuple(self.time_embed(clock) for clock in clocks)
+        return times, tuple(jax.nn.silu(time).astype(self.dtype) for time in times)
+
+    def read(self, conds: tuple[Cond, ...], vectors: tuple[Array, ...]) -> Text:
+        """The refined texts; ValueError where `conds` hold none, or lack a mask."""
+        text = self.embed_text(conds)
+        if self.refine is None:
+            return text
+        args = (vectors, text.packing, None, None, text.masks)
+        return text._replace(tokens=self.refine(text.tokens, *args))
+
+    def embed_text(self, conds: tuple[Cond, ...]) -> Text:
+        """The texts as the first of their blocks sees them."""
+        if any(cond.text is None for cond in conds):
+            raise ValueError(
+                "This model reads text, but the condition holds none: give its states "
+                "as Cond.text (conditioner Text does)."
+            )
+        masks = tuple(cond.mask if self.mask_text else None for cond in conds)
+        if self.mask_text and any(mask is None for mask in masks):
+            raise ValueError(
+                "model.mask_text is on, but the condition holds no mask: give Cond.mask"
+                ", or set model.mask_text=False."
+            )
+        tokens = [self.text_embed(cond.text) for cond in conds]
+        packing = Packing.of(tokens)
+        return Text(packing, packing.join(tokens), masks)
+
+    def rope(self, groups: tuple[Array, ...], packing: Packing) -> tuple[Array, ...]:
+        """The rotary table of all images."""
+        sizes = [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
+        tables = [text_rope(*size, self.head_width) for size in sizes]
+        return pack_tables(packing, tables)
+
+
+def text_rope(rows: int, columns: int, head_width: int) -> tuple:
+    """Rotary table of a grid: columns span 0..rows and rows span 0..columns.
+
+    Ends are included, so that neighbours are a little more than 1 apart; the exchanged
+    extents are the official code's.
+    """
+    return rotary_table(rows, columns, head_width, (float(rows), float(columns)))

@@ -1,0 +1,226 @@
+"""PixNerd and PixelGen with text: sizes, masks, texts that do not fit, groups, cost."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixelflow_jax.convert import pixelgen_text, pixnerd_text, tables
+from pixelflow_jax.models.base import LAST_KERNEL, Cond, count, network
+from pixelflow_jax.models.pixelgen_text import PixelGenText
+from pixelflow_jax.models.pixnerd import NeuralField
+from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+
+EXACT = Precision(compute="float32", matmul="highest")
+WIDTHS = {"width": 16, "heads": 2, "depth": 2, "text_depth": 1, "tap": 1}
+TEXTS = {"text_width": 6, "text_length": 5}
+FIELD = dataclasses.replace(text_field(), width=8, depth=1)
+PIXNERD = PixNerdText(patch=4, decoder=FIELD, **WIDTHS, **TEXTS)
+PIXELGEN = PixelGenText(patch=4, image_size=8, bottleneck=7, **WIDTHS, **TEXTS)
+TABLES = {PixNerdText: pixnerd_text.table, PixelGenText: pixelgen_text.table}
+SMALL = pytest.mark.parametrize(
+    "config", [PIXNERD, PIXELGEN], ids=["pixnerd", "pixelgen"]
+)
+LARGE = pytest.mark.parametrize(
+    ("config", "expected"),
+    [(PixNerdText(), 1_171_518_019), (PixelGenText(), 1_123_312_384)],
+    ids=["pixnerd", "pixelgen"],
+)
+TRUE = jnp.ones((2, 5), bool)
+Config = PixNerdText | PixelGenText
+
+
+def by_hand(config: Config) -> int:
+    """Parameters counted layer by layer from the architecture."""
+    d, pixels = config.width, config.channels * config.patch**2
+    linear = lambda inputs, outputs: inputs * outputs + outputs
+    norms = 2 * d + 2 * (d // config.heads)
+    block = 3 * d * d + linear(d, d) + 12 * d * d + linear(d, 6 * d) + norms
+    embeds = linear(256, d) + linear(d, d) + linear(config.text_width, d) + d
+    trunk = embeds + config.text_length * d
+    trunk += (config.text_depth + config.depth) * block + config.depth * 2 * d * d
+    if isinstance(config, PixelGenText):
+        neck, side = config.bottleneck, config.image_size // config.patch
+        return trunk + pixels * neck + linear(neck, d) + side**2 * d + linear(d, pixels)
+    w, hidden = config.decoder.width, config.decoder.width * config.decoder.ratio
+    field = config.decoder.depth * (linear(d, 2 * w * hidden) + w)
+    ends = linear(config.channels + 64, w) + linear(w, config.channels)
+    return trunk + linear(pixels, d) + field + ends
+
+
+@LARGE
+def test_parameter_counts_of_the_published_sizes(config, expected):
+    shapes = network(config, Precision()).shapes()
+    assert count(shapes) == by_hand(config) == expected
+    assert (config.problems(512, 512), config.num_classes) == ([], 0)
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def built(config: Config) -> tuple:
+    """The network with parameters of which none is zero."""
+    net = network(config, EXACT)
+    leaves, structure = jax.tree.flatten(net.shapes())
+    sizes = [leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 0.4 for leaf in leaves]
+    drawn = [
+        s * normal(i, *a.shape)
+        for i, (s, a) in enumerate(zip(sizes, leaves, strict=True))
+    ]
+    return net, jax.tree.unflatten(structure, drawn)
+
+
+@functools.cache
+def compiled(name: str, mask_text: bool = False):
+    """A function of conditions for one batch of two images."""
+    config = {"PixNerdText": PIXNERD, "PixelGenText": PIXELGEN}[name]
+    net, params = built(dataclasses.replace(config, mask_text=mask_text))
+    image, t = normal(90, 2, 8, 8, 3), jnp.array([0.3, 0.8])
+    apply = lambda cond: net.apply(params, (image,), (t,), (cond,)).pred[0]
+    return jax.jit(apply)
+
+
+def apart(one: jax.Array, other: jax.Array) -> float:
+    return float(jnp.abs(one - other).max())
+
+
+@SMALL
+def test_padding_is_read_unless_masked(config):
+    text, mask = normal(91, 2, 5, 6), jnp.arange(5) < jnp.array([[3], [5]])
+    other = jnp.where(mask[..., None], text, text + 1)
+    name = type(config).__name__
+    plain, masked = compiled(name), compiled(name, True)
+    # Without mask_text a mask changes nothing.
+    assert apart(plain(Cond(text=text)), plain(Cond(text=text, mask=mask))) == 0
+    moved = apart(plain(Cond(text=text)), plain(Cond(text=other)))
+    hidden = [masked(Cond(text=a, mask=mask)) for a in (text, other)]
+    assert moved > 1e-2 and apart(*hidden) < 1e-4 * moved
+    full = masked(Cond(text=text, mask=jnp.ones((2, 5), bool)))
+    assert apart(full, plain(Cond(text=text))) < 1e-4
+    # The image itself is never hidden: the second text is whole.
+    assert apart(hidden[0][1], full[1]) < 1e-4 < apart(hidden[0][0], full[0])
+
+
+@SMALL
+@pytest.mark.parametrize(
+    ("cond", "words"),
+    [
+        (Cond(), "holds none"),
+        (
+            Cond(text=jnp.zeros((2, 4, 6)), mask=TRUE),
+            "exactly 5 tokens of width 6, not 4 of 6",
+        ),
+        (
+            Cond(text=jnp.zeros((2, 5, 7)), mask=TRUE),
+            "exactly 5 tokens of width 6, not 5 of 7",
+        ),
+        (Cond(text=jnp.zeros((2, 5, 6))), "no mask"),
+    ],
+    ids=["none", "length", "width", "mask"],
+)
+def test_conditions_that_do_not_fit_are_refused(config, cond, words):
+    net = network(dataclasses.replace(config, mask_text=True), EXACT)
+    image, t = jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(net.apply, net.shapes(), (image,), (t,), (cond,))
+
+
+@SMALL
+@pytest.mark.parametrize("batches", [(2, 2), (2, 1)], ids=["aligned", "unequal"])
+def test_groups_are_what_they_are_alone(config, batches):
+    config = dataclasses.replace(config, mask_text=True, text_depth=2)
+    net, params = built(config)
+    groups = []
+    for i, (b, size) in enumerate(zip(batches, [(8, 8), (8, 16)], strict=True)):
+        mask = jnp.arange(5) < 2 + i + jnp.arange(b)[:, None]
+        cond = Cond(text=normal(20 + i, b, 5, 6), mask=mask)
+        groups.append((normal(10 + i, b, *size, 3), jnp.full(b, 0.2 + 0.3 * i), cond))
+    both = jax.jit(net.apply)(params, *zip(*groups, strict=True))
+    for i, group in enumerate(groups):
+        alone = jax.jit(net.apply)(params, *((part,) for part in group))
+        np.testing.assert_allclose(both.pred[i], alone.pred[0], atol=2e-4)
+        np.testing.assert_allclose(both.tap[i], alone.tap[0], atol=2e-4)
+
+
+@SMALL
+def test_the_blocks_attend_to_the_refined_text(config):
+    """Taking the blocks on texts away, or moving a text's places, changes images."""
+    config = dataclasses.replace(config, text_depth=0)
+    net, params = built(dataclasses.replace(config, text_depth=1))
+    args = ((normal(1, 1, 8, 8, 3),), (jnp.array([0.5]),), (Cond(text=text(1)),))
+    base = net.apply(params, *args).pred[0]
+    trunk = params["trunk"]
+    rest = {k: v for k, v in trunk.items() if k != "refine"}
+    bare = network(config, EXACT).apply({**params, "trunk": rest}, *args).pred[0]
+    embed = trunk["text_embed"]
+    moved = {**trunk, "text_embed": {**embed, "position": embed["position"][::-1]}}
+    other = net.apply({**params, "trunk": moved}, *args).pred[0]
+    assert min(apart(base, bare), apart(base, other)) > 1e-3
+
+
+def text(b: int) -> jax.Array:
+    return normal(5, b, 5, 6)
+
+
+@SMALL
+def test_beginnings(config):
+    """The official initialisation: nothing comes out, and the places are of its size"""
+    net = network(dataclasses.replace(config, text_length=500), EXACT)
+    params = net.init(jax.random.key(0))
+    kernel = functools.reduce(lambda tree, name: tree[name], LAST_KERNEL, params)
+    assert not kernel.any()
+    trunk = params["trunk"]
+    places = 1.0 if isinstance(config, PixNerdText) else 0.02
+    std = jnp.std(trunk["text_embed"]["position"])
+    assert abs(std / places - 1) < 0.05
+    begins_as_identity = not trunk["early"]["blocks"]["modulation"]["kernel"].any()
+    assert begins_as_identity == isinstance(config, PixelGenText)
+
+
+@SMALL
+def test_weights_go_out_and_come_back(config):
+    _, params = built(config)
+    table = TABLES[type(config)](config)
+    again = tables.load(table, tables.export(table, params), params)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@SMALL
+def test_flops_agree_with_the_compiler(config):
+    fields = {"width": 64, "heads": 2, "text_width": 64, "text_length": 24}
+    loop = Loop(remat="none", unroll=0)
+    config = dataclasses.replace(config, patch=8, loop=loop, **fields)
+    if isinstance(config, PixelGenText):
+        config = dataclasses.replace(config, image_size=64)
+    net = network(config, EXACT)
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    cond = Cond(text=shape(1, 24, 64))
+    args = ((shape(1, 64, 64, 3),), (shape(1),), (cond,))
+    lowered = jax.jit(net.apply).lower(net.shapes(), *args)
+    found = lowered.compile().cost_analysis()["flops"]
+    assert abs(config.flops(64, 64) / found - 1) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (PixNerdText(text_width=0), "text_width=0"),
+        (PixelGenText(text_length=0), "text_length=0"),
+        (PixNerdText(text_depth=-1), "model.text_depth=-1"),
+        (PixelGenText(bottleneck=0), "bottleneck=0"),
+        (PixelGenText(image_size=250), "model.image_size=250"),
+        (PixNerdText(tap=17), "model.tap=17"),
+        (PixelGenText(heads=7), "model.heads=7"),
+        (PixNerdText(decoder=NeuralField(depth=0)), "decoder.width, ratio and depth"),
+        (PixNerdText(mask_text=True, attention="cudnn"), "model.mask_text=False"),
+    ],
+)
+def test_problems_name_the_field(config, words):
+    (problem,) = config.problems(512, 512)
+    assert words in problem
