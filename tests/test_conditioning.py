@@ -44,7 +44,7 @@ MODEL = PixelFlow(num_classes=0, text_width=16, width=32, heads=4, depth=2, tap=
 def frozen() -> dict:
     leaves, structure = jax.tree.flatten(TEXT.shapes())
     rng = np.random.default_rng(0)
-    drawn = [jnp.asarray(0.5 * rng.standard_normal(a.shape), a.dtype) for a in leaves]
+    drawn = [(0.5 * rng.standard_normal(a.shape)).astype(a.dtype) for a in leaves]
     return jax.tree.unflatten(structure, drawn)
 
 

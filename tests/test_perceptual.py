@@ -50,12 +50,11 @@ def frozen() -> dict:
     leaves, structure = jax.tree.flatten(DINO.shapes())
     rng = np.random.default_rng(0)
     drawn = [
-        jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)
-        for leaf in leaves
+        (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32) for leaf in leaves
     ]
     return {
         "dino": jax.tree.unflatten(structure, drawn),
-        "lpips": {"nothing": jnp.zeros(())},
+        "lpips": {"nothing": np.zeros((), np.float32)},
     }
 
 
