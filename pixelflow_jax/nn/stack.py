@@ -71,29 +71,51 @@ class Stack(nnx.Module):
         graph, params = nnx.split(self.blocks)
         drops = drops or [None] * self.depth
 
-        def body(x: Array, layer: tuple) -> tuple[Array, None]:
+        def block(layer: tuple, x: Array) -> Array:
             params, drop = layer
             own = () if drop is None else (drop,)
-            return constrain_batch(nnx.merge(graph, params)(x, *args, *own)), None
+            return nnx.merge(graph, params)(x, *args, *own)
 
-        body = self._remembering(body)
-        x = constrain_batch(x)
+        loop = Loop(remat=self.remat, unroll=self.unroll)
         if self.unroll:
-            unroll = min(self.unroll, self.depth)
-            layers = (params, _stacked(drops))
-            return jax.lax.scan(body, x, layers, unroll=unroll)[0]
-        for layer in zip(_layers(params, self.depth), drops, strict=True):
-            x, _ = body(x, layer)
-        return x
+            return run_layers(block, (params, _stacked(drops)), x, loop)
+        each = zip(layers_of(params), drops, strict=True)
+        return run_layers(block, list(each), x, loop)
 
-    def _remembering(self, body: Callable) -> Callable:
-        """`body` with the remat policy; inside a scan nothing can be merged anyway."""
-        if self.remat == "none":
-            return body
+
+def run_layers(
+    block: Callable[[Any, Array], Array], layers: Any, x: Array, loop: Loop
+) -> Array:
+    """x through block(layer, x) for every layer in turn, as `loop` says.
+
+    `layers` is a pytree with a leading layer axis, or, written out (`loop.unroll` 0),
+    the list of all layers.
+    """
+
+    def body(x: Array, layer: Any) -> tuple[Array, None]:
+        return constrain_batch(block(layer, x)), None
+
+    if loop.remat != "none":
         policy = None
-        if self.remat == "names":
+        if loop.remat == "names":
             policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
-        return jax.checkpoint(body, prevent_cse=not self.unroll, policy=policy)
+        # Inside a scan nothing can be merged anyway.
+        body = jax.checkpoint(body, prevent_cse=not loop.unroll, policy=policy)
+    x = constrain_batch(x)
+    if loop.unroll:
+        depth = len(jax.tree.leaves(layers)[0])
+        return jax.lax.scan(body, x, layers, unroll=min(loop.unroll, depth))[0]
+    for layer in layers:
+        x, _ = body(x, layer)
+    return x
+
+
+def layers_of(params: Any) -> list:
+    """Every layer of a stacked pytree; their gradients meet in one concatenation."""
+    leaves, structure = jax.tree.flatten(params)
+    split = [jax.lax.split(leaf, (1,) * len(leaf)) for leaf in leaves]
+    layers = [[part[0] for part in parts] for parts in zip(*split, strict=True)]
+    return [jax.tree.unflatten(structure, layer) for layer in layers]
 
 
 def _stacked(drops: list[Dropping | None]) -> Dropping | None:
@@ -110,11 +132,3 @@ def _stacked(drops: list[Dropping | None]) -> Dropping | None:
     if len(given) == len(drops):
         return stacked
     return stacked._replace(active=jnp.array([drop is not None for drop in drops]))
-
-
-def _layers(params: nnx.State, depth: int) -> list[nnx.State]:
-    """The parameters of each layer; their gradients meet in one concatenation."""
-    leaves, structure = jax.tree.flatten(params)
-    split = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
-    layers = [[part[0] for part in parts] for parts in zip(*split, strict=True)]
-    return [jax.tree.unflatten(structure, layer) for layer in layers]

@@ -1,7 +1,6 @@
 """DINOv2 (Oquab et al. 2023), frozen: the features of REPA and P-DINO."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,8 +13,7 @@ from pixelflow_jax.nn.attention import IMPLEMENTATIONS, attend, split_heads
 from pixelflow_jax.nn.layers import gated, layer_normalise
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import SAVED, Loop
-from pixelflow_jax.sharding import constrain_batch
+from pixelflow_jax.nn.stack import Loop, layers_of, run_layers
 from pixelflow_jax.teachers.dinov2_table import (
     IGNORED,
     SIZES,
@@ -125,7 +123,8 @@ class DinoV2:
             found, start = {}, 0
             for end in sorted(set(blocks.values())):
                 part = _between(params["blocks"], start, end + 1)
-                x = _run(self._block, part, x, self.loop)
+                run = part if self.loop.unroll else layers_of(part)
+                x = run_layers(self._block, run, x, self.loop)
                 found[end] = self._finished(params, x)
                 start = end + 1
         return {layer: found[block] for layer, block in blocks.items()}
@@ -272,25 +271,6 @@ class DinoV2:
 def _between(blocks: dict, start: int, end: int) -> dict:
     """The stacked blocks from `start` until before `end`."""
     return jax.tree.map(lambda a: a[start:end], blocks)
-
-
-def _run(block: Callable, blocks: dict, x: Array, loop: Loop) -> Array:
-    """All blocks in sequence, by a scan over their leading axis or written out."""
-
-    def body(x: Array, params: dict) -> tuple[Array, None]:
-        return constrain_batch(block(params, x)), None
-
-    if loop.remat != "none":
-        policy = None
-        if loop.remat == "names":
-            policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
-        body = jax.checkpoint(body, prevent_cse=not loop.unroll, policy=policy)
-    depth = len(blocks["scale1"])
-    if loop.unroll:
-        return jax.lax.scan(body, x, blocks, unroll=min(loop.unroll, depth))[0]
-    for i in range(depth):
-        x, _ = body(x, jax.tree.map(lambda a, i=i: a[i], blocks))
-    return x
 
 
 def _linear(params: dict, x: Array) -> Array:

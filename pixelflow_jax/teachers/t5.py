@@ -10,8 +10,7 @@ from jax import Array
 from pixelflow_jax.nn.attention import split_heads
 from pixelflow_jax.nn.layers import rms_normalise
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.sharding import constrain_batch
+from pixelflow_jax.nn.stack import Loop, layers_of, run_layers
 from pixelflow_jax.teachers.weights import (
     Origin,
     Row,
@@ -197,16 +196,11 @@ class T5:
         lose what later blocks add.
         """
 
-        def body(x: Array, params: dict) -> tuple[Array, None]:
-            return constrain_batch(self.block(params, x, bias, mask)), None
+        def block(params: dict, x: Array) -> Array:
+            return self.block(params, x, bias, mask)
 
-        depth = self.sizes.depth
-        x = constrain_batch(x)
-        if self.loop.unroll:
-            return jax.lax.scan(body, x, blocks, unroll=min(self.loop.unroll, depth))[0]
-        for i in range(depth):
-            x, _ = body(x, jax.tree.map(lambda a, i=i: a[i], blocks))
-        return x
+        layers = blocks if self.loop.unroll else layers_of(blocks)
+        return run_layers(block, layers, x, self.loop)
 
     def _origin(self, field: str) -> Origin:
         if self.geometry is not None:
