@@ -25,7 +25,7 @@ from pixelflow_jax.nn.embed import (
 from pixelflow_jax.nn.field import ENCODINGS, WEIGHTS, FieldBlock, PixelEmbed
 from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
-from pixelflow_jax.nn.patch import patchify, unpatchify
+from pixelflow_jax.nn.patch import Patch, patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop, Stack
 
@@ -40,11 +40,11 @@ class NeuralField:
     """Decoder: an MLP per patch on [noisy pixel, coordinates], weights from the trunk.
 
     `width` channels (paper: 64; ablated 36, 72), hidden `ratio * width`, `depth` MLPs
-    in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct", "sincos" or "cosine",
-    `normalised`: which generated weights get unit columns ("first", "second"),
-    `output_norm`: RMS norm before the last linear layer. `loop`: remat "names" keeps
-    only the generated weights for the backward pass, for batches that do not fit
-    otherwise.
+    in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct", "sincos", "cosine", or
+    "cosine16", which always spans what "cosine" spans in a patch of 16; `normalised`:
+    which generated weights get unit columns ("first", "second"), `output_norm`: RMS
+    norm before the last linear layer. `loop`: remat "names" keeps only the generated
+    weights for the backward pass, for batches that do not fit otherwise.
     """
 
     width: int = 64
@@ -177,18 +177,31 @@ class FieldDecoder(nnx.Module):
             d, model.channels, precision, rngs, init=zeros, bias_init=zeros
         )
 
-    def __call__(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
-        """Image from a noisy one [b, h, w, c], tokens [b, n, d] and time [b, d]."""
-        return self.decode(image, jax.nn.silu(time[:, None] + tokens))
+    def __call__(
+        self,
+        image: Array,
+        tokens: Array,
+        time: Array,
+        cond: Array,
+        patch: Patch | None = None,
+    ) -> Array:
+        """Image from a noisy one [b, h, w, c], tokens [b, n, d] and time [b, d].
 
-    def decode(self, image: Array, condition: Array) -> Array:
+        Each token stands for a `patch` of the image; None: the model's own.
+        """
+        return self.decode(image, jax.nn.silu(time[:, None] + tokens), patch)
+
+    def decode(
+        self, image: Array, condition: Array, patch: Patch | None = None
+    ) -> Array:
         """The image for given field conditions [b, n, d]; float32."""
-        pixels = patchify(image.astype(self.dtype), self.patch)
-        z = self.field(self.embed(pixels, self.patch), condition)
+        patch = patch or self.patch
+        pixels = patchify(image.astype(self.dtype), patch)
+        z = self.field(self.embed(pixels, patch), condition)
         if self.norm is not None:
             z = self.norm(z)
         out = self.linear(z).astype(jnp.float32)
-        return unpatchify(out, self.patch, *image.shape[1:3])
+        return unpatchify(out, patch, *image.shape[1:3])
 
 
 class PixNerdModel(nnx.Module):

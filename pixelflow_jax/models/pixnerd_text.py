@@ -4,6 +4,7 @@ Wang et al. 2025, "PixNerd: Pixel Neural Field Diffusion", the text-to-image mod
 """
 
 import dataclasses
+import math
 
 from flax import nnx
 from jax import Array
@@ -14,6 +15,7 @@ from pixelflow_jax.models.text_trunk import TextTrunk, text_flops, text_problems
 from pixelflow_jax.nn.block import TORCH
 from pixelflow_jax.nn.embed import pack_patches
 from pixelflow_jax.nn.layers import linear, xavier
+from pixelflow_jax.nn.patch import Patch, nearest
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
 
@@ -35,6 +37,12 @@ class PixNerdText:
     `text_length` tokens of `text_width`. Padding is read like text, as in the official
     code; `mask_text` hides what `Cond.mask` excludes. Any image size that `patch`
     divides works with the same parameters.
+
+    `canvas`, a height and a width (512, 512), makes images of any size the same number
+    of tokens: the transformer sees pixels picked from them, as many as the canvas has,
+    and the neural field decodes patches that are larger or smaller, not always square,
+    by coordinates in between ("heavy decoder"; the paper's training-free generation at
+    any resolution). Empty: larger images have more tokens.
     """
 
     channels: int = 3
@@ -46,6 +54,7 @@ class PixNerdText:
     text_width: int = 2048
     text_length: int = 128
     mask_text: bool = False
+    canvas: tuple[int, ...] = ()
     tap: int = 6
     decoder: NeuralField = dataclasses.field(default_factory=text_field)
     attention: str = "auto"
@@ -60,15 +69,42 @@ class PixNerdText:
         """The module, with the official initialisation."""
         return PixNerdTextModel(self, rngs, precision)
 
+    def field(self) -> NeuralField:
+        """The decoder; with a canvas its coordinates do not grow with its patches."""
+        grows = self.canvas and self.decoder.encoding == "cosine"
+        encoding = "cosine16" if grows else self.decoder.encoding
+        return dataclasses.replace(self.decoder, encoding=encoding)
+
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        return self.decoder.problems() + text_problems(self, height, width)
+        found = self.decoder.problems()
+        if not self.canvas:
+            return found + text_problems(self, height, width)
+        if len(self.canvas) != 2 or min(self.canvas) < 1:
+            return [
+                *found,
+                f"model.canvas={self.canvas} must be a height and a width, such as "
+                "(512, 512), or () for none",
+            ]
+        wrong = text_problems(self, *self.canvas)
+        if wrong:
+            where = f"model.canvas={self.canvas}"
+            return found + [f"{problem} ({where})" for problem in wrong]
+        rows, columns = (side // self.patch for side in self.canvas)
+        if height % rows or width % columns:
+            found.append(
+                f"model.canvas={self.canvas} cuts every image into {rows} x {columns} "
+                f"patches: the height must be a multiple of {rows} and the width of "
+                f"{columns}, unlike {height} x {width}"
+            )
+        return found
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted)."""
-        pixels, n = height * width, height * width // self.patch**2
-        trunk = text_flops(self, n) + self.width * pixels * self.channels
-        return 2 * trunk + self.decoder.flops(self, pixels, n)
+        seen = math.prod(self.canvas or (height, width))
+        n = seen // self.patch**2
+        trunk = text_flops(self, n) + self.width * seen * self.channels
+        return 2 * trunk + self.decoder.flops(self, height * width, n)
 
 
 class PixNerdTextModel(nnx.Module):
@@ -76,13 +112,14 @@ class PixNerdTextModel(nnx.Module):
 
     def __init__(self, config: PixNerdText, rngs: nnx.Rngs, precision: Precision):
         d, self.patch = config.width, config.patch
+        self.canvas = tuple(config.canvas)
         self.dtype = precision.dtype
         inputs = config.channels * config.patch**2
         init = {"init": xavier, "bias_init": zeros}
         self.patch_embed = linear(inputs, d, precision, rngs, **init)
         places = nnx.initializers.normal(1.0)
         self.trunk = TextTrunk(config, rngs, precision, TORCH, places)
-        self.decoder = config.decoder.build(config, rngs, precision)
+        self.decoder = config.field().build(config, rngs, precision)
 
     def __call__(
         self,
@@ -96,9 +133,25 @@ class PixNerdTextModel(nnx.Module):
 
         Raises ValueError where `conds` hold no text, or one of another shape.
         """
-        packing, patches = pack_patches(groups, self.patch, self.dtype)
+        seen = tuple(map(self.seen, groups))
+        packing, patches = pack_patches(seen, self.patch, self.dtype)
         tokens = self.patch_embed(patches)
-        out = self.trunk(groups, packing, tokens, clocks, conds)
+        out = self.trunk(seen, packing, tokens, clocks, conds)
         parts = zip(groups, out.tokens, out.times, strict=True)
-        pred = (self.decoder(image, x, time, time) for image, x, time in parts)
+        pred = (
+            self.decoder(image, x, time, time, self.field_patch(image))
+            for image, x, time in parts
+        )
         return Output(tuple(pred), tuple(out.tap))
+
+    def seen(self, image: Array) -> Array:
+        """The image [b, h, w, c] as the transformer sees it."""
+        return nearest(image, *self.canvas) if self.canvas else image
+
+    def field_patch(self, image: Array) -> Patch:
+        """What of the image [b, h, w, c] a token stands for."""
+        if not self.canvas:
+            return self.patch
+        pairs = zip(image.shape[1:3], self.canvas, strict=True)
+        height, width = (self.patch * full // seen for full, seen in pairs)
+        return height, width

@@ -1,5 +1,7 @@
 """A patch's neural field: an MLP on pixels whose weights a transformer predicts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,53 +11,66 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.embed import rotary_table
 from pixelflow_jax.nn.layers import RMSNorm, linear
+from pixelflow_jax.nn.patch import Patch, sides
 from pixelflow_jax.nn.precision import Precision
 
 WEIGHTS = ("first", "second")
 
 
-def dct_features(patch: int, frequencies: int = 8) -> np.ndarray:
-    """PixNerd's coordinate features of a patch's pixels, [patch^2, frequencies^2].
+def dct_features(patch: Patch, frequencies: int = 8) -> np.ndarray:
+    """PixNerd's coordinate features of a patch's pixels, [pixels, frequencies^2].
 
-    cos(pi x f_i) cos(pi y f_j) / (1 + f_i f_j) with x (column), y (row) in linspace(0,
-    1, patch) and f in linspace(0, frequencies, frequencies): multiples of 8/7, not the
-    integers of a DCT. PixNerd eq. 12, as the official code computes it.
+    cos(pi x f_i) cos(pi y f_j) / (1 + f_i f_j) with x (column), y (row) from 0 to 1 and
+    f in linspace(0, frequencies, frequencies): multiples of 8/7, not the integers of a
+    DCT. PixNerd eq. 12, as the official code computes it.
     """
-    position = np.linspace(0, 1, patch, dtype=np.float32)
     f = np.linspace(0, frequencies, frequencies, dtype=np.float32)
-    waves = np.cos(np.pi * position[:, None] * f)  # [patch, frequencies]
-    product = waves[None, :, :, None] * waves[:, None, None, :]  # [y, x, i, j]
+
+    def waves(side: int) -> np.ndarray:
+        position = np.linspace(0, 1, side, dtype=np.float32)
+        return np.cos(np.pi * position[:, None] * f)  # [side, frequencies]
+
+    y, x = map(waves, sides(patch))
+    product = x[None, :, :, None] * y[:, None, None, :]  # [y, x, i, j]
     table = product / (1 + f[:, None] * f)
-    return table.reshape(patch * patch, -1).astype(np.float32)
+    return table.reshape(-1, frequencies**2).astype(np.float32)
 
 
-def sincos_features(patch: int, frequencies: int = 8) -> np.ndarray:
-    """The coordinate features of NeRF, [patch^2, 4 * frequencies]: PixNerd eq. 7.
+def sincos_features(patch: Patch, frequencies: int = 8) -> np.ndarray:
+    """The coordinate features of NeRF, [pixels, 4 * frequencies]: PixNerd eq. 7.
 
     sin and cos of 2^l pi x, then of 2^l pi y, for l < frequencies.
     """
-    position = np.linspace(0, 1, patch, dtype=np.float64)
-    angles = np.pi * position[:, None] * 2.0 ** np.arange(frequencies)
-    waves = np.concatenate([np.sin(angles), np.cos(angles)], -1)
-    y, x = np.meshgrid(np.arange(patch), np.arange(patch), indexing="ij")
-    table = np.concatenate([waves[x.ravel()], waves[y.ravel()]], -1)
-    return table.astype(np.float32)
+
+    def waves(side: int) -> np.ndarray:
+        position = np.linspace(0, 1, side, dtype=np.float64)
+        angles = np.pi * position[:, None] * 2.0 ** np.arange(frequencies)
+        return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
+    height, width = sides(patch)
+    x, y = np.tile(waves(width), (height, 1)), np.repeat(waves(height), width, 0)
+    return np.concatenate([x, y], -1).astype(np.float32)
 
 
-def cosine_features(patch: int, frequencies: int = 32) -> np.ndarray:
-    """The coordinate features of PixNerd's text model, [patch^2, 2 * frequencies].
+def cosine_features(
+    patch: Patch, frequencies: int = 32, extent: float = 0.0
+) -> np.ndarray:
+    """The coordinate features of PixNerd's text model, [pixels, 2 * frequencies].
 
     cos(x w_k), cos(y w_k) side by side for every w_k = 10000^(-k / frequencies), with x
-    (column), y (row) in linspace(0, patch, patch): of a rotary table, the official code
-    keeps the cosines alone.
+    (column), y (row) from 0 to `extent` (0: the side itself), ends included: of a
+    rotary table, the official code keeps the cosines alone.
     """
-    return rotary_table(patch, patch, 4 * frequencies, float(patch))[0]
+    height, width = sides(patch)
+    ends = (extent, extent) if extent else (float(width), float(height))
+    return rotary_table(height, width, 4 * frequencies, ends)[0]
 
 
 ENCODINGS = {
     "dct": dct_features,
     "sincos": sincos_features,
     "cosine": cosine_features,
+    "cosine16": functools.partial(cosine_features, extent=16.0),
 }
 
 
@@ -63,7 +78,7 @@ class PixelEmbed(nnx.Module):
     """Linear embedding of [pixel, coordinate features].
 
     The coordinates are the same for every patch, so their share of the product is
-    computed once, [patch^2, width], and added to the pixels' share.
+    computed once, [pixels, width], and added to the pixels' share.
     """
 
     def __init__(
@@ -74,8 +89,8 @@ class PixelEmbed(nnx.Module):
         features = ENCODINGS[encoding](1).shape[-1]
         self.proj = linear(channels + features, width, precision, rngs)
 
-    def __call__(self, pixels: Array, patch: int) -> Array:
-        """Pixels [..., patch^2, channels] to [..., patch^2, width]."""
+    def __call__(self, pixels: Array, patch: Patch) -> Array:
+        """Pixels of patches [..., pixels, channels] to [..., pixels, width]."""
         kernel = self.proj.kernel[...].astype(pixels.dtype)
         table = jnp.asarray(ENCODINGS[self.encoding](patch), pixels.dtype)
         place = table @ kernel[self.channels :]

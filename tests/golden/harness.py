@@ -176,7 +176,8 @@ class Loaded:
         official: dict[str, np.ndarray],
         table: list[tables.Row],
     ):
-        assert not config.problems(config.patch, config.patch)
+        size = getattr(config, "canvas", ()) or (config.patch, config.patch)
+        assert not config.problems(*size)
         self.config = config
         self.network: Network = network(config, EXACT)
         self.table = table
@@ -340,12 +341,18 @@ def pixnerd_text_config(kwargs: dict, *, tap=None, **more) -> PixNerdText:
 
 
 @functools.cache
-def text_model(fixture: Fixture, tap: int | None = None, remat="none") -> Loaded:
+def text_model(
+    fixture: Fixture,
+    tap: int | None = None,
+    remat="none",
+    canvas: tuple[int, ...] = (),
+) -> Loaded:
     """PixelGen's or PixNerd's text model, as the file's variant says."""
     pixelgens = fixture.config["variant"] == "jit_t2i"
     make = pixelgen_text_config if pixelgens else pixnerd_text_config
     convert = pixelgen_text if pixelgens else pixnerd_text
-    config = make(fixture.config["model"], tap=tap, loop=Loop(remat=remat))
+    more = {"canvas": canvas} if canvas else {}
+    config = make(fixture.config["model"], tap=tap, loop=Loop(remat=remat), **more)
     return Loaded(config, fixture.under("params"), convert.table(config))
 
 

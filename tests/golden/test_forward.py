@@ -12,7 +12,7 @@ from pixelflow_jax.models.base import Cond
 from pixelflow_jax.models.pixnerd import TIME_PERIOD, Block, FieldDecoder, PixNerdModel
 from pixelflow_jax.models.text_trunk import text_rope
 from pixelflow_jax.nn.embed import rotary_table, sinusoid
-from pixelflow_jax.nn.field import cosine_features, dct_features
+from pixelflow_jax.nn.field import ENCODINGS, cosine_features, dct_features
 from pixelflow_jax.nn.layers import gated, layer_normalise, modulate
 from pixelflow_jax.nn.patch import patchify
 from tests.golden import harness
@@ -48,10 +48,12 @@ def parts(block: Block, x: Array, cond: Array, rope: tuple) -> dict:
     return {"attn": attn, "mlp": block.mlp(modulate(block.norm2(x), shift2, scale2))}
 
 
-def field(decoder: FieldDecoder, depth: int, image: Array, condition: Array) -> dict:
+def field(
+    decoder: FieldDecoder, depth: int, image: Array, condition: Array, patch=None
+) -> dict:
     """The neural field's intermediates; its blocks are numbered after the trunk's."""
-    pixels = patchify(image, decoder.patch)
-    z = decoder.embed(pixels, decoder.patch)
+    pixels = patchify(image, patch or decoder.patch)
+    z = decoder.embed(pixels, patch or decoder.patch)
     out = {"nerf_input_pixels": pixels, "nerf_x_embedder": z}
     for i, block in enumerate(harness.blocks(decoder.field)):
         z = block(z, condition)
@@ -156,14 +158,10 @@ def test_where_the_trunk_is_cut_changes_nothing(fixture, case):
             harness.close(out.tap[0], recorded[theirs], f"tap {tap}: tokens")
 
 
-# Tables of the text-to-image model's heavy decoder, which is not part of this code.
-HEAVY_TABLES = "t2i_heavy_cospos"
-
-
 def table_names(fixture) -> list[str]:
     """Names of the recorded tables; a pair of cos and sin is one table."""
     names = {re.sub(r"/(cos|sin)$", "", name) for name in fixture.under("out")} - {"t"}
-    return sorted(name for name in names if not name.startswith(HEAVY_TABLES))
+    return sorted(names)
 
 
 @harness.parametrize("pixnerd_tables", None, table_names)
@@ -182,6 +180,9 @@ def test_tables(fixture, case):
             harness.close(sin, recorded[f"{case}/sin"], f"{case}/sin", 5e-6)
         case "t2i_cospos":
             ours = cosine_features(*numbers)[None]
+            harness.close(ours, recorded[case], case, 5e-6)
+        case "t2i_heavy_cospos":
+            ours = ENCODINGS["cosine16"](tuple(numbers[-2:]))[None]
             harness.close(ours, recorded[case], case, 5e-6)
         case "rope_t2i_ex2d":
             head_width, rows, columns = numbers

@@ -66,11 +66,13 @@ def pixelgen(loaded, params, image, t, states) -> dict:
 
 def pixnerd(loaded, params, image, t, states) -> dict:
     model = loaded.module(params)
-    patches = patchify(image, model.patch)
+    seen = model.seen(image)
+    patches = patchify(seen, model.patch)
     tokens = model.patch_embed(patches.reshape(*patches.shape[:2], -1))
-    out, last = trunk(model.trunk, image, tokens, t, states)
+    out, last = trunk(model.trunk, seen, tokens, t, states)
     condition = jax.nn.silu(out["t_embedder"][:, None] + last)
-    found = field(model.decoder, loaded.config.depth, image, condition)
+    patch = model.field_patch(image)
+    found = field(model.decoder, loaded.config.depth, image, condition, patch)
     found["nerf_condition_s"] = condition
     found = {k: v.reshape(-1, *v.shape[2:]) for k, v in found.items()}
     return out | found | {"s_embedder": tokens}
@@ -85,8 +87,18 @@ def named_cases(fixture) -> list[str]:
     return list(fixture.config["cases"])
 
 
+def canvas_of(fixture, case: str) -> tuple[int, ...]:
+    """What the official heavy decoder's encoder sees; nothing for the other models."""
+    scaling = fixture.config.get("scaling")
+    if scaling is None:
+        return ()
+    size = fixture.tensors[f"in/{case}/x"].shape[-2:]
+    pairs = zip(size, scaling[case], strict=True)
+    return tuple(int(side / scale) for side, scale in pairs)
+
+
 def check_forward(fixture, case: str, intermediates) -> None:
-    loaded = harness.text_model(fixture)
+    loaded = harness.text_model(fixture, canvas=canvas_of(fixture, case))
 
     @jax.jit
     def run(params, image, t, states):
@@ -117,9 +129,15 @@ def test_pixnerd_forward(fixture, case):
     check_forward(fixture, case, pixnerd)
 
 
+@harness.parametrize("pixnerd_forward", "t2i_heavy", named_cases)
+def test_pixnerd_heavy_decoder_forward(fixture, case):
+    check_forward(fixture, case, pixnerd)
+
+
 def check_tap(fixture, case: str, tap: int) -> None:
     """Tokens after `tap` blocks; with two groups, and rematerialised."""
-    loaded = harness.text_model(fixture, tap=tap, remat="full")
+    canvas = canvas_of(fixture, case)
+    loaded = harness.text_model(fixture, tap=tap, remat="full", canvas=canvas)
     image, t, states = given(fixture, case)
     groups = ((image, t, Cond(text=states)), (image[:1], t[:1], Cond(text=states[:1])))
     arguments = zip(*groups, strict=True)
@@ -154,6 +172,12 @@ def test_pixnerd_tap(fixture, case):
     check_tap(fixture, case, int(tap))
 
 
+@harness.parametrize("pixnerd_forward", "t2i_heavy", tapped_cases)
+def test_pixnerd_heavy_decoder_tap(fixture, case):
+    case, _, tap = case.rpartition("-tap")
+    check_tap(fixture, case, int(tap))
+
+
 def check_export(fixture) -> None:
     loaded = harness.text_model(fixture)
     exported = tables.export(loaded.table, loaded.params)
@@ -172,6 +196,11 @@ def test_pixelgen_export_is_bit_identical(fixture, case):
 
 @harness.parametrize("pixnerd_forward", "t2i", lambda fixture: ["export"])
 def test_pixnerd_export_is_bit_identical(fixture, case):
+    check_export(fixture)
+
+
+@harness.parametrize("pixnerd_forward", "t2i_heavy", lambda fixture: ["export"])
+def test_pixnerd_heavy_decoder_export_is_bit_identical(fixture, case):
     check_export(fixture)
 
 
