@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -205,6 +206,97 @@ def test_flops_agree_with_the_compiler(config):
     lowered = jax.jit(net.apply).lower(net.shapes(), *args)
     found = lowered.compile().cost_analysis()["flops"]
     assert abs(config.flops(64, 64) / found - 1) < 0.08
+    if isinstance(config, PixNerdText):
+        sized = dataclasses.replace(config, canvas=(32, 32))
+        lowered = jax.jit(network(sized, EXACT).apply).lower(net.shapes(), *args)
+        found = lowered.compile().cost_analysis()["flops"]
+        assert abs(sized.flops(64, 64) / found - 1) < 0.08
+
+
+CANVAS = dataclasses.replace(PIXNERD, canvas=(8, 8))
+
+
+def drawn(config: PixNerdText, params: dict, image: jax.Array):
+    """Prediction and tap for one image at t = 0.4."""
+    cond = Cond(text=normal(3, 1, 5, 6))
+    apply = jax.jit(network(config, EXACT).apply)
+    out = apply(params, (image,), (jnp.array([0.4]),), (cond,))
+    return out.pred[0], out.tap[0]
+
+
+def test_a_canvas_of_the_image_size_is_no_canvas():
+    """At the patch of the published model, whose coordinates span 16 either way."""
+    plain = dataclasses.replace(PIXNERD, patch=16)
+    _, params = built(plain)
+    image = normal(1, 1, 32, 16, 3)
+    pairs = zip(
+        drawn(plain, params, image),
+        drawn(dataclasses.replace(plain, canvas=(32, 16)), params, image),
+        strict=True,
+    )
+    for one, other in pairs:
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 12), (16, 6), (2, 8)], ids=str)
+def test_a_canvas_keeps_the_number_of_tokens(size):
+    _, params = built(CANVAS)
+    pred, tap = drawn(CANVAS, params, normal(1, 1, *size, 3))
+    assert pred.shape == (1, *size, 3) and tap.shape == (1, 4, 16)
+
+
+def test_the_transformer_sees_a_canvas_and_the_field_every_pixel():
+    """A pixel that is not picked changes its own value in the result and no other."""
+    _, params = built(CANVAS)
+    small = normal(1, 1, 8, 8, 3)
+    large = small.repeat(2, 1).repeat(3, 2)  # 16 x 24: the same pixels are picked
+    pred, tap = drawn(CANVAS, params, large)
+    np.testing.assert_allclose(tap, drawn(CANVAS, params, small)[1], atol=1e-5)
+    changed, same = drawn(CANVAS, params, large.at[0, 5, 7].add(1.0))
+    np.testing.assert_array_equal(tap, same)
+    moved = np.argwhere(np.abs(changed - pred).max(-1) > 1e-6)
+    assert moved.tolist() == [[0, 5, 7]]
+    _, other = drawn(CANVAS, params, large.at[0, 4, 6].add(1.0))
+    assert apart(tap, other) > 1e-3
+
+
+def test_coordinates_span_the_same_in_every_patch():
+    """The corners of a patch of one size and another have the same field."""
+    _, params = built(CANVAS)
+    constant = lambda h, w: jnp.full((1, h, w, 3), 0.3)
+    small, large = (
+        np.asarray(drawn(CANVAS, params, constant(*size))[0])
+        for size in [(8, 8), (24, 14)]
+    )
+    corners = [(0, 0), (3, 0), (0, 3), (3, 3)]
+    scaled = [(0, 0), (11, 0), (0, 6), (11, 6)]
+    for (r, c), (y, x) in zip(corners, scaled, strict=True):
+        np.testing.assert_allclose(small[0, r, c], large[0, y, x], atol=1e-5)
+        np.testing.assert_allclose(small[0, 4 + r, c], large[0, 12 + y, x], atol=1e-5)
+    assert np.abs(small[0, 0, 0] - small[0, 3, 0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("canvas", "size", "words"),
+    [
+        ((512, 512), (1000, 512), "32 x 32 patches: .* of 32.*unlike 1000 x 512"),
+        ((512, 256), (512, 520), "32 x 16 patches: .* width of 16, unlike 512 x 520"),
+        ((512,), (512, 512), "must be a height and a width"),
+        ((0, 512), (512, 512), "must be a height and a width"),
+        ((500, 512), (512, 512), r"patch=16 does not divide.*model.canvas=\(500"),
+    ],
+    ids=str,
+)
+def test_sizes_that_a_canvas_does_not_fit(canvas, size, words):
+    (problem,) = PixNerdText(canvas=canvas).problems(*size)
+    assert re.search(words, problem)
+
+
+def test_a_canvas_fits_multiples_of_its_grid():
+    config = PixNerdText(canvas=(512, 512))
+    for size in [(512, 512), (1024, 768), (480, 32)]:
+        assert config.problems(*size) == []
+    assert config.flops(1024, 1024) < 1.2 * config.flops(512, 512)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pixelflow_jax.nn.field import (
     sincos_features,
     unit_columns,
 )
+from pixelflow_jax.nn.patch import sides
 from pixelflow_jax.nn.precision import Precision
 
 EXACT = Precision(compute="float32", matmul="highest")
@@ -44,10 +45,10 @@ def test_zero_columns_have_finite_values_and_gradients():
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("patch", [2, 5])
+@pytest.mark.parametrize("patch", [2, 5, (2, 3)])
 def test_pixel_embedding_is_a_linear_layer_on_the_concatenation(encoding, patch):
     embed = PixelEmbed(3, 7, encoding, EXACT, nnx.Rngs(0))
-    pixels = normal(0, 2, 4, patch * patch, 3)
+    pixels = normal(0, 2, 4, np.prod(sides(patch)), 3)
     table = jnp.asarray(ENCODINGS[encoding](patch))
     place = jnp.broadcast_to(table, (2, 4, *table.shape))
     both = jnp.concatenate([pixels, place], -1)
@@ -65,6 +66,20 @@ def test_coordinate_features_by_hand():
     np.testing.assert_allclose(table[2, 1, 1, 1, 0], -1, atol=1e-6)  # cos(pi)
     np.testing.assert_allclose(table[2, 1, 0, 1, 1], -1, atol=1e-6)  # cos(2 pi / 2)
     assert dct_features(1).shape == (1, 64) and sincos_features(1).shape == (1, 32)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_features_of_a_patch_are_those_of_its_rows_and_columns(encoding):
+    """Corners are alike in patches of every size, but for "cosine" in pixels."""
+    features = lambda *patch: ENCODINGS[encoding](patch).reshape(*patch, -1)
+    tall, small, wide = features(7, 3), features(3, 3), features(3, 5)
+    np.testing.assert_allclose(tall[0], small[0], atol=1e-6)
+    np.testing.assert_allclose(wide[:, 0], small[:, 0], atol=1e-6)
+    same = np.allclose(tall[-1, -1], small[-1, -1], atol=1e-4)
+    assert same == (encoding != "cosine")
+    np.testing.assert_array_equal(
+        features(3, 3), ENCODINGS[encoding](3).reshape(small.shape)
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from pixelflow_jax.nn.layers import (
     modulate,
     rms_normalise,
 )
-from pixelflow_jax.nn.patch import patchify, unpatchify
+from pixelflow_jax.nn.patch import nearest, patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
 
 EXACT = Precision(compute="float32", matmul="highest")
@@ -228,6 +228,24 @@ def test_patches_and_pixels_go_row_by_row():
     np.testing.assert_array_equal(patches[3], [12, 13, 18, 19])
     with pytest.raises(ValueError, match="patch of 4 does not divide.*4 x 6"):
         patchify(image, 4)
+
+
+def test_patches_need_not_be_square():
+    image = jnp.arange(24).reshape(1, 4, 6, 1)
+    patches = patchify(image, (2, 3))
+    np.testing.assert_array_equal(patches[0, 1, :, 0], [3, 4, 5, 9, 10, 11])
+    np.testing.assert_array_equal(unpatchify(patches, (2, 3), 4, 6), image)
+    with pytest.raises(ValueError, match="patch of 3 x 2 does not divide.*4 x 6"):
+        patchify(image, (3, 2))
+
+
+def test_the_nearest_pixels_are_picked():
+    image = jnp.arange(24).reshape(1, 4, 6, 1)
+    picked = nearest(image, 2, 4)[0, :, :, 0]
+    np.testing.assert_array_equal(picked, [[0, 1, 3, 4], [12, 13, 15, 16]])
+    grown = nearest(image, 4, 12)[0, 0, :, 0]
+    np.testing.assert_array_equal(grown, np.repeat(np.arange(6), 2))
+    assert nearest(image, 4, 6) is image
 
 
 def test_precision_refuses_unknown_types_and_casts_matrices_only():
