@@ -28,8 +28,14 @@ class Conditioner(Protocol):
     def encode(self, frozen: dict, batch: dict) -> Cond:
         """The condition of a batch."""
 
-    def null(self, frozen: dict, cond: Cond, model: DenoiserConfig) -> Cond:
-        """The unconditional twin of `cond`."""
+    def null(
+        self,
+        frozen: dict,
+        cond: Cond,
+        model: DenoiserConfig,
+        batch: dict | None = None,
+    ) -> Cond:
+        """The unconditional twin of `cond`, or what `batch` names in its place."""
 
     def example(self, count: int) -> dict:
         """What `encode` reads of a batch of `count`, as shapes."""
@@ -57,7 +63,13 @@ class ClassLabels:
         """`batch["label"]`, int32 [b]."""
         return Cond(labels=batch["label"])
 
-    def null(self, frozen: dict, cond: Cond, model: DenoiserConfig) -> Cond:
+    def null(
+        self,
+        frozen: dict,
+        cond: Cond,
+        model: DenoiserConfig,
+        batch: dict | None = None,
+    ) -> Cond:
         """The null class for every image."""
         return Cond(labels=jnp.full_like(cond.labels, model.num_classes))
 
@@ -109,8 +121,20 @@ class Text:
             )
         return Cond(text=self.encoder.states(frozen["text"], tokens, mask), mask=mask)
 
-    def null(self, frozen: dict, cond: Cond, model: DenoiserConfig) -> Cond:
-        """The empty text for every image."""
+    def null(
+        self,
+        frozen: dict,
+        cond: Cond,
+        model: DenoiserConfig,
+        batch: dict | None = None,
+    ) -> Cond:
+        """The empty text for every image, or the negative one that `batch` gives it.
+
+        That is "negative_tokens" and "negative_mask", of the shape of the texts.
+        """
+        if batch and "negative_tokens" in batch:
+            names = ("tokens", "mask")
+            return self.encode(frozen, {n: batch[f"negative_{n}"] for n in names})
         b, length, _ = cond.text.shape
         first = jnp.arange(length)[None] == 0
         tokens = jnp.where(first, END, PADDING).astype(jnp.int32)

@@ -185,14 +185,15 @@ class Experiment:
     def size_problems(self, height: int, width: int) -> list[str]:
         """Why the model cannot see or draw images of `height` x `width`."""
         stages = self.stages()
-        unit = self.model.patch * 2 ** max(stage.halvings for stage in stages)
+        smallest = 2 ** max(stage.halvings for stage in stages)
+        unit = self.model.patch * smallest
         if len(stages) > 1 and (height % unit or width % unit):
             return [
                 f"the image size {height} x {width} must be a multiple of {unit}: "
                 f"model.patch={self.model.patch} times 2 for each of the "
                 f"{len(stages) - 1} halvings of path.num_stages={len(stages)}"
             ]
-        return self.model.problems(height, width)
+        return self.model.problems(height // smallest, width // smallest)
 
     def _term_problems(self) -> list[str]:
         """What is wrong with the loss terms and the teachers they need."""

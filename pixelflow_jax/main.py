@@ -15,6 +15,8 @@ Any field of the config can be set on the command line: --config.steps=1000
       --count=8 --solver=heun --sample_steps=50 --guidance=2 --trajectory
   python -m pixelflow_jax.main --workdir=runs/emoji --mode=sample \\
       --weights=assets/emoji.safetensors
+  python -m pixelflow_jax.main --workdir=runs/text --mode=sample --count=4 \\
+      --prompt="a red apple" --prompt="a cat, asleep" --height=96 --width=64
 """
 
 import dataclasses
@@ -30,30 +32,14 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from pixelflow_jax import backend
+from pixelflow_jax import backend, draw
 from pixelflow_jax.data.errors import DataError
-from pixelflow_jax.evaluation.output import write_samples
-from pixelflow_jax.experiment import NODES, ConfigError, Experiment, Sampling
-from pixelflow_jax.flow.dopri5 import Dopri5
-from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
-from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.experiment import NODES, ConfigError, Experiment
 from pixelflow_jax.pipeline import Pipeline, PipelineError
-from pixelflow_jax.presets import PRESETS
 from pixelflow_jax.teachers.weights import TeacherError
 from pixelflow_jax.training.checkpoint import CheckpointError
 from pixelflow_jax.training.loop import DivergedError, train
 
-SOLVERS = {
-    "euler": Euler(),
-    "sde": Euler(step="sde"),
-    "sde_mean": Euler(step="sde_mean"),
-    "sde_preserve": Euler(step="sde_preserve"),
-    "sid2": Euler(step="sid2"),
-    "heun": Heun(),
-    "heun_reuse": Heun(reuse=True),
-    **{f"adams{order}": AdamsBashforth(order=order) for order in (1, 2, 3, 4)},
-    "dopri5": Dopri5(),
-}
 # What a user can mend: reported in one paragraph, without a traceback.
 USER_ERRORS = (
     *(ConfigError, DataError, PipelineError, CheckpointError, DivergedError),
@@ -81,41 +67,11 @@ WEIGHTS = flags.DEFINE_string(
 EMA = flags.DEFINE_string(
     "ema", "", "Average to take, by its decay; 'raw' for none. Default: the first."
 )
-CLASSES = flags.DEFINE_list(
-    "classes", [], "Class names or numbers to sample. Default: all."
+TEXT_ENCODER = flags.DEFINE_string(
+    "text_encoder", "", "Weights of the text encoder. Default: the config's."
 )
-COUNT = flags.DEFINE_integer("count", 8, "Images per class.", lower_bound=1)
-SEED = flags.DEFINE_integer(
-    "sample_seed", 0, "Seed of the samples.", lower_bound=0, upper_bound=2**32 - 1
-)
-SOLVER = flags.DEFINE_enum(
-    "solver", None, sorted(SOLVERS), "Solver. Default: the config's."
-)
-PRESET = flags.DEFINE_enum(
-    "preset", None, sorted(PRESETS), "Sampling settings of a paper's table, to vary."
-)
-STEPS = flags.DEFINE_list(
-    "sample_steps", None, "Solver steps: one number, or one a stage such as 10,20,30,30"
-)
-GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 turns it off.")
-GUIDE = flags.DEFINE_string(
-    "guide", None, "Run or weights of a weaker model to guide by (autoguidance)."
-)
-INTERVAL = flags.DEFINE_list(
-    "guidance_interval", None, "Times between which guidance acts, such as 0.1,1."
-)
-SHIFT = flags.DEFINE_float("shift", None, "Timestep shift; above 1 favours noise.")
-HEIGHT = flags.DEFINE_integer(
-    "height", None, "Image height. Default: the training size.", lower_bound=1
-)
-WIDTH = flags.DEFINE_integer(
-    "width", None, "Image width. Default: the training size.", lower_bound=1
-)
-TRAJECTORY = flags.DEFINE_bool(
-    "trajectory", False, "Also write the clean image implied at each step, as a GIF."
-)
-STAGES = flags.DEFINE_bool(
-    "stages", False, "Also write the states at the end of each stage, side by side."
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "", "Folder of its tokenizer. Default: that of the config's weights."
 )
 
 
@@ -127,84 +83,6 @@ def run_training(config: Experiment, workdir: pathlib.Path) -> None:
     train(run, workdir)
     if jax.process_index() == 0:
         print(f"Checkpoints, curves and previews are in {workdir}.")
-
-
-def run_sampling(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Draw what the flags ask for; returns where it lies."""
-    _writable(workdir)
-    sampling = _sampling(pipeline.config.sampling)
-    classes = CLASSES.value or pipeline.class_names
-    labels = pipeline.labels([c for c in classes for _ in range(COUNT.value)])
-    generated = pipeline.generate(
-        labels,
-        seed=SEED.value,
-        height=HEIGHT.value or 0,
-        width=WIDTH.value or 0,
-        sampling=sampling,
-        record=TRAJECTORY.value,
-        progress=True,
-    )
-    steps = sampling.grid.stage_steps or (sampling.grid.steps,)
-    solver = SOLVER.value or type(sampling.solver).__name__.lower()
-    name = (
-        f"step{pipeline.step:08d}-{solver}{'-'.join(map(str, steps))}"
-        f"-cfg{sampling.guidance.scale:g}-seed{SEED.value}{_variant()}"
-    )
-    folder = workdir / "samples" / name
-    return write_samples(
-        folder,
-        generated,
-        labels,
-        pipeline.class_names,
-        columns=COUNT.value,
-        stages=STAGES.value,
-    )
-
-
-def _sampling(sampling: Sampling) -> Sampling:
-    """The checkpoint's or a preset's settings, changed by the flags."""
-    if PRESET.value:
-        sampling = PRESETS[PRESET.value]()
-    grid = _replaced(sampling.grid, **_steps(STEPS.value), shift=SHIFT.value)
-    guidance = sampling.guidance
-    if GUIDE.value:
-        same = {name: getattr(guidance, name) for name in ("low", "high", "closed")}
-        guidance = AutoGuidance(scale=guidance.scale, weights=GUIDE.value, **same)
-    guidance = _replaced(guidance, scale=GUIDANCE.value)
-    guidance = _with_interval(guidance, INTERVAL.value)
-    solver = SOLVERS[SOLVER.value] if SOLVER.value else sampling.solver
-    return dataclasses.replace(sampling, solver=solver, grid=grid, guidance=guidance)
-
-
-def _steps(text: list[str] | None) -> dict:
-    """The grid's fields for one number of steps, or one a stage."""
-    if not text:
-        return {}
-    try:
-        numbers = tuple(int(part) for part in text)
-    except ValueError:
-        raise PipelineError(
-            f"--sample_steps={','.join(text)} must be a number, or one a stage such as "
-            "10,20,30,30."
-        ) from None
-    if len(numbers) == 1:
-        return {"steps": numbers[0], "stage_steps": ()}
-    return {"stage_steps": numbers}
-
-
-def _variant() -> str:
-    """What the name of a samples folder says of the flags that are rarely given."""
-    interval = ",".join(INTERVAL.value or [])
-    given = {
-        "ema": EMA.value,
-        "preset": PRESET.value,
-        "guide": GUIDE.value and pathlib.Path(GUIDE.value).stem,
-        "interval": interval,
-        "shift": SHIFT.value,
-        "height": HEIGHT.value,
-        "width": WIDTH.value,
-    }
-    return "".join(f"-{name}{value}" for name, value in given.items() if value)
 
 
 def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float]:
@@ -222,23 +100,6 @@ def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float
         print(f"{key:>14}  {value:.5f}")
     print(f"Written to {path}.")
     return result
-
-
-def _replaced(node: object, **changes: object) -> object:
-    given = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(node, **given)
-
-
-def _with_interval(guidance: Guidance, text: list[str] | None) -> Guidance:
-    if not text:
-        return guidance
-    try:
-        low, high = map(float, text)
-    except ValueError:
-        raise PipelineError(
-            f"--guidance_interval={','.join(text)} must be two times, such as 0.1,1."
-        ) from None
-    return dataclasses.replace(guidance, low=low, high=high)
 
 
 def _writable(workdir: pathlib.Path) -> None:
@@ -266,11 +127,17 @@ def _dispatch(workdir: pathlib.Path) -> None:
             )
         run_training(CONFIG.value, workdir)
         return
-    pipeline = Pipeline.from_pretrained(WEIGHTS.value or workdir, EMA.value)
+    pipeline = Pipeline.from_pretrained(
+        WEIGHTS.value or workdir,
+        EMA.value,
+        text_encoder=TEXT_ENCODER.value,
+        tokenizer=TOKENIZER.value,
+    )
     if MODE.value == "evaluate":
         run_evaluation(pipeline, workdir)
         return
-    for kind, path in run_sampling(pipeline, workdir).items():
+    _writable(workdir)
+    for kind, path in draw.run_sampling(pipeline, workdir, EMA.value).items():
         print(f"{kind:>10}: {path}")
 
 

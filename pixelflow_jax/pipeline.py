@@ -1,4 +1,4 @@
-"""Trained weights with everything around them: load, and draw images from labels."""
+"""Trained weights with everything around them: load, and draw from labels or text."""
 
 import contextlib
 import dataclasses
@@ -16,19 +16,21 @@ from safetensors import safe_open
 from safetensors.flax import save_file
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning import label_problems
+from pixelflow_jax.conditioning import Text, label_problems
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import to_uint8
-from pixelflow_jax.evaluation.generate import Generated
+from pixelflow_jax.evaluation.generate import Generated, Generator
 from pixelflow_jax.experiment import ConfigError, Experiment, Sampling
 from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.base import misfitting
+from pixelflow_jax.prompts import Reader, tokenized
 from pixelflow_jax.training.checkpoint import Checkpointer
 
 LOG = logging.getLogger(__name__)
 METADATA = "pixelflow_jax"  # the entry of a weights file that is ours
+LARGEST = 2  # how many times the training size an image may be without a warning
 
 
 class PipelineError(ValueError):
@@ -42,6 +44,12 @@ class Pipeline:
         pipeline = Pipeline.from_pretrained("assets/emoji.safetensors")
         images = pipeline(["flags", "smileys-emotion"], seed=1)   # uint8 [2, 64, 64, 3]
 
+    Models of text take prompts instead, with the encoder and the tokenizer that the
+    config names, read when they are first used:
+
+        pipeline = Pipeline.from_pretrained("runs/text", text_encoder="/data/MiniLM")
+        images = pipeline("a red apple", images_per_prompt=4, height=96)
+
     `class_names` gives labels names; `step` is how long the weights were trained.
     """
 
@@ -51,17 +59,58 @@ class Pipeline:
     step: int
 
     def __post_init__(self) -> None:
-        self._generators: dict[str, object] = {}
+        self._generators: dict[str, Generator] = {}
         self._guides: dict[tuple[str, str], Pipeline] = {}
+        self._frozen: dict | None = None
+        self._reader: Reader | None = None
+        self._warned = False
 
     @classmethod
-    def from_pretrained(cls, path: str | pathlib.Path, ema: str = "") -> "Pipeline":
+    def from_pretrained(
+        cls,
+        path: str | pathlib.Path,
+        ema: str = "",
+        *,
+        text_encoder: str = "",
+        tokenizer: str = "",
+    ) -> "Pipeline":
         """Weights from a `.safetensors` file of ours, or a training run's workdir.
 
         From a workdir the newest checkpoint is taken: the average with decay `ema`
-        (such as "0.9999"; "" the first one, "raw" the weights themselves). Raises
-        PipelineError, or CheckpointError for a damaged checkpoint.
+        (such as "0.9999"; "" the first one, "raw" the weights themselves). For models
+        of text, `text_encoder` and `tokenizer` name other files than their config.
+        Raises PipelineError, or CheckpointError for a damaged checkpoint.
         """
+        pipeline = cls._opened(path, ema)
+        pipeline.use_text_encoder(text_encoder, tokenizer)
+        return pipeline
+
+    def use_text_encoder(self, weights: str = "", tokenizer: str = "") -> None:
+        """Take the text encoder's weights and its tokenizer from there ("": as it is).
+
+        Raises PipelineError for a model of classes.
+        """
+        given = {"weights": str(weights), "tokenizer": str(tokenizer)}
+        given = {name: path for name, path in given.items() if path}
+        if not given:
+            return
+        if not self.reads_text:
+            raise PipelineError(
+                "This model draws classes and has no text encoder: leave "
+                "text_encoder and tokenizer away."
+            )
+        encoder = self.config.conditioner.encoder
+        for name, path in given.items():
+            setattr(encoder, name, path)
+        self._frozen = self._reader = None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it draws from prompts, not classes."""
+        return isinstance(self.config.conditioner, Text)
+
+    @classmethod
+    def _opened(cls, path: str | pathlib.Path, ema: str) -> "Pipeline":
         path = pathlib.Path(path)
         if path.suffix == ".safetensors":
             if ema:
@@ -158,6 +207,8 @@ class Pipeline:
 
         A name may be written as on disk: "smileys-emotion" for "Smileys & Emotion".
         """
+        if self.reads_text:
+            raise PipelineError("This model draws from prompts and knows no classes.")
         numbers = [self._label(c) for c in classes]
         problems = label_problems(sorted(set(numbers)), self.config.model.num_classes)
         if problems:
@@ -182,8 +233,10 @@ class Pipeline:
 
     def __call__(
         self,
-        classes: Sequence[int | str],
+        wanted: str | Sequence[int | str],
         *,
+        negative_prompt: str | Sequence[str] = "",
+        images_per_prompt: int = 1,
         seed: int = 0,
         first: int = 0,
         height: int = 0,
@@ -194,14 +247,21 @@ class Pipeline:
         guidance: Guidance | None = None,
         progress: bool = False,
     ) -> np.ndarray:
-        """One image for each of `classes`, uint8 [n, height, width, 3].
+        """Images of `wanted`, uint8 [n, height, width, 3].
+
+        `wanted` holds prompts, or the names and numbers of classes; one alone need not
+        be in a list. Each is drawn `images_per_prompt` times, one after the other.
+        Guidance leads away from `negative_prompt`, one for all or one for each prompt.
 
         Sizes default to the training size; `sampling` to the config's, and `solver`,
         `grid` and `guidance` to those of `sampling`. Image i depends on (seed, first +
-        i) and its class alone.
+        i), its prompt and negative prompt, or its class, alone. Raises PipelineError
+        for a request that the model cannot serve, TeacherError without a text encoder.
         """
         generated = self.generate(
-            classes,
+            wanted,
+            negative_prompt=negative_prompt,
+            images_per_prompt=images_per_prompt,
             seed=seed,
             first=first,
             height=height,
@@ -216,8 +276,10 @@ class Pipeline:
 
     def generate(
         self,
-        classes: Sequence[int | str],
+        wanted: str | Sequence[int | str],
         *,
+        negative_prompt: str | Sequence[str] = "",
+        images_per_prompt: int = 1,
         seed: int = 0,
         first: int = 0,
         height: int = 0,
@@ -235,15 +297,31 @@ class Pipeline:
         sampling = dataclasses.replace(sampling or self.config.sampling, **changes)
         config = dataclasses.replace(self.config, sampling=sampling)
         size = config.data.image_size
-        height, width = height or size, width or size
+        generator, guide = self._generator(config, height or size, width or size)
+        given = self._given(wanted, negative_prompt, images_per_prompt)
+        return generator(
+            self.params,
+            given,
+            seed=seed,
+            first=first,
+            record=record,
+            progress=progress,
+            guide_params=guide and guide.params,
+            frozen=self._loaded(),
+        )
+
+    def _generator(
+        self, config: Experiment, height: int, width: int
+    ) -> tuple[Generator, "Pipeline | None"]:
+        """What draws images of that size, and the weaker model that guides it."""
         problems = [f"height={height} and width={width} must be positive"]
         if min(height, width) > 0:
             problems = config.size_problems(height, width)
         if problems:
             raise PipelineError("; ".join(problems) + ".")
-        labels = self.labels(classes)
-        guide = self._guide(sampling.guidance)
-        key = json.dumps([config.to_dict()["sampling"], height, width])
+        self._warn_of_size(height, width)
+        guide = self._guide(config.sampling.guidance)
+        key = json.dumps([config.to_dict(), height, width])
         if key not in self._generators:
             network = guide and guide.config.network()
             generator = config.generator(height, width, network)
@@ -252,15 +330,65 @@ class Pipeline:
             except ValueError as error:
                 raise PipelineError(str(error)) from error
             self._generators[key] = generator
-        return self._generators[key](
-            self.params,
-            labels,
-            seed=seed,
-            first=first,
-            record=record,
-            progress=progress,
-            guide_params=guide and guide.params,
+        return self._generators[key], guide
+
+    def _warn_of_size(self, height: int, width: int) -> None:
+        """Once, where images are wanted that are too large to be good."""
+        trained = self.config.data.image_size
+        if max(height, width) <= LARGEST * trained or self._warned:
+            return
+        self._warned = True
+        LOG.warning(
+            "Images of %d x %d are more than %d times as large as those trained on, "
+            "%d x %d: expect repeated or blurred content.",
+            *(height, width, LARGEST, trained, trained),
         )
+
+    def _given(
+        self,
+        wanted: str | Sequence[int | str],
+        negative: str | Sequence[str],
+        count: int,
+    ) -> dict[str, np.ndarray]:
+        """What the conditioner reads for `count` images of each that is wanted."""
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        if not wanted or count < 1:
+            raise PipelineError(
+                f"There is nothing to draw: {len(wanted)} prompts or classes, "
+                f"images_per_prompt={count}."
+            )
+        if not self.reads_text:
+            if negative:
+                raise PipelineError(
+                    "This model draws classes, which have no negative prompts."
+                )
+            return {"label": np.repeat(self.labels(wanted), count)}
+        negatives = [negative] * len(wanted) if isinstance(negative, str) else negative
+        if len(negatives) != len(wanted):
+            raise PipelineError(
+                f"There are {len(negatives)} negative prompts for {len(wanted)} "
+                "prompts: give one for all, or one for each."
+            )
+        others = [text for text in (*wanted, *negatives) if not isinstance(text, str)]
+        if others:
+            raise PipelineError(
+                f"This model draws from prompts, which are str, not {others[0]!r}."
+            )
+        if self._reader is None:
+            conditioner = self.config.conditioner
+            self._reader = conditioner.encoder.reader(conditioner.length)
+        try:
+            given = tokenized(self._reader, wanted, negatives)
+        except UnicodeError as error:
+            raise PipelineError(f"A prompt is not UTF-8: {error}.") from error
+        return {name: np.repeat(array, count, axis=0) for name, array in given.items()}
+
+    def _loaded(self) -> dict:
+        """The parameters of the text encoder, on the devices; nothing for classes."""
+        if self._frozen is None:
+            whole = sharding.replicated(self.config.mesh.build())
+            self._frozen = jax.device_put(self.config.conditioner.load(), whole)
+        return self._frozen
 
     def _guide(self, guidance: Guidance) -> "Pipeline | None":
         """The weaker model that `AutoGuidance` names."""
@@ -304,6 +432,8 @@ def _on_any_devices(config: dict) -> Experiment:
 
 def _class_names(config: Experiment) -> tuple[str, ...]:
     """The data set's class names, or numbers where the data set is not at hand."""
+    if isinstance(config.conditioner, Text):
+        return ()
     try:
         return config.data.class_names
     except DataError as error:

@@ -9,7 +9,7 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from pixelflow_jax import Pipeline, main
+from pixelflow_jax import Pipeline, draw, main
 from pixelflow_jax.experiment import ConfigError, Sampling
 from pixelflow_jax.flow.guidance import AutoGuidance
 from pixelflow_jax.pipeline import PipelineError
@@ -306,7 +306,7 @@ def test_every_choice_changes_the_images_and_has_a_folder_of_its_own(
     for choice in choices:
         with flagsaver.flagsaver(count=1, classes=["flags"], **choice):
             pipeline = Pipeline.from_pretrained(finished[0], main.EMA.value)
-            paths = main.run_sampling(pipeline, tmp_path)
+            paths = draw.run_sampling(pipeline, tmp_path, main.EMA.value)
         drawn.add((paths["images"] / "000000_flags.png").read_bytes())
         folders.add(paths["images"].parent.name)
     assert len(drawn) == len(folders) == len(choices)
@@ -365,17 +365,17 @@ def test_a_diverging_run_exits_with_one_paragraph(images, tmp_path):
 
 
 def test_every_solver_of_the_command_line_is_one_of_ours():
-    assert {"euler", "heun", "adams2", "sde"} <= set(main.SOLVERS)
-    assert all(dataclasses.is_dataclass(solver) for solver in main.SOLVERS.values())
+    assert {"euler", "heun", "adams2", "sde"} <= set(draw.SOLVERS)
+    assert all(dataclasses.is_dataclass(solver) for solver in draw.SOLVERS.values())
 
 
 def test_flags_change_a_preset():
     """A preset is taken whole; what else is given changes it, and nothing besides."""
     with flagsaver.flagsaver(preset="dopri5_stagewise2.4"):
-        assert main._sampling(Sampling()) == PRESETS["dopri5_stagewise2.4"]()
+        assert draw.changed(Sampling()) == PRESETS["dopri5_stagewise2.4"]()
     given = {"sample_steps": ["10", "20"], "guide": "runs/weak", "guidance": 3.0}
     with flagsaver.flagsaver(preset="pixelgen_heun50", **given):
-        changed = main._sampling(Sampling())
+        changed = draw.changed(Sampling())
     preset = PRESETS["pixelgen_heun50"]()
     assert changed.grid == dataclasses.replace(preset.grid, stage_steps=(10, 20))
     assert changed.guidance == AutoGuidance(
@@ -384,4 +384,4 @@ def test_flags_change_a_preset():
     assert changed.solver == preset.solver
     with flagsaver.flagsaver(sample_steps=["ten"]):
         with pytest.raises(PipelineError, match="sample_steps"):
-            main._sampling(Sampling())
+            draw.changed(Sampling())

@@ -23,9 +23,9 @@ FLOORS = {
     ),
     **dict.fromkeys(["models", "teachers"], 1),
     **dict.fromkeys(["conditioning", "objective", "perceptual", "sampler"], 2),
-    **dict.fromkeys(["training", "evaluation", "convert"], 3),
+    **dict.fromkeys(["training", "evaluation", "convert", "prompts"], 3),
     **dict.fromkeys(["experiment", "pipeline", "presets"], 4),
-    **dict.fromkeys(["main", "demo", "quickstart"], 5),
+    **dict.fromkeys(["main", "draw", "demo", "quickstart"], 5),
 }
 # Imports within one floor, and why.
 NEIGHBOURS = {
@@ -33,6 +33,7 @@ NEIGHBOURS = {
     ("perceptual", "objective"): "its terms look at the objective's context",
     ("pipeline", "experiment"): "a pipeline is built from an experiment",
     ("presets", "experiment"): "a preset is a part of an experiment",
+    ("main", "draw"): "one of its modes",
 }
 # Names the package's own __init__ defines, and the unit each comes from.
 FACADE = {"Pipeline": "pipeline", "__version__": "compat"}

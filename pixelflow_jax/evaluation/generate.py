@@ -35,10 +35,10 @@ class Generated(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generator:
-    """Samples class-conditional images of `size` (height, width).
+    """Samples images of `size` (height, width) from classes or texts.
 
     `batch_size` images are drawn at a time, spread over the mesh; image i depends on
-    (seed, i) and its label alone. `guide` is the weaker network of `AutoGuidance`.
+    (seed, i) and its condition alone. `guide` is the weaker network of `AutoGuidance`.
     """
 
     model: DenoiserConfig
@@ -126,7 +126,7 @@ class Generator:
             params,
             image_keys(seed, index),
             cond,
-            self.conditioner.null(frozen, cond, self.model),
+            self.conditioner.null(frozen, cond, self.model, given),
             size=(*self.size, self.model.channels),
             stages=self.stages,
             prediction=self.prediction,

@@ -102,7 +102,7 @@ def test_a_trained_cascade_draws_squares_and_other_shapes(pipeline, tmp_path):
     assert [s.shape for s in square.stages] == [(3, 8, 8, 3), (3, 16, 16, 3)]
     assert pipeline([2], height=16, width=32, seed=1).shape == (1, 16, 32, 3)
     paths = write_samples(
-        tmp_path, square, np.arange(3), tiny.CLASSES, columns=3, stages=True
+        tmp_path, square, tiny.CLASSES, 3, labels=np.arange(3), stages=True
     )
     assert paths["stages"].is_file()
     with pytest.raises(PipelineError, match="multiple of 8"):

@@ -1,0 +1,71 @@
+"""Prompts: read from files, and turned into what a text model is conditioned on."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pixelflow_jax.data.errors import DataError
+
+Reader = Callable[[Sequence[str]], dict[str, np.ndarray]]
+
+
+class PromptFile(NamedTuple):
+    """The prompts of a file, and how many of its lines hold none."""
+
+    prompts: list[str]
+    blank: int
+    comments: int
+
+
+def read_prompts(path: str | pathlib.Path) -> PromptFile:
+    """A prompt a line, in UTF-8; blank lines and those that begin with # are skipped.
+
+    Raises DataError for a file that is absent, in another encoding, or without prompts.
+    """
+    path = pathlib.Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"The prompts in {path} cannot be read: {error.strerror}."
+        ) from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path} is not UTF-8: byte {error.start} (0x{content[error.start]:02x}, "
+            f"in line {line}) belongs to no character. Save it as UTF-8, such as by "
+            f"iconv -f latin1 -t utf-8."
+        ) from error
+    lines = [line.strip() for line in text.split("\n")]
+    filled = [line for line in lines if line]
+    prompts = [line for line in filled if not line.startswith("#")]
+    blank = len(lines) - len(filled) - (not lines[-1])  # the end of the last line
+    found = PromptFile(prompts, blank, len(filled) - len(prompts))
+    if not prompts:
+        raise DataError(
+            f"{path} holds no prompts, only {found.blank} blank lines and "
+            f"{found.comments} comments (#): write one prompt a line."
+        )
+    return found
+
+
+def tokenized(
+    read: Reader, prompts: Sequence[str], negatives: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """What conditioner Text reads for prompts with a negative prompt each.
+
+    "tokens" int32 and "mask" bool [n, length], and the same of the negative prompts as
+    "negative_tokens" and "negative_mask". Every distinct text is read once.
+    """
+    distinct = list(dict.fromkeys([*prompts, *negatives]))
+    places = {text: place for place, text in enumerate(distinct)}
+    arrays = read(distinct)
+    given = {}
+    for prefix, texts in (("", prompts), ("negative_", negatives)):
+        rows = [places[text] for text in texts]
+        given |= {f"{prefix}{name}": array[rows] for name, array in arrays.items()}
+    return given
