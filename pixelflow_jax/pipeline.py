@@ -26,6 +26,7 @@ from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.base import misfitting
 from pixelflow_jax.prompts import Reader, tokenized
+from pixelflow_jax.teachers.weights import TeacherError
 from pixelflow_jax.training.checkpoint import Checkpointer
 
 LOG = logging.getLogger(__name__)
@@ -374,14 +375,21 @@ class Pipeline:
             raise PipelineError(
                 f"This model draws from prompts, which are str, not {others[0]!r}."
             )
-        if self._reader is None:
-            conditioner = self.config.conditioner
-            self._reader = conditioner.encoder.reader(conditioner.length)
-        try:
-            given = tokenized(self._reader, wanted, negatives)
-        except UnicodeError as error:
-            raise PipelineError(f"A prompt is not UTF-8: {error}.") from error
+        given = self._tokens(wanted, negatives)
         return {name: np.repeat(array, count, axis=0) for name, array in given.items()}
+
+    def _tokens(
+        self, prompts: Sequence[str], negatives: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        conditioner = self.config.conditioner
+        try:
+            if self._reader is None:
+                self._reader = conditioner.encoder.reader(conditioner.length)
+            return tokenized(self._reader, prompts, negatives)
+        except TeacherError:
+            raise
+        except ValueError as error:  # a prompt that cannot be read
+            raise PipelineError(str(error)) from error
 
     def _loaded(self) -> dict:
         """The parameters of the text encoder, on the devices; nothing for classes."""

@@ -1,0 +1,112 @@
+"""A text-to-image pipeline so small that compiling is what takes the time."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+import pytest
+
+from pixelflow_jax import Pipeline
+from pixelflow_jax.conditioning import Text
+from pixelflow_jax.experiment import Experiment, Sampling
+from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.path import Pyramid, Straight
+from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.models.base import DenoiserConfig
+from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.models.pixelgen_text import PixelGenText
+from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.teachers.t5 import T5, T5Geometry
+
+EXACT = Precision(compute="float32", matmul="highest")
+SIZE, LENGTH = 16, 6
+LOAD = T5.load  # what `encoder_without_files` takes away
+ENCODER = T5(
+    geometry=T5Geometry(width=16, hidden=24, depth=1, heads=2, vocabulary=30),
+    precision=EXACT,
+)
+WIDTHS = {"width": 32, "heads": 4, "depth": 2, "tap": 1, "text_width": 16}
+TEXTS = {"text_depth": 1, "text_length": LENGTH}
+FIELD = dataclasses.replace(text_field(), width=8, depth=1)
+MODELS: dict[str, DenoiserConfig] = {
+    "pixnerd": PixNerdText(patch=4, decoder=FIELD, **WIDTHS, **TEXTS),
+    "canvas": PixNerdText(
+        patch=4, canvas=(SIZE, SIZE), mask_text=True, decoder=FIELD, **WIDTHS, **TEXTS
+    ),
+    "pixelgen": PixelGenText(patch=4, image_size=SIZE, bottleneck=8, **WIDTHS, **TEXTS),
+    "pixelflow": PixelFlow(num_classes=0, **WIDTHS),
+}
+
+
+class Reader:
+    """Letters as tokens: what stands in for a tokenizer, which is a file of others."""
+
+    def __init__(self, length: int):
+        self.length = length
+        self.read: list[str] = []
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        self.read += texts
+        tokens = np.zeros((len(texts), self.length), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for row, text in enumerate(texts):
+            text.encode("utf-8")  # UnicodeEncodeError, a ValueError, for surrogates
+            numbers = [2 + ord(letter) % 28 for letter in text[: self.length - 1]] + [1]
+            tokens[row, : len(numbers)] = numbers
+            mask[row, : len(numbers)] = True
+        return {"tokens": tokens, "mask": mask}
+
+
+def random(shapes: dict, seed: int = 0) -> dict:
+    """Parameters of which none is zero, so large that values keep their size."""
+    rng = np.random.default_rng(seed)
+
+    def draw(a: jax.ShapeDtypeStruct) -> np.ndarray:
+        size = a.shape[-2] ** -0.5 if len(a.shape) > 1 else 0.4
+        return (size * rng.standard_normal(a.shape)).astype(a.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+@contextlib.contextmanager
+def encoder_without_files() -> Iterator[list[str]]:
+    """T5 with random weights and letters as tokens; lists how often it is loaded."""
+    loaded = []
+
+    def load(self: T5, field: str = "") -> dict:
+        loaded.append(self.weights)
+        return random(self.shapes(), len(self.weights))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(T5, "load", load)
+        patch.setattr(T5, "reader", lambda self, n: Reader(n), raising=False)
+        yield loaded
+
+
+def experiment(model: DenoiserConfig) -> Experiment:
+    """A text model with two steps of guided sampling."""
+    cascade = isinstance(model, PixelFlow)
+    config = Experiment(
+        name="text",
+        model=model,
+        path=Pyramid(num_stages=2) if cascade else Straight(),
+        conditioner=Text(encoder=dataclasses.replace(ENCODER), length=LENGTH),
+        precision=EXACT,
+        batch_size=8,
+        ema=(),
+        sampling=Sampling(
+            grid=Grid(steps=2), guidance=ClassifierFree(scale=3.0), batch_size=4
+        ),
+    )
+    config.data.image_size = SIZE
+    return config
+
+
+def pipeline(name: str) -> Pipeline:
+    """One of `MODELS` with random weights."""
+    config = experiment(MODELS[name])
+    params = random(config.network().shapes(), 1)
+    return Pipeline(config=config, params=params, class_names=(), step=0)
