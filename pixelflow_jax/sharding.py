@@ -16,7 +16,7 @@ BATCH = ("data", "fsdp")  # the axes over which a batch is split
 # pair, the inputs of the second, so that only the pair's result is summed over devices.
 TENSOR_RULES = (
     (r"attention/qkv/kernel$", -1),
-    (r"cross_attention/(q|kv)/kernel$", -1),
+    (r"attention/(q|kv)/kernel$", -1),
     (r"attention/out/kernel$", -2),
     (r"mlp/(gate|up)/kernel$", -1),
     (r"mlp/down/kernel$", -2),

@@ -239,7 +239,7 @@ class Row:
     def gather(
         self, tensors: Mapping[str, Tensor | np.ndarray], dtype: object = np.float32
     ) -> np.ndarray:
-        """Our parameter in the type `dtype`; of the tensors, few are alive at a time"""
+        """Our parameter as `dtype`; one layer's tensors are alive at a time."""
 
         def one(keys: list[str]) -> np.ndarray:
             parts = [self.layout(np.asarray(tensors[key])) for key in keys]
