@@ -97,6 +97,19 @@ def state_sharding(abstract: object, mesh: jax.sharding.Mesh) -> object:
     return jax.tree_util.tree_map_with_path(one, abstract)
 
 
+def place(params: object, mesh: jax.sharding.Mesh) -> object:
+    """Arrays of the host on the mesh, each split as `state_sharding` says.
+
+    Every process holds them whole and hands each of its devices only their part.
+    """
+
+    def one(array: np.ndarray, layout: NamedSharding) -> Array:
+        part = lambda index: array[index]
+        return jax.make_array_from_callback(array.shape, layout, part)
+
+    return jax.tree.map(one, params, state_sharding(params, mesh))
+
+
 def _spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
     """Tensor rule first; then the largest free axis that `fsdp` divides."""
     axes: list[str | None] = [None] * len(shape)

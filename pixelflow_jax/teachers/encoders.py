@@ -11,7 +11,6 @@ from jax import Array
 
 from pixelflow_jax.nn.attention import IMPLEMENTATIONS, cudnn_fits
 from pixelflow_jax.nn.stack import Loop, layers_of, run_layers
-from pixelflow_jax.teachers.text import Frame, TextReader
 from pixelflow_jax.teachers.weights import Origin, Row
 
 # Lengths that cuDNN's attention takes with a bias, on every card that has it.
@@ -97,11 +96,21 @@ def stacked(rows: list[Row], depth: int, theirs: str) -> list[Row]:
     ]
 
 
-def sizes_problems(geometry: Any) -> list[str]:
-    """Which sizes of a geometry are not positive, as a message."""
-    names = [field.name for field in dataclasses.fields(geometry)]
-    small = [f"{n}={getattr(geometry, n)}" for n in names if getattr(geometry, n) < 1]
-    return [f"geometry.{', '.join(small)} must be at least 1"] if small else []
+def sizes_problems(geometry: Any, tokens: tuple[str, ...] = ()) -> list[str]:
+    """Which sizes of a geometry are not positive, as a message.
+
+    `tokens` are the fields that number a token.
+    """
+    sizes = dataclasses.asdict(geometry)
+    numbers = {name: sizes.pop(name) for name in tokens}
+    small = [f"{name}={value}" for name, value in sizes.items() if value < 1]
+    found = [f"geometry.{', '.join(small)} must be at least 1"] if small else []
+    return found + [
+        f"geometry.{name}={value} must be at least 0 and below geometry.vocabulary="
+        f"{geometry.vocabulary}"
+        for name, value in numbers.items()
+        if not 0 <= value < geometry.vocabulary
+    ]
 
 
 def problems(config: Any, variants: Mapping[str, object]) -> list[str]:
@@ -131,12 +140,6 @@ def origin(config: Any, kind: str, repository: str, field: str, **more: str) -> 
         return Origin(f"{kind} of the given geometry", source, field, **more)
     source = f"hf://{repository}, or a folder that holds its files"
     return Origin(config.variant, source, field, **more)
-
-
-def reader(config: Any, found: Origin, frame: Frame, length: int) -> TextReader:
-    """The reader of an encoder's texts; ValueError where no text could fit."""
-    folder = config.tokenizer or config.weights
-    return TextReader(folder, found, frame, config.sizes.vocabulary, length)
 
 
 def identity(config: Any, **more: object) -> dict:

@@ -39,7 +39,7 @@ class Qwen3Geometry:
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        if found := encoders.sizes_problems(self):
+        if found := encoders.sizes_problems(self, tokens=("padding",)):
             return found
         if self.heads % self.kv_heads:
             found.append(
@@ -48,11 +48,6 @@ class Qwen3Geometry:
             )
         if self.head_width % 2:
             found.append(f"geometry.head_width={self.head_width} must be even")
-        if self.padding >= self.vocabulary:
-            found.append(
-                f"geometry.padding={self.padding} must be below "
-                f"geometry.vocabulary={self.vocabulary}"
-            )
         return found
 
 
@@ -211,7 +206,8 @@ class Qwen3:
     def reader(self, length: int) -> TextReader:
         """What turns texts into its tokens [n, length]."""
         origin = self._origin("conditioner.encoder.tokenizer", "tokenizer files")
-        return encoders.reader(self, origin, self._frame, length)
+        folder = self.tokenizer or self.weights
+        return TextReader(folder, origin, self._frame, self.sizes.vocabulary, length)
 
     def identity(self) -> dict:
         """All that determines its states, as JSON-able values."""

@@ -183,7 +183,8 @@ class T5:
     def reader(self, length: int) -> TextReader:
         """What turns texts into its tokens [n, length]."""
         origin = self._origin("conditioner.encoder.tokenizer", "tokenizer files")
-        return encoders.reader(self, origin, FRAME, length)
+        folder = self.tokenizer or self.weights
+        return TextReader(folder, origin, FRAME, self.sizes.vocabulary, length)
 
     def identity(self) -> dict:
         """All that determines its states, as JSON-able values."""

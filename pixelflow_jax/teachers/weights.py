@@ -1,6 +1,7 @@
 """Official weight files: finding them, reading them, and fitting them strictly."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import re
@@ -85,6 +86,15 @@ def find(named: str, origin: Origin, patterns: tuple[str, ...]) -> pathlib.Path:
     if not path.exists():
         raise TeacherError(f"There is no file {path}. {origin.remedy}")
     return path
+
+
+def packaged(package: str, inside: str) -> str:
+    """A file or folder inside a package, which is not imported; "" without it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return ""
+    path = pathlib.Path(spec.origin).parent / inside
+    return str(path) if path.exists() else ""
 
 
 def _download(weights: str, origin: Origin, patterns: tuple[str, ...]) -> pathlib.Path:
