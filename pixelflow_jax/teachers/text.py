@@ -158,7 +158,7 @@ class TextReader:
         if text in self._shown:
             return
         self._shown.add(text)
-        kept, gone = text[:place], text[place:]
+        kept, gone = text[:place].rstrip(), text[place:].lstrip()
         kept = kept if len(kept) <= SHOWN else f"...{kept[-SHOWN:]}"
         gone = gone if len(gone) <= SHOWN else f"{gone[:SHOWN]}..."
         LOG.warning(
