@@ -12,9 +12,9 @@ from pixelflow_jax.models.base import Cond, DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.teachers.bert import Bert
+from pixelflow_jax.teachers.qwen3 import Qwen3
 from pixelflow_jax.teachers.t5 import T5
-
-END, PADDING = 1, 0  # T5's tokens
 
 # The models that read texts of one length only.
 FIXED_LENGTH = (PixNerdText, PixelGenText)
@@ -103,11 +103,11 @@ class Text:
     A batch holds "tokens" int32 [b, l] and "mask" bool [b, l], l at most `length`, or
     exactly that for PixNerdText and PixelGenText. PixelFlow does not attend to padding;
     those two do, unless `model.mask_text` is set. The null condition, with which
-    training replaces a text with probability `drop`, is the empty text: the
-    end-of-sequence token alone.
+    training replaces a text with probability `drop`, is the empty text as the encoder
+    reads it: an end-of-sequence token alone, or nothing but padding.
     """
 
-    encoder: T5 = dataclasses.field(default_factory=T5)
+    encoder: T5 | Qwen3 | Bert = dataclasses.field(default_factory=T5)
     length: int = 512
     drop: float = 0.1
 
@@ -136,10 +136,9 @@ class Text:
             names = ("tokens", "mask")
             return self.encode(frozen, {n: batch[f"negative_{n}"] for n in names})
         b, length, _ = cond.text.shape
-        first = jnp.arange(length)[None] == 0
-        tokens = jnp.where(first, END, PADDING).astype(jnp.int32)
-        states = self.encoder.states(frozen["text"], tokens, first)
-        one = Cond(text=states, mask=first)
+        tokens, mask = (jnp.asarray(a)[None] for a in self.encoder.empty(length))
+        states = self.encoder.states(frozen["text"], tokens, mask)
+        one = Cond(text=states, mask=mask)
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (b, *a.shape[1:])), one)
 
     def example(self, count: int) -> dict:

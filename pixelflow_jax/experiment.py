@@ -35,9 +35,11 @@ from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.nodes import from_dict, mistyped, to_dict, walk
 from pixelflow_jax.objective import FlowMatching, term_name
 from pixelflow_jax.perceptual import Lpips, PDino, Repa
+from pixelflow_jax.teachers.bert import Bert, BertGeometry
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.lpips import LpipsNet
+from pixelflow_jax.teachers.qwen3 import Qwen3, Qwen3Geometry
 from pixelflow_jax.teachers.suite import Teachers, together
 from pixelflow_jax.teachers.t5 import T5, T5Geometry
 from pixelflow_jax.training.balance import Balance
@@ -390,6 +392,7 @@ def choose_variant(name: str, variants: dict) -> Experiment:
 # Every class a config may hold: what a config file is read back into.
 NODES = (
     *(AdamW, AdamsBashforth, AutoGuidance, Balance, CenterCrop, Checkpointing),
+    *(Bert, BertGeometry, Qwen3, Qwen3Geometry),
     *(ClassLabels, ClassifierFree, Data, DinoV2, Dopri5, Emoji, Euler, Experiment),
     *(FlowMatching, Geometry, Grid, Heun, ImageFolder, LinearDecoder, Logging),
     *(LogitNormal, Loop, Lpips, LpipsNet, NeuralField, PDino),

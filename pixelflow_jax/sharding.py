@@ -16,7 +16,7 @@ BATCH = ("data", "fsdp")  # the axes over which a batch is split
 # pair, the inputs of the second, so that only the pair's result is summed over devices.
 TENSOR_RULES = (
     (r"attention/qkv/kernel$", -1),
-    (r"cross_attention/(q|kv)/kernel$", -1),
+    (r"attention/(q|kv)/kernel$", -1),
     (r"attention/out/kernel$", -2),
     (r"mlp/(gate|up)/kernel$", -1),
     (r"mlp/down/kernel$", -2),
@@ -95,6 +95,19 @@ def state_sharding(abstract: object, mesh: jax.sharding.Mesh) -> object:
         return NamedSharding(mesh, _spec(name, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def place(params: object, mesh: jax.sharding.Mesh) -> object:
+    """Arrays of the host on the mesh, each split as `state_sharding` says.
+
+    Every process holds them whole and hands each of its devices only their part.
+    """
+
+    def one(array: np.ndarray, layout: NamedSharding) -> Array:
+        part = lambda index: array[index]
+        return jax.make_array_from_callback(array.shape, layout, part)
+
+    return jax.tree.map(one, params, state_sharding(params, mesh))
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:

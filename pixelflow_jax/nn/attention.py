@@ -38,7 +38,9 @@ def attend(
             f'attention must be "auto", "xla" or "cudnn", not "{implementation}".'
         )
     if implementation == "auto":
-        implementation = "cudnn" if _cudnn_fits(q, mask) else "xla"
+        # cuDNN's masked backward pass has known faults.
+        fits = cudnn_fits(q) and mask is None
+        implementation = "cudnn" if fits else "xla"
     if mask is not None:
         mask = mask[:, None, None, :]
     if drop is not None:
@@ -108,15 +110,15 @@ def split_heads(a: Array, heads: int) -> Array:
     return a.reshape(*a.shape[:-1], heads, -1)
 
 
-def _cudnn_fits(q: Array, mask: Array | None) -> bool:
-    """cuDNN needs a GPU, half precision and head widths that are multiples of 8.
+def cudnn_fits(q: Array) -> bool:
+    """Whether there is a GPU, half precision and a head width that cuDNN can take.
 
-    Masks are left to XLA: cuDNN's masked backward pass has known faults.
+    `q` [..., head_width] is a query, or its shape and type.
     """
     head_width = q.shape[-1]
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     fits = head_width % 8 == 0 and head_width <= 128
-    return jax.default_backend() == "gpu" and half and fits and mask is None
+    return jax.default_backend() == "gpu" and half and fits
 
 
 class SelfAttention(nnx.Module):

@@ -167,3 +167,14 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     cos, sin = cos[:, None, :], sin[:, None, :]
     turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
     return turned.reshape(x.shape).astype(x.dtype)
+
+
+def rotate_halves(x: Array, cos: Array, sin: Array) -> Array:
+    """`rotate`, but a pair is a number of the first half and its like of the second.
+
+    The layout of GPT-NeoX, Llama and Qwen.
+    """
+    a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+    return turned.astype(x.dtype)

@@ -44,7 +44,11 @@ class Precision:
         """
 
         def one(path: tuple, leaf: Array) -> Array:
-            matrix = path[-1].key == "kernel"
-            return leaf.astype(self.dtype) if matrix else leaf
+            return leaf.astype(self.dtype) if is_matrix(path[-1].key) else leaf
 
         return jax.tree_util.tree_map_with_path(one, params)
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter of that name, the last of its path, is cast."""
+    return name == "kernel"

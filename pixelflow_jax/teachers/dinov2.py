@@ -90,8 +90,8 @@ class DinoV2:
         origin = self._origin(field)
         tensors = read(self.weights, origin)
         rows = table(self.sizes, self.registers, of_transformers(tensors))
-        found = load(rows, tensors, origin.described(self.weights), IGNORED)
-        return self.precision.cast(found)
+        name = origin.described(self.weights)
+        return load(rows, tensors, name, IGNORED, self.precision)
 
     def shapes(self) -> dict:
         """What `load` returns, as shapes; reads nothing."""

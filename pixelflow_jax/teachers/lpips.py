@@ -1,8 +1,6 @@
 """LPIPS (Zhang et al. 2018), frozen: how far apart two images look to a network."""
 
 import dataclasses
-import importlib.util
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -11,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.teachers.weights import Origin, Row, load, read, shapes
+from pixelflow_jax.teachers.weights import Origin, Row, load, packaged, read, shapes
 
 # Of images in [-1, 1].
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
@@ -92,7 +90,7 @@ class LpipsNet:
         origin = Origin(f"LPIPS's {self.backbone}", source, f"{field}.weights")
         tensors, name = read(self.weights, origin), origin.described(self.weights)
         found = load(_convolutions(net), tensors, name, UNUSED)
-        linear = self.linear or _packaged(net.linear)
+        linear = self.linear or packaged("lpips", f"weights/v0.1/{net.linear}")
         source = f"the lpips package's weights/v0.1/{net.linear}"
         origin = Origin("LPIPS's linear layers", source, f"{field}.linear")
         found |= load(_linears(net), read(linear, origin), origin.described(linear))
@@ -244,12 +242,3 @@ def _linears(net: Backbone) -> list[Row]:
 
 def _hwio(a: np.ndarray) -> np.ndarray:
     return a.transpose(2, 3, 1, 0)
-
-
-def _packaged(file: str) -> str:
-    """The file inside the lpips package, which need not be imported; "" without."""
-    spec = importlib.util.find_spec("lpips")
-    if spec is None or spec.origin is None:
-        return ""
-    path = pathlib.Path(spec.origin).parent / "weights" / "v0.1" / file
-    return str(path) if path.is_file() else ""

@@ -10,11 +10,14 @@ from jax import Array
 from pixelflow_jax.nn.attention import split_heads
 from pixelflow_jax.nn.layers import rms_normalise
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, layers_of, run_layers
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.teachers import encoders
+from pixelflow_jax.teachers.text import Frame, Special, TextReader
 from pixelflow_jax.teachers.weights import (
     Origin,
     Row,
     TeacherError,
+    Tensor,
     load,
     read,
     shapes,
@@ -41,10 +44,8 @@ class T5Geometry:
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        names = [field.name for field in dataclasses.fields(self)]
-        small = [f"{n}={getattr(self, n)}" for n in names if getattr(self, n) < 1]
-        if small:
-            return [f"geometry.{', '.join(small)} must be at least 1"]
+        if found := encoders.sizes_problems(self):
+            return found
         if self.buckets < 4 or self.buckets % 2:
             return [f"geometry.buckets={self.buckets} must be even and at least 4"]
         if self.max_distance <= self.buckets // 4:
@@ -66,6 +67,7 @@ VARIANTS = {
 # Two names of one matrix: the first is shared with the decoder.
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 IGNORED = r"decoder\..*|lm_head\.weight"  # encoders and decoders come in one file
+FRAME = Frame(Special("<pad>", 0), after=(Special("</s>", 1),))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -73,14 +75,17 @@ class T5:
     """A frozen T5 encoder; `weights` names its file (see `teachers.weights.read`).
 
     `variant` is one of the published sizes (T5 v1.1's are the same), `geometry` any
-    other size in its place. No gradient passes, so `loop.remat` has nothing to keep;
-    `loop.unroll` counts as for other stacks. Source: Raffel et al. 2020; Chung et al.
-    2022; Shazeer 2020 for the gated MLP.
+    other size in its place. `tokenizer` is a folder, that of the weights if "". No
+    gradient passes, so `loop.remat` has nothing to keep; `loop.unroll` counts as for
+    other stacks, `attention` is "auto", "xla" or "cudnn". Source: Raffel et al. 2020;
+    Chung et al. 2022; Shazeer 2020 for the gated MLP.
     """
 
     variant: str = "flan-t5-xl"
     geometry: T5Geometry | None = None
     weights: str = ""
+    tokenizer: str = ""
+    attention: str = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none"))
 
@@ -104,8 +109,8 @@ class T5:
         tensors = read(self.weights, origin)
         name = origin.described(self.weights)
         embedding = _agreed_embedding(tensors, name)
-        found = load(table(self.sizes, embedding), tensors, name, IGNORED)
-        return self.precision.cast(found)
+        rows = table(self.sizes, embedding)
+        return load(rows, tensors, name, IGNORED, self.precision)
 
     def shapes(self) -> dict:
         """What `load` returns, as shapes; reads nothing."""
@@ -119,19 +124,21 @@ class T5:
         everywhere. States of tokens that count do not depend on the others; these have
         states, too. Gradients never reach the parameters.
         """
-        _check(tokens, mask)
+        encoders.check_tokens("T5", tokens, mask)
         params = self.precision.cast(jax.lax.stop_gradient(params))
         with jax.default_matmul_precision(self.precision.matmul):
             x = self.embedded(params, tokens)
             bias = self.bias(params, tokens.shape[1])
-            x = self._run(params["blocks"], x, bias, mask)
+
+            def block(params: dict, x: Array) -> Array:
+                return self.block(params, x, bias, mask)
+
+            x = encoders.run_blocks(block, params["blocks"], x, self.loop)
         return _norm(params["norm"], x)
 
     def embedded(self, params: dict, tokens: Array) -> Array:
         """The tokens' embeddings, unscaled, float32 [b, n, width]."""
-        # Beyond the table: not a number, where plain indexing takes the last entry.
-        found = jnp.take(params["embedding"], tokens, axis=0, mode="fill")
-        return found.astype(jnp.float32)
+        return encoders.look_up(params["embedding"], tokens)
 
     def bias(self, params: dict, length: int) -> Array:
         """What all blocks add to their attention logits, float32 [1, heads, n, n].
@@ -151,63 +158,41 @@ class T5:
     ) -> Array:
         """Attention and gated MLP before which x is normalised, [b, n, width].
 
-        The logits are not scaled: the trained queries are small enough.
+        The logits are not scaled: the trained queries are small enough. x stays
+        float32: unnormalised residuals grow so large that half precision would lose
+        what later blocks add.
         """
         dtype, heads = self.precision.dtype, self.sizes.heads
-        qkv = (
-            _norm(params["norm1"], x).astype(dtype)
-            @ params["attention"]["qkv"]["kernel"]
-        )
+        own = params["attention"]
+        qkv = _norm(params["norm1"], x).astype(dtype) @ own["qkv"]["kernel"]
         q, k, v = (split_heads(part, heads) for part in jnp.split(qkv, 3, -1))
-        mixed = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            bias=bias,
-            mask=None if mask is None else mask.astype(bool)[:, None, None, :],
-            scale=1.0,
-            implementation="xla",
-        )
-        mixed = mixed.reshape(*mixed.shape[:2], -1)
-        x = x + (mixed @ params["attention"]["out"]["kernel"]).astype(x.dtype)
+        how = {"bias": bias, "scale": 1.0}
+        mixed = encoders.attend(q, k, v, mask, self.attention, **how)
+        x = x + (mixed @ own["out"]["kernel"]).astype(x.dtype)
         z = _norm(params["norm2"], x).astype(dtype)
-        gate = (z @ params["mlp"]["gate"]["kernel"]).astype(jnp.float32)
-        up = (z @ params["mlp"]["up"]["kernel"]).astype(jnp.float32)
-        hidden = (jax.nn.gelu(gate, approximate=True) * up).astype(dtype)
-        return x + (hidden @ params["mlp"]["down"]["kernel"]).astype(x.dtype)
+        return x + encoders.gated_mlp(params["mlp"], z, jax.nn.gelu).astype(x.dtype)
 
     def problems(self) -> list[str]:
         """What is wrong with this config."""
-        if self.geometry is None and self.variant not in VARIANTS:
-            known = ", ".join(VARIANTS)
-            return [f"variant={self.variant!r} is not one of {known}: set geometry"]
-        found = self.sizes.problems()
-        for part in (self.precision, self.loop):
-            try:
-                part.check()
-            except ValueError as error:
-                found.append(str(error))
-        return found
+        return encoders.problems(self, VARIANTS)
 
-    def _run(self, blocks: dict, x: Array, bias: Array, mask: Array | None) -> Array:
-        """All blocks in sequence, by a scan over their leading axis or written out.
+    def empty(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [length] and mask bool [length] of "": the end alone."""
+        return FRAME.around([], length)
 
-        x stays float32: unnormalised residuals grow so large that half precision would
-        lose what later blocks add.
-        """
+    def reader(self, length: int) -> TextReader:
+        """What turns texts into its tokens [n, length]."""
+        origin = self._origin("conditioner.encoder.tokenizer", "tokenizer files")
+        folder = self.tokenizer or self.weights
+        return TextReader(folder, origin, FRAME, self.sizes.vocabulary, length)
 
-        def block(params: dict, x: Array) -> Array:
-            return self.block(params, x, bias, mask)
+    def identity(self) -> dict:
+        """All that determines its states, as JSON-able values."""
+        return encoders.identity(self)
 
-        layers = blocks if self.loop.unroll else layers_of(blocks)
-        return run_layers(block, layers, x, self.loop)
-
-    def _origin(self, field: str) -> Origin:
-        if self.geometry is not None:
-            source = "in a file of transformers' names"
-            return Origin("a T5 encoder of the given geometry", source, field)
-        source = f"hf://google/{self.variant}, or a folder that holds its files"
-        return Origin(self.variant, source, field)
+    def _origin(self, field: str, what: str = "weights") -> Origin:
+        kind, repository = "a T5 encoder", f"google/{self.variant}"
+        return encoders.origin(self, kind, repository, field, what=what)
 
 
 def buckets(offsets: np.ndarray, count: int, max_distance: int) -> np.ndarray:
@@ -256,20 +241,11 @@ def table(geometry: T5Geometry, embedding: str = EMBEDDINGS[0]) -> list[Row]:
         Row("embedding", embedding, (geometry.vocabulary, d)),
         Row("relative_bias", bias, (geometry.buckets, geometry.heads)),
         Row("norm/weight", "encoder.final_layer_norm.weight", (d,)),
-        *(_stacked(row, geometry.depth) for row in blocks),
+        *encoders.stacked(blocks, geometry.depth, "encoder.block.{i}."),
     ]
 
 
-def _stacked(row: Row, depth: int) -> Row:
-    return dataclasses.replace(
-        row,
-        ours=f"blocks/{row.ours}",
-        theirs=f"encoder.block.{{i}}.{row.theirs}",
-        layers=depth,
-    )
-
-
-def _agreed_embedding(tensors: dict[str, np.ndarray], name: str) -> str:
+def _agreed_embedding(tensors: dict[str, Tensor], name: str) -> str:
     """The name of the tokens' embeddings; of two that agree, one is taken out."""
     there = [key for key in EMBEDDINGS if key in tensors]
     if len(there) < 2:
@@ -281,18 +257,6 @@ def _agreed_embedding(tensors: dict[str, np.ndarray], name: str) -> str:
         )
     del tensors[there[1]]
     return there[0]
-
-
-def _check(tokens: Array, mask: Array | None) -> None:
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(
-            "T5 reads token numbers, integers [b, n], not "
-            f"{tokens.dtype} {tokens.shape}."
-        )
-    if mask is not None and mask.shape != tokens.shape:
-        raise ValueError(
-            f"The mask {mask.shape} must have the shape of the tokens, {tokens.shape}."
-        )
 
 
 def _norm(params: dict, x: Array) -> Array:

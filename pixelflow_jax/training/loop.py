@@ -139,7 +139,7 @@ def _steps(
         out_shardings=(layout, sharding.replicated(run.mesh)),
     )
     batches = _on_device(data, run)
-    frozen = jax.device_put(run.frozen, sharding.replicated(run.mesh))
+    frozen = sharding.place(run.frozen, run.mesh)
     pending: list[tuple[int, dict[str, Array]]] = []
     step, started = int(state.step), int(state.step)
 

@@ -22,7 +22,8 @@ def tensors(rows: list[Row], seed: int = 0) -> dict[str, np.ndarray]:
         for key in sum(row.keys(), []):
             scale = row.shape[1:] and 1.5 * math.prod(row.shape[1:]) ** -0.5 or 0.3
             value = draw(row.shape) * scale
-            if ("norm" in key and key.endswith("weight")) or "gamma" in key:
+            scaling = "norm" in key.lower() and key.endswith("weight")
+            if scaling or "gamma" in key:
                 value += 1
             found[key] = value.astype(np.float32)
     return found

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.machinery
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -211,7 +212,7 @@ def test_the_packages_linear_layers_are_found(files, tmp_path, monkeypatch):
     (package / "weights" / "v0.1").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     found = importlib.machinery.PathFinder.find_spec("lpips", [str(tmp_path)])
-    monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     net = dataclasses.replace(NET, weights=weights)
     with pytest.raises(TeacherError, match="--config.teachers.lpips.linear=PATH"):
         net.load()
@@ -222,7 +223,7 @@ def test_the_packages_linear_layers_are_found(files, tmp_path, monkeypatch):
 
 
 def test_absent_or_other_weights_are_named(files, monkeypatch):
-    monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     weights, linear = files
     for changes, parts in (
         ({}, ["alexnet-owt-7be5be79.pth", "--config.teachers.lpips.weights=PATH"]),
