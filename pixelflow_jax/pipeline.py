@@ -394,8 +394,8 @@ class Pipeline:
     def _loaded(self) -> dict:
         """The parameters of the text encoder, on the devices; nothing for classes."""
         if self._frozen is None:
-            whole = sharding.replicated(self.config.mesh.build())
-            self._frozen = jax.device_put(self.config.conditioner.load(), whole)
+            loaded = self.config.conditioner.load()
+            self._frozen = sharding.place(loaded, self.config.mesh.build())
         return self._frozen
 
     def _guide(self, guidance: Guidance) -> "Pipeline | None":
