@@ -33,7 +33,7 @@ Try next:
       --weights=assets/emoji.safetensors --classes=flags,food-drink --guidance=2.5
   {python} -m pixelflow_jax.main --workdir=runs/longer --config=configs/emoji.py:demo \\
       --config.steps=6000
-  {python} -m pixelflow_jax.data.prepare preview YOUR/FOLDER/OF/IMAGES
+  {python} -m pixelflow_jax.prepare preview YOUR/FOLDER/OF/IMAGES
 """
 
 

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLAGS = {
     "pixelflow_jax.main": ["--config", "--workdir", "--mode"],
     "pixelflow_jax.quickstart": ["--workdir"],
-    "pixelflow_jax.data.prepare": ["shards", "preview"],
+    "pixelflow_jax.prepare": ["shards", "preview", "text-features"],
 }
 
 

@@ -82,7 +82,7 @@ MISTAKES = {
     "images smaller than the crop": (
         "config.data.crop.small = 'error'\nconfig.data.image_size = 32",
         [],
-        ["DataError: ", "smaller than 32 pixels", 'crop.small="upscale"'],
+        ["DataError: ", "smaller than 32x32 pixels", 'crop.small="upscale"'],
     ),
     "a workdir below a file": (
         "",

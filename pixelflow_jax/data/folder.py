@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.data.captions import clean, from_text, permitted
+from pixelflow_jax.data.errors import DataError, NoCaption, UnreadableImage
 from pixelflow_jax.data.source import (
+    UNLABELLED,
     check_holdout,
     check_split,
     decode_image,
@@ -29,7 +31,6 @@ SUFFIXES = (
     ".ppm",
     ".avif",
 )
-UNLABELLED = ("image",)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,13 +39,18 @@ class ImageFolder:
 
     With `labels` the class is the first-level sub-folder (sorted by name; hidden ones
     and those without images are left out); without, all are of the one class "image".
-    A text file of the same name holds the caption, otherwise it is the class name.
-    `holdout` is the share kept for the test split, by a hash of the relative path.
-    Raises DataError where the path is missing, empty or not as `labels` says.
+    A .txt file of the same name holds the captions, one a line; without it the caption
+    is the class name, or empty where there are no classes. With `captions` every image
+    must have such a file, and counts as unreadable where that is absent, empty or not
+    UTF-8; `allow_missing` gives it an empty caption instead. `holdout` is the share
+    kept for the test split, by a hash of the relative path. Raises DataError where the
+    path is missing, empty or not as `labels` says.
     """
 
     path: str = ""
     labels: bool = True
+    captions: bool = False
+    allow_missing: bool = False
     holdout: float = 0.0
 
     def open(self, split: str, image_size: int = 0) -> "FolderSource":
@@ -65,7 +71,7 @@ class ImageFolder:
                 f"holdout={self.holdout}: set holdout to the share to keep for "
                 "testing (between 0 and 1), or add images."
             )
-        return FolderSource(str(root), files, class_names)
+        return FolderSource(str(root), files, class_names, self)
 
     def _labelled(self, root: Path, files: list[str]) -> tuple[list[str], tuple]:
         inside = [file for file in files if "/" in file]
@@ -87,9 +93,19 @@ class ImageFolder:
 class FolderSource:
     """Image files read one by one; see ImageFolder."""
 
-    def __init__(self, root: str, files: list[str], class_names: tuple[str, ...]):
+    sizes = None
+    contiguous = False
+
+    def __init__(
+        self,
+        root: str,
+        files: list[str],
+        class_names: tuple[str, ...],
+        config: ImageFolder,
+    ):
         self.root = root
         self.class_names = class_names
+        self._captions, self._allow_missing = config.captions, config.allow_missing
         # One array of bytes pickles to workers many times faster than a million str.
         self._files = np.array([os.fsencode(file) for file in files])
         numbers = {name: number for number, name in enumerate(class_names)}
@@ -106,8 +122,9 @@ class FolderSource:
         return {
             "image": decode_image(self.read(index), name),
             "label": label,
-            "caption": self._caption(name, label),
+            "captions": self._read_captions(name, label),
             "name": name,
+            "origin": str(Path(self.root, name)),
         }
 
     def name(self, index: int) -> str:
@@ -131,12 +148,22 @@ class FolderSource:
             path = Path(self.root, self.name(index))
             yield f"{self.name(index)} {path.stat().st_size if path.exists() else -1}"
 
-    def _caption(self, name: str, label: int) -> str:
-        try:
-            text = Path(self.root, name).with_suffix(".txt").read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            text = ""
-        return text or self.class_names[label]
+    def _read_captions(self, name: str, label: int) -> tuple[str, ...]:
+        file = Path(self.root, name).with_suffix(".txt")
+        if not self._captions and not file.exists():
+            names = self.class_names
+            return ("",) if names == UNLABELLED else (names[label],)
+        return permitted(lambda: _file_captions(file, name), self._allow_missing)
+
+
+def _file_captions(file: Path, name: str) -> tuple[str, ...]:
+    try:
+        return clean(from_text(file.read_bytes(), name).splitlines(), name)
+    except OSError as error:
+        raise NoCaption(
+            f"{name}: {file.name} cannot be read ({error.strerror}). Write it, or use "
+            "--allow-missing-captions."
+        ) from error
 
 
 def list_images(root: Path) -> list[str]:

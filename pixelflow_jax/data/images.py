@@ -13,6 +13,7 @@ from pixelflow_jax.data.errors import DataError
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 HOLD_MS = 1500  # the last frame is what one wants to look at
 WHITE = 255
+LINES = 5  # of a caption under its image
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -57,6 +58,49 @@ def grid(
     if row_labels is None:
         return canvas
     return np.concatenate([_label_column(row_labels, cell_height, pad), canvas], 1)
+
+
+def captioned_grid(
+    images: np.ndarray, captions: Sequence[str], columns: int, scale: int = 1
+) -> np.ndarray:
+    """Images uint8 [n, h, w, 3] row by row, each above its caption; uint8 [h, w, 3].
+
+    Each is enlarged `scale` times; long captions are wrapped and cut after LINES lines.
+    """
+    images = images.repeat(scale, 1).repeat(scale, 2)
+    font = ImageFont.load_default(size=11)
+    pad, line = 4, 14
+    wide = max(images.shape[2], 110)
+    wrapped = [_wrapped(text, font, wide) for text in captions]
+    tall = images.shape[1] + max(map(len, wrapped)) * line + 2
+    rows = -(-len(images) // columns)
+    size = (columns * (wide + pad) + pad, rows * (tall + pad) + pad)
+    canvas = Image.new("RGB", size, (WHITE,) * 3)
+    draw = ImageDraw.Draw(canvas)
+    for number, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
+        left = pad + number % columns * (wide + pad)
+        top = pad + number // columns * (tall + pad)
+        canvas.paste(Image.fromarray(image), (left + (wide - image.shape[1]) // 2, top))
+        for row, text in enumerate(lines):
+            place = (left, top + image.shape[0] + 1 + row * line)
+            draw.text(place, text, fill=(0, 0, 0), font=font)
+    return np.asarray(canvas)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines that are at most `width` pixels wide, unless a word is wider."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return (
+        lines
+        if len(lines) <= LINES
+        else [*lines[: LINES - 1], f"{lines[LINES - 1]} ..."]
+    )
 
 
 def save_png(path: str | Path, array: np.ndarray) -> None:

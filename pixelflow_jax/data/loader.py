@@ -5,6 +5,7 @@ processes change the speed but never the pictures.
 """
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,9 +14,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji import Emoji
-from pixelflow_jax.data.errors import DataError
-from pixelflow_jax.data.plan import Plan, Prepare
+from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.data.plan import ROW_LIMIT, Collate, Plan, Prepare, Reader, Stream
 from pixelflow_jax.data.source import Source, SourceConfig
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
 
@@ -27,7 +29,8 @@ SEEN_LIMIT = 100  # records to look at before the share of unreadable ones count
 class Data:
     """A data set and how its images become batches of `image_size` squares.
 
-    `flip` mirrors half of the images in training. `threads` prepare batches in this
+    With `buckets` a batch may have any of their shapes instead, in proportion to the
+    data; the source must know the sizes of its images. `flip` mirrors half of the images in training. `threads` prepare batches in this
     process, or are shared out among `workers` processes (0: none), which suit slow
     decoding; workers import the main module again, so a script needs
     `if __name__ == "__main__":`. `prefetch` batches wait ready. A run ends when more
@@ -36,6 +39,7 @@ class Data:
 
     source: SourceConfig = dataclasses.field(default_factory=Emoji)
     image_size: int = 256
+    buckets: Buckets | None = None
     crop: Crop = dataclasses.field(default_factory=CenterCrop)
     flip: bool = True
     workers: int = 0
@@ -56,6 +60,31 @@ class Data:
         """How many classes there are; opens the train split."""
         return len(self.class_names)
 
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The heights and widths that batches may have; reads nothing."""
+        if self.buckets is None:
+            return ((self.image_size, self.image_size),)
+        return self.buckets.shapes(self.image_size)
+
+    def streams(self, split: str) -> tuple[Stream, ...]:
+        """The records of each shape that there are any of; DataError without sizes."""
+        source = self.open(split)
+        if self.buckets is None:
+            return (Stream(range(len(source)), self.shapes[0]),)
+        if source.sizes is None:
+            raise DataError(
+                f"data.buckets needs the sizes of all images, and "
+                f"{type(self.source).__name__} does not know them without decoding: "
+                "prepare the data as shards with --size and --keep-aspect."
+            )
+        numbers = self.buckets.assign(source.sizes, self.image_size)
+        streams = [
+            Stream(np.flatnonzero(numbers == number), shape)
+            for number, shape in enumerate(self.shapes)
+        ]
+        return tuple(stream for stream in streams if len(stream.records))
+
     def open(self, split: str) -> Source:
         """The split, opened once for each setting of the source."""
         # The fields may change after the first use, on the command line for one.
@@ -75,21 +104,24 @@ class Data:
         process_count: int = 1,
         shuffle: bool = True,
         repeat: bool = True,
+        reader: Reader | None = None,
     ) -> "BatchLoader":
         """This process's part of every global batch, from batch number `start` on.
 
-        Yields {"image": float32 [b, size, size, 3] in [-1, 1], "label": int32 [b]} with
-        b = batch_size / process_count; the parts of all processes, in their order,
-        make the same global batch for any number of processes. With `repeat` it never
-        ends and each epoch is shuffled anew. Without, it is one pass for evaluation:
-        images are not mirrored, random crops take the middle, the last batch is filled
-        up from the beginning, and a third entry "weight", float32 [b], is 0 for what
-        fills it. Raises DataError.
+        Yields {"image": float32 [b, height, width, 3] in [-1, 1], "label": int32 [b]}
+        with b = batch_size / process_count; the parts of all processes, in their order,
+        make the same global batch for any number of processes. `reader` adds what it
+        makes of each record's caption: of several, one drawn anew every epoch. With
+        `repeat` it never ends and each epoch is shuffled anew. Without, it is one pass
+        for evaluation: images are not mirrored, random crops take the middle, captions
+        are the first, the last batch is filled up from the beginning (that of each
+        shape, with buckets), and an entry "weight", float32 [b], is 0 for what fills
+        it. Raises DataError.
         """
         self._check(batch_size, seed, start, process_index, process_count)
-        source = self.open(split)
+        source, streams = self.open(split), self.streams(split)
         plan = Plan(
-            length=len(source),
+            streams=streams,
             seed=seed,
             batch_size=batch_size,
             process_index=process_index,
@@ -97,12 +129,14 @@ class Data:
             shuffle=shuffle,
             repeat=repeat,
         )
-        prepare = Prepare(source, self.image_size, self.crop, self.flip)
-        batches = self._prefetched(plan.batches(prepare, start))
-        fingerprint = self._fingerprint(split, plan)
+        prepare = Prepare(source, streams[0], self.crop, self.flip)
+        batches = self._prefetched(plan.batches(prepare, Collate(reader), start))
+        fingerprint = self._fingerprint(split, plan, reader and _print(source, reader))
         return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)
 
-    def _fingerprint(self, split: str, plan: Plan) -> dict[str, Any]:
+    def _fingerprint(
+        self, split: str, plan: Plan, captions: str | None
+    ) -> dict[str, Any]:
         return {
             "source": type(self.source).__name__,
             "split": split,
@@ -111,6 +145,10 @@ class Data:
             "batch_size": plan.batch_size,
             "image_size": self.image_size,
             "shuffle": plan.shuffle,
+            "crop": repr(self.crop),
+            "flip": self.flip,
+            "buckets": None if self.buckets is None else repr(self.buckets),
+            "captions": captions,
         }
 
     def _prefetched(self, batches: grain.MapDataset) -> grain.IterDataset:
@@ -136,6 +174,7 @@ class Data:
     def _check(self, batch_size, seed, start, process_index, process_count) -> None:
         rules = {
             "image_size must be at least 1": self.image_size >= 1,
+            **dict.fromkeys(self._bucket_problems(), False),
             "workers must be at least 0": self.workers >= 0,
             "threads and prefetch must be at least 1": min(self.threads, self.prefetch)
             >= 1,
@@ -151,6 +190,9 @@ class Data:
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
             raise DataError(f"The data settings do not work: {'; '.join(broken)}.")
+
+    def _bucket_problems(self) -> list[str]:
+        return [] if self.buckets is None else self.buckets.problems(self.image_size)
 
 
 class BatchLoader:
@@ -193,7 +235,7 @@ class BatchLoader:
                 "or prefetch) or the script lacks `if __name__ == '__main__':`; "
                 "workers=0 shows the error itself."
             ) from error
-        self._count(batch.pop("unreadable"), len(batch["label"]))
+        self._count(batch.pop("unreadable"), len(batch["image"]))
         if not self._plan.repeat:
             batch["weight"] = self._plan.weight(self._next)
         self._next += 1
@@ -215,12 +257,11 @@ class BatchLoader:
 
     def check(self, state: dict[str, Any]) -> None:
         """Raises DataError where a saved state belongs to other data or settings."""
-        saved = state["fingerprint"]
-        names = sorted(saved.keys() | self._fingerprint.keys())
+        saved = state["fingerprint"]  # of an earlier version: it may hold less
         changes = [
-            f"{name} was {saved.get(name)!r} and is {self._fingerprint.get(name)!r}"
-            for name in names
-            if saved.get(name) != self._fingerprint.get(name)
+            f"{name} was {saved[name]!r} and is {self._fingerprint.get(name)!r}"
+            for name in sorted(saved)
+            if saved[name] != self._fingerprint.get(name)
         ]
         if changes:
             raise DataError(
@@ -258,7 +299,22 @@ class BatchLoader:
             )
 
 
+def _print(source: Source, reader: Reader) -> str:
+    """What tells this reader and these captions from others: shapes and a digest."""
+    for index in range(min(len(source), ROW_LIMIT)):
+        try:
+            captions = source[index]["captions"]
+        except UnreadableImage:
+            continue
+        entries = reader(captions[:1])
+        shapes = [f"{name} {a.dtype}{list(a.shape[1:])}" for name, a in entries.items()]
+        content = b"".join(np.ascontiguousarray(a).tobytes() for a in entries.values())
+        return f"{', '.join(shapes)}, {hashlib.sha256(content).hexdigest()[:12]}"
+    return "unreadable"
+
+
 def _to_float(batch: dict) -> dict:
     # Copies: what came from a worker lies in shared memory that must not outlive it.
-    image = normalise(np.asarray(batch["image"]))
-    return {**batch, "image": image, "label": np.array(batch["label"])}
+    unreadable, image = batch.pop("unreadable"), normalise(np.asarray(batch["image"]))
+    copies = {name: np.array(array) for name, array in batch.items() if name != "image"}
+    return {"unreadable": unreadable, "image": image, **copies}

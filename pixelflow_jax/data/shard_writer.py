@@ -1,7 +1,8 @@
 """Writes a data set as shards, in parallel, and continues after a kill.
 
 Record i of a split goes to shard i modulo the number of shards (round robin), so
-every shard holds a mixture of the classes. A shard is written under a temporary name
+every shard holds a mixture of the classes; of sources that are read in runs, each shard
+gets a run. A shard is written under a temporary name
 and renamed when complete, then noted by progress.py.
 """
 
@@ -27,21 +28,27 @@ from pixelflow_jax.data.progress import begin, note
 from pixelflow_jax.data.shards import (
     INDEX,
     make_index,
-    open_writer,
     pack_record,
     shard_name,
+    whole_file,
 )
 from pixelflow_jax.data.source import LabelledSource
-from pixelflow_jax.data.transforms import center_crop
+from pixelflow_jax.data.transforms import center_crop, resize_short_side
 
+KEPT = ("bytes", "count", "labels", "sizes", "captions", "bare")  # in dataset.json
+SHOWN = 20  # names or reasons a message lists
 FORMATS = ("png", "jpeg", "webp", "keep")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How records are stored: crop to `size` (None: as they are), format, quality."""
+    """How records are stored: crop to `size` (None: as they are), format, quality.
+
+    With `keep_aspect` nothing is cut off; the short side becomes `size`.
+    """
 
     size: int | None = None
+    keep_aspect: bool = False
     format: str = "png"
     quality: int = 95
 
@@ -55,6 +62,8 @@ class Encoding:
                 "--format keep stores the files as they are and cannot crop them: "
                 "leave out --size, or choose --format png, jpeg or webp."
             )
+        if self.keep_aspect and self.size is None:
+            raise DataError("--keep-aspect needs --size: the length of the short side.")
         if self.size is not None and self.size < 1:
             raise DataError(f"--size must be at least 1, not {self.size}.")
         if not 1 <= self.quality <= 100:
@@ -102,13 +111,15 @@ def write_shards(
         done = begin(out, header, list(sources), overwrite)
         with tqdm(total=total, unit="image", desc="shards") as bar:
             for task in tasks:
-                bar.update(len(_records(task, sources)) if task.file in done else 0)
+                records = _records(task, sources[task.split])
+                bar.update(len(records) if task.file in done else 0)
             todo = [task for task in tasks if task.file not in done]
             for result in _run(todo, sources, out, encoding, workers):
                 done[result["file"]] = result
                 note(out, result)
                 bar.update(result["count"] + len(result["unreadable"]))
         _check_share(done, total, max_corrupt)
+        _name_bare(done)
         return _finish(out, done, tasks, sources, encoding, description)
     except OSError as error:
         raise DataError(
@@ -133,52 +144,57 @@ def encode_image(image: np.ndarray, format: str, quality: int) -> bytes:
 def write_shard(
     task: Task, source: LabelledSource, out: Path, encoding: Encoding
 ) -> dict:
-    """Writes one shard; returns its file, bytes, count, labels and unreadable list."""
+    """Writes one shard; returns its file, bytes, count and what is in it.
+
+    That is labels, sizes, how many captions, how many images without ("bare"; the first
+    by name), and why others are left out ("unreadable").
+    """
     path = out / task.file
-    # A worker whose parent was killed may still be at it: never share a file with it.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    labels, unreadable = [], []
-    try:
-        writer = open_writer(temporary)
-        try:
-            for index in range(task.number, len(source), task.count):
-                try:
-                    record = _make_record(source, index, encoding)
-                except UnreadableImage as error:
-                    unreadable.append(str(error))
-                    continue
-                writer.write(pack_record(**record))
-                labels.append(record["label"])
-        finally:
-            writer.close()
-        size = temporary.stat().st_size
-        os.replace(temporary, path)
-    except RuntimeError as error:  # what ArrayRecord raises, a full disk included
-        temporary.unlink(missing_ok=True)
-        raise OSError(None, str(error)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    labels, sizes, captions, bare, unreadable = [], [], 0, [], []
+    with whole_file(path) as writer:
+        for index in _records(task, source):
+            try:
+                record, size = _make_record(source, index, encoding)
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+                continue
+            writer.write(pack_record(**record))
+            labels.append(record["label"])
+            sizes.append(size)
+            texts = sum(map(bool, record["captions"]))
+            captions += texts
+            bare += [] if texts else [record["name"]]
+    equal = all(size == sizes[0] for size in sizes)
     return {
         "file": task.file,
-        "bytes": size,
+        "bytes": path.stat().st_size,
         "count": len(labels),
         "labels": labels,
+        "sizes": sizes[:1] if equal else sizes,
+        "captions": captions,
+        "bare": len(bare),
+        "bare_names": bare[:SHOWN],
         "unreadable": unreadable,
     }
 
 
-def _make_record(source, index: int, encoding: Encoding) -> dict:
+def _make_record(
+    source: LabelledSource, index: int, encoding: Encoding
+) -> tuple[dict, tuple[int, int]]:
+    """The record as it is stored, and the size of its image."""
     record = source[index]
     image = record["image"]
-    if encoding.size is not None:
+    height, width = image.shape[:2]
+    if encoding.keep_aspect:
+        image = resize_short_side(image, encoding.size)
+    elif encoding.size is not None:
         image = center_crop(image, encoding.size)
     if encoding.format == "keep":
         encoded = source.read(index)
     else:
         encoded = encode_image(image, encoding.format, encoding.quality)
-    height, width = image.shape[:2]
-    return {**record, "image": encoded, "height": height, "width": width}
+    record = {**record, "image": encoded, "height": height, "width": width}
+    return record, image.shape[:2]
 
 
 def _plan(sources: dict, num_shards: int) -> list[Task]:
@@ -192,8 +208,12 @@ def _plan(sources: dict, num_shards: int) -> list[Task]:
     return tasks
 
 
-def _records(task: Task, sources: dict) -> range:
-    return range(task.number, len(sources[task.split]), task.count)
+def _records(task: Task, source: LabelledSource) -> range:
+    length = len(source)
+    if source.contiguous:
+        first, last = (length * n // task.count for n in (task.number, task.number + 1))
+        return range(first, last)
+    return range(task.number, length, task.count)
 
 
 def _listing_hash(sources: dict) -> str:
@@ -255,10 +275,19 @@ def _check_share(done: dict, total: int, max_corrupt: float) -> None:
         tqdm.write(f"skipped: {text}")
     if len(unreadable) > max_corrupt * total:
         raise DataError(
-            f"{len(unreadable)} of {total} images cannot be read, more than "
-            f"--max-corrupt {max_corrupt}: {' '.join(unreadable[:20])} Repair them "
+            f"{len(unreadable)} of {total} images cannot be used, more than "
+            f"--max-corrupt {max_corrupt}: {' '.join(unreadable[:SHOWN])} Repair them "
             "and use --overwrite, or raise --max-corrupt to leave them out."
         )
+
+
+def _name_bare(done: dict) -> None:
+    """Names images without captions, where others have some."""
+    bare = sum(result["bare"] for result in done.values())
+    if bare and any(result["captions"] for result in done.values()):
+        names = [name for result in done.values() for name in result["bare_names"]]
+        more = " ..." if bare > SHOWN else ""
+        tqdm.write(f"without caption: {', '.join(names[:SHOWN])}{more}")
 
 
 def _finish(
@@ -275,9 +304,7 @@ def _finish(
         shards = [
             {
                 "file": result["file"].split("/", 1)[1],
-                "bytes": result["bytes"],
-                "count": result["count"],
-                "labels": result["labels"],
+                **{name: result[name] for name in KEPT},
             }
             for result in results
             if result["count"]
@@ -286,6 +313,7 @@ def _finish(
             class_names=source.class_names,
             image_size=encoding.size,
             source=description,
+            unreadable=sum(len(result["unreadable"]) for result in results),
             shards=shards,
         )
         temporary = out / split / f"{INDEX}.tmp"

@@ -1,13 +1,19 @@
 """Our own shards: ArrayRecord files of encoded images beside a dataset.json.
 
-A record is msgpack {"image": encoded bytes, "label": int, "caption": str, "name": str,
-"height": int, "width": int}. dataset.json names every shard with its size in bytes,
-its count and its labels, so that damage is found before training starts.
+A record is msgpack {"image": encoded bytes, "label": int, "captions": list of str,
+"name": str, "origin": str, "height": int, "width": int}: origin is the file the image
+came from, height and width are those it had there. dataset.json names every shard with
+its size in bytes, its count, its labels and the sizes of its images (one for all if
+they are equal), so that damage is found before training starts, and images of one
+shape without decoding.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +24,13 @@ from array_record.python import array_record_data_source, array_record_module
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.source import check_split, decode_image
 
-VERSION = 1
+VERSION = 2
 INDEX = "dataset.json"
 
 
 @dataclasses.dataclass(kw_only=True)
 class Shards:
-    """Shards written by `python -m pixelflow_jax.data.prepare shards`.
+    """Shards written by `python -m pixelflow_jax.prepare shards`.
 
     `path` holds `train` and perhaps `test`, or is itself the folder of the train
     split; `test_path` names a test split elsewhere. Raises DataError where a split or
@@ -63,7 +69,10 @@ class Shard(NamedTuple):
 
 
 class ShardSource:
-    """Records of all shards of one folder, in shard order; see Shards."""
+    """Records of all shards of one folder, in shard order; see Shards.
+
+    `shards` are the counts of records by file.
+    """
 
     def __init__(self, folder: Path):
         index = read_index(folder)
@@ -71,6 +80,8 @@ class ShardSource:
         self.labels = np.array(
             [label for shard in index["shards"] for label in shard["labels"]], np.int32
         )
+        self.sizes = np.concatenate([_sizes(shard) for shard in index["shards"]])
+        self.shards = {shard["file"]: shard["count"] for shard in index["shards"]}
         self._shards = [
             Shard(str(folder / shard["file"]), 0, shard["count"], shard["count"])
             for shard in index["shards"]
@@ -80,20 +91,27 @@ class ShardSource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict:
+        record = self._read(index)
+        return {
+            "image": decode_image(record["image"], record["name"]),
+            "label": record["label"],
+            "captions": tuple(record["captions"]),
+            "name": record["name"],
+            "origin": record["origin"],
+        }
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a record, without decoding its image."""
+        return tuple(self._read(index)["captions"])
+
+    def _read(self, index: int) -> dict:
         try:
-            record = msgpack.unpackb(self._records[index])
-            encoded, name = record["image"], record["name"]
+            return msgpack.unpackb(self._records[index])
         except Exception as error:
             raise UnreadableImage(
                 f"Record {index} of the shards beside {self._shards[0].filename} is "
                 f"damaged ({error}). Prepare the shards again."
             ) from error
-        return {
-            "image": decode_image(encoded, name),
-            "label": record["label"],
-            "caption": record["caption"],
-            "name": name,
-        }
 
     @functools.cached_property
     def _records(self):
@@ -105,15 +123,23 @@ class ShardSource:
 
 
 def pack_record(
-    *, image: bytes, label: int, caption: str, name: str, height: int, width: int
+    *,
+    image: bytes,
+    label: int,
+    captions: tuple[str, ...],
+    name: str,
+    origin: str,
+    height: int,
+    width: int,
 ) -> bytes:
     """One record of a shard; `image` is an encoded PNG, JPEG or WebP file."""
     return msgpack.packb(
         {
             "image": image,
             "label": label,
-            "caption": caption,
+            "captions": captions,
             "name": name,
+            "origin": origin,
             "height": height,
             "width": width,
         }
@@ -125,9 +151,28 @@ def shard_name(number: int, count: int) -> str:
     return f"shard-{number:05d}-of-{count:05d}.array_record"
 
 
-def open_writer(path: Path) -> array_record_module.ArrayRecordWriter:
-    """An ArrayRecord writer with one record a group, which random access needs."""
-    return array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[array_record_module.ArrayRecordWriter]:
+    """An ArrayRecord writer whose file appears under its name when it is complete.
+
+    It has one record a group, which random access needs. Raises OSError where the file
+    cannot be written.
+    """
+    # A worker whose parent was killed may still be at it: never share a file with it.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+        try:
+            yield writer
+        finally:
+            writer.close()
+        os.replace(temporary, path)
+    except RuntimeError as error:  # what ArrayRecord raises, a full disk included
+        temporary.unlink(missing_ok=True)
+        raise OSError(None, str(error)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def make_index(
@@ -135,13 +180,22 @@ def make_index(
     class_names: tuple[str, ...],
     image_size: int | None,
     source: str,
+    unreadable: int,
     shards: list[dict],
 ) -> dict:
-    """The content of dataset.json; a shard is {"file", "bytes", "count", "labels"}."""
+    """The content of dataset.json; `unreadable` images were left out.
+
+    A shard is {"file", "bytes", "count", "labels", "sizes", "captions", "bare"}:
+    captions are how many there are, bare how many images have none.
+    """
     return {
         "version": VERSION,
         "class_names": list(class_names),
-        "count": sum(shard["count"] for shard in shards),
+        **{
+            name: sum(shard[name] for shard in shards)
+            for name in ("count", "captions", "bare")
+        },
+        "unreadable": unreadable,
         "image_size": image_size,
         "source": source,
         "shards": shards,
@@ -156,7 +210,7 @@ def read_index(folder: Path) -> dict:
     except OSError as error:
         raise DataError(
             f"{str(folder)!r} is not a finished folder of shards: it has no {INDEX}. "
-            "Check the path, or run `python -m pixelflow_jax.data.prepare shards` "
+            "Check the path, or run `python -m pixelflow_jax.prepare shards` "
             "again (it continues where it stopped)."
         ) from error
     except ValueError as error:
@@ -178,6 +232,11 @@ def read_index(folder: Path) -> dict:
     if not index["count"]:
         raise DataError(f"The shards in {folder} hold no images: prepare them again.")
     return index
+
+
+def _sizes(shard: dict) -> np.ndarray:
+    sizes = np.array(shard["sizes"], np.int32)
+    return np.broadcast_to(sizes, (shard["count"], 2))
 
 
 def _damage(folder: Path, shard: dict) -> str:

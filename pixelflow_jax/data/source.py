@@ -11,17 +11,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 
 SPLITS = ("train", "test")
+UNLABELLED = ("image",)  # the one class of data without classes
 
 
 class Source(Protocol):
     """A random-access split: picklable, files opened lazily in each process.
 
-    `source[i]` is {"image": uint8 [h, w, 3], "label": int, "caption": str,
-    "name": str} for 0 <= i < len(source), and raises UnreadableImage where the image
-    cannot be decoded. `name` is what logs call the record.
+    `source[i]` is {"image": uint8 [h, w, 3], "label": int, "captions": tuple[str, ...],
+    "name": str, "origin": str} for 0 <= i < len(source), and raises UnreadableImage
+    where the image cannot be decoded or has no caption. There is one caption at least,
+    empty only where the data truly have none. `name` is what logs call the record,
+    `origin` the file it came from. `sizes` is int32 [n, 2], height and width of each
+    image, or None where only decoding would tell.
     """
 
     class_names: tuple[str, ...]
+    sizes: np.ndarray | None
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict: ...
@@ -30,14 +35,15 @@ class Source(Protocol):
 class LabelledSource(Source, Protocol):
     """A source that knows what it holds without reading its records.
 
-    `labels` is int32 [n]; `listing()` gives a line for each record, which changes when
-    the record does.
+    `labels` is int32 [n]; `listing()` gives lines that change when a record does.
+    `contiguous` says that neighbours are cheaper to read together than records apart.
     """
 
     labels: np.ndarray
+    contiguous: bool
 
     def listing(self) -> Iterator[str]:
-        """One line for each record."""
+        """A line for each record, or for each file of many."""
         ...
 
 

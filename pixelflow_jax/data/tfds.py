@@ -62,6 +62,8 @@ class Tfds:
 class TfdsSource:
     """One split of a prepared TFDS data set; see Tfds."""
 
+    sizes = None
+
     def __init__(
         self,
         *,
@@ -93,8 +95,9 @@ class TfdsSource:
         return {
             "image": decode_image(encoded, name),
             "label": label,
-            "caption": self.class_names[label],
+            "captions": (self.class_names[label],),
             "name": name,
+            "origin": self.directory,
         }
 
     @functools.cached_property

@@ -13,7 +13,7 @@ SMALL = ("upscale", "error")
 
 
 class Crop(Protocol):
-    """Turns an image of any size into a square of `size`.
+    """Turns an image of any size into one of `size`, height and width.
 
     `image` is uint8 [h, w, 3]; `rng` is for random crops, None in passes for
     evaluation, where nothing is random. Raises UnreadableImage where the image is
@@ -21,13 +21,16 @@ class Crop(Protocol):
     """
 
     def __call__(
-        self, image: np.ndarray, size: int, rng: np.random.Generator | None
+        self,
+        image: np.ndarray,
+        size: tuple[int, int],
+        rng: np.random.Generator | None,
     ) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(kw_only=True)
 class CenterCrop:
-    """ADM's centre crop. `small` says what to do with images smaller than the crop.
+    """ADM's centre crop, see `center_crop`. `small` says what to do with images smaller than the crop.
 
     "upscale" enlarges them (bicubic), as ADM does; "error" refuses them, and the loader
     then counts them as unreadable.
@@ -36,18 +39,21 @@ class CenterCrop:
     small: str = "upscale"
 
     def __call__(
-        self, image: np.ndarray, size: int, rng: np.random.Generator | None
+        self,
+        image: np.ndarray,
+        size: tuple[int, int],
+        rng: np.random.Generator | None,
     ) -> np.ndarray:
         _check_small(self, image, size)
-        return center_crop(image, size)
+        return center_crop(image, *size)
 
 
 @dataclasses.dataclass(kw_only=True)
 class RandomCrop:
-    """PixelFlow's augmentation: resize, then a square cut out at random.
+    """PixelFlow's augmentation: resize, then a part cut out at random.
 
-    The short side becomes round(size * scale), by Lanczos, and every place of the
-    square is equally likely; evaluation takes the middle one. `small` says what to do
+    The image is resized (Lanczos) to just cover `size` * `scale`, rounded, and every
+    place of the part is equally likely; evaluation takes the middle one. `small` says what to do
     with images that this enlarges: "upscale" accepts them, as PixelFlow does, "error"
     refuses them. Data that was prepared at `size` is enlarged: prepare it larger.
     """
@@ -56,22 +62,28 @@ class RandomCrop:
     small: str = "upscale"
 
     def __call__(
-        self, image: np.ndarray, size: int, rng: np.random.Generator | None
+        self,
+        image: np.ndarray,
+        size: tuple[int, int],
+        rng: np.random.Generator | None,
     ) -> np.ndarray:
         if not 1 <= self.scale < math.inf:
             raise DataError(
                 f"RandomCrop.scale is {self.scale}: the resized image must hold the "
                 "crop, so set it to at least 1."
             )
-        short = round(size * self.scale)
-        _check_small(self, image, short)
-        pixels = resize_short_side(image, short)
+        height, width = size
+        needed = (round(height * self.scale), round(width * self.scale))
+        _check_small(self, image, needed)
+        pixels = resize_to_cover(image, *needed)
         room = np.array(pixels.shape[:2]) - size
         top, left = room // 2 if rng is None else rng.integers(0, room + 1)
-        return pixels[top : top + size, left : left + size]
+        return pixels[top : top + height, left : left + width]
 
 
-def _check_small(crop: CenterCrop | RandomCrop, image: np.ndarray, needed: int) -> None:
+def _check_small(
+    crop: CenterCrop | RandomCrop, image: np.ndarray, needed: tuple[int, int]
+) -> None:
     """Raises where the crop's `small` refuses the image, or is no known choice."""
     if crop.small not in SMALL:
         raise DataError(
@@ -79,10 +91,10 @@ def _check_small(crop: CenterCrop | RandomCrop, image: np.ndarray, needed: int) 
             f"{', '.join(SMALL)}."
         )
     height, width = image.shape[:2]
-    if crop.small == "error" and min(height, width) < needed:
+    if crop.small == "error" and (height < needed[0] or width < needed[1]):
         raise UnreadableImage(
-            f"the image is {width}x{height}, smaller than {needed} pixels. Remove "
-            'it, lower the size, or set crop.small="upscale".'
+            f"the image is {width}x{height}, smaller than {needed[1]}x{needed[0]} "
+            'pixels. Remove it, lower the size, or set crop.small="upscale".'
         )
 
 
@@ -92,33 +104,45 @@ def resize_short_side(image: np.ndarray, short: int) -> np.ndarray:
     The long side keeps the aspect ratio, rounded down, as torchvision's Resize has it.
     `image` is uint8 [h, w, 3], and so is the result.
     """
-    height, width = image.shape[:2]
-    side = min(height, width)
-    if side == short:
+    return resize_to_cover(image, short, short)
+
+
+def resize_to_cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The smallest image of the same aspect that covers `height` x `width`, by Lanczos.
+
+    One side fits, the other is rounded down. `image` is uint8 [h, w, 3].
+    """
+    tall, wide = image.shape[:2]
+    if tall * width >= wide * height:
+        target = (width, int(width * tall / wide))
+    else:
+        target = (int(height * wide / tall), height)
+    if target == (wide, tall):
         return image
-    target = (int(short * width / side), int(short * height / side))
     resized = Image.fromarray(image).resize(target, Image.Resampling.LANCZOS)
     return np.asarray(resized)
 
 
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The crop of ADM (guided-diffusion, `center_crop_arr`), to the pixel.
+def center_crop(image: np.ndarray, height: int, width: int = 0) -> np.ndarray:
+    """The middle of an image as uint8 [height, width, 3]; `width` 0: a square.
 
-    Halves with a box filter while the short side is at least twice `size`, resizes
-    (bicubic) so that it equals `size`, then cuts the centre. `image` is uint8
-    [h, w, 3]; returns uint8 [size, size, 3].
+    For squares the crop of ADM (guided-diffusion, `center_crop_arr`), to the pixel:
+    halves with a box filter while the image is at least twice as large, resizes
+    (bicubic) so that it just covers the size, then cuts the centre. `image` is uint8
+    [h, w, 3].
     """
-    if image.shape[:2] == (size, size):
+    width = width or height
+    if image.shape[:2] == (height, width):
         return image
     picture = Image.fromarray(image)
-    while min(picture.size) >= 2 * size:
+    while picture.height >= 2 * height and picture.width >= 2 * width:
         half = (picture.width // 2, picture.height // 2)
         picture = picture.resize(half, Image.Resampling.BOX)
-    scale = size / min(picture.size)
+    scale = max(height / picture.height, width / picture.width)
     resized = (round(picture.width * scale), round(picture.height * scale))
     pixels = np.asarray(picture.resize(resized, Image.Resampling.BICUBIC))
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return pixels[top : top + size, left : left + size]
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
 
 
 def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax.data import prepare, shard_writer
+from pixelflow_jax import prepare
+from pixelflow_jax.data import shard_writer
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.transforms import center_crop
 
-CHECKOUT = Path(prepare.__file__).resolve().parents[2]
+CHECKOUT = Path(prepare.__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_emoji_become_shards(tmp_path):
     assert shards("--emoji", out, "--size", "8", "--holdout", "0.05") == 0
     source = Shards(path=str(out)).open("train")
     assert len(source.class_names) == 10 and len(source) == 1813
-    assert source[0]["image"].shape == (8, 8, 3) and source[0]["caption"]
+    assert source[0]["image"].shape == (8, 8, 3) and source[0]["captions"][0]
 
 
 # Stopping and continuing
@@ -152,7 +153,7 @@ def test_a_killed_preparation_continues(folder, tmp_path):
     for k in range(6, 60):
         shutil.copy(folder / "cat" / f"{k % 6}.png", folder / "cat" / f"{k}.png")
     options = ["--size", "8", "--shards", "66"]
-    command = [sys.executable, "-m", "pixelflow_jax.data.prepare", "shards"]
+    command = [sys.executable, "-m", "pixelflow_jax.prepare", "shards"]
     process = subprocess.Popen(
         [*command, folder, out, *options, "--workers", "1"],
         cwd=CHECKOUT,
@@ -175,7 +176,7 @@ def test_a_killed_preparation_continues(folder, tmp_path):
 
 
 def test_workers_do_not_outlive_a_killed_parent(folder, tmp_path):
-    command = [sys.executable, "-m", "pixelflow_jax.data.prepare", "shards"]
+    command = [sys.executable, "-m", "pixelflow_jax.prepare", "shards"]
     options = ["--size", "8", "--shards", "12", "--workers", "2"]
     process = subprocess.Popen(
         [*command, folder, tmp_path / "out", *options],
@@ -252,7 +253,7 @@ def test_unreadable_images_are_skipped_and_named(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert shards(folder, out, "--size", "8") == 1
     captured = capsys.readouterr()
-    assert "1 of 12 images cannot be read, more than --max-corrupt" in captured.err
+    assert "1 of 12 images cannot be used, more than --max-corrupt" in captured.err
     assert "dog/3.png" in captured.err
     assert not (out / "train" / "dataset.json").exists()
     assert shards(folder, out, "--size", "8", "--max-corrupt", "0.1") == 0
@@ -273,7 +274,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from pixelflow_jax.data.prepare import main
+from pixelflow_jax.prepare import main
 sys.exit(main(sys.argv[1:]))
 """
 

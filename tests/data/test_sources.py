@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax.data import prepare
+from pixelflow_jax import prepare
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.shards import Shards
@@ -106,11 +106,11 @@ def test_folder_reads_classes_captions_and_pixels(folder):
     assert source.class_names == ("cat", "dog", "emu")
     assert len(source) == 10 and list(source.labels) == [0] * 4 + [1] * 4 + [2] * 2
     first = source[0]
-    assert first["name"] == "cat/0.png" and first["caption"] == "a sleepy cat"
+    assert first["name"] == "cat/0.png" and first["captions"] == ("a sleepy cat",)
     np.testing.assert_array_equal(
         first["image"], write_image(folder / "cat" / "0.png", hash_free("cat", 0))
     )
-    assert source[1]["caption"] == "cat"
+    assert source[1]["captions"] == ("cat",)
     assert source[7]["name"] == "dog/deep/er/x.JPEG" and source[7]["label"] == 1
     copy = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(copy[3]["image"], source[3]["image"])
@@ -122,8 +122,9 @@ def test_folder_without_labels_is_one_class(folder):
     assert source[1] | {"image": 0} == {
         "image": 0,
         "label": 0,
-        "caption": "image",
+        "captions": ("",),
         "name": "cat/1.png",
+        "origin": str(folder / "cat" / "1.png"),
     }
 
 
@@ -238,7 +239,7 @@ def test_damaged_shards_are_named_at_open(shards):
     index = shards / "train" / "dataset.json"
     text = index.read_text()
     index.write_text(json.dumps(json.loads(text) | {"version": 9}))
-    with pytest.raises(DataError, match="version 9 and this program reads version 1"):
+    with pytest.raises(DataError, match="version 9 and this program reads version 2"):
         config.open("train")
     index.write_text(text[:50])
     with pytest.raises(DataError, match="dataset.json is damaged"):
@@ -326,7 +327,9 @@ def test_tfds_round_trip(prepared):
     assert sorted(r["name"] for r in found) == [f"{k}.png" for k in range(9)]
     for record in found:
         k = int(record["name"][:-4])
-        assert record["label"] == k % 2 and record["caption"] == ("cat", "dog")[k % 2]
+        assert record["label"] == k % 2 and record["captions"] == (
+            ("cat", "dog")[k % 2],
+        )
         expected = np.asarray(Image.open(prepared / "images" / record["name"]))
         np.testing.assert_array_equal(record["image"], expected)
 

@@ -67,12 +67,12 @@ def test_halving_is_the_mean_of_blocks():
 def test_small_images_are_enlarged_or_refused():
     rng = np.random.default_rng(0)
     image = random_image(40, 20)
-    assert CenterCrop()(image, 32, rng).shape == (32, 32, 3)
-    assert CenterCrop(small="error")(image, 20, rng).shape == (20, 20, 3)
-    with pytest.raises(UnreadableImage, match="20x40, smaller than 32.*crop.small"):
-        CenterCrop(small="error")(image, 32, rng)
+    assert CenterCrop()(image, (32, 32), rng).shape == (32, 32, 3)
+    assert CenterCrop(small="error")(image, (20, 20), rng).shape == (20, 20, 3)
+    with pytest.raises(UnreadableImage, match="20x40, smaller than 32x32.*crop.small"):
+        CenterCrop(small="error")(image, (32, 32), rng)
     with pytest.raises(DataError, match="CenterCrop.small is 'drop'.*upscale, error"):
-        CenterCrop(small="drop")(image, 32, rng)
+        CenterCrop(small="drop")(image, (32, 32), rng)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_short_side_is_exact_and_the_long_side_rounded_down(
 
 def corner(crop, image, resized, size, rng):
     """The top and left at which the crop cut; the image has no two equal places."""
-    cut = crop(image, size, rng)
+    cut = crop(image, (size, size), rng)
     assert cut.shape == (size, size, 3) and cut.dtype == np.uint8
     windows = np.lib.stride_tricks.sliding_window_view(resized, cut.shape)[:, :, 0]
     ((top, left),) = np.argwhere((windows == cut).all((2, 3, 4)))
@@ -131,13 +131,13 @@ def test_evaluation_takes_the_middle():
     resized = resize_short_side(image, 18)
     assert resized.shape == (27, 18, 3)
     assert corner(RandomCrop(), image, resized, 16, None) == (5, 1)
-    centre = CenterCrop()(image, 16, None)
-    np.testing.assert_array_equal(centre, CenterCrop()(image, 16, rng_of(3)))
+    centre = CenterCrop()(image, (16, 16), None)
+    np.testing.assert_array_equal(centre, CenterCrop()(image, (16, 16), rng_of(3)))
 
 
 def test_a_random_crop_depends_on_its_generator_alone():
     image = random_image(60, 45)
-    cut = lambda seed: RandomCrop()(image, 16, rng_of(seed)).tobytes()
+    cut = lambda seed: RandomCrop()(image, (16, 16), rng_of(seed)).tobytes()
     assert cut(1) == cut(1)
     assert len({cut(seed) for seed in range(8)}) > 4
 
@@ -151,17 +151,18 @@ def test_scale_of_the_short_side(size, scale, short):
     crop = RandomCrop(scale=scale, small="error")
     top, left = corner(crop, image, image, size, rng_of(0))
     assert max(top, left) <= short - size
-    with pytest.raises(UnreadableImage, match=f"smaller than {short} pixels.*crop.sm"):
-        crop(image[1:], size, rng_of(0))
+    message = f"smaller than {short}x{short} pixels.*crop.sm"
+    with pytest.raises(UnreadableImage, match=message):
+        crop(image[1:], (size, size), rng_of(0))
 
 
 def test_wrong_random_crops_are_refused():
     image = random_image(40, 40)
     for scale in (0.99, -2.0, float("nan"), float("inf")):
         with pytest.raises(DataError, match="RandomCrop.scale is .*at least 1"):
-            RandomCrop(scale=scale)(image, 16, rng_of(0))
+            RandomCrop(scale=scale)(image, (16, 16), rng_of(0))
     with pytest.raises(DataError, match="RandomCrop.small is 'drop'.*upscale, error"):
-        RandomCrop(small="drop")(image, 16, rng_of(0))
+        RandomCrop(small="drop")(image, (16, 16), rng_of(0))
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,8 @@ def test_passes_for_evaluation_are_not_random(photographs):
     left, right = np.split(first.mean((1, 3)), 2, axis=1)
     assert (left.mean(1) > right.mean(1)).all()  # not mirrored
     image = np.asarray(Image.open(f"{photographs}/4.png"))
-    np.testing.assert_array_equal(first[4], normalise(RandomCrop()(image, 16, None)))
+    expected = RandomCrop()(image, (16, 16), None)
+    np.testing.assert_array_equal(first[4], normalise(expected))
 
 
 def test_flip_mirrors_half_of_the_images():

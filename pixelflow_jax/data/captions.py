@@ -1,0 +1,73 @@
+"""Captions: text out of files and tables, and what is wrong with it."""
+
+import json
+from collections.abc import Callable, Iterable
+
+from pixelflow_jax.data.errors import NoCaption
+
+KEYS = ("caption", "captions", "text")  # where JSON files keep them, in this order
+
+
+def clean(texts: Iterable[object], name: str) -> tuple[str, ...]:
+    """The different texts that say something, with single spaces between words.
+
+    Raises NoCaption, which calls the image `name`, where none is left or one is no
+    text.
+    """
+    texts = list(texts)
+    strange = [text for text in texts if not isinstance(text, str)]
+    if strange:
+        raise NoCaption(
+            f"{name}: its caption is {strange[0]!r}, not a text. Mend it, or use "
+            "--allow-missing-captions."
+        )
+    spaced = (" ".join(text.split()) for text in texts)
+    found = tuple(dict.fromkeys(text for text in spaced if text))
+    if not found:
+        raise NoCaption(
+            f"{name} has no caption, or an empty one. Write one, or use "
+            "--allow-missing-captions."
+        )
+    return found
+
+
+def from_text(content: bytes, name: str) -> str:
+    """The text of a file; NoCaption where it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")  # Windows editors put a mark in front
+    except UnicodeDecodeError as error:
+        raise NoCaption(
+            f"{name}: its caption is not UTF-8 (byte {error.start}). Save it as UTF-8, "
+            "or use --allow-missing-captions."
+        ) from error
+
+
+def from_json(content: bytes, name: str, key: str = "") -> tuple[str, ...]:
+    """Captions of a JSON file, under `key` or else the first of KEYS that is there.
+
+    The value is a text or a list of them. Raises NoCaption.
+    """
+    try:
+        values = json.loads(from_text(content, name))
+    except ValueError as error:
+        if isinstance(error, NoCaption):
+            raise
+        raise NoCaption(f"{name}: its .json file is damaged ({error}).") from error
+    keys = (key,) if key else KEYS
+    found = next((values[k] for k in keys if k in values), ())
+    return clean(found if isinstance(found, list) else [found] if found else [], name)
+
+
+def permitted(
+    read: Callable[[], tuple[str, ...]], allow_missing: bool
+) -> tuple[str, ...]:
+    """What `read` returns; one empty caption where it finds none and that is allowed.
+
+    Raises NoCaption.
+    """
+    try:
+        return read()
+    except NoCaption:
+        if allow_missing:
+            return ("",)
+        raise
