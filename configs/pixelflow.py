@@ -1,4 +1,4 @@
-"""PixelFlow on ImageNet and on text (Chen et al. 2025, Tables 1, 2 and 3).
+"""PixelFlow on ImageNet (Chen et al. 2025, Tables 1, 2 and 3).
 
 python -m pixelflow_jax.main --config=configs/pixelflow.py:xl4_256 --workdir=runs/xl \\
     --config.data.source.data_dir=/data/tensorflow_datasets
@@ -16,7 +16,6 @@ python -m pixelflow_jax.main --config=configs/pixelflow.py:xl4_256 --workdir=run
 | patch{2,4,8}_256      | 4, 8, 16 ..  | 100k  | Table 2, middle               | 28 .. |
 | patch{4,8}_256_long   | 256          | 1600k | Table 2, bottom               | 2.81, |
 |                       |              |       |                               | 4.65  |
-| t2i_{256,512,1024}    | 32 .. 1024   |       | text through Flan-T5-XL       |       |
 | emoji                 | 16 .. 64     | 25k   | the embedded drawings         |       |
 
 The samplers of Table 3 are presets of --mode=sample: --preset=euler30_cfg1.5,
@@ -27,7 +26,6 @@ with probability 0.1, Lanczos resize to 1.125 x, random crop, flip.
 
 import dataclasses
 
-from pixelflow_jax.conditioning import Text
 from pixelflow_jax.data.emoji import DRAWN, Emoji
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
@@ -39,7 +37,6 @@ from pixelflow_jax.flow.time import Grid, Uniform
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.presets import PRESETS
-from pixelflow_jax.teachers.t5 import T5
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
@@ -69,8 +66,7 @@ def get_config(variant: str = "xl4_256") -> Experiment:
         for name, kickoff in KICKOFFS.items()
     }
     xl = {"xl4_256": lambda: imagenet("xl4_256", 4, 256, 1_600_000, kickoff=8)}
-    text = {f"t2i_{s}": lambda s=s: text_to_image(s) for s in (256, 512, 1024)}
-    variants = {**xl, **kickoffs, **patches, **text, "emoji": emoji}
+    variants = {**xl, **kickoffs, **patches, "emoji": emoji}
     return choose_variant(variant, variants)
 
 
@@ -99,23 +95,6 @@ def imagenet(
         optimizer=AdamW(lr=1e-4, clip=1.0),
         sampling=sampling,
     )
-
-
-def text_to_image(image_size: int) -> Experiment:
-    """XL/4 on text; 256, then 512, then 1024, each from the last one's weights.
-
-    The first stage keeps 8 x 8 tokens. The paper leaves steps and batch open.
-    """
-    config = imagenet(f"t2i_{image_size}", 4, image_size, 400_000, kickoff=8)
-    encoder = T5(variant="flan-t5-xl")
-    model = dataclasses.replace(XL, num_classes=0, text_width=encoder.width)
-    sampling = Sampling(
-        grid=Grid(steps=30, last_step=0.001),
-        guidance=ClassifierFree(scale=4.0),
-        batch_size=8,
-    )
-    text = Text(encoder=encoder, length=512)
-    return dataclasses.replace(config, model=model, conditioner=text, sampling=sampling)
 
 
 def emoji() -> Experiment:

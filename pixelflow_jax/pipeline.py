@@ -364,31 +364,21 @@ class Pipeline:
                     "This model draws classes, which have no negative prompts."
                 )
             return {"label": np.repeat(self.labels(wanted), count)}
-        negatives = [negative] * len(wanted) if isinstance(negative, str) else negative
-        if len(negatives) != len(wanted):
-            raise PipelineError(
-                f"There are {len(negatives)} negative prompts for {len(wanted)} "
-                "prompts: give one for all, or one for each."
-            )
-        others = [text for text in (*wanted, *negatives) if not isinstance(text, str)]
-        if others:
-            raise PipelineError(
-                f"This model draws from prompts, which are str, not {others[0]!r}."
-            )
-        given = self._tokens(wanted, negatives)
+        given = self._tokens(wanted, negative)
         return {name: np.repeat(array, count, axis=0) for name, array in given.items()}
 
     def _tokens(
-        self, prompts: Sequence[str], negatives: Sequence[str]
+        self, prompts: Sequence[str], negative: str | Sequence[str]
     ) -> dict[str, np.ndarray]:
+        """What conditioner Text reads; PipelineError for what is no prompt."""
         conditioner = self.config.conditioner
         try:
             if self._reader is None:
                 self._reader = conditioner.encoder.reader(conditioner.length)
-            return tokenized(self._reader, prompts, negatives)
+            return tokenized(self._reader, prompts, negative)
         except TeacherError:
             raise
-        except ValueError as error:  # a prompt that cannot be read
+        except ValueError as error:
             raise PipelineError(str(error)) from error
 
     def _loaded(self) -> dict:

@@ -61,13 +61,22 @@ def pixelgen_heun50_unguided() -> Sampling:
 
 
 def adams25_cfg4() -> Sampling:
-    """PixNerd and PixelGen with text: Adams-Bashforth 2, 25 steps, CFG 4, shift 3."""
+    """PixNerd and PixelGen with text: Adams-Bashforth 2, 25 steps, CFG 4, shift 3.
+
+    The official solver does not guide its first step, at t = 0.
+    """
     return Sampling(
         solver=AdamsBashforth(order=2),
         grid=Grid(steps=25, shift=3.0),
-        guidance=ClassifierFree(scale=4.0),
+        guidance=ClassifierFree(scale=4.0, low=0.0, high=1.0),
         batch_size=16,
     )
+
+
+def euler10_cfg4() -> Sampling:
+    """PixelFlow with text: Euler, 10 steps a stage, CFG 4 on all stages alike."""
+    grid, guidance = Grid(steps=10, last_step=TINY), ClassifierFree(scale=4.0)
+    return Sampling(solver=Euler(), grid=grid, guidance=guidance, batch_size=8)
 
 
 PRESETS: dict[str, Callable[[], Sampling]] = {
@@ -78,4 +87,5 @@ PRESETS: dict[str, Callable[[], Sampling]] = {
     "pixelgen_heun50": pixelgen_heun50,
     "pixelgen_heun50_unguided": pixelgen_heun50_unguided,
     "adams25_cfg4": adams25_cfg4,
+    "euler10_cfg4": euler10_cfg4,
 }

@@ -54,13 +54,25 @@ def read_prompts(path: str | pathlib.Path) -> PromptFile:
 
 
 def tokenized(
-    read: Reader, prompts: Sequence[str], negatives: Sequence[str]
+    read: Reader, prompts: Sequence[str], negative: str | Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """What conditioner Text reads for prompts with a negative prompt each.
+    """What conditioner Text reads for prompts with negative ones, one for all or each.
 
     "tokens" int32 and "mask" bool [n, length], and the same of the negative prompts as
-    "negative_tokens" and "negative_mask". Every distinct text is read once.
+    "negative_tokens" and "negative_mask". Every distinct text is read once. Raises
+    ValueError for what is no prompt.
     """
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
+    if len(negatives) != len(prompts):
+        raise ValueError(
+            f"There are {len(negatives)} negative prompts for {len(prompts)} prompts: "
+            "give one for all, or one for each."
+        )
+    others = [text for text in (*prompts, *negatives) if not isinstance(text, str)]
+    if others:
+        raise ValueError(
+            f"This model draws from prompts, which are str, not {others[0]!r}."
+        )
     distinct = list(dict.fromkeys([*prompts, *negatives]))
     places = {text: place for place, text in enumerate(distinct)}
     arrays = read(distinct)

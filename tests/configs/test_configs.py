@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import pathlib
 import re
@@ -14,8 +15,9 @@ from ml_collections import config_flags
 
 from pixelflow_jax.conditioning import ClassLabels
 from pixelflow_jax.experiment import NODES, ConfigError, Experiment
-from pixelflow_jax.models.base import count
+from pixelflow_jax.models.base import count, misfitting
 from pixelflow_jax.nodes import mistyped, walk
+from pixelflow_jax.presets import PRESETS
 from pixelflow_jax.training.step import make_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -51,7 +53,10 @@ def config(request):
 
 
 def test_there_are_files_with_variants():
-    assert {"emoji", "pixnerd", "pixelflow", "pixelgen"} <= set(FILES)
+    methods = {"pixnerd", "pixelflow", "pixelgen"}
+    assert {"emoji", *methods, *(f"{name}_t2i" for name in ("emoji", *methods))} == set(
+        FILES
+    )
     assert len(ALL) >= 50
 
 
@@ -114,6 +119,40 @@ def test_parameter_counts_of_the_published_models():
     assert counts == pytest.approx(
         {"xl16_256": 700, "l16_256": 458, "baseline_l16_256": 459}, rel=0.02
     )
+
+
+# Size, steps, batch, learning rate, beta 2 and time shift of the text models' stages.
+STAGES = {
+    ("pixnerd_t2i", "pretrain_256"): (256, 200_000, 1536, 2e-4, 0.95, 2.0),
+    ("pixnerd_t2i", "pretrain_512"): (512, 80_000, 512, 1e-4, 0.95, 4.0),
+    ("pixnerd_t2i", "sft_512"): (512, 60_000, 512, 1e-5, 0.999, 4.0),
+    ("pixelgen_t2i", "pretrain_256"): (256, 200_000, 1536, 1e-4, 0.999, 1.0),
+    ("pixelgen_t2i", "pretrain_512"): (512, 80_000, 512, 1e-4, 0.999, 1.0),
+    ("pixelgen_t2i", "sft_512"): (512, 40_000, 512, 1e-5, 0.999, 1.0),
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), STAGES, ids=":".join)
+def test_the_stages_of_text_models_are_as_published(name, variant):
+    config = FILES[name].get_config(variant)
+    size, adam = config.data.image_size, config.optimizer
+    table = (size, config.steps, config.batch_size, adam.lr, adam.b2)
+    assert (*table, config.time.shift) == STAGES[name, variant]
+    assert (adam.clip, adam.weight_decay, config.ema) == (1.0, 0.0, (0.9999,))
+    assert (config.model.tap, config.model.mask_text, config.data.flip) == (6, 0, 0)
+    assert config.conditioner.length == 128 and config.conditioner.drop == 0.1
+    assert config.sampling == PRESETS["adams25_cfg4"]()
+
+
+@pytest.mark.parametrize("name", ["pixnerd_t2i", "pixelgen_t2i", "pixelflow_t2i"])
+def test_each_stage_can_begin_with_the_weights_of_the_last(name):
+    """All parameters have the same shapes, but for the positions of another size."""
+    stages = [
+        FILES[name].get_config(variant).network().shapes() for variant in variants(name)
+    ]
+    for before, after in itertools.pairwise(stages):
+        other = {line.split()[1] for line in misfitting(before, after)}
+        assert other <= ({"position"} if name == "pixelgen_t2i" else set())
 
 
 def overridden(*arguments: str) -> Experiment:
