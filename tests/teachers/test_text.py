@@ -71,6 +71,21 @@ def test_the_empty_text_of_the_published_encoders():
 
 
 @each
+def test_transformers_makes_the_same_tokens(kind, tmp_path):
+    """Called as the official pipelines call it: cut and filled up to a length."""
+    names = {"t5": "<pad>", "qwen3": "<|endoftext|>", "bert": "[PAD]"}
+    read = reader(kind, tmp_path, 7)
+    official = pytest.importorskip("transformers").PreTrainedTokenizerFast(
+        tokenizer_file=f"{tmp_path}/tokenizer.json", pad_token=names[kind]
+    )
+    texts = ["a cat and a dog sat on a mat", "cats", "", " dog  ", "a dog.", "é ç 7"]
+    theirs = official(texts, truncation=True, max_length=7, padding="max_length")
+    found = read(texts)
+    assert found["tokens"].tolist() == theirs["input_ids"]
+    assert found["mask"].astype(int).tolist() == theirs["attention_mask"]
+
+
+@each
 def test_a_long_text_is_cut_and_the_cut_is_shown(kind, tmp_path, caplog):
     pieces, _, before, after, _ = PIECES[kind]
     length = len(before) + len(pieces) + len(after)
