@@ -220,7 +220,7 @@ class Qwen3:
 
     @property
     def _frame(self) -> Frame:
-        return Frame(Special("<|endoftext|>", self.sizes.padding))
+        return Frame("Qwen2Tokenizer", Special("<|endoftext|>", self.sizes.padding))
 
     def _origin(self, field: str, what: str = "weights") -> Origin:
         repository = f"Qwen/{self.variant.replace('qwen', 'Qwen').replace('b', 'B')}"
