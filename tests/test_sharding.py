@@ -15,6 +15,7 @@ from pixelflow_jax.sharding import (
     batch_sharding,
     batch_shards,
     constrain_batch,
+    place,
     replicated,
     state_sharding,
 )
@@ -166,3 +167,23 @@ def test_the_constraint_splits_the_batch_where_it_divides():
     with jax.set_mesh(foreign):
         x = jnp.zeros((8, 3))
         assert constrain_batch(x) is x
+
+
+@pytest.mark.parametrize("shape", [MeshShape(), MeshShape(fsdp=2, tensor=2)])
+def test_arrays_of_the_host_are_placed_by_the_rules(shape):
+    """The same values, split as the state would be."""
+    draw = np.random.default_rng(0).standard_normal
+    host = {
+        "blocks": {"mlp": {"up": {"kernel": draw((3, 8, 16))}}, "odd": draw((3, 5))},
+        "attention": {"kv": {"kernel": draw((8, 6))}},
+        "scale": draw(()),
+    }
+    mesh = shape.build()
+    placed, layout = place(host, mesh), state_sharding(host, mesh)
+    jax.tree.map(np.testing.assert_allclose, placed, host)
+    same = jax.tree.map(lambda a, s: a.sharding == s, placed, layout)
+    assert all(jax.tree.leaves(same))
+    split = placed["attention"]["kv"]["kernel"].sharding.shard_shape((8, 6))
+    kernel = placed["blocks"]["mlp"]["up"]["kernel"].sharding.shard_shape((3, 8, 16))
+    alone = mesh.shape["fsdp"] == 1
+    assert (split, kernel) == (((8, 6), (3, 8, 16)) if alone else ((4, 3), (3, 4, 8)))

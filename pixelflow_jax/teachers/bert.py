@@ -173,7 +173,7 @@ class Bert:
     def _frame(self) -> Frame:
         sizes = self.sizes
         start, end = Special("[CLS]", sizes.start), Special("[SEP]", sizes.end)
-        return Frame(Special("[PAD]", sizes.padding), (start,), (end,))
+        return Frame("BertTokenizer", Special("[PAD]", sizes.padding), (start,), (end,))
 
     @property
     def _is_packaged(self) -> bool:

@@ -67,7 +67,7 @@ VARIANTS = {
 # Two names of one matrix: the first is shared with the decoder.
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 IGNORED = r"decoder\..*|lm_head\.weight"  # encoders and decoders come in one file
-FRAME = Frame(Special("<pad>", 0), after=(Special("</s>", 1),))
+FRAME = Frame("T5Tokenizer", Special("<pad>", 0), after=(Special("</s>", 1),))
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,11 +13,12 @@ from pixelflow_jax.teachers.weights import Origin, TeacherError, find, first_lin
 LOG = logging.getLogger(__name__)
 INSTALL = "pip install 'pixelflow_jax[text]'"
 
-# Files that hold a vocabulary, and those a tokenizer needs besides.
-VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json")
+# Files that together hold a vocabulary, and those that may lie beside them.
+WHOLE = "tokenizer.json"
+VOCABULARIES = (WHOLE,), ("spiece.model",), ("vocab.txt",), ("vocab.json", "merges.txt")
 TOKENIZER_FILES = (
-    *VOCABULARIES,
-    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "config.json"),
+    *(name for names in VOCABULARIES for name in names),
+    *("tokenizer_config.json", "special_tokens_map.json", "config.json"),
 )
 SHOWN = 30  # characters of a text on either side of its cut
 NO_LIMIT = 2**62  # transformers would warn of longer texts before they are cut
@@ -32,8 +32,12 @@ class Special(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The special tokens around every text, and what fills the rest behind them."""
+    """The special tokens around every text, and what fills the rest behind them.
 
+    `tokenizer` is transformers' class for folders without a tokenizer.json.
+    """
+
+    tokenizer: str
     padding: Special
     before: tuple[Special, ...] = ()
     after: tuple[Special, ...] = ()
@@ -136,7 +140,7 @@ class TextReader:
     def check(self) -> None:
         """Opens the tokenizer; TeacherError where it is absent or another encoder's."""
         if self._tokenizer is None:
-            tokenizer = _open(self._folder, self._origin)
+            tokenizer = _open(self._folder, self._origin, self._frame.tokenizer)
             self._refuse_another(tokenizer)
             self._tokenizer = tokenizer
 
@@ -211,7 +215,7 @@ def _refuse_others(texts: Sequence[str]) -> None:
             ) from error
 
 
-def _open(named: str, origin: Origin) -> Any:
+def _open(named: str, origin: Origin, kind: str) -> Any:
     """The tokenizer of a folder, in which there must be a vocabulary.
 
     Without one, transformers would make a tokenizer that knows next to nothing.
@@ -226,33 +230,22 @@ def _open(named: str, origin: Origin) -> Any:
         ) from error
     path = find(named, origin, TOKENIZER_FILES)
     folder = path if path.is_dir() else path.parent
-    if not any((folder / name).is_file() for name in VOCABULARIES):
+    if not any(all((folder / n).is_file() for n in names) for names in VOCABULARIES):
         there = ", ".join(sorted(file.name for file in folder.iterdir())[:12])
+        known = ", ".join(" and ".join(names) for names in VOCABULARIES)
         raise TeacherError(
-            f"{folder} holds no tokenizer: none of {', '.join(VOCABULARIES)}, but "
-            f"{there or 'nothing'}. {origin.remedy}"
+            f"{folder} holds no tokenizer: none of {known}, but {there or 'nothing'}. "
+            f"{origin.remedy}"
         )
-    return _opened(transformers, folder, origin)
-
-
-def _opened(transformers: Any, folder: pathlib.Path, origin: Origin) -> Any:
-    whole = folder / "tokenizer.json"
+    whole = folder / WHOLE
     try:
-        if whole.is_file():  # all of it, which needs no class of its own
-            return transformers.PreTrainedTokenizerFast(
-                tokenizer_file=str(whole), model_max_length=NO_LIMIT
-            )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, model_max_length=NO_LIMIT
-        )
+        if whole.is_file():  # needs no class of its own
+            general = transformers.PreTrainedTokenizerFast
+            return general(tokenizer_file=str(whole), model_max_length=NO_LIMIT)
+        own = getattr(transformers, kind)
+        return own.from_pretrained(folder, model_max_length=NO_LIMIT)
     except Exception as error:  # each format and damage has an exception of its own
         raise TeacherError(
             f"The tokenizer in {folder} cannot be read ({first_line(error)}): bring "
-            f"its tokenizer.json, or what it asks for ({INSTALL}). {origin.remedy}"
+            f"its {WHOLE}, or what it asks for ({INSTALL}). {origin.remedy}"
         ) from error
-    if not tokenizer.is_fast:
-        raise TeacherError(
-            f"The tokenizer in {folder} has no fast form: bring its tokenizer.json. "
-            f"{origin.remedy}"
-        )
-    return tokenizer

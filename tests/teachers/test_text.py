@@ -14,7 +14,7 @@ from pixelflow_jax.teachers.qwen3 import Qwen3
 from pixelflow_jax.teachers.t5 import T5
 from pixelflow_jax.teachers.text import Frame, Special
 from pixelflow_jax.teachers.weights import TeacherError
-from tests.teachers.tiny_text import KINDS, encoder
+from tests.teachers.tiny_text import GEOMETRIES, KINDS, encoder
 from tests.teachers.tokenizers_of import saved
 
 each = pytest.mark.parametrize("kind", KINDS)
@@ -68,6 +68,21 @@ def test_the_empty_text_of_the_published_encoders():
         assert (
             tokens.tolist() == expected and mask.sum() == real and not mask[real:].any()
         )
+
+
+@each
+def test_transformers_makes_the_same_tokens(kind, tmp_path):
+    """Called as the official pipelines call it: cut and filled up to a length."""
+    names = {"t5": "<pad>", "qwen3": "<|endoftext|>", "bert": "[PAD]"}
+    read = reader(kind, tmp_path, 7)
+    official = pytest.importorskip("transformers").PreTrainedTokenizerFast(
+        tokenizer_file=f"{tmp_path}/tokenizer.json", pad_token=names[kind]
+    )
+    texts = ["a cat and a dog sat on a mat", "cats", "", " dog  ", "a dog.", "é ç 7"]
+    theirs = official(texts, truncation=True, max_length=7, padding="max_length")
+    found = read(texts)
+    assert found["tokens"].tolist() == theirs["input_ids"]
+    assert found["mask"].astype(int).tolist() == theirs["attention_mask"]
 
 
 @each
@@ -164,6 +179,40 @@ def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
         T5(tokenizer=str(tmp_path / "gone")).reader(8).check()
 
 
+def test_sentencepiece_without_a_tokenizer_json(tmp_path):
+    """As T5 v1.1's folders hold it."""
+    pytest.importorskip("transformers")
+    pieces = pytest.importorskip("sentencepiece")
+    words = ["a", "cat", "dog", "sat", "on", "the", "mat", "red", "tree"]
+    lines = [" ".join(words[i:] + words[:i]) for i in range(9)] * 20
+    pieces.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    theirs = pieces.SentencePieceProcessor(str(tmp_path / "spiece.model"))
+    size = theirs.vocab_size() + 100  # with T5's tokens for gaps
+    geometry = dataclasses.replace(GEOMETRIES["t5"], vocabulary=size)
+    net = encoder("t5", geometry=geometry, tokenizer=str(tmp_path))
+    texts = ["the cat sat on a red mat", "  trees   "]
+    found = net.reader(20)(texts)
+    for text, tokens, mask in zip(texts, *found.values(), strict=True):
+        assert tokens[mask].tolist() == [*theirs.encode(text), 1]
+
+
+def test_a_vocabulary_without_its_merges_is_refused(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    with pytest.raises(TeacherError, match="holds no tokenizer.*but vocab.json"):
+        encoder("qwen3", tokenizer=str(tmp_path)).reader(8).check()
+
+
 def test_damaged_and_unreadable_tokenizers_are_refused(tmp_path):
     folder = saved("t5", tmp_path)
     whole = (tmp_path / "tokenizer.json").read_bytes()
@@ -232,7 +281,7 @@ def test_lengths_without_room_for_a_text_are_refused(tmp_path):
         with pytest.raises(ValueError, match="leaves no room for a text"):
             reader(kind, tmp_path / kind, shortest - 1)
     with pytest.raises(ValueError, match="3 tokens do not fit into 2"):
-        Frame(Special("p", 0)).around([1, 2, 3], 2)
+        Frame("", Special("p", 0)).around([1, 2, 3], 2)
 
 
 def test_minilms_own_tokenizer(tmp_path, caplog):
