@@ -7,14 +7,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pixelflow_jax.data.features import Features
+from pixelflow_jax.data.plan import Reader
+from pixelflow_jax.data.shards import ShardSource
+from pixelflow_jax.data.source import Source, spread_captions
 from pixelflow_jax.flow.path import per_image
 from pixelflow_jax.models.base import Cond, DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.nodes import differences
 from pixelflow_jax.teachers.bert import Bert
 from pixelflow_jax.teachers.qwen3 import Qwen3
 from pixelflow_jax.teachers.t5 import T5
+
+LOOKED_AT = 20  # images in which to look for captions
 
 # The models that read texts of one length only.
 FIXED_LENGTH = (PixNerdText, PixelGenText)
@@ -46,8 +53,14 @@ class Conditioner(Protocol):
     def shapes(self) -> dict:
         """The same as shapes; reads nothing."""
 
+    def reader(self) -> Reader | None:
+        """What turns captions into entries of a batch; None if none are read."""
+
     def problems(self, model: DenoiserConfig) -> list[str]:
         """What is wrong with these fields for that model."""
+
+    def data_problems(self, source: Source, model: DenoiserConfig) -> list[str]:
+        """Why that model cannot learn from `source`; may read files."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -85,6 +98,20 @@ class ClassLabels:
         """Nothing."""
         return {}
 
+    def reader(self) -> None:
+        """Nothing: labels need no reading."""
+        return None
+
+    def data_problems(self, source: Source, model: DenoiserConfig) -> list[str]:
+        """Where the data have other classes than the model."""
+        classes = len(source.class_names)
+        if classes == model.num_classes:
+            return []
+        return [
+            f"The data set has {classes} classes but model.num_classes="
+            f"{model.num_classes}: set --config.model.num_classes={classes}."
+        ]
+
     def problems(self, model: DenoiserConfig) -> list[str]:
         """What is wrong with these fields for that model."""
         found = drop_problems(self.drop)
@@ -105,14 +132,27 @@ class Text:
     those two do, unless `model.mask_text` is set. The null condition, with which
     training replaces a text with probability `drop`, is the empty text as the encoder
     reads it: an end-of-sequence token alone, or nothing but padding.
+
+    `features` names shards whose captions went through the encoder ahead of time (see
+    `data/features.py`): batches then hold "text" and "mask", and the encoder itself is
+    not loaded.
     """
 
     encoder: T5 | Qwen3 | Bert = dataclasses.field(default_factory=T5)
     length: int = 512
     drop: float = 0.1
+    features: str = ""
+
+    def reader(self) -> Reader:
+        """The encoder's tokenizer, or the stored features."""
+        if self.features:
+            return Features(self.features)
+        return self.encoder.reader(self.length)
 
     def encode(self, frozen: dict, batch: dict) -> Cond:
         """States [b, l, width] of the last layer, with their mask."""
+        if self.features:
+            return Cond(text=batch["text"].astype(jnp.float32), mask=batch["mask"])
         tokens, mask = batch["tokens"], batch["mask"]
         if tokens.shape[1] > self.length:
             raise ValueError(
@@ -136,26 +176,94 @@ class Text:
             names = ("tokens", "mask")
             return self.encode(frozen, {n: batch[f"negative_{n}"] for n in names})
         b, length, _ = cond.text.shape
-        tokens, mask = (jnp.asarray(a)[None] for a in self.encoder.empty(length))
-        states = self.encoder.states(frozen["text"], tokens, mask)
-        one = Cond(text=states, mask=mask)
+        if self.features:
+            stored = frozen["text"]
+            states = stored["text"][None].astype(jnp.float32)
+            one = Cond(text=states, mask=stored["mask"][None])
+        else:
+            tokens, mask = (jnp.asarray(a)[None] for a in self.encoder.empty(length))
+            states = self.encoder.states(frozen["text"], tokens, mask)
+            one = Cond(text=states, mask=mask)
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (b, *a.shape[1:])), one)
 
     def example(self, count: int) -> dict:
-        """Tokens and mask [count, length]."""
+        """Tokens, or states, and mask [count, length]."""
         shape = (count, self.length)
+        if self.features:
+            return self._stored_shapes(count)
         return {
             "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
             "mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
         }
 
     def load(self) -> dict:
-        """The encoder's parameters; TeacherError where its weights are absent."""
+        """The encoder's parameters; TeacherError where its weights are absent.
+
+        With stored features the null text's; DataError where they are absent.
+        """
+        if self.features:
+            states, mask = Features(self.features).empty()
+            return {"text": {"text": states, "mask": mask}}
         return {"text": self.encoder.load()}
 
     def shapes(self) -> dict:
-        """The encoder's parameters as shapes."""
+        """What `load` returns, as shapes."""
+        if self.features:
+            return {"text": self._stored_shapes()}
         return {"text": self.encoder.shapes()}
+
+    def _stored_shapes(self, *count: int) -> dict:
+        shape = (*count, self.length)
+        return {
+            "text": jax.ShapeDtypeStruct((*shape, self.encoder.width), jnp.bfloat16),
+            "mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
+        }
+
+    def data_problems(self, source: Source, model: DenoiserConfig) -> list[str]:
+        """Where the data have no captions, or their features are of another encoder.
+
+        Raises what checking the tokenizer raises.
+        """
+        if not any(spread_captions(source, LOOKED_AT)):
+            return [
+                "The data set holds no captions, which conditioner Text reads: prepare "
+                "captioned data, or train a model of classes."
+            ]
+        reader = self.reader()
+        if not self.features:
+            reader.check()
+            return []
+        return self._feature_problems(reader, source, model)
+
+    def _feature_problems(
+        self, stored: Features, source: Source, model: DenoiserConfig
+    ) -> list[str]:
+        name = f"The features in {stored.folder}"
+        found = []
+        for what, theirs, ours in (
+            ("encoder", stored.identity, self.encoder.identity()),
+            ("length", stored.length, self.length),
+        ):
+            found += [
+                f"{name} are of another {what}: they have {old!r} and the config has "
+                f"{new!r} in {path or what}."
+                for path, (old, new) in differences(theirs, ours).items()
+            ]
+        if reads_padding(model) and not stored.padding:
+            found.append(
+                f"{name} leave padding out, which {type(model).__name__} reads: set "
+                "model.mask_text, or prepare them with this config."
+            )
+        if isinstance(source, ShardSource):
+            ours = {f"train/{file}": n for file, n in source.shards.items()}
+            train = {k: n for k, n in stored.shards.items() if k.startswith("train/")}
+            if train != ours:
+                found.append(
+                    f"{name} are of other shards: they have {len(train)} with "
+                    f"{sum(train.values())} images, the data {len(ours)} with "
+                    f"{sum(ours.values())}. Prepare them for these shards."
+                )
+        return found
 
     def problems(self, model: DenoiserConfig) -> list[str]:
         """What is wrong with these fields for that model."""
@@ -179,6 +287,11 @@ class Text:
                 f"conditioner.length={self.length}"
             )
         return found
+
+
+def reads_padding(model: DenoiserConfig) -> bool:
+    """Whether a model's output depends on the states of a text's padding."""
+    return isinstance(model, FIXED_LENGTH) and not model.mask_text
 
 
 def drop_problems(rate: float) -> list[str]:

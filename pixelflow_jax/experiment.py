@@ -8,16 +8,17 @@ import numpy as np
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning import ClassLabels, Text
+from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji import Emoji
 from pixelflow_jax.data.folder import ImageFolder
-from pixelflow_jax.data.images import grid as image_grid
-from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.data.loader import BatchLoader, Data
 from pixelflow_jax.data.shards import Shards
+from pixelflow_jax.data.source import spread_captions
 from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.data.transforms import CenterCrop, RandomCrop
 from pixelflow_jax.evaluation.generate import Generator
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
+from pixelflow_jax.evaluation.preview import Preview
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Pyramid, Stage, Straight
@@ -140,9 +141,8 @@ class Experiment:
             raise ConfigError(f"The config {self.name!r} cannot run:\n{listed}")
 
     def _problems(self) -> list[str]:
-        size = self.data.image_size
         found = [
-            *(self.path.problems() or self.size_problems(size, size)),
+            *(self.path.problems() or self._shape_problems()),
             *self.optimizer.problems(self.steps),
             *self.checkpoint.problems(),
             *self.log.problems(),
@@ -184,6 +184,15 @@ class Experiment:
             )
         return found
 
+    def _shape_problems(self) -> list[str]:
+        """What is wrong with the shapes of the data's images."""
+        buckets, size = self.data.buckets, self.data.image_size
+        found = [] if buckets is None or size < 1 else buckets.problems(size)
+        if found:
+            return found
+        by_shape = [self.size_problems(*shape) for shape in self.data.shapes]
+        return list(dict.fromkeys(problem for found in by_shape for problem in found))
+
     def size_problems(self, height: int, width: int) -> list[str]:
         """Why the model cannot see or draw images of `height` x `width`."""
         stages = self.stages()
@@ -204,8 +213,9 @@ class Experiment:
         if len(set(names)) < len(names):
             found.append(f"terms {names}: each kind may be there once")
         needs = together(term.needs() for term in self.terms)
-        size = self.data.image_size
-        found += self.teachers.problems(needs, size, size)
+        for shape in self.data.shapes:
+            seen = self.teachers.problems(needs, *shape)
+            found += [problem for problem in seen if problem not in found]
         if self.balance is not None:
             found += self.balance.problems()
             if not any(term.perceptual for term in self.terms):
@@ -214,11 +224,10 @@ class Experiment:
 
     def _trace_loss(self) -> None:
         """Trace the loss without compiling it; raises what it would raise."""
-        recipe, size = self.recipe(), self.data.image_size
+        recipe = self.recipe()
         count = len(recipe.stages)
-        image = jax.ShapeDtypeStruct(
-            (count, size, size, self.model.channels), "float32"
-        )
+        shape = (count, *self.data.shapes[0], self.model.channels)
+        image = jax.ShapeDtypeStruct(shape, "float32")
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
 
         def loss(params: dict, batch: dict, keys: jax.Array, frozen: dict) -> jax.Array:
@@ -230,19 +239,11 @@ class Experiment:
         jax.eval_shape(loss, params, batch, keys, recipe.frozen_shapes())
 
     def validate_data(self) -> None:
-        """Raises ConfigError where the data set has other classes than the model."""
-        if isinstance(self.conditioner, Text):
-            raise ConfigError(
-                "conditioner Text reads the tokens of captions, which the data sets of "
-                "this version do not hold: train a class-conditional model, or step "
-                "through training.step.make_step with batches of your own."
-            )
-        classes = self.data.num_classes
-        if classes != self.model.num_classes:
-            raise ConfigError(
-                f"The data set has {classes} classes but model.num_classes="
-                f"{self.model.num_classes}: set --config.model.num_classes={classes}."
-            )
+        """Raises ConfigError where the model cannot learn from the data set."""
+        source = self.data.open("train")
+        problems = self.conditioner.data_problems(source, self.model)
+        if problems:
+            raise ConfigError("\n".join(problems))
 
     def stages(self) -> tuple[Stage, ...]:
         """The path from noise to data, the coarsest stage first."""
@@ -319,7 +320,7 @@ class Experiment:
             preview=self._preview(),
             steps=self.steps,
             batch_size=self.batch_size,
-            image_size=self.data.image_size,
+            forward_flops=self._forward_flops(recipe),
             precision=self.precision.compute,
             checkpointing=self.checkpoint,
             logging=self.log,
@@ -336,10 +337,18 @@ class Experiment:
             start=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            reader=self.conditioner.reader(),
         )
 
-    def _preview(self):
-        """Draws `log.preview_count` images, classes in turn, as one picture.
+    def _forward_flops(self, recipe: Recipe) -> float:
+        """Operations of a forward pass for one image, in the mean over the data."""
+        streams = self.data.streams("train")
+        counts = [len(stream.records) for stream in streams]
+        flops = [recipe.forward_flops(*stream.shape) for stream in streams]
+        return float(np.average(flops, weights=counts))
+
+    def _preview(self) -> Preview:
+        """Draws `log.preview_count` images: classes in turn, or held-out captions.
 
         Without guidance where it would need a second model.
         """
@@ -348,14 +357,19 @@ class Experiment:
         if isinstance(self.sampling.guidance, AutoGuidance):
             plain = dataclasses.replace(self.sampling, guidance=ClassifierFree())
             config = dataclasses.replace(self, sampling=plain)
-        generator = config.generator(size, size)
-        labels = np.arange(count) % self.model.num_classes
-
-        def draw(params: dict) -> np.ndarray:
-            images = generator(params, labels, seed=self.seed).images
-            return image_grid(to_uint8(images), columns=min(8, count))
-
-        return draw
+        reader, prompts = self.conditioner.reader(), ()
+        if reader is None:
+            labels = np.arange(count, dtype=np.int32) % self.model.num_classes
+            given = {"label": labels}
+        else:
+            prompts = spread_captions(self.data.held_out(), count)
+            given = reader(prompts)
+        return Preview(
+            generator=config.generator(size, size),
+            given=given,
+            prompts=prompts,
+            seed=self.seed,
+        )
 
     def heldout_loss(self, params: dict, batch_size: int) -> dict[str, float]:
         """Loss on the test split; see `evaluation.heldout`."""
@@ -375,8 +389,10 @@ class Experiment:
             process_count=jax.process_count(),
             shuffle=False,
             repeat=False,
+            reader=self.conditioner.reader(),
         ) as batches:
-            return loss(params, batches, self.mesh.build())
+            frozen = self.conditioner.load()
+            return loss(params, batches, self.mesh.build(), frozen)
 
 
 def choose_variant(name: str, variants: dict) -> Experiment:
@@ -391,8 +407,9 @@ def choose_variant(name: str, variants: dict) -> Experiment:
 
 # Every class a config may hold: what a config file is read back into.
 NODES = (
-    *(AdamW, AdamsBashforth, AutoGuidance, Balance, CenterCrop, Checkpointing),
+    *(AdamW, AdamsBashforth, AutoGuidance, Balance, Buckets),
     *(Bert, BertGeometry, Qwen3, Qwen3Geometry),
+    *(CenterCrop, Checkpointing),
     *(ClassLabels, ClassifierFree, Data, DinoV2, Dopri5, Emoji, Euler, Experiment),
     *(FlowMatching, Geometry, Grid, Heun, ImageFolder, LinearDecoder, Logging),
     *(LogitNormal, Loop, Lpips, LpipsNet, NeuralField, PDino),

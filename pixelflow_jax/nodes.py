@@ -82,8 +82,12 @@ def _restore(value: object, field: dataclasses.Field) -> object:
     if value in ("inf", "-inf") and isinstance(field.default, float):
         return float(value)
     if isinstance(value, list) and not _is_list(field):
-        return tuple(value)
+        return _as_tuple(value)
     return value
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _is_list(field: dataclasses.Field) -> bool:

@@ -258,7 +258,7 @@ def test_data_is_opened_at_the_batch_asked_for(images):
     assert isinstance(config.data, Data)
 
 
-def test_a_text_model_traces_but_finds_no_captions_yet(images):
+def test_a_text_model_traces_but_needs_captions(images):
     encoder = T5(geometry=T5Geometry(width=16, hidden=16, depth=1, heads=2))
     config = tiny.experiment(
         images,
@@ -268,5 +268,6 @@ def test_a_text_model_traces_but_finds_no_captions_yet(images):
         conditioner=Text(encoder=encoder, length=8),
     )
     config.validate()
-    with pytest.raises(ConfigError, match="captions"):
+    config.data.source.labels = False  # no class names, no text files
+    with pytest.raises(ConfigError, match="holds no captions, which conditioner Text"):
         config.run()

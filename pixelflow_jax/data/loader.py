@@ -16,9 +16,9 @@ from absl import flags
 
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji import Emoji
-from pixelflow_jax.data.errors import DataError, UnreadableImage
-from pixelflow_jax.data.plan import ROW_LIMIT, Collate, Plan, Prepare, Reader, Stream
-from pixelflow_jax.data.source import Source, SourceConfig
+from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.data.plan import Collate, Plan, Prepare, Reader, Stream
+from pixelflow_jax.data.source import Source, SourceConfig, spread_captions
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
 
 LOG = logging.getLogger(__name__)
@@ -30,11 +30,12 @@ class Data:
     """A data set and how its images become batches of `image_size` squares.
 
     With `buckets` a batch may have any of their shapes instead, in proportion to the
-    data; the source must know the sizes of its images. `flip` mirrors half of the images in training. `threads` prepare batches in this
-    process, or are shared out among `workers` processes (0: none), which suit slow
-    decoding; workers import the main module again, so a script needs
-    `if __name__ == "__main__":`. `prefetch` batches wait ready. A run ends when more
-    than the share `max_corrupt` of the images cannot be used.
+    data; the source must know the sizes of its images. `flip` mirrors half of the
+    images in training. `threads` prepare batches in this process, or are shared out
+    among `workers` processes (0: none), which suit slow decoding; workers import the
+    main module again, so a script needs `if __name__ == "__main__":`. `prefetch`
+    batches wait ready. A run ends when more than the share `max_corrupt` of the images
+    cannot be used.
     """
 
     source: SourceConfig = dataclasses.field(default_factory=Emoji)
@@ -84,6 +85,13 @@ class Data:
             for number, shape in enumerate(self.shapes)
         ]
         return tuple(stream for stream in streams if len(stream.records))
+
+    def held_out(self) -> Source:
+        """The test split; the train split where there is no other."""
+        try:
+            return self.open("test")
+        except DataError:
+            return self.open("train")
 
     def open(self, split: str) -> Source:
         """The split, opened once for each setting of the source."""
@@ -301,16 +309,10 @@ class BatchLoader:
 
 def _print(source: Source, reader: Reader) -> str:
     """What tells this reader and these captions from others: shapes and a digest."""
-    for index in range(min(len(source), ROW_LIMIT)):
-        try:
-            captions = source[index]["captions"]
-        except UnreadableImage:
-            continue
-        entries = reader(captions[:1])
-        shapes = [f"{name} {a.dtype}{list(a.shape[1:])}" for name, a in entries.items()]
-        content = b"".join(np.ascontiguousarray(a).tobytes() for a in entries.values())
-        return f"{', '.join(shapes)}, {hashlib.sha256(content).hexdigest()[:12]}"
-    return "unreadable"
+    entries = reader(spread_captions(source, 1))
+    shapes = [f"{name} {a.dtype}{list(a.shape[1:])}" for name, a in entries.items()]
+    content = b"".join(np.ascontiguousarray(a).tobytes() for a in entries.values())
+    return f"{', '.join(shapes)}, {hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def _to_float(batch: dict) -> dict:

@@ -8,10 +8,8 @@ import grain
 import numpy as np
 
 from pixelflow_jax.data.errors import DataError, UnreadableImage
-from pixelflow_jax.data.source import Source
+from pixelflow_jax.data.source import ROW_LIMIT, Source
 from pixelflow_jax.data.transforms import Crop, flip
-
-ROW_LIMIT = 100  # unreadable records in a row that end a run
 
 
 class Reader(Protocol):

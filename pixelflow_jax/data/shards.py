@@ -222,7 +222,7 @@ def read_index(folder: Path) -> dict:
             f"{path} has version {index.get('version')} and this program reads version "
             f"{VERSION}: prepare the shards again with --overwrite."
         )
-    damage = [text for shard in index["shards"] if (text := _damage(folder, shard))]
+    damage = [text for shard in index["shards"] if (text := find_damage(folder, shard))]
     if damage:
         raise DataError(
             f"{len(damage)} of {len(index['shards'])} shards in {folder} are missing "
@@ -239,7 +239,8 @@ def _sizes(shard: dict) -> np.ndarray:
     return np.broadcast_to(sizes, (shard["count"], 2))
 
 
-def _damage(folder: Path, shard: dict) -> str:
+def find_damage(folder: Path, shard: dict) -> str:
+    """Why a file is not what an index says of it; "" if it is."""
     path = folder / shard["file"]
     if not path.is_file():
         return f"{shard['file']} is missing"

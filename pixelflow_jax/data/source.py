@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 
 SPLITS = ("train", "test")
+ROW_LIMIT = 100  # unreadable records in a row that end a run
 UNLABELLED = ("image",)  # the one class of data without classes
 
 
@@ -83,6 +84,27 @@ def check_holdout(share: float) -> None:
             f"holdout is the share of the data kept for testing: it must be at least "
             f"0 and below 1, not {share}."
         )
+
+
+def spread_captions(source: Source, count: int) -> tuple[str, ...]:
+    """The first captions of `count` images spread evenly over a source.
+
+    An unreadable one's place is taken by the next that is not. Raises the
+    UnreadableImage of the last of ROW_LIMIT in a row.
+    """
+    starts = np.linspace(0, len(source), count, endpoint=False).astype(int)
+    return tuple(_caption_from(source, int(start)) for start in starts)
+
+
+def _caption_from(source: Source, start: int) -> str:
+    step = 0
+    while True:
+        try:
+            return source[(start + step) % len(source)]["captions"][0]
+        except UnreadableImage:
+            step += 1
+            if step == ROW_LIMIT:
+                raise
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

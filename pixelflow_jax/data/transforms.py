@@ -30,10 +30,11 @@ class Crop(Protocol):
 
 @dataclasses.dataclass(kw_only=True)
 class CenterCrop:
-    """ADM's centre crop, see `center_crop`. `small` says what to do with images smaller than the crop.
+    """The middle of the image, for squares ADM's crop: see `center_crop`.
 
-    "upscale" enlarges them (bicubic), as ADM does; "error" refuses them, and the loader
-    then counts them as unreadable.
+    `small` says what to do with images smaller than the crop: "upscale" enlarges them
+    (bicubic), as ADM does; "error" refuses them, and the loader then counts them as
+    unreadable.
     """
 
     small: str = "upscale"
@@ -53,9 +54,10 @@ class RandomCrop:
     """PixelFlow's augmentation: resize, then a part cut out at random.
 
     The image is resized (Lanczos) to just cover `size` * `scale`, rounded, and every
-    place of the part is equally likely; evaluation takes the middle one. `small` says what to do
-    with images that this enlarges: "upscale" accepts them, as PixelFlow does, "error"
-    refuses them. Data that was prepared at `size` is enlarged: prepare it larger.
+    place of the part is equally likely; evaluation takes the middle one. `small` says
+    what to do with images that this enlarges: "upscale" accepts them, as PixelFlow
+    does, "error" refuses them. Data that was prepared at `size` is enlarged: prepare
+    it larger.
     """
 
     scale: float = 1.125

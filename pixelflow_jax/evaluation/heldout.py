@@ -12,7 +12,7 @@ from pixelflow_jax import sharding
 from pixelflow_jax.conditioning import Conditioner
 from pixelflow_jax.flow.path import Stage, image_noise
 from pixelflow_jax.flow.prediction import Prediction
-from pixelflow_jax.models.base import Network
+from pixelflow_jax.models.base import Cond, Network
 from pixelflow_jax.objective import Context, FlowMatching
 from pixelflow_jax.sampler import image_keys
 
@@ -34,16 +34,23 @@ class HeldoutLoss:
     seed: int
 
     def __call__(
-        self, params: dict, batches: Iterable[dict], mesh: jax.sharding.Mesh
+        self,
+        params: dict,
+        batches: Iterable[dict],
+        mesh: jax.sharding.Mesh,
+        frozen: dict | None = None,
     ) -> dict[str, float]:
         """Means over the batches of one pass.
 
-        Their "weight" [b] is 0 for images that only fill the last batch.
+        Their "weight" [b] is 0 for images that only fill the last batch. `frozen` are
+        the conditioner's parameters.
         """
+        frozen = jax.device_put(frozen or {}, sharding.replicated(mesh))
 
-        def errors(params: dict, batch: dict, first: Array) -> Array:
+        def errors(params: dict, batch: dict, first: Array, frozen: dict) -> Array:
+            cond = self.conditioner.encode(frozen, batch)
             return jax.lax.map(
-                lambda t: self._error(params, batch, first, t), jnp.asarray(TIMES)
+                lambda t: self._error(params, batch, cond, first, t), jnp.asarray(TIMES)
             )
 
         program = jax.jit(errors, out_shardings=sharding.replicated(mesh))
@@ -51,19 +58,20 @@ class HeldoutLoss:
         with jax.set_mesh(mesh):
             for batch in batches:
                 arrays = sharding.global_batch(batch, mesh)
-                total += np.asarray(program(params, arrays, first), np.float64)
+                total += np.asarray(program(params, arrays, first, frozen), np.float64)
                 weight += float(arrays["weight"].sum())
                 first += len(arrays["weight"])
         means = dict(zip(TIMES, total / weight, strict=True))
         by_time = {f"loss_at_{t}": float(value) for t, value in means.items()}
         return {"loss": float(np.mean(list(means.values()))), **by_time}
 
-    def _error(self, params: dict, batch: dict, first: Array, t: Array) -> Array:
+    def _error(
+        self, params: dict, batch: dict, cond: Cond, first: Array, t: Array
+    ) -> Array:
         """Sum over the batch of the weighted error at time `t`, mean over stages."""
         images = batch["image"]
         count, height, width, channels = images.shape
         keys = image_keys(self.seed, first + jnp.arange(count))
-        cond = self.conditioner.encode({}, batch)
         values = []
         for stage in self.stages:
             noise = image_noise(keys, *stage.size(height, width), channels)

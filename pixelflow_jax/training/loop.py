@@ -32,20 +32,21 @@ class DivergedError(RuntimeError):
 class Run:
     """A run, ready to go: built by the experiment, carried out by `train`.
 
-    `open_data(k)` is the batches from number k on; `preview(ema)` draws a picture,
-    uint8 [h, w, 3], from an average of the denoiser. A run without checkpoints begins
-    with the parameters `initial`, or with random ones. `frozen` are the parameters of
-    frozen networks, arrays of the host.
+    `open_data(k)` is the batches from number k on; `preview(ema, frozen)` draws a
+    picture, uint8 [h, w, 3], from an average of the denoiser. `forward_flops` are the
+    denoiser's operations for an image, in the mean over the data. A run without
+    checkpoints begins with the parameters `initial`, or with random ones. `frozen` are
+    the parameters of frozen networks, arrays of the host.
     """
 
     recipe: Recipe
     ema: tuple[float, ...]
     mesh: jax.sharding.Mesh
     open_data: Callable[[int], BatchLoader]
-    preview: Callable[[dict], np.ndarray]
+    preview: Callable[[dict, dict], np.ndarray]
     steps: int
     batch_size: int
-    image_size: int
+    forward_flops: float
     precision: str
     checkpointing: Checkpointing
     logging: Logging
@@ -108,7 +109,7 @@ def _open_log(run: Run, workdir: pathlib.Path, start: int) -> RunLog:
         start=start,
         steps=run.steps,
         batch_size=run.batch_size,
-        forward_flops=run.recipe.forward_flops(run.image_size, run.image_size),
+        forward_flops=run.forward_flops,
         dtype=run.precision,
         config=run.config,
         main=jax.process_index() == 0,
@@ -141,7 +142,8 @@ def _steps(
     batches = _on_device(data, run)
     frozen = sharding.place(run.frozen, run.mesh)
     pending: list[tuple[int, dict[str, Array]]] = []
-    step, started = int(state.step), int(state.step)
+    step = int(state.step)
+    seen: set[tuple[int, ...]] = set()
 
     def report() -> None:
         history = [(at, _as_floats(values)) for at, values in jax.device_get(pending)]
@@ -157,12 +159,14 @@ def _steps(
         checkpointer.save(step, state, position, run.config)
 
     while step < run.steps:
-        state, metrics = step_fn(state, next(batches), frozen)
+        batch = next(batches)
+        state, metrics = step_fn(state, batch, frozen)
         step += 1
         pending.append((step, metrics))
-        if step == started + 1:
+        if batch["image"].shape not in seen:
+            seen.add(batch["image"].shape)
             jax.block_until_ready(metrics)
-            log.pause()  # the first step's compilation is not speed
+            log.pause()  # the compilation of a step for a new shape is not speed
         if step % run.logging.every == 0 or step == run.steps:
             report()
         if step % run.checkpointing.every == 0 or step == run.steps:
@@ -170,7 +174,7 @@ def _steps(
         if run.logging.preview_every and step % run.logging.preview_every == 0:
             report()
             first = next(iter(state.ema.values()), state.params["denoiser"])
-            log.picture(step, run.preview(first))
+            log.picture(step, run.preview(first, frozen))
             log.pause()
         if stop():
             save()
@@ -185,7 +189,8 @@ def _on_device(data: BatchLoader, run: Run) -> Iterator[dict]:
     classes = run.recipe.model.num_classes
 
     def send(batch: dict) -> dict:
-        for problem in label_problems(batch["label"].tolist(), classes):
+        labels = batch["label"].tolist() if classes else []  # a model of texts: none
+        for problem in label_problems(labels, classes):
             raise DataError(
                 f"A batch of the data set holds labels the model has no class for: "
                 f"{problem}. Mend the labels, or raise --config.model.num_classes."
