@@ -25,8 +25,7 @@ from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.base import misfitting
-from pixelflow_jax.prompts import Reader, tokenized
-from pixelflow_jax.teachers.weights import TeacherError
+from pixelflow_jax.prompts import PromptError, Prompts
 from pixelflow_jax.training.checkpoint import Checkpointer
 
 LOG = logging.getLogger(__name__)
@@ -62,8 +61,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         self._generators: dict[str, Generator] = {}
         self._guides: dict[tuple[str, str], Pipeline] = {}
-        self._frozen: dict | None = None
-        self._reader: Reader | None = None
+        self._prompts = Prompts(self.config.conditioner) if self.reads_text else None
         self._warned = False
 
     @classmethod
@@ -103,7 +101,7 @@ class Pipeline:
         encoder = self.config.conditioner.encoder
         for name, path in given.items():
             setattr(encoder, name, path)
-        self._frozen = self._reader = None
+        self._prompts = Prompts(self.config.conditioner)
 
     @property
     def reads_text(self) -> bool:
@@ -297,6 +295,10 @@ class Pipeline:
         changes = {name: value for name, value in changes.items() if value is not None}
         sampling = dataclasses.replace(sampling or self.config.sampling, **changes)
         config = dataclasses.replace(self.config, sampling=sampling)
+        frozen = None
+        if self.reads_text:
+            config.conditioner = self._prompts.conditioner
+            frozen = self._prompts.load(config.mesh.build())
         size = config.data.image_size
         generator, guide = self._generator(config, height or size, width or size)
         given = self._given(wanted, negative_prompt, images_per_prompt)
@@ -308,7 +310,7 @@ class Pipeline:
             record=record,
             progress=progress,
             guide_params=guide and guide.params,
-            frozen=self._loaded(),
+            frozen=frozen,
         )
 
     def _generator(
@@ -364,29 +366,11 @@ class Pipeline:
                     "This model draws classes, which have no negative prompts."
                 )
             return {"label": np.repeat(self.labels(wanted), count)}
-        given = self._tokens(wanted, negative)
-        return {name: np.repeat(array, count, axis=0) for name, array in given.items()}
-
-    def _tokens(
-        self, prompts: Sequence[str], negative: str | Sequence[str]
-    ) -> dict[str, np.ndarray]:
-        """What conditioner Text reads; PipelineError for what is no prompt."""
-        conditioner = self.config.conditioner
         try:
-            if self._reader is None:
-                self._reader = conditioner.encoder.reader(conditioner.length)
-            return tokenized(self._reader, prompts, negative)
-        except TeacherError:
-            raise
-        except ValueError as error:
+            given = self._prompts.read(wanted, negative)
+        except PromptError as error:
             raise PipelineError(str(error)) from error
-
-    def _loaded(self) -> dict:
-        """The parameters of the text encoder, on the devices; nothing for classes."""
-        if self._frozen is None:
-            loaded = self.config.conditioner.load()
-            self._frozen = sharding.place(loaded, self.config.mesh.build())
-        return self._frozen
+        return {name: np.repeat(array, count, axis=0) for name, array in given.items()}
 
     def _guide(self, guidance: Guidance) -> "Pipeline | None":
         """The weaker model that `AutoGuidance` names."""

@@ -1,14 +1,21 @@
 """Prompts: read from files, and turned into what a text model is conditioned on."""
 
+import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
+from pixelflow_jax import sharding
+from pixelflow_jax.conditioning import Text
 from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.data.plan import Reader
 
-Reader = Callable[[Sequence[str]], dict[str, np.ndarray]]
+
+class PromptError(ValueError):
+    """What was given as a prompt is none."""
 
 
 class PromptFile(NamedTuple):
@@ -53,31 +60,63 @@ def read_prompts(path: str | pathlib.Path) -> PromptFile:
     return found
 
 
-def tokenized(
-    read: Reader, prompts: Sequence[str], negative: str | Sequence[str]
-) -> dict[str, np.ndarray]:
-    """What conditioner Text reads for prompts with negative ones, one for all or each.
+class Prompts:
+    """The tokenizer and the encoder of a text model, opened when they are first used.
 
-    "tokens" int32 and "mask" bool [n, length], and the same of the negative prompts as
-    "negative_tokens" and "negative_mask". Every distinct text is read once. Raises
-    ValueError for what is no prompt.
+    `conditioner` is the model's, made to read prompts where it read captions ahead of
+    time.
     """
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
-    if len(negatives) != len(prompts):
-        raise ValueError(
-            f"There are {len(negatives)} negative prompts for {len(prompts)} prompts: "
-            "give one for all, or one for each."
+
+    def __init__(self, conditioner: Text):
+        self.conditioner = dataclasses.replace(conditioner, features="")
+        self._reader: Reader | None = None
+        self._frozen: dict | None = None
+
+    def load(self, mesh: Mesh) -> dict:
+        """The encoder's parameters on the devices; TeacherError without its weights."""
+        if self._frozen is None:
+            self._frozen = sharding.place(self.conditioner.load(), mesh)
+        return self._frozen
+
+    def read(
+        self, prompts: Sequence[str], negative: str | Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """What the conditioner reads for prompts with negatives, one for all or each.
+
+        "tokens" int32 and "mask" bool [n, length], and the same of the negatives as
+        "negative_tokens" and "negative_mask". Every distinct text is read once. Raises
+        PromptError for what is no prompt, TeacherError without a tokenizer.
+        """
+        negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
+        if len(negatives) != len(prompts):
+            raise PromptError(
+                f"There are {len(negatives)} negative prompts for {len(prompts)} "
+                "prompts: give one for all, or one for each."
+            )
+        distinct = list(dict.fromkeys([*prompts, *negatives]))
+        for text in distinct:
+            _refuse_other(text)
+        if self._reader is None:
+            self._reader = self.conditioner.reader()
+        arrays = self._reader(distinct)
+        places = {text: place for place, text in enumerate(distinct)}
+        given = {}
+        for prefix, texts in (("", prompts), ("negative_", negatives)):
+            rows = [places[text] for text in texts]
+            given |= {f"{prefix}{name}": array[rows] for name, array in arrays.items()}
+        return given
+
+
+def _refuse_other(text: object) -> None:
+    """PromptError for what is no text, or cannot be written as one."""
+    if not isinstance(text, str):
+        raise PromptError(
+            f"This model draws from prompts, which are str, not {text!r}."
         )
-    others = [text for text in (*prompts, *negatives) if not isinstance(text, str)]
-    if others:
-        raise ValueError(
-            f"This model draws from prompts, which are str, not {others[0]!r}."
-        )
-    distinct = list(dict.fromkeys([*prompts, *negatives]))
-    places = {text: place for place, text in enumerate(distinct)}
-    arrays = read(distinct)
-    given = {}
-    for prefix, texts in (("", prompts), ("negative_", negatives)):
-        rows = [places[text] for text in texts]
-        given |= {f"{prefix}{name}": array[rows] for name, array in arrays.items()}
-    return given
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The prompt {text!r:.60} is not UTF-8: it came from bytes of another "
+            "encoding."
+        ) from error

@@ -90,7 +90,7 @@ def test_one_program_and_one_encoder_for_every_prompt(loaded):
     assert len(loaded) == before + 1 and len(pipeline._generators) == 1
     (generator,) = pipeline._generators.values()
     assert generator._program._cache_size() == 1
-    assert pipeline._reader.read == [RED, "", BLUE, RED, "a longer prompt", ""]
+    assert pipeline._prompts._reader.read == [RED, "", BLUE, RED, "a longer prompt", ""]
 
 
 SIZES = [(16, 16), (24, 24), (32, 16)]
@@ -134,7 +134,7 @@ def test_very_large_images_are_warned_of_once(loaded, caplog):
         (RED, {"images_per_prompt": 0}, "images_per_prompt=0"),
         (RED, {"negative_prompt": [BLUE, BLUE]}, "2 negative prompts for 1 prompts"),
         (RED, {"negative_prompt": [None]}, "which are str, not None"),
-        ("caf\udce9", {}, "surrogates not allowed"),
+        ("caf\udce9", {}, "not UTF-8"),
         (RED, {"height": 18}, "4 x 4 patches.*multiple of 4.*unlike 18 x 16"),
         (RED, {"width": -4}, "must be positive"),
     ],
@@ -192,3 +192,14 @@ def test_absent_weights_of_the_encoder_are_asked_for(loaded, monkeypatch):
     monkeypatch.setattr(T5, "load", texts.LOAD)
     with pytest.raises(TeacherError, match="conditioner.encoder.weights"):
         texts.pipeline("pixnerd")(RED)
+
+
+def test_prompts_are_read_where_captions_were_read_ahead(loaded):
+    """A model trained on stored features has no features of new prompts."""
+    pipeline = texts.pipeline("pixnerd")
+    plain = pipeline.generate(RED).images
+    config = texts.experiment(pipeline.config.model)
+    config.conditioner.features = "nowhere"
+    ahead = dataclasses.replace(pipeline, config=config)
+    np.testing.assert_array_equal(ahead.generate(RED).images, plain)
+    assert config.conditioner.features == "nowhere"

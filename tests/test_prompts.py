@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from pixelflow_jax.conditioning import Text
 from pixelflow_jax.data.errors import DataError
-from pixelflow_jax.prompts import read_prompts, tokenized
+from pixelflow_jax.prompts import Prompts, read_prompts
 
 
 def test_a_prompt_a_line(tmp_path):
@@ -47,7 +48,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
             read_prompts(path)
 
 
-def test_every_distinct_text_is_read_once():
+def test_every_distinct_text_is_read_once(monkeypatch):
     asked = []
 
     def read(texts):
@@ -55,7 +56,8 @@ def test_every_distinct_text_is_read_once():
         tokens = np.array([[len(text), 7] for text in texts], np.int32)
         return {"tokens": tokens, "mask": tokens > 6}
 
-    given = tokenized(read, ["aa", "b", "aa", ""], ["", "b", "ccc", ""])
+    monkeypatch.setattr(Text, "reader", lambda self: read)
+    given = Prompts(Text()).read(["aa", "b", "aa", ""], ["", "b", "ccc", ""])
     assert sorted(asked) == ["", "aa", "b", "ccc"]
     assert given["tokens"][:, 0].tolist() == [2, 1, 2, 0]
     assert given["negative_tokens"][:, 0].tolist() == [0, 1, 3, 0]

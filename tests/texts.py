@@ -53,7 +53,6 @@ class Reader:
         tokens = np.zeros((len(texts), self.length), np.int32)
         mask = np.zeros(tokens.shape, bool)
         for row, text in enumerate(texts):
-            text.encode("utf-8")  # UnicodeEncodeError, a ValueError, for surrogates
             numbers = [2 + ord(letter) % 28 for letter in text[: self.length - 1]] + [1]
             tokens[row, : len(numbers)] = numbers
             mask[row, : len(numbers)] = True

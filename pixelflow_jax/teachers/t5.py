@@ -99,15 +99,6 @@ class T5:
         """The width of its states."""
         return self.sizes.width
 
-    def identity(self) -> dict:
-        """What its states depend on, JSON-able."""
-        return {
-            "encoder": type(self).__name__,
-            "sizes": dataclasses.asdict(self.sizes),
-            "weights": self.weights,
-            "compute": self.precision.compute,
-        }
-
     def load(self, field: str = "conditioner.encoder.weights") -> dict:
         """The parameters (numpy): matrices in the compute type, the rest float32.
 
