@@ -9,12 +9,14 @@ import re
 import sys
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from pixelflow_jax.conditioning import ClassLabels
 from pixelflow_jax.experiment import NODES, ConfigError, Experiment
+from pixelflow_jax.flow.solver import AdamsBashforth
 from pixelflow_jax.models.base import count, misfitting
 from pixelflow_jax.nodes import mistyped, walk
 from pixelflow_jax.presets import PRESETS
@@ -142,6 +144,12 @@ def test_the_stages_of_text_models_are_as_published(name, variant):
     assert (config.model.tap, config.model.mask_text, config.data.flip) == (6, 0, 0)
     assert config.conditioner.length == 128 and config.conditioner.drop == 0.1
     assert config.sampling == PRESETS["adams25_cfg4"]()
+    sampling = config.sampling
+    assert sampling.solver == AdamsBashforth(order=2)
+    assert (sampling.grid.steps, sampling.grid.shift) == (25, 3.0)
+    # The official solver's window is open: the step from pure noise is not guided.
+    assert sampling.guidance.scale == 4.0
+    assert sampling.guidance.active(np.array([0.0, 0.01, 0.99])).tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["pixnerd_t2i", "pixelgen_t2i", "pixelflow_t2i"])
