@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import numbers
 import pathlib
 import re
 from collections.abc import Sequence
@@ -98,10 +99,9 @@ class Pipeline:
                 "This model draws classes and has no text encoder: leave "
                 "text_encoder and tokenizer away."
             )
-        encoder = self.config.conditioner.encoder
-        for name, path in given.items():
-            setattr(encoder, name, path)
-        self._prompts = Prompts(self.config.conditioner)
+        conditioner = self.config.conditioner
+        conditioner.encoder = dataclasses.replace(conditioner.encoder, **given)
+        self._prompts = Prompts(conditioner)
 
     @property
     def reads_text(self) -> bool:
@@ -232,7 +232,7 @@ class Pipeline:
 
     def __call__(
         self,
-        wanted: str | Sequence[int | str],
+        wanted: int | str | Sequence[int | str],
         *,
         negative_prompt: str | Sequence[str] = "",
         images_per_prompt: int = 1,
@@ -275,7 +275,7 @@ class Pipeline:
 
     def generate(
         self,
-        wanted: str | Sequence[int | str],
+        wanted: int | str | Sequence[int | str],
         *,
         negative_prompt: str | Sequence[str] = "",
         images_per_prompt: int = 1,
@@ -295,13 +295,13 @@ class Pipeline:
         changes = {name: value for name, value in changes.items() if value is not None}
         sampling = dataclasses.replace(sampling or self.config.sampling, **changes)
         config = dataclasses.replace(self.config, sampling=sampling)
-        frozen = None
-        if self.reads_text:
+        if self._prompts:
             config.conditioner = self._prompts.conditioner
-            frozen = self._prompts.load(config.mesh.build())
         size = config.data.image_size
         generator, guide = self._generator(config, height or size, width or size)
         given = self._given(wanted, negative_prompt, images_per_prompt)
+        # Last, as encoders are large: nothing can be wrong with the request any more.
+        frozen = self._prompts and self._prompts.load(generator.mesh)
         return generator(
             self.params,
             given,
@@ -349,18 +349,19 @@ class Pipeline:
 
     def _given(
         self,
-        wanted: str | Sequence[int | str],
+        wanted: int | str | Sequence[int | str],
         negative: str | Sequence[str],
         count: int,
     ) -> dict[str, np.ndarray]:
         """What the conditioner reads for `count` images of each that is wanted."""
-        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        alone = isinstance(wanted, str | numbers.Integral)
+        wanted = [wanted] if alone else list(wanted)
         if not wanted or count < 1:
             raise PipelineError(
                 f"There is nothing to draw: {len(wanted)} prompts or classes, "
                 f"images_per_prompt={count}."
             )
-        if not self.reads_text:
+        if not self._prompts:
             if negative:
                 raise PipelineError(
                     "This model draws classes, which have no negative prompts."

@@ -158,6 +158,7 @@ def test_class_models_draw_single_names_and_several_images_too():
     pipeline = Pipeline(config=config, params=params, class_names=names, step=0)
     images = pipeline("flags", images_per_prompt=2, seed=1)
     np.testing.assert_array_equal(images, pipeline([1, 1], seed=1))
+    np.testing.assert_array_equal(images[:1], pipeline(1, seed=1))
     for options, words in [
         ({"negative_prompt": "x"}, "no negative prompts"),
         ({"images_per_prompt": -1}, "nothing to draw"),
@@ -186,6 +187,14 @@ def test_files_come_with_the_weights_or_are_named(loaded, tmp_path):
     other.use_text_encoder(weights="another.pth")
     other.generate(RED)
     assert loaded[-1] == "another.pth"
+
+
+def test_a_request_is_looked_at_before_the_encoder_is_loaded(loaded):
+    pipeline, before = texts.pipeline("canvas"), len(loaded)
+    for wanted, options in [(RED, {"height": 18}), ([3], {}), (RED, {"width": -4})]:
+        with pytest.raises(PipelineError):
+            pipeline(wanted, **options)
+    assert len(loaded) == before
 
 
 def test_absent_weights_of_the_encoder_are_asked_for(loaded, monkeypatch):
