@@ -215,7 +215,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         try:
             index = json.loads((folder / INDEX).read_text("utf-8"))
             names = set(index["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise PipelineError(
                 f"{folder}/{INDEX} cannot be read ({type(error).__name__}: {error}): "
                 "fetch or export the folder again."

@@ -77,6 +77,7 @@ class Fit:
 
     theirs: DenoiserConfig
     ours: DenoiserConfig
+    shapes: dict[str, Shape]  # of our parameters
     differences: tuple[Difference, ...]
 
     def check(self, reset: tuple[str, ...]) -> None:
@@ -109,22 +110,21 @@ class Fit:
     def take(self, params: dict) -> dict:
         """Of their parameters those that fit, cut into our stacks (numpy)."""
         have = traverse_util.flatten_dict(params, sep="/")
-        want = _shapes(self.ours)
         differing = {d.name for d in self.differences}
         sources, taken = _places(have), {}
-        for name, places in _places(want).items():
+        for name, places in _places(self.shapes).items():
             if name in differing:
                 continue
             parts = [np.asarray(have[place]) for place in sources[name]]
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            ends = np.cumsum([want[place][0] for place in places[:-1]], dtype=int)
-            cut = np.split(whole, ends) if len(places) > 1 else [whole]
+            depths = [self.shapes[place][0] for place in places[:-1]]
+            cut = np.split(whole, np.cumsum(depths)) if depths else [whole]
             taken |= dict(zip(places, cut, strict=True))
         return traverse_util.unflatten_dict(taken, sep="/")
 
     def report(self) -> list[str]:
         """What is taken and what is not, in lines."""
-        want = _joined(_shapes(self.ours))
+        want = _joined(self.shapes)
         differing = {d.name for d in self.differences}
         sizes = {name: int(np.prod(shape)) for name, shape in want.items()}
         taken = [size for name, size in sizes.items() if name not in differing]
@@ -154,23 +154,24 @@ def described(
 
 def compare(theirs: DenoiserConfig, ours: DenoiserConfig) -> Fit:
     """Which parameters of model `ours` differ from those of model `theirs`, and why."""
+    shapes = _shapes(ours)
     if type(theirs) is not type(ours):
-        return Fit(theirs, ours, ())
-    have, want = _joined(_shapes(theirs)), _joined(_shapes(ours))
+        return Fit(theirs, ours, shapes, ())
+    have, want = _joined(_shapes(theirs)), _joined(shapes)
     names = sorted(n for n in {*have, *want} if have.get(n) != want.get(n))
-    if not names:
-        return Fit(theirs, ours, ())
     # A parameter belongs to the kinds that change it when taken back one by one; taken
     # back together, they must leave no difference.
     back = {kind: _back(theirs, ours, (kind,)) for kind in KINDS}
-    shapes = {kind: _joined(_shapes(model)) for kind, model in back.items()}
-    together = _joined(_shapes(_back(theirs, ours, tuple(KINDS))))
+    back = {kind: model for kind, model in back.items() if model != ours}
+    alone = {kind: _joined(_shapes(model)) for kind, model in back.items()}
+    together = _joined(_shapes(_back(theirs, ours, tuple(back))))
     found = []
     for name in names:
-        changing = (k for k in KINDS if shapes[k].get(name) != want.get(name))
-        kinds = tuple(changing) if together.get(name) == have.get(name) else ()
-        found.append(Difference(name, have.get(name), want.get(name), kinds))
-    return Fit(theirs, ours, tuple(found))
+        kinds = tuple(k for k in back if alone[k].get(name) != want.get(name))
+        explained = together.get(name) == have.get(name)
+        shape = have.get(name), want.get(name)
+        found.append(Difference(name, *shape, kinds if explained else ()))
+    return Fit(theirs, ours, shapes, tuple(found))
 
 
 def _reason(difference: Difference) -> str:
