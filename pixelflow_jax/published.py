@@ -345,8 +345,8 @@ def _other_differences(theirs: Description, config: Experiment) -> list[str]:
         for one in (theirs.config, config)
     ]
     lines = described(*nodes)
-    old, new = theirs.class_names, config.data.class_names
-    if len(old) == len(new):
+    if 0 < theirs.config.model.num_classes == config.model.num_classes:
+        old, new = theirs.class_names, config.data.class_names
         pairs = enumerate(zip(old, new, strict=True))
         others = [f"class {i}: {a!r} -> {b!r}" for i, (a, b) in pairs if a != b]
         lines += others[:5] + ["and more classes"] * (len(others) > 5)
