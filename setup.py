@@ -52,6 +52,8 @@ CORE = [
 ]
 # Reading official .pth and .ckpt files, and fetching weights by name.
 TEACHERS = ["torch>=2.6", "huggingface_hub>=0.34"]
+# Publishing weights, and loading published ones by name.
+HUB = ["huggingface_hub>=0.34"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
 # ruff's formatting may change with each minor version.
 TEST = [*TFDS, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"]
@@ -72,6 +74,7 @@ setup(
         "tpu": jax("[tpu]"),
         "text": ["transformers>=5,<6"],
         "teachers": TEACHERS,
+        "hub": HUB,
         "tfds": TFDS,
         "metrics": ["scikit-learn>=1.5"],
         "test": TEST,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from pixelflow_jax import sharding
+from pixelflow_jax.conditioning import Text
 from pixelflow_jax.experiment import ConfigError, Experiment
 from pixelflow_jax.models.base import count
 from pixelflow_jax.models.pixelflow import PixelFlow
@@ -111,9 +112,10 @@ class Description:
         with `picture`, samples.png is shown.
         """
         config, model = self.config, type(self.config.model).__name__
-        reads_text = not config.model.num_classes
+        reads_text = isinstance(config.conditioner, Text)
         sort = "text-to-image" if reads_text else "class-conditional"
-        asked = ["a red fox in the snow"] if reads_text else [self.class_names[0]]
+        # Converted weights may know their classes by number alone.
+        asked = ["a red fox in the snow"] if reads_text else [*self.class_names, 0][:1]
         size = config.data.image_size
         task = "text-to-image" if reads_text else "unconditional-image-generation"
         tags = ["pixelflow_jax", "jax", "flow-matching", "pixel-space", model.lower()]

@@ -247,11 +247,12 @@ def run_export(pipeline: Pipeline, out: str | None) -> None:
         raise ConfigError("--mode=export needs --out, the folder to write.")
     folder = pathlib.Path(out)
     _writable(folder, "out")
-    names = pipeline.class_names
-    samples = CLASSES.value or names[:: max(1, len(names) // 4)][:4]
-    pipeline.save_pretrained(
-        folder, dtype=DTYPE.value, samples=samples if SAMPLES.value else ()
-    )
+    classes = pipeline.class_names
+    spread = classes[:: max(1, len(classes) // 4)][:4]
+    samples = (CLASSES.value or spread) if SAMPLES.value else ()
+    if SAMPLES.value and not samples:
+        raise ConfigError("--samples needs --classes, what to draw for the card.")
+    pipeline.save_pretrained(folder, dtype=DTYPE.value, samples=samples)
     print(f"Written to {folder}: {pipeline.origin or 'weights'}, {DTYPE.value}.")
 
 

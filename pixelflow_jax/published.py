@@ -45,7 +45,7 @@ RAW, BOTH = "raw", "both"
 FOREIGN = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 CONVERT = (
     "If these are weights of the official code, convert them: "
-    "`python -m pixelflow_jax.convert --help`."
+    "`python -m pixelflow_jax.convert from-torch FILE FOLDER`."
 )
 
 

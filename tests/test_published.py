@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.flax import load_file, save_file
 
 from pixelflow_jax import Pipeline, published
+from pixelflow_jax.conditioning import Text
 from pixelflow_jax.description import CITATIONS, Description, PipelineError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.base import count
@@ -272,15 +273,16 @@ def test_every_model_has_its_citation_and_texts_are_asked_for_in_words():
     models = typing.get_args(Experiment.__annotations__["model"])
     assert set(CITATIONS) == set(models)
     names = {"class_names": (), "step": 0, "origin": "a | b\nc"}
-    texts = Experiment(name="t", model=PixNerdText(width=16, heads=2, depth=1, tap=0))
+    reader = PixNerdText(width=16, heads=2, depth=1, tap=0)
+    texts = Experiment(name="t", model=reader, conditioner=Text())
     card = Description(config=texts, **names).card("some/name", "bfloat16", False)
     front, body = front_matter(card)
     assert front["pipeline_tag"] == "text-to-image" and "0 classes" not in body
     assert 'from_pretrained("some/name")' in body and "red fox" in body
     assert "| weights | a \\| b c |" in body
     classes = Experiment(name="c", model=PixelFlow(width=16, heads=2, depth=1, tap=0))
-    card = Description(config=classes, **names | {"class_names": ("a",)})
-    assert "chen2025pixelflow" in card.card("some/name", "float32", False)
+    card = Description(config=classes, **names).card("some/name", "float32", False)
+    assert "chen2025pixelflow" in card and "pipeline([0], seed=0)" in card
 
 
 def test_a_single_file_of_before_the_versions_is_read():
