@@ -54,6 +54,8 @@ CORE = [
 TEACHERS = ["torch>=2.6", "huggingface_hub>=0.34"]
 # Tokenizers; sentencepiece reads those of folders without a tokenizer.json.
 TEXT = ["transformers>=5,<6", "sentencepiece>=0.2", "huggingface_hub>=0.34"]
+# Publishing weights, and loading published ones by name.
+HUB = ["huggingface_hub>=0.34"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
 # ruff's formatting may change with each minor version.
 TEST = [*TFDS, *TEXT, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"]
@@ -74,6 +76,7 @@ setup(
         "tpu": jax("[tpu]"),
         "text": TEXT,
         "teachers": TEACHERS,
+        "hub": HUB,
         "tfds": TFDS,
         "metrics": ["scikit-learn>=1.5"],
         "test": TEST,

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from pixelflow_jax.flow.path import Pyramid, Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
-from pixelflow_jax.models.base import Network, misfitting, network
+from pixelflow_jax.models.base import Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
@@ -45,6 +46,7 @@ from pixelflow_jax.teachers.suite import Teachers, together
 from pixelflow_jax.teachers.t5 import T5, T5Geometry
 from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.checkpoint import Checkpointing
+from pixelflow_jax.training.initial import KINDS, Initial
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import Run
 from pixelflow_jax.training.optimizer import AdamW
@@ -82,8 +84,11 @@ class Experiment:
     `accumulate` splits each batch into that many parts, one after the other.
     `path` leads from noise to data, in one stage or in a cascade. `teachers` are the
     frozen networks some terms look through, `balance` their adaptive weight.
-    `init_from` names weights to begin with instead of random ones: a workdir or a
-    .safetensors file of a model of the same shapes; all averages begin there too.
+    `init_from` names weights to begin with instead of random ones: all that
+    `Pipeline.from_pretrained` reads. All averages begin there too, at the average
+    `init_ema` of a run ("": its first, "raw": none); "both" begins the weights with its
+    weights and every average with its average of the same decay. `init_reset` names the
+    kinds of differences from that model that may begin anew: see `training.initial`.
     """
 
     name: str
@@ -92,6 +97,8 @@ class Experiment:
     batch_size: int = 256
     accumulate: int = 1
     init_from: str = ""
+    init_ema: str = ""
+    init_reset: tuple[str, ...] = ()
     data: Data = dataclasses.field(default_factory=Data)
     path: Straight | Pyramid = dataclasses.field(default_factory=Straight)
     model: PixNerd | PixelFlow | PixelGen | PixNerdText | PixelGenText = (
@@ -168,6 +175,10 @@ class Experiment:
             found.append(f"ema={self.ema} must hold decays in [0, 1)")
         if len(set(self.ema)) < len(self.ema):
             found.append(f"ema={self.ema} names a decay twice")
+        if not self.init_from and (self.init_ema or self.init_reset):
+            found.append("init_ema and init_reset are set, but init_from is empty")
+        if not set(self.init_reset) <= set(KINDS):
+            found.append(f"init_reset={self.init_reset} may hold {', '.join(KINDS)}")
         found += self.conditioner.problems(self.model)
         if self.sampling.batch_size < 1:
             found.append("sampling.batch_size must be at least 1")
@@ -294,23 +305,16 @@ class Experiment:
             balance=self.balance,
         )
 
-    def run(self, initial: dict | None = None) -> Run:
+    def run(self, initial: Callable[[], Initial] | None = None) -> Run:
         """A training run, ready for `training.loop.train`; validates first.
 
-        `initial` are the parameters that `init_from` names; whoever calls reads them.
+        `initial` reads what `init_from` names (`published.initial` does); it is called
+        where the run has no checkpoint yet.
         """
         self.validate()
         self.validate_data()
         if bool(self.init_from) != (initial is not None):
             raise ConfigError("init_from and the initial parameters go together.")
-        misfits = (
-            [] if initial is None else misfitting(initial, self.network().shapes())
-        )
-        if misfits:
-            raise ConfigError(
-                f"init_from={self.init_from!r} holds other weights than this model's:"
-                + "".join(f"\n  {misfit}" for misfit in misfits)
-            )
         recipe = self.recipe()
         return Run(
             recipe=recipe,

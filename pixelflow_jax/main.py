@@ -5,6 +5,8 @@
             WORKDIR/samples
   evaluate  loss of WORKDIR's newest checkpoint on held-out images, to
             WORKDIR/evaluations
+  export    a folder to publish, --out, from WORKDIR's newest checkpoint: weights,
+            config and model card
 
 Any field of the config can be set on the command line: --config.steps=1000
 --config.optimizer.lr=2e-4. Config files hold variants:
@@ -17,10 +19,13 @@ Any field of the config can be set on the command line: --config.steps=1000
       --weights=assets/emoji.safetensors
   python -m pixelflow_jax.main --workdir=runs/text --mode=sample --count=4 \\
       --prompt="a red apple" --prompt="a cat, asleep" --height=96 --width=64
+  python -m pixelflow_jax.main --workdir=runs/emoji --mode=export --out=emoji \\
+      --ema=0.995 --samples
 """
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -32,18 +37,20 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from pixelflow_jax import backend, draw
+from pixelflow_jax import backend, draw, published
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.experiment import NODES, ConfigError, Experiment
+from pixelflow_jax.hub import HubError
 from pixelflow_jax.pipeline import Pipeline, PipelineError
 from pixelflow_jax.teachers.weights import TeacherError
 from pixelflow_jax.training.checkpoint import CheckpointError
+from pixelflow_jax.training.initial import InitialError
 from pixelflow_jax.training.loop import DivergedError, train
 
 # What a user can mend: reported in one paragraph, without a traceback.
 USER_ERRORS = (
     *(ConfigError, DataError, PipelineError, CheckpointError, DivergedError),
-    TeacherError,
+    *(TeacherError, HubError, InitialError),
 )
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
@@ -59,10 +66,13 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "sample", "evaluate"], "What to do."
+    "mode", "train", ["train", "sample", "evaluate", "export"], "What to do."
 )
 WEIGHTS = flags.DEFINE_string(
-    "weights", "", "Sample from this .safetensors file instead of WORKDIR's checkpoint."
+    "weights",
+    "",
+    "Take this folder, .safetensors file or organisation/name of the Hugging Face Hub "
+    "instead of WORKDIR's checkpoint.",
 )
 EMA = flags.DEFINE_string(
     "ema", "", "Average to take, by its decay; 'raw' for none. Default: the first."
@@ -73,12 +83,19 @@ TEXT_ENCODER = flags.DEFINE_string(
 TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Folder of its tokenizer. Default: that of the config's weights."
 )
+OUT = flags.DEFINE_string("out", None, "Folder to export to.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", published.DTYPES, "Type of exported weights."
+)
+SAMPLES = flags.DEFINE_bool(
+    "samples", False, "Draw a row of --classes or --prompt for the model card."
+)
 
 
 def run_training(config: Experiment, workdir: pathlib.Path) -> None:
     """Train `config` in `workdir` to its end, or to the next signal."""
-    start = config.init_from
-    run = config.run(Pipeline.from_pretrained(start).params if start else None)
+    start = functools.partial(published.initial, config) if config.init_from else None
+    run = config.run(start)
     _writable(workdir)
     train(run, workdir)
     if jax.process_index() == 0:
@@ -102,15 +119,34 @@ def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float
     return result
 
 
-def _writable(workdir: pathlib.Path) -> None:
+def run_export(pipeline: Pipeline, out: str | None) -> None:
+    """Write the published folder `out`, and say where it is."""
+    if not out:
+        raise ConfigError("--mode=export needs --out, the folder to write.")
+    folder = pathlib.Path(out)
+    _writable(folder, "out")
+    classes = pipeline.class_names
+    spread = classes[:: max(1, len(classes) // 4)][:4]
+    asked = draw.PROMPTS.value if pipeline.reads_text else draw.CLASSES.value
+    samples = (asked or spread) if SAMPLES.value else ()
+    if SAMPLES.value and not samples:
+        raise ConfigError(
+            "--samples needs --classes, or --prompt for a model of text: what to draw "
+            "for the card."
+        )
+    pipeline.save_pretrained(folder, dtype=DTYPE.value, samples=samples)
+    print(f"Written to {folder}: {pipeline.origin or 'weights'}, {DTYPE.value}.")
+
+
+def _writable(folder: pathlib.Path, flag: str = "workdir") -> None:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not os.access(workdir, os.W_OK):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         raise ConfigError(
-            f"Cannot write to the workdir {workdir} ({error.strerror}): give a "
-            "--workdir that this user may write to."
+            f"Cannot write to the --{flag} {folder} ({error.strerror}): name a folder "
+            "that this user may write to."
         ) from error
 
 
@@ -135,6 +171,9 @@ def _dispatch(workdir: pathlib.Path) -> None:
     )
     if MODE.value == "evaluate":
         run_evaluation(pipeline, workdir)
+        return
+    if MODE.value == "export":
+        run_export(pipeline, OUT.value)
         return
     _writable(workdir)
     for kind, path in draw.run_sampling(pipeline, workdir, EMA.value).items():

@@ -156,3 +156,8 @@ def differences(old: object, new: object, path: str = "") -> dict[str, tuple]:
             found |= differences(*pair, f"{path}[{i}]")
         return found
     return {} if old == new else {path: (old, new)}
+
+
+def beneath(path: str, roots: Iterable[str]) -> bool:
+    """Whether the field at `path` is one of `roots`, or a part of one."""
+    return any(path == r or path.startswith((f"{r}.", f"{r}[")) for r in roots)

@@ -1,41 +1,30 @@
 """Trained weights with everything around them: load, and draw from labels or text."""
 
-import contextlib
 import dataclasses
 import json
 import logging
 import numbers
 import pathlib
 import re
+import tempfile
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
-from safetensors import safe_open
-from safetensors.flax import save_file
 
-from pixelflow_jax import sharding
+from pixelflow_jax import hub, published
 from pixelflow_jax.conditioning import Text, label_problems
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.data.images import grid as image_grid
 from pixelflow_jax.data.images import to_uint8
+from pixelflow_jax.description import Description, PipelineError
 from pixelflow_jax.evaluation.generate import Generated, Generator
-from pixelflow_jax.experiment import ConfigError, Experiment, Sampling
+from pixelflow_jax.experiment import Experiment, Sampling
 from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.base import misfitting
 from pixelflow_jax.prompts import PromptError, Prompts
-from pixelflow_jax.training.checkpoint import Checkpointer
 
 LOG = logging.getLogger(__name__)
-METADATA = "pixelflow_jax"  # the entry of a weights file that is ours
 LARGEST = 2  # how many times the training size an image may be without a warning
-
-
-class PipelineError(ValueError):
-    """Weights that cannot be loaded, or a request the model cannot serve."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,13 +40,15 @@ class Pipeline:
         pipeline = Pipeline.from_pretrained("runs/text", text_encoder="/data/MiniLM")
         images = pipeline("a red apple", images_per_prompt=4, height=96)
 
-    `class_names` gives labels names; `step` is how long the weights were trained.
+    `class_names` gives labels names; `step` is how long the weights were trained;
+    `origin` says where they come from.
     """
 
     config: Experiment
     params: dict
     class_names: tuple[str, ...]
     step: int
+    origin: str = ""
 
     def __post_init__(self) -> None:
         self._generators: dict[str, Generator] = {}
@@ -70,18 +61,29 @@ class Pipeline:
         cls,
         path: str | pathlib.Path,
         ema: str = "",
+        revision: str | None = None,
         *,
         text_encoder: str = "",
         tokenizer: str = "",
     ) -> "Pipeline":
-        """Weights from a `.safetensors` file of ours, or a training run's workdir.
+        """Weights from a folder, a file, a run's workdir, or the Hugging Face Hub.
 
-        From a workdir the newest checkpoint is taken: the average with decay `ema`
-        (such as "0.9999"; "" the first one, "raw" the weights themselves). For models
-        of text, `text_encoder` and `tokenizer` name other files than their config.
-        Raises PipelineError, or CheckpointError for a damaged checkpoint.
+        `path` is what `published.find` takes: a published folder, a `.safetensors` file
+        of ours, a workdir, or "organisation/name" on the Hub, at `revision`. From a
+        workdir the newest checkpoint is taken: the average with decay `ema` (such as
+        "0.9999"; "" the first one, "raw" the weights themselves). For models of text,
+        `text_encoder` and `tokenizer` name other files than their config. Raises
+        PipelineError, or CheckpointError for a damaged checkpoint.
         """
-        pipeline = cls._opened(path, ema)
+        stored = published.find(path, revision)
+        chosen, found = stored.choose(ema), stored.description
+        pipeline = cls(
+            config=found.config,
+            params=stored.read(chosen),
+            class_names=found.class_names,
+            step=found.step,
+            origin=stored.origin(chosen),
+        )
         pipeline.use_text_encoder(text_encoder, tokenizer)
         return pipeline
 
@@ -108,98 +110,77 @@ class Pipeline:
         """Whether it draws from prompts, not classes."""
         return isinstance(self.config.conditioner, Text)
 
-    @classmethod
-    def _opened(cls, path: str | pathlib.Path, ema: str) -> "Pipeline":
-        path = pathlib.Path(path)
-        if path.suffix == ".safetensors":
-            if ema:
-                raise PipelineError(
-                    f"{path} holds one set of weights, so there is no average {ema!r} "
-                    "to choose: leave ema away, or load the run's workdir."
-                )
-            return cls._from_file(path)
-        if (path / "checkpoints").is_dir():
-            return cls.from_run(path, ema)
-        raise PipelineError(
-            f"No weights at {path}: give a .safetensors file written by "
-            "Pipeline.save, or the workdir of a training run (it holds checkpoints/)."
-        )
-
-    @classmethod
-    def from_run(cls, workdir: pathlib.Path, ema: str = "") -> "Pipeline":
-        """The newest checkpoint of a run, with the config it was written with."""
-        with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
-            step = saved.latest()
-            if step is None:
-                raise PipelineError(
-                    f"{workdir}/checkpoints holds no complete checkpoint yet: train "
-                    "first."
-                )
-            config = _on_any_devices(saved.config(step))
-            known = [*map(str, config.ema), "raw"]
-            ema = ema or known[0]
-            if ema not in known:
-                raise PipelineError(
-                    f"This run has no average {ema!r}; choose one of "
-                    f"{', '.join(known)}."
-                )
-            whole = sharding.replicated(config.mesh.build())
-            shapes = jax.tree.map(
-                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
-                config.network().shapes(),
-            )
-            params = saved.restore_weights(step, shapes, ema)
-        return cls(
-            config=config, params=params, class_names=_class_names(config), step=step
-        )
-
-    @classmethod
-    def _from_file(cls, path: pathlib.Path) -> "Pipeline":
-        try:
-            with safe_open(path, "flax") as file:
-                meta = json.loads((file.metadata() or {}).get(METADATA, "null"))
-                names = file.keys() if meta else []
-                flat = {name: file.get_tensor(name) for name in names}
-        except FileNotFoundError:
-            raise PipelineError(f"There is no file {path}.") from None
-        except Exception as error:
-            raise PipelineError(
-                f"{path} cannot be read ({error}): it is truncated, or not a file that "
-                "Pipeline.save wrote. Fetch or export it again."
-            ) from error
-        if meta is None:
-            raise PipelineError(
-                f"{path} was not written by Pipeline.save: its metadata hold no "
-                f"{METADATA!r}, and so no config. Convert the weights first."
-            )
-        config = _on_any_devices(meta["config"])
-        params = {name: jnp.asarray(a, jnp.float32) for name, a in flat.items()}
-        params = traverse_util.unflatten_dict(params, sep="/")
-        problems = misfitting(params, config.network().shapes())
-        if problems:
-            raise PipelineError(
-                f"{path} does not hold the weights of the model its own config "
-                "describes:\n  " + "\n  ".join(problems)
-            )
-        return cls(
-            config=config,
-            params=params,
-            class_names=tuple(meta["class_names"]),
-            step=meta["step"],
-        )
-
     def save(self, path: str | pathlib.Path, dtype: str = "bfloat16") -> None:
         """Write weights, config and class names as one safetensors file."""
-        flat = traverse_util.flatten_dict(self.params, sep="/")
-        arrays = {name: jnp.asarray(a, dtype) for name, a in flat.items()}
-        meta = {
-            "config": self.config.to_dict(),
-            "class_names": list(self.class_names),
-            "step": self.step,
-        }
         path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, path, metadata={METADATA: json.dumps(meta)})
+        published.write_file(path, self.params, self._description(), dtype)
+
+    def save_pretrained(
+        self,
+        folder: str | pathlib.Path,
+        *,
+        dtype: str = "float32",
+        samples: Sequence[int | str] = (),
+        name: str = "",
+    ) -> None:
+        """Write a published folder: config.json, model.safetensors, README.md.
+
+        float32 weights draw the same images, bit for bit; "bfloat16" halves the file.
+        The card shows a row of images for each of `samples`, drawn here and now as by a
+        call, and tells to load the weights by `name` ("": the folder). What lies in
+        the folder under these names is replaced. Raises PipelineError.
+        """
+        picture = self._rows(samples) if samples else None
+        published.write_folder(
+            pathlib.Path(folder),
+            self.params,
+            self._description(),
+            dtype,
+            picture=picture,
+            name=name,
+        )
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload weights",
+        token: str | None = None,
+        dtype: str = "float32",
+        samples: Sequence[int | str] = (),
+    ) -> str:
+        """Upload what `save_pretrained` writes to "organisation/name" on the Hub.
+
+        The repository is made where absent (`private`: for few eyes), and so is the
+        branch `revision`. `token` defaults to that of `hf auth login`. Returns the
+        repository's address. Raises HubError.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype=dtype, samples=samples, name=name)
+            return hub.upload(
+                name,
+                pathlib.Path(folder),
+                private=private,
+                revision=revision,
+                message=commit_message,
+                token=token,
+            )
+
+    def _description(self) -> Description:
+        return Description(
+            config=self.config,
+            class_names=self.class_names,
+            step=self.step,
+            origin=self.origin,
+        )
+
+    def _rows(self, samples: Sequence[int | str], columns: int = 4) -> np.ndarray:
+        """A row of images for each of `samples`, uint8 [h, w, 3]."""
+        images = self([one for one in samples for _ in range(columns)], progress=True)
+        labels = [str(one) for one in samples]
+        return image_grid(images, columns, row_labels=labels)
 
     def labels(self, classes: Sequence[int | str]) -> np.ndarray:
         """Labels int32 [n] from class numbers or names; PipelineError for unknown ones.
@@ -399,29 +380,6 @@ class Pipeline:
                 f"classes, not {classes[0]}."
             )
         return guide
-
-
-def _on_any_devices(config: dict) -> Experiment:
-    """The config that weights came with, for the devices that are there."""
-    try:
-        experiment = Experiment.from_dict(config)
-    except ConfigError as error:
-        raise PipelineError(
-            f"These weights belong to another version of pixelflow_jax: {error}"
-        ) from error
-    experiment.mesh = sharding.MeshShape()
-    return experiment
-
-
-def _class_names(config: Experiment) -> tuple[str, ...]:
-    """The data set's class names, or numbers where the data set is not at hand."""
-    if isinstance(config.conditioner, Text):
-        return ()
-    try:
-        return config.data.class_names
-    except DataError as error:
-        LOG.warning("Classes go by their numbers, without the data set: %s", error)
-        return tuple(map(str, range(config.model.num_classes)))
 
 
 def _slug(name: str) -> str:

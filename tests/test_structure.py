@@ -19,12 +19,13 @@ PACKAGE = "pixelflow_jax"
 # A unit is a sub-package or a module directly under the package.
 FLOORS = {
     **dict.fromkeys(
-        ["backend", "compat", "nodes", "flow", "nn", "data", "sharding"], 0
+        ["backend", "compat", "nodes", "flow", "nn", "data", "sharding", "hub"], 0
     ),
     **dict.fromkeys(["models", "teachers"], 1),
     **dict.fromkeys(["conditioning", "objective", "perceptual", "sampler"], 2),
     **dict.fromkeys(["training", "evaluation", "convert", "prompts"], 3),
     **dict.fromkeys(["experiment", "pipeline", "presets"], 4),
+    **dict.fromkeys(["description", "published"], 4),
     **dict.fromkeys(["main", "draw", "prepare", "demo", "quickstart"], 5),
 }
 # Imports within one floor, and why.
@@ -32,6 +33,11 @@ NEIGHBOURS = {
     ("nn", "sharding"): "the stack's activation constraint",
     ("perceptual", "objective"): "its terms look at the objective's context",
     ("pipeline", "experiment"): "a pipeline is built from an experiment",
+    ("pipeline", "published"): "it loads and saves published weights",
+    ("pipeline", "description"): "it describes itself",
+    ("published", "experiment"): "weights come with their experiment",
+    ("published", "description"): "what is written beside the weights",
+    ("description", "experiment"): "it holds the experiment",
     ("presets", "experiment"): "a preset is a part of an experiment",
     ("main", "draw"): "one of its modes",
 }

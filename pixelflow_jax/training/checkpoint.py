@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import jax
 import orbax.checkpoint as ocp
 
-from pixelflow_jax.nodes import differences
+from pixelflow_jax.nodes import beneath, differences
 from pixelflow_jax.training.state import TrainState
 
 # What may change between two sittings of the same run: none of it alters a step.
@@ -33,7 +33,7 @@ FREE = (
     "model.decoder.loop",
     "model.attention",
     "accumulate",
-    "init_from",
+    *("init_from", "init_ema", "init_reset"),
     *(f"teachers.dino.{name}" for name in ("weights", "attention", "loop")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
     *(f"conditioner.encoder.{name}" for name in ("weights", "loop")),
@@ -178,7 +178,7 @@ class Checkpointer:
         changed = {
             path: pair
             for path, pair in differences(old, new).items()
-            if not any(path == f or path.startswith((f"{f}.", f"{f}[")) for f in free)
+            if not beneath(path, free)
         }
         if changed:
             lines = [f"  {p}: {a!r} -> {b!r}" for p, (a, b) in changed.items()]

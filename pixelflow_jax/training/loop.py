@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from clu import parameter_overview
+from flax import traverse_util
 from jax import Array
 from jax.experimental import multihost_utils
 
@@ -19,6 +20,7 @@ from pixelflow_jax.conditioning import label_problems
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
+from pixelflow_jax.training.initial import Initial
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.step import Recipe, abstract_state, fresh_state, make_step
@@ -35,8 +37,8 @@ class Run:
     `open_data(k)` is the batches from number k on; `preview(ema, frozen)` draws a
     picture, uint8 [h, w, 3], from an average of the denoiser. `forward_flops` are the
     denoiser's operations for an image, in the mean over the data. A run without
-    checkpoints begins with the parameters `initial`, or with random ones. `frozen` are
-    the parameters of frozen networks, arrays of the host.
+    checkpoints begins with the parameters that `initial` reads, or with random ones.
+    `frozen` are the parameters of frozen networks, arrays of the host.
     """
 
     recipe: Recipe
@@ -51,27 +53,30 @@ class Run:
     checkpointing: Checkpointing
     logging: Logging
     config: dict
-    initial: dict | None = None
+    initial: Callable[[], Initial] | None = None
     frozen: dict = dataclasses.field(default_factory=dict)
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state; allocates nothing."""
         return abstract_state(self.recipe, self.ema, self.mesh)
 
-    def fresh_state(self) -> TrainState:
+    def fresh_state(self, initial: Initial | None = None) -> TrainState:
         """The state before the first step, laid out where it will live."""
         state = fresh_state(self.recipe, self.ema, self.mesh)
-        if self.initial is None:
+        if initial is None:
             return state
-        layout = jax.tree.map(lambda a: a.sharding, state.params["denoiser"])
+        denoiser = _placed(state.params["denoiser"], initial.params)
+        ema = {d: _placed(state.ema[d], initial.ema[d]) for d in state.ema}
+        return state.replace(params={**state.params, "denoiser": denoiser}, ema=ema)
 
-        def placed() -> dict:  # a copy each: the step gives its inputs away
-            return jax.tree.map(
-                lambda a, d: jax.device_put(np.asarray(a), d), self.initial, layout
-            )
 
-        ema = {decay: placed() for decay in state.ema}
-        return state.replace(params={**state.params, "denoiser": placed()}, ema=ema)
+def _placed(fresh: dict, given: dict) -> dict:
+    """Fresh parameters, with copies of those that are given in their places."""
+    flat = traverse_util.flatten_dict(fresh)
+    for path, a in traverse_util.flatten_dict(given).items():
+        # A copy each: the step gives its inputs away.
+        flat[path] = jax.device_put(np.array(a), flat[path].sharding)
+    return traverse_util.unflatten_dict(flat)
 
 
 def train(run: Run, workdir: pathlib.Path) -> TrainState:
@@ -85,7 +90,7 @@ def train(run: Run, workdir: pathlib.Path) -> TrainState:
     checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
     with contextlib.ExitStack() as closing:
         closing.callback(checkpointer.close)
-        state, data = _begin(run, checkpointer)
+        state, data = _begin(run, checkpointer, workdir)
         closing.callback(data.close)
         log = closing.enter_context(_open_log(run, workdir, int(state.step)))
         stop = closing.enter_context(_stop_signals())
@@ -93,10 +98,16 @@ def train(run: Run, workdir: pathlib.Path) -> TrainState:
             return _steps(run, state, data, checkpointer, log, stop)
 
 
-def _begin(run: Run, checkpointer: Checkpointer) -> tuple[TrainState, BatchLoader]:
+def _begin(
+    run: Run, checkpointer: Checkpointer, workdir: pathlib.Path
+) -> tuple[TrainState, BatchLoader]:
     latest = checkpointer.latest()
     if latest is None:
-        return run.fresh_state(), run.open_data(0)
+        initial = run.initial and run.initial()
+        if initial and jax.process_index() == 0:
+            print(initial.report)
+            (workdir / "init_from.txt").write_text(initial.report + "\n")
+        return run.fresh_state(initial), run.open_data(0)
     state, position = checkpointer.restore(latest, run.abstract_state(), run.config)
     data = run.open_data(position["next_batch"])
     data.check(position)
