@@ -39,15 +39,24 @@ def measure(args: argparse.Namespace, variant: dict) -> dict:
     return row | timed(config, config.recipe(), {}, args.repeats)
 
 
-def timed(config: Experiment, recipe: Recipe, frozen: dict, repeats: int) -> dict:
-    """Speed, memory and compile time of the step of `recipe` on random images."""
+def timed(
+    config: Experiment,
+    recipe: Recipe,
+    frozen: dict,
+    repeats: int,
+    given: dict[str, np.ndarray] | None = None,
+) -> dict:
+    """Speed, memory and compile time of the step of `recipe` on random images.
+
+    Their conditions are `given`, or random labels.
+    """
     rates = harness.machine_rates()
     size, batch = config.data.image_size, config.batch_size
     run_state = {}
     mesh = config.mesh.build()
     with jax.set_mesh(mesh):
         run_state["state"] = fresh_state(recipe, config.ema, mesh)
-        inputs = (_noise(config, mesh), frozen)
+        inputs = (_noise(config, mesh, given), frozen)
         step = jax.jit(make_step(recipe), donate_argnums=0)
         program, compile_seconds = harness.compiled(step, run_state["state"], *inputs)
 
@@ -91,12 +100,16 @@ def _config(spec: str, variant: dict) -> Experiment:
     return config
 
 
-def _noise(config: Experiment, mesh: jax.sharding.Mesh) -> dict:
+def _noise(
+    config: Experiment, mesh: jax.sharding.Mesh, given: dict[str, np.ndarray] | None
+) -> dict:
     rng = np.random.default_rng(0)
     shape = (config.batch_size, *[config.data.image_size] * 2, 3)
     image = rng.uniform(-1, 1, shape).astype(np.float32)
-    label = rng.integers(0, config.model.num_classes, len(image)).astype(np.int32)
-    return sharding.global_batch({"image": image, "label": label}, mesh)
+    if given is None:
+        labels = rng.integers(0, config.model.num_classes, len(image))
+        given = {"label": labels.astype(np.int32)}
+    return sharding.global_batch({"image": image, **given}, mesh)
 
 
 def main() -> None:
