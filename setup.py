@@ -38,6 +38,7 @@ CORE = [
     "clu>=0.0.12",
     "grain>=0.2.18,<0.3",
     "ml-collections>=1.1,<2",
+    "ml_dtypes>=0.5",
     "msgpack>=1,<2",
     "numpy>=2.0,<3",
     "optax>=0.2.8,<0.3",
@@ -56,9 +57,11 @@ TEACHERS = ["torch>=2.6", "huggingface_hub>=0.34"]
 TEXT = ["transformers>=5,<6", "sentencepiece>=0.2", "huggingface_hub>=0.34"]
 # Publishing weights, and loading published ones by name.
 HUB = ["huggingface_hub>=0.34"]
+PARQUET = ["pyarrow>=18"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
-# ruff's formatting may change with each minor version.
-TEST = [*TFDS, *TEXT, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"]
+# What the tests need; ruff's formatting may change with each minor version.
+TEST = [*TFDS, *TEXT, *PARQUET, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
+TEST += ["ruff>=0.17,<0.18"]
 
 setup(
     name="pixelflow_jax",
@@ -78,6 +81,7 @@ setup(
         "teachers": TEACHERS,
         "hub": HUB,
         "tfds": TFDS,
+        "parquet": PARQUET,
         "metrics": ["scikit-learn>=1.5"],
         "test": TEST,
         "dev": [*TEST, "pre-commit>=4,<5"],

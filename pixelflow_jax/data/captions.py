@@ -47,12 +47,13 @@ def from_json(content: bytes, name: str, key: str = "") -> tuple[str, ...]:
 
     The value is a text or a list of them. Raises NoCaption.
     """
+    text = from_text(content, name)
     try:
-        values = json.loads(from_text(content, name))
+        values = json.loads(text)
     except ValueError as error:
-        if isinstance(error, NoCaption):
-            raise
         raise NoCaption(f"{name}: its .json file is damaged ({error}).") from error
+    if not isinstance(values, dict):
+        raise NoCaption(f"{name}: its .json file holds no object with captions in it.")
     keys = (key,) if key else KEYS
     found = next((values[k] for k in keys if k in values), ())
     return clean(found if isinstance(found, list) else [found] if found else [], name)

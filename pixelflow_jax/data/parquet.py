@@ -63,9 +63,10 @@ class Parquet:
         only column of its type. Raises DataError, naming all columns, where there is
         none.
         """
+        parquet = _pyarrow()
         for file in find_files(self.path, ".parquet"):
             try:
-                schema = _pyarrow().ParquetFile(file).schema_arrow
+                schema = parquet.ParquetFile(file).schema_arrow
             except (OSError, ValueError):
                 continue
             kinds = {field.name: _kind(field.type) for field in schema}
@@ -158,8 +159,9 @@ class ParquetSource:
 
 def list_rows(file: Path) -> list[Row]:
     """The rows of a file, or one that says why it cannot be read."""
+    parquet = _pyarrow()
     try:
-        meta = _pyarrow().ParquetFile(file).metadata
+        meta = parquet.ParquetFile(file).metadata
     except (OSError, ValueError) as error:
         return [Row(file, 0, 0, str(error))]
     return [

@@ -8,6 +8,7 @@ from PIL import ImageFont
 
 from pixelflow_jax.data import emoji
 from pixelflow_jax.data.colourfont import ColourFont
+from pixelflow_jax.data.colours import COLOURS, coloured, main_colour
 from pixelflow_jax.data.emoji import Emoji, read_emoji_table
 from pixelflow_jax.data.errors import DataError
 
@@ -198,3 +199,98 @@ def test_a_file_that_is_no_font_is_refused(tmp_path):
     path.write_bytes(b"\0\1\0\0" + b"\0" * 20)
     with pytest.raises(DataError, match="is not a font this reader knows"):
         ColourFont(path)
+
+
+# Colours
+
+
+@pytest.fixture(scope="module")
+def rich():
+    source = Emoji(captions="rich", holdout=0.0).open("train", SIZE)
+    captions = [source[i]["captions"] for i in range(len(source))]
+    return dict(
+        zip((entry.names[0] for entry in source.entries), captions, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "captions"),
+    [
+        ("automobile", ("automobile", "red automobile", "car", "red car")),
+        ("red apple", ("red apple", "apple")),
+        ("green apple", ("green apple",)),
+        ("blue book", ("blue book",)),
+        ("large purple circle", ("large purple circle",)),
+        ("large brown square", ("large brown square",)),
+        ("taxi", ("taxi", "yellow taxi")),
+        ("lemon", ("lemon", "yellow lemon")),
+        ("frog face", ("frog face", "green frog face", "frog", "green frog")),
+        # Drawn red: Unicode's black means filled.
+        ("heavy black heart", ("heavy heart", "red heavy heart", "heart", "red heart")),
+        ("black heart", ("black heart",)),
+        ("white heart", ("white heart",)),
+        ("books", ("books",)),  # of several colours
+        ("musical note", ("musical note",)),  # thin lines
+    ],
+)
+def test_rich_captions_name_what_one_sees(rich, name, captions):
+    assert rich[name] == captions
+
+
+def test_rich_captions_are_texts_that_differ_and_hold_colours(rich):
+    for captions in rich.values():
+        assert captions and len(set(captions)) == len(captions)
+        assert all(text == " ".join(text.split()) for text in captions)
+    said = {word for texts in rich.values() for text in texts for word in text.split()}
+    assert set(COLOURS) <= said
+    assert sum(len(captions) > 1 for captions in rich.values()) > 900
+
+
+def test_captions_do_not_depend_on_the_size(rich):
+    for size in (24, 64):
+        source = Emoji(captions="rich", categories=("Symbols",)).open("train", size)
+        for i, entry in enumerate(source.entries):
+            assert source[i]["captions"] == rich[entry.names[0]]
+
+
+def test_the_main_colour_of_simple_drawings():
+    def drawing(colour, share=1.0, size=20):
+        image = np.full((40, 40, 3), 255, np.uint8)
+        image[8 : 8 + size, 8 : 8 + size] = 0
+        inner = image[10 : 6 + size, 10 : 6 + size]
+        inner[:] = (97, 178, 228)  # blue
+        inner[:, : round(share * inner.shape[1])] = colour
+        return image
+
+    named = {
+        (234, 90, 71): "red",
+        (226, 112, 34): "orange",
+        (252, 234, 43): "yellow",
+        (92, 158, 49): "green",
+        (137, 103, 170): "purple",
+        (255, 167, 192): "pink",
+        (106, 70, 47): "brown",
+        (155, 155, 154): "grey",
+        (20, 20, 20): "black",
+        (255, 255, 255): "",
+    }
+    for colour, word in named.items():
+        assert main_colour(drawing(colour)) == word
+    assert main_colour(drawing((234, 90, 71), 0.7)) == "red"
+    assert main_colour(drawing((234, 90, 71), 0.3)) == "blue"
+    striped = drawing((234, 90, 71), 0.35)
+    striped[10:26, 16:21] = (252, 234, 43)
+    assert main_colour(striped) == ""
+    assert main_colour(np.full((9, 9, 3), 255, np.uint8)) == ""
+
+
+def test_names_with_wrong_colours_lose_them():
+    names = ("black cat", "white", "cat")
+    assert coloured(names, "red") == ("cat", "red cat", "red")
+    assert coloured(names, "") == names
+    assert coloured(("red and black ball",), "black") == ("red and black ball",)
+
+
+def test_unknown_captions_are_refused():
+    with pytest.raises(DataError, match="Emoji.captions is 'poor'.*names, rich"):
+        Emoji(captions="poor").open("train", 8)
