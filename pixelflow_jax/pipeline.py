@@ -44,7 +44,7 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | pathlib.Path, ema: str = "", revision: str | None = None
+        cls, path: str | pathlib.Path, ema: str = "", *, revision: str | None = None
     ) -> "Pipeline":
         """Weights from a folder, a file, a run's workdir, or the Hugging Face Hub.
 
