@@ -120,7 +120,7 @@ class Description:
         task = "text-to-image" if reads_text else "unconditional-image-generation"
         tags = ["pixelflow_jax", "jax", "flow-matching", "pixel-space", model.lower()]
         shown = f"\n![samples of the model]({PICTURE})\n" if picture else ""
-        return CARD.format(
+        return TEMPLATE.format(
             library=FORMAT,
             task=task,
             tags="".join(f"\n  - {tag}" for tag in [*tags, sort]),
@@ -155,7 +155,7 @@ class Description:
         return [(k, v) for k, v in cells if v]
 
 
-CARD = """---
+TEMPLATE = """---
 library_name: {library}
 pipeline_tag: {task}
 tags:{tags}
@@ -209,5 +209,7 @@ def on_any_devices(config: dict) -> Experiment:
         raise PipelineError(
             f"These weights belong to another version of pixelflow_jax: {error}"
         ) from error
+    if not isinstance(experiment, Experiment):
+        raise PipelineError("These weights come with something else than an Experiment")
     experiment.mesh = sharding.MeshShape()
     return experiment

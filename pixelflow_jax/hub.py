@@ -1,6 +1,7 @@
 """Folders of the Hugging Face Hub: fetched, and uploaded to."""
 
 import pathlib
+import types
 from collections.abc import Sequence
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -68,7 +69,7 @@ def upload(
     return str(address)
 
 
-def _package(purpose: str) -> object:
+def _package(purpose: str) -> types.ModuleType:
     try:
         import huggingface_hub
     except ImportError as error:

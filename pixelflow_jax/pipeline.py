@@ -61,8 +61,8 @@ class Pipeline:
         cls,
         path: str | pathlib.Path,
         ema: str = "",
-        revision: str | None = None,
         *,
+        revision: str | None = None,
         text_encoder: str = "",
         tokenizer: str = "",
     ) -> "Pipeline":

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from pixelflow_jax import hub, sharding
@@ -181,12 +181,12 @@ def _stored_file(path: pathlib.Path) -> Stored:
 
 
 def _stored_folder(folder: pathlib.Path) -> Stored:
-    data = _described(folder)
+    data = _read_config(folder)
     description = Description.from_dict(data, f"{folder}/{CONFIG}")
     return _stored(_files(folder), description, str(folder))
 
 
-def _described(folder: pathlib.Path) -> dict:
+def _read_config(folder: pathlib.Path) -> dict:
     """What config.json says; PipelineError where it is absent or not ours."""
     try:
         data = json.loads((folder / CONFIG).read_text("utf-8"))
@@ -306,7 +306,13 @@ def _save(path: pathlib.Path, params: dict, dtype: str, metadata: dict) -> None:
         raise PipelineError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
     flat = traverse_util.flatten_dict(params, sep="/")
     arrays = {name: jnp.asarray(a, dtype) for name, a in flat.items()}
-    save_file(arrays, path, metadata=metadata)
+    try:
+        save_file(arrays, path, metadata=metadata)
+    except SafetensorError as error:
+        raise PipelineError(
+            f"{path} cannot be written ({error}): give a path that this user may write "
+            "to, on a disk with room."
+        ) from error
 
 
 def initial(config: Experiment) -> Initial:

@@ -128,6 +128,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if action == "branch":
             hub.branches[name].setdefault(branch, hub.branches[name]["main"])
             return self.answer({})
+        if branch not in hub.branches[name]:
+            return self.refuse(404, "RevisionNotFound")
         if action == "preupload":
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}

@@ -160,7 +160,7 @@ def test_the_command_line_takes_names_of_the_hub(
     commands = {
         "sample": [f"--workdir={tmp_path}", "--mode=sample", "--weights=some/one"],
         "typo": [f"--workdir={tmp_path}", "--mode=sample", nowhere],
-        "no run": [f"--workdir={tmp_path}/some/one", "--mode=sample"],
+        "no run": ["--workdir=some/one", "--mode=sample"],
         "tune": [f"--workdir={tmp_path}/run", f"--config={workdir}/tuned.py"],
     }
     done = tiny.outcomes(commands)
@@ -171,7 +171,7 @@ def test_the_command_line_takes_names_of_the_hub(
         assert done[name]["code"] == 1 and "Traceback" not in done[name]["error"]
     assert "There is no some/nothing on this disk" in done["typo"]["error"]
     # A workdir is a path, and never looked for elsewhere.
-    assert "No weights at" in done["no run"]["error"]
+    assert "No weights at some/one" in done["no run"]["error"]
 
 
 def test_without_a_network_the_folder_is_asked_for(tmp_path):

@@ -123,6 +123,7 @@ def test_shards_are_read_and_those_that_lack_are_named(copy, pipeline):
     (copy / names[1]).unlink()
     refused(copy, f"lacks {names[1]}")
     index = copy / "model.safetensors.index.json"
+    (copy.parent / "model.safetensors").write_bytes((copy / names[0]).read_bytes())
     index.write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
     refused(copy, r"lacks \.\./model.safetensors")
     for broken in ("{", "[]", '{"weight_map": []}', "{}"):
@@ -158,6 +159,13 @@ def test_a_workdir_is_not_exported_into(workdir, pipeline):
     assert (workdir / "config.json").read_text() == before
 
 
+def test_what_cannot_be_written_says_so(copy, pipeline):
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").mkdir()
+    with pytest.raises(PipelineError, match="cannot be written .*Is a directory"):
+        pipeline.save_pretrained(copy)
+
+
 def edit(folder, **changes):
     path = folder / "config.json"
     data = json.loads(path.read_text()) | changes
@@ -181,6 +189,8 @@ def test_a_config_of_another_version_of_the_code_is_refused(copy, pipeline):
     config = pipeline.config.to_dict()
     edit(copy, config=config | {"model": config["model"] | {"novel": 1}})
     refused(copy, r"another version of pixelflow_jax.*PixNerd\.novel")
+    edit(copy, config=config["model"])
+    refused(copy, "something else than an Experiment")
     edit(copy, config=config | {"model": {"class": "PixFuture"}})
     refused(copy, "another version of pixelflow_jax.*'PixFuture'")
 
@@ -230,9 +240,10 @@ def test_the_card_shows_samples_that_the_model_drew(pipeline, tmp_path):
     assert "![samples of the model](samples.png)" in card
     picture = np.asarray(Image.open(tmp_path / "samples.png"))
     drawn = pipeline(["flags"] * 4 + [2] * 4)
-    # The last cell of the grid, in its padding of two pixels.
-    cell = picture[-2 - tiny.SIZE : -2, -2 - tiny.SIZE : -2]
-    np.testing.assert_array_equal(cell, drawn[7])
+    # The last cells of the two rows, in their padding of two pixels.
+    column, end = picture[:, -2 - tiny.SIZE : -2], 2 + tiny.SIZE
+    np.testing.assert_array_equal(column[2:end], drawn[3])
+    np.testing.assert_array_equal(column[-end:-2], drawn[7])
     with pytest.raises(PipelineError, match="no class 'dogs'"):
         pipeline.save_pretrained(tmp_path, samples=["dogs"])
 

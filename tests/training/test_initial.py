@@ -183,6 +183,8 @@ def test_a_difference_without_a_kind_is_refused_with_its_field():
     assert "model.width: 16 -> 32" in message
     assert "num_classes" not in message and "and 20 more" not in message
     assert "more" in message.splitlines()[-1]
+    # Taking back the classes alone would leave another width.
+    assert {d.kinds for d in compare(PIXELGEN, wide).differences} == {()}
     with pytest.raises(InitialError, match="model.depth: 4 -> 5"):
         deep = dataclasses.replace(PIXELGEN, depth=5)
         compare(PIXELGEN, deep).check(tuple(KINDS))
@@ -266,7 +268,8 @@ def test_a_checkpoint_of_the_run_itself_comes_first(images, tmp_path):
         raise AssertionError("The initial weights were read for a run that goes on.")
 
     train(tiny.run(images, steps=3), tmp_path)
-    train(dataclasses.replace(tiny.run(images), initial=fail), tmp_path)
+    anew = {"init_from": "gone", "init_ema": "raw", "init_reset": ("classes",)}
+    train(tiny.experiment(images, **anew).run(fail), tmp_path)
     train(tiny.run(images), tmp_path / "alone")
     assert tiny.history(tmp_path) == tiny.history(tmp_path / "alone")
 
