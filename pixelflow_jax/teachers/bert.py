@@ -121,12 +121,7 @@ class Bert:
         too. Gradients never reach the parameters.
         """
         encoders.check_tokens("BERT", tokens, mask)
-        n, longest = tokens.shape[1], self.sizes.positions
-        if n > longest:
-            raise ValueError(
-                f"{n} tokens are more than the {longest} that BERT has places for: "
-                "shorten the texts (conditioner.length)."
-            )
+        self._check_length(tokens.shape[1])
         params = self.precision.cast(jax.lax.stop_gradient(params))
         with jax.default_matmul_precision(self.precision.matmul):
             x = self.embedded(params, tokens)
@@ -160,6 +155,7 @@ class Bert:
 
     def reader(self, length: int) -> TextReader:
         """What turns texts into its tokens [n, length]."""
+        self._check_length(length)
         origin = self._origin("conditioner.encoder.tokenizer", "tokenizer files")
         folder = self.tokenizer or self._weights
         return TextReader(folder, origin, self._frame, self.sizes.vocabulary, length)
@@ -186,6 +182,13 @@ class Bert:
         if self.weights or not self._is_packaged:
             return self.weights
         return packaged(PACKAGE, "model")
+
+    def _check_length(self, length: int) -> None:
+        if length > self.sizes.positions:
+            raise ValueError(
+                f"{length} tokens are more than the {self.sizes.positions} that BERT "
+                "has places for: shorten the texts (conditioner.length)."
+            )
 
     def _origin(self, field: str, what: str = "weights") -> Origin:
         repository = REPOSITORIES.get(self.variant, "")

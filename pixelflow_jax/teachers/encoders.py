@@ -1,4 +1,4 @@
-"""What the text encoders' networks have in common; all arithmetic is here or in nn."""
+"""What the text encoders' networks have in common: checks, attention, messages."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ from pixelflow_jax.nn.attention import IMPLEMENTATIONS, cudnn_fits
 from pixelflow_jax.nn.stack import Loop, layers_of, run_layers
 from pixelflow_jax.teachers.weights import Origin, Row
 
-# Lengths that cuDNN's attention takes with a bias, on every card that has it.
+# cuDNN's attention takes masks and biases of lengths that this divides, at least.
 CUDNN_LENGTHS = 64
 
 

@@ -93,7 +93,7 @@ class TextEncoder(Protocol):
         """What turns texts into tokens [n, length] for it."""
 
     def identity(self) -> dict:
-        """JSON-able: all that determines its states, so that features can be told."""
+        """What determines its states, JSON-able: tells features of encoders apart."""
 
 
 class TextReader:
@@ -101,8 +101,9 @@ class TextReader:
 
     A longer text is cut at its end, which is warned of once a text and counted in
     `cut`. The tokenizer is opened when it is first used, in each process anew, so that
-    a reader can be sent to worker processes. `encoder` and `origin` are for messages:
-    whose tokenizer it is, and where its files are found.
+    a reader can be sent to worker processes. `folder` holds it (see
+    `teachers.weights.find`), `origin` is for messages, `vocabulary` the size of the
+    encoder's table.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class TextReader:
         self.cut = 0
         self._folder, self._origin = folder, origin
         self._frame, self._vocabulary = frame, vocabulary
-        self._shown: set[str] = set()
+        self._shown: set[int] = set()  # by their hashes: captions come by the million
         self._tokenizer: Any = None
 
     def __getstate__(self) -> dict:
@@ -146,8 +147,6 @@ class TextReader:
 
     def _numbers(self, text: str) -> list[int]:
         """The tokens of the text alone, as many as there is room for."""
-        if not text:
-            return []  # some tokenizers make a space of nothing
         self.check()
         found = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True
@@ -159,9 +158,9 @@ class TextReader:
 
     def _warn(self, text: str, place: int, lost: int) -> None:
         self.cut += 1
-        if text in self._shown:
+        if hash(text) in self._shown:
             return
-        self._shown.add(text)
+        self._shown.add(hash(text))
         kept, gone = text[:place].rstrip(), text[place:].lstrip()
         kept = kept if len(kept) <= SHOWN else f"...{kept[-SHOWN:]}"
         gone = gone if len(gone) <= SHOWN else f"{gone[:SHOWN]}..."
@@ -178,14 +177,12 @@ class TextReader:
     def _refuse_another(self, tokenizer: Any) -> None:
         """TeacherError for a tokenizer that does not belong to the encoder."""
         known, table = 1 + max(tokenizer.get_vocab().values()), self._vocabulary
-        found = []
+        frame, found = self._frame, []
         if known > table:
             found.append(f"it has {known} tokens, more than the encoder's {table}")
         if 2 * known < table:  # tables are rounded up, but not by so much
             found.append(f"it has {known} tokens, the encoder {table}")
-        for name, number in (
-            *(self._frame.padding, *self._frame.before, *self._frame.after),
-        ):
+        for name, number in (frame.padding, *frame.before, *frame.after):
             theirs = tokenizer.convert_tokens_to_ids(name)
             if theirs != number:
                 found.append(f"its {name} is {theirs}, the encoder's is {number}")
