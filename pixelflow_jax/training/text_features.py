@@ -3,6 +3,7 @@
 What lies on disk afterwards is described in `data/features.py`.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning import Text, reads_padding
+from pixelflow_jax.conditioning import Conditioner, Text, reads_padding
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.features import (
     EMPTY,
@@ -32,7 +33,7 @@ from pixelflow_jax.models.base import DenoiserConfig
 
 
 def write_features(
-    conditioner: Text,
+    conditioner: Conditioner,
     model: DenoiserConfig,
     shards: Path,
     *,
@@ -46,6 +47,12 @@ def write_features(
     an earlier, interrupted call finished is kept. States of padding are stored only
     where `model` reads them. Raises DataError, or TeacherError without weights.
     """
+    if not isinstance(conditioner, Text):
+        raise DataError(
+            f"The config's conditioner is {type(conditioner).__name__}, which reads no "
+            "captions: name a config of a text model."
+        )
+    conditioner = dataclasses.replace(conditioner, features="")  # the encoder itself
     sources = _open(shards)
     out = shards / FOLDER
     index = {
