@@ -19,8 +19,9 @@ def main_colour(image: np.ndarray) -> str:
     `image` is uint8 [h, w, 3]. Ink is whatever is not white. Pixels of one colour with
     their four neighbours are inside an area, others lie on an edge. The filled part are
     the pixels inside areas that are neither white nor black. Where that is at least
-    FILL of the ink, its commonest colour counts if it covers MOST of it; else black
-    counts where it covers SOLID of the box around the ink.
+    FILL of the ink, its commonest colour counts if it covers MOST of it and of the
+    white with ink on all four sides, which is part of the drawing; else black counts
+    where it covers SOLID of the box around the ink.
     """
     words = _words(image.astype(np.float32) / 255)
     white, black = COLOURS.index("white"), COLOURS.index("black")
@@ -33,10 +34,18 @@ def main_colour(image: np.ndarray) -> str:
     filled = words[inside & ink & (words != black)]
     if len(filled) >= FILL * ink.sum():
         counts = np.bincount(filled, minlength=len(COLOURS))
-        return COLOURS[counts.argmax()] if counts.max() >= MOST * len(filled) else ""
+        whole = len(filled) + (_surrounded(ink) & ~ink).sum()
+        return COLOURS[counts.argmax()] if counts.max() >= MOST * whole else ""
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
     return "black" if (words == black).sum() >= SOLID * box else ""
+
+
+def _surrounded(ink: np.ndarray) -> np.ndarray:
+    """Where there is ink to the left and right, above and below; bool [h, w]."""
+    reach = np.logical_or.accumulate
+    beside = reach(ink, 1) & reach(ink[:, ::-1], 1)[:, ::-1]
+    return beside & reach(ink, 0) & reach(ink[::-1], 0)[::-1]
 
 
 def _words(image: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 Record i of a split goes to shard i modulo the number of shards (round robin), so
 every shard holds a mixture of the classes; of sources that are read in runs, each shard
-gets a run. A shard is written under a temporary name
-and renamed when complete, then noted by progress.py.
+gets a run. A shard is written under a temporary name and renamed when complete, then
+noted by progress.py.
 """
 
 import concurrent.futures

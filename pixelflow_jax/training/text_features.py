@@ -3,6 +3,7 @@
 What lies on disk afterwards is described in `data/features.py`.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning import Text, reads_padding
+from pixelflow_jax.conditioning import Conditioner, Text, reads_padding
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.features import (
     EMPTY,
@@ -32,7 +33,7 @@ from pixelflow_jax.models.base import DenoiserConfig
 
 
 def write_features(
-    conditioner: Text,
+    conditioner: Conditioner,
     model: DenoiserConfig,
     shards: Path,
     *,
@@ -46,15 +47,14 @@ def write_features(
     an earlier, interrupted call finished is kept. States of padding are stored only
     where `model` reads them. Raises DataError, or TeacherError without weights.
     """
+    if not isinstance(conditioner, Text):
+        raise DataError(
+            f"The config's conditioner is {type(conditioner).__name__}, which reads no "
+            "captions: name a config of a text model."
+        )
+    conditioner = dataclasses.replace(conditioner, features="")  # the encoder itself
     sources = _open(shards)
     out = shards / FOLDER
-    index = {
-        "version": VERSION,
-        "identity": conditioner.encoder.identity(),
-        "length": conditioner.length,
-        "width": conditioner.encoder.width,
-        "padding": reads_padding(model),
-    }
     counts = {
         f"{split}/{file}": count
         for split, source in sources.items()
@@ -62,17 +62,15 @@ def write_features(
     }
     for name in (INDEX, EMPTY) if overwrite else ():
         (out / name).unlink(missing_ok=True)
+    index = _described(conditioner, model)
     header = {"listing": _digest(counts), "options": index}
     try:
         done = begin(out, header, list(sources), overwrite)
         encode = Encoder(conditioner, model, mesh, batch_size)
         np.savez(out / EMPTY, **encode.empty())
-        with tqdm(total=sum(counts.values()), unit="image", desc="features") as bar:
-            for file, texts in _texts(sources, done):
-                if file not in done:
-                    done[file] = _write(out, file, texts, encode, index["padding"])
-                    note(out, done[file])
-                bar.update(counts[file])
+        for file, texts in _texts(sources, done):
+            done[file] = _write(out, file, texts, encode, index["padding"])
+            note(out, done[file])
         files = [done[file] for file in counts]
         index |= {"shards": counts, "files": files}
         _replace(out / INDEX, json.dumps(index))
@@ -139,25 +137,43 @@ def _open(shards: Path) -> dict[str, ShardSource]:
     return sources
 
 
+def _described(conditioner: Text, model: DenoiserConfig) -> dict:
+    """What the states depend on, and how they are stored."""
+    return {
+        "version": VERSION,
+        "identity": conditioner.encoder.identity(),
+        "length": conditioner.length,
+        "width": conditioner.encoder.width,
+        "padding": reads_padding(model),
+    }
+
+
 def _texts(
     sources: dict[str, ShardSource], done: dict
 ) -> Iterator[tuple[str, dict[int, str]]]:
-    """Each shard's captions by their keys; of finished shards none are read."""
-    for split, source in sources.items():
-        first = 0
-        for name, count in source.shards.items():
-            file = f"{split}/{name}"
-            records = range(first, first + count) if file not in done else ()
-            texts: dict[int, str] = {}
-            for record in records:
-                try:
-                    captions = source.captions(record)
-                except UnreadableImage as error:
-                    tqdm.write(f"skipped: {error}")
-                    continue
-                texts |= {text_key(text): text for text in captions}
-            yield file, texts
-            first += count
+    """The captions of each shard that is not done, by their keys; shows progress."""
+    total = sum(len(source) for source in sources.values())
+    with tqdm(total=total, unit="image", desc="features") as bar:
+        for split, source in sources.items():
+            first = 0
+            for name, count in source.shards.items():
+                file = f"{split}/{name}"
+                if file not in done:
+                    yield file, _captions(source, range(first, first + count))
+                bar.update(count)
+                first += count
+
+
+def _captions(source: ShardSource, records: range) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    for record in records:
+        try:
+            captions = source.captions(record)
+        except UnreadableImage as error:
+            tqdm.write(f"skipped: {error}")
+            continue
+        texts |= {text_key(text): text for text in captions}
+    return texts
 
 
 def _write(

@@ -93,6 +93,7 @@ def test_tar_layouts(tmp_path):
             ("y/one.webp", encoded(1, "WEBP")),
             ("y/one.json", json.dumps({"captions": ["a", "b"]}).encode()),
             ("y/one.cls", b"7"),
+            ("y/one.depth.png", encoded(9)),  # the key ends at the first dot
             ("./two.png", encoded(2)),
             ("./two.json", json.dumps({"text": "c", "long": "d"}).encode()),
         ],

@@ -281,6 +281,9 @@ def test_the_main_colour_of_simple_drawings():
     striped = drawing((234, 90, 71), 0.35)
     striped[10:26, 16:21] = (252, 234, 43)
     assert main_colour(striped) == ""
+    # White within the outlines is a part of the drawing, around it it is not.
+    assert main_colour(drawing((255, 255, 255), 0.6)) == ""
+    assert main_colour(drawing((255, 255, 255), 0.3)) == "blue"
     assert main_colour(np.full((9, 9, 3), 255, np.uint8)) == ""
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pixelflow_jax import prepare
-from pixelflow_jax.conditioning import Text
+from pixelflow_jax.conditioning import ClassLabels, Text
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji import Emoji
 from pixelflow_jax.data.errors import DataError
@@ -151,7 +151,10 @@ def test_a_step_with_features_is_the_step_with_tokens(shards):
         assert ("text" in batch) == (one is stored)
         frozen = recipe.load_frozen()
         step = jax.jit(make_step(recipe))
-        _, metrics = step(fresh_state(recipe, (), mesh), batch, frozen)
+        state = fresh_state(recipe, (), mesh)
+        # Off the beginning, where zeros hide the text from the loss.
+        moved = jax.tree.map(lambda a: a + 0.03, state.params)
+        _, metrics = step(state.replace(params=moved), batch, frozen)
         found.append((metrics["loss"], metrics["grad_norm"]))
     np.testing.assert_allclose(*found, rtol=5e-3)
     assert batch["text"].dtype == "bfloat16"
@@ -165,6 +168,8 @@ def test_padding_is_left_out_for_models_that_do_not_read_it(shards):
     small = sum(file.stat().st_size for file in folder.rglob("*.array_record"))
     source = Shards(path=str(shards))
     text = conditioned(TEXT, shards)
+    null = text.null(text.load(), TEXT.encode(TEXT.load(), WordReader(6)(["a"])), CROSS)
+    assert null.mask.tolist() == [[True] + [False] * 5]
     captions = [source.open("train")[i]["captions"][0] for i in range(9)]
     read = WordReader(LENGTH)(captions)
     expected, found = (
@@ -307,9 +312,14 @@ def test_the_command_takes_a_config_and_overrides(shards, tmp_path, capsys):
     command = ["text-features", str(shards), f"--config={config}:a", "--overwrite"]
     assert prepare.main([*command, "--config.conditioner.drop=0.2"]) == 0
     assert f"conditioner.features={shards}/features" in capsys.readouterr().out
+    # A config that trains on features prepares them with the encoder all the same.
+    assert prepare.main([*command, f"--config.conditioner.features={shards}"]) == 0
+    capsys.readouterr()
     assert prepare.main([*command, "--config.conditioner.drip=0.2"]) == 1
     error = capsys.readouterr().err
     assert "drip" in error and error.count("\n") <= 2
+    with pytest.raises(DataError, match="ClassLabels, which reads no captions"):
+        prepared(shards, text=ClassLabels())
     with pytest.raises(SystemExit):
         prepare.main([*command, "--conditioner.drop=0.2"])
 
