@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace, variant: dict) -> dict:
     """One variant, in this process."""
-    config = _config(args.config, variant)
+    config = configured(args.config, variant)
     row = {"config": config.name, **variant}
     return row | timed(config, config.recipe(), {}, args.repeats)
 
@@ -47,7 +47,7 @@ def timed(config: Experiment, recipe: Recipe, frozen: dict, repeats: int) -> dic
     mesh = config.mesh.build()
     with jax.set_mesh(mesh):
         run_state["state"] = fresh_state(recipe, config.ema, mesh)
-        inputs = (_noise(config, mesh), frozen)
+        inputs = (random_batch(config, mesh), frozen)
         step = jax.jit(make_step(recipe), donate_argnums=0)
         program, compile_seconds = harness.compiled(step, run_state["state"], *inputs)
 
@@ -73,7 +73,7 @@ def timed(config: Experiment, recipe: Recipe, frozen: dict, repeats: int) -> dic
     }
 
 
-def _config(spec: str, variant: dict) -> Experiment:
+def configured(spec: str, variant: dict) -> Experiment:
     config = harness.load_config(spec)
     config.batch_size = variant["batch"]
     # Flow matching alone; benchmarks.perceptual measures the other terms.
@@ -91,7 +91,7 @@ def _config(spec: str, variant: dict) -> Experiment:
     return config
 
 
-def _noise(config: Experiment, mesh: jax.sharding.Mesh) -> dict:
+def random_batch(config: Experiment, mesh: jax.sharding.Mesh) -> dict:
     rng = np.random.default_rng(0)
     shape = (config.batch_size, *[config.data.image_size] * 2, 3)
     image = rng.uniform(-1, 1, shape).astype(np.float32)

@@ -158,8 +158,19 @@ class SelfAttention(nnx.Module):
         Without `rope` nothing turns. `drops`: dropout of the attention probabilities,
         one function a group; `masks`: the tokens to attend to, bool [b_i, n_i] a group.
         """
-        qkv = checkpoint_name(self.qkv(tokens), "qkv")
-        q, k, v = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, -1))
+        import os
+        if os.environ.get("ATTN3"):
+            dtype = tokens.dtype
+            kernels = jnp.split(self.qkv.kernel[...].astype(dtype), 3, -1)
+            parts = [tokens @ kernel for kernel in kernels]
+            if self.qkv.bias is not None:
+                from pixelflow_jax.nn.layers import add_bias
+                biases = jnp.split(self.qkv.bias[...].astype(dtype), 3, -1)
+                parts = [add_bias(a, b) for a, b in zip(parts, biases)]
+            q, k, v = (split_heads(checkpoint_name(part, "qkv"), self.heads) for part in parts)
+        else:
+            qkv = checkpoint_name(self.qkv(tokens), "qkv")
+            q, k, v = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, -1))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)

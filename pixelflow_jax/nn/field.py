@@ -106,16 +106,31 @@ class FieldBlock(nnx.Module):
 
     def __call__(self, z: Array, condition: Array) -> Array:
         """z [b, n, pixels, width], condition [b, n, condition_width]; z's shape."""
-        generated = checkpoint_name(self.generator(condition), "generated")
-        first, second = jnp.split(generated, 2, -1)
-        lead = condition.shape[:-1]
-        first = self._weight(first.reshape(*lead, self.width, self.hidden), "first")
-        second = self._weight(second.reshape(*lead, self.hidden, self.width), "second")
+        first, second = self.generated(condition)
+        normalised = tuple(name in self.normalised for name in WEIGHTS)
+        import os
+        if os.environ.get("FIELD") == "pallas":
+            from pixelflow_jax.nn.field_kernel import field_block
+            flat = lambda a: a.reshape(-1, *a.shape[2:])
+            return field_block(flat(z), self.norm.weight[...], flat(first), flat(second), normalised, False).reshape(z.shape)
+        weights = zip((first, second), normalised, strict=True)
+        first, second = (unit_columns(w) if unit else w for w, unit in weights)
         hidden = jnp.einsum("bnpd,bndh->bnph", self.norm(z), first)
         return z + jnp.einsum("bnph,bnhd->bnpd", jax.nn.silu(hidden), second)
 
-    def _weight(self, weight: Array, name: str) -> Array:
-        return unit_columns(weight) if name in self.normalised else weight
+    def generated(self, condition: Array) -> tuple[Array, Array]:
+        """The weights [b, n, width, hidden] and [b, n, hidden, width] of each patch.
+
+        From two products, so that neither has to be cut out of a common array.
+        """
+        shapes = (self.width, self.hidden), (self.hidden, self.width)
+        kernels = jnp.split(self.generator.kernel[...].astype(condition.dtype), 2, -1)
+        biases = jnp.split(self.generator.bias[...].astype(condition.dtype), 2)
+        parts = (
+            (condition @ kernel + bias).reshape(*condition.shape[:-1], *shape)
+            for kernel, bias, shape in zip(kernels, biases, shapes, strict=True)
+        )
+        return tuple(checkpoint_name(part, "generated") for part in parts)
 
 
 def unit_columns(weight: Array) -> Array:

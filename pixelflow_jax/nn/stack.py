@@ -98,7 +98,14 @@ def run_layers(
     if loop.remat != "none":
         policy = None
         if loop.remat == "names":
-            policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
+            import os
+            names = SAVED + (("branch",) if os.environ.get("BRANCH") else ())
+            policy = jax.checkpoint_policies.save_only_these_names(*names)
+            if os.environ.get("SAVEATT"):
+                def saves(prim, *_, **__):
+                    return "dot_product_attention_fwd" in prim.name
+                names = tuple(n for n in names if n != "attention")
+                policy = jax.checkpoint_policies.save_from_both_policies(saves, jax.checkpoint_policies.save_only_these_names(*names))
         # Inside a scan nothing can be merged anyway.
         body = jax.checkpoint(body, prevent_cse=not loop.unroll, policy=policy)
     x = constrain_batch(x)
@@ -113,9 +120,24 @@ def run_layers(
 def layers_of(params: Any) -> list:
     """Every layer of a stacked pytree; their gradients meet in one concatenation."""
     leaves, structure = jax.tree.flatten(params)
-    split = [jax.lax.split(leaf, (1,) * len(leaf)) for leaf in leaves]
-    layers = [[part[0] for part in parts] for parts in zip(*split, strict=True)]
+    layers = zip(*map(_unstack, leaves), strict=True)
     return [jax.tree.unflatten(structure, layer) for layer in layers]
+
+
+@jax.custom_vjp
+def _unstack(stacked: Array) -> tuple[Array, ...]:
+    """The entries along the first axis.
+
+    Plain indexing, which melts into whatever reads an entry first; its own gradient
+    would add up as many arrays of the whole size.
+    """
+    return tuple(stacked[i] for i in range(len(stacked)))
+
+
+_unstack.defvjp(
+    lambda stacked: (_unstack(stacked), None),
+    lambda _, gradients: (jnp.stack(gradients),),
+)
 
 
 def _stacked(drops: list[Dropping | None]) -> Dropping | None:
