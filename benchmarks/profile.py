@@ -8,9 +8,15 @@ attention, custom kernels, fusions, copies) and among the lines of our code.
 
 import argparse
 import collections
+import os
 import pathlib
 import re
 import tempfile
+
+os.environ["XLA_FLAGS"] = (
+    # Kernels inside a command buffer cannot be told apart.
+    os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_command_buffer="
+)
 
 from benchmarks import harness  # first: it sets the compiler's flags
 
@@ -33,7 +39,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = harness.parser(__doc__)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--remat", default="names")
+    parser.add_argument("--remat", default="", help="empty: the config's")
     parser.add_argument("--unroll", type=int, default=0)
     parser.add_argument("--field_remat", default="none")
     parser.add_argument("--attention", default="auto")
@@ -65,7 +71,7 @@ def main() -> None:
     print(f"compiled in {seconds:.0f} s; kernels take {sum(kernels.values()):.1f} ms")
     _table("kind", by(kernels, lambda kernel: kind(*kernel)), 30)
     _table("line", by(kernels, lambda kernel: lines.get(kernel[1], "?")), args.top)
-    _table("kernel", by(kernels, lambda kernel: f"{kernel[0][:60]} {kernel[1]}"), args.top)
+    _table("kernel", by(kernels, lambda kernel: " ".join(kernel)[:100]), args.top)
 
 
 def timed_kernels(trace: pathlib.Path) -> collections.Counter:
@@ -104,7 +110,8 @@ def source_lines(program: str) -> dict[str, str]:
         for number, file, line in re.findall(entry, program, re.MULTILINE)
     }
     frame = r"^(\d+) \{file_location_id=(\d+)"
-    frames = {n: places.get(at, "?") for n, at in re.findall(frame, program, re.MULTILINE)}
+    framed = re.findall(frame, program, re.MULTILINE)
+    frames = {number: places.get(at, "?") for number, at in framed}
     found = {}
     for name, metadata in re.findall(r"%([\w.-]+) = .*metadata=\{(.*?)\}", program):
         operation = re.search(r'op_name="([^"]*)"', metadata)

@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = harness.parser(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[32])
-    parser.add_argument("--remat", nargs="+", default=["names"])
+    parser.add_argument("--remat", nargs="+", default=[""], help="empty: the config's")
     parser.add_argument("--unroll", type=int, nargs="+", default=[0])
     parser.add_argument("--field_remat", nargs="+", default=["none"])
     parser.add_argument("--attention", nargs="+", default=["auto"])
@@ -74,13 +74,13 @@ def timed(config: Experiment, recipe: Recipe, frozen: dict, repeats: int) -> dic
 
 
 def configured(spec: str, variant: dict) -> Experiment:
+    """The config of one variant, with flow matching as its only term."""
     config = harness.load_config(spec)
     config.batch_size = variant["batch"]
     # Flow matching alone; benchmarks.perceptual measures the other terms.
     config.terms, config.balance = [FlowMatching()], None
-    loop = dataclasses.replace(
-        config.model.loop, remat=variant["remat"], unroll=variant["unroll"]
-    )
+    remat = variant["remat"] or config.model.loop.remat
+    loop = dataclasses.replace(config.model.loop, remat=remat, unroll=variant["unroll"])
     model = dataclasses.replace(config.model, loop=loop, attention=variant["attention"])
     if isinstance(model, PixNerd) and isinstance(model.decoder, NeuralField):
         remat = dataclasses.replace(model.decoder.loop, remat=variant["field_remat"])
@@ -92,6 +92,7 @@ def configured(spec: str, variant: dict) -> Experiment:
 
 
 def random_batch(config: Experiment, mesh: jax.sharding.Mesh) -> dict:
+    """Random images and labels of the sizes that the config asks for."""
     rng = np.random.default_rng(0)
     shape = (config.batch_size, *[config.data.image_size] * 2, 3)
     image = rng.uniform(-1, 1, shape).astype(np.float32)

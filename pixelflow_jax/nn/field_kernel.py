@@ -17,13 +17,21 @@ SHORTEST = 1e-24  # a column's squared length is at least this
 # Pixels at a time. More of them spill the sums of the backward pass out of registers.
 FORWARD_ROWS, BACKWARD_ROWS = 64, 32
 WARPS = 4
+SIZES = (
+    f"powers of two, at least {FORWARD_ROWS} pixels a patch and widths of at least 16 "
+    "whose product is at most 8192"
+)
 
 
 def fits(pixels: int, width: int, hidden: int) -> bool:
-    """Whether the kernel takes these sizes: powers of two that fit on the chip."""
-    sizes = pixels, width, hidden
-    powers = all(n >= 16 and not n & (n - 1) for n in sizes)
-    return powers and pixels >= FORWARD_ROWS and width * hidden <= 64 * 128
+    """Whether the kernel takes these sizes: `SIZES` in words."""
+    powers = all(not n & (n - 1) for n in (pixels, width, hidden))
+    return (
+        powers
+        and pixels >= FORWARD_ROWS
+        and min(width, hidden) >= 16
+        and width * hidden <= 8192
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -55,9 +55,7 @@ def linear(
 
     Its initialisation is PyTorch's default unless `init` and `bias_init` say otherwise.
     """
-    import os
-    cls = Linear if os.environ.get("BIAS") else nnx.Linear
-    return cls(
+    return nnx.Linear(
         inputs,
         outputs,
         use_bias=bias,
@@ -67,31 +65,6 @@ def linear(
         bias_init=bias_init or torch_default_bias(inputs),
         rngs=rngs,
     )
-
-
-@jax.custom_vjp
-def add_bias(y, b):
-    return y + b
-
-
-def _add_bias_bwd(_, dy):
-    rows = dy.reshape(-1, dy.shape[-1])
-    if rows.shape[0] < 1024:
-        return dy, rows.astype(jnp.float32).sum(0).astype(dy.dtype)
-    ones = jax.lax.optimization_barrier(jnp.ones((8, rows.shape[0]), dy.dtype))
-    return dy, (ones @ rows)[0]
-
-
-add_bias.defvjp(lambda y, b: (y + b, None), _add_bias_bwd)
-
-
-class Linear(nnx.Linear):
-    def __call__(self, x):
-        dtype = self.dtype or x.dtype
-        y = x.astype(dtype) @ self.kernel[...].astype(dtype)
-        if self.bias is not None:
-            y = add_bias(y, self.bias[...].astype(dtype))
-        return y
 
 
 class RMSNorm(nnx.Module):

@@ -15,6 +15,8 @@ from pixelflow_jax.sharding import constrain_batch
 # Names that blocks give (by `checkpoint_name`) to what "names" keeps for the backward
 # pass; everything else between them is cheap to compute again.
 SAVED = ("qkv", "attention", "mlp_hidden", "residual", "generated")
+BRANCHES = ("branch",)  # what a block's gates multiply
+REMAT = ("none", "names", "branches", "full")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,9 +24,10 @@ class Loop:
     """How a stack of blocks runs; changes speed and memory, never results.
 
     `remat`: what the backward pass keeps: "none" keeps every intermediate, "names" the
-    named ones (projections, attention output, MLP hidden, middle residual), "full" only
-    each block's input. `unroll`: blocks per scan iteration; 0 writes all blocks out,
-    which compiles several times longer and runs a little faster.
+    named ones (projections, attention output, MLP hidden, middle residual), "branches"
+    also the outputs of attention and MLP, which spares two matrix products a block, and
+    "full" only each block's input. `unroll`: blocks per scan iteration; 0 writes all
+    blocks out, which compiles several times longer and runs a little faster.
     """
 
     remat: str = "names"
@@ -32,9 +35,9 @@ class Loop:
 
     def check(self) -> None:
         """Raises ValueError for values that do not exist."""
-        if self.remat not in ("none", "names", "full"):
+        if self.remat not in REMAT:
             raise ValueError(
-                f'loop.remat must be "none", "names" or "full", not {self.remat!r}.'
+                f"loop.remat must be one of {', '.join(REMAT)}, not {self.remat!r}."
             )
         if self.unroll < 0:
             raise ValueError(f"loop.unroll must be 0 or more, not {self.unroll}.")
@@ -96,16 +99,7 @@ def run_layers(
         return constrain_batch(block(layer, x)), None
 
     if loop.remat != "none":
-        policy = None
-        if loop.remat == "names":
-            import os
-            names = SAVED + (("branch",) if os.environ.get("BRANCH") else ())
-            policy = jax.checkpoint_policies.save_only_these_names(*names)
-            if os.environ.get("SAVEATT"):
-                def saves(prim, *_, **__):
-                    return "dot_product_attention_fwd" in prim.name
-                names = tuple(n for n in names if n != "attention")
-                policy = jax.checkpoint_policies.save_from_both_policies(saves, jax.checkpoint_policies.save_only_these_names(*names))
+        policy = None if loop.remat == "full" else _keeping(loop.remat)
         # Inside a scan nothing can be merged anyway.
         body = jax.checkpoint(body, prevent_cse=not loop.unroll, policy=policy)
     x = constrain_batch(x)
@@ -115,6 +109,21 @@ def run_layers(
     for layer in layers:
         x, _ = body(x, layer)
     return x
+
+
+def _keeping(remat: str) -> Callable[..., bool]:
+    """The policy that keeps what is named, and the results of cuDNN's attention.
+
+    Its backward pass also reads the sums of the softmax, which no name reaches; without
+    them, the forward pass would run again.
+    """
+    names = SAVED + (BRANCHES if remat == "branches" else ())
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def attention(primitive: Any, *_: Any, **__: Any) -> bool:
+        return "dot_product_attention_fwd" in primitive.name
+
+    return jax.checkpoint_policies.save_from_both_policies(named, attention)
 
 
 def layers_of(params: Any) -> list:
