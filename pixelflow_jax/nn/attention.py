@@ -32,6 +32,9 @@ def attend(
     `implementation` "auto" takes cuDNN's flash attention where it is available and
     right, XLA elsewhere; "xla" and "cudnn" insist. `drop` acts on the probabilities
     [b, heads, n, m], which only the plain formula writes out.
+
+    For the backward pass stacks keep the result under the name "attention", or all that
+    cuDNN's own backward pass needs (`nn.stack`).
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -44,13 +47,14 @@ def attend(
     if mask is not None:
         mask = mask[:, None, None, :]
     if drop is not None:
-        return _attend_plainly(q, k, v, mask, drop)
+        return checkpoint_name(_attend_plainly(q, k, v, mask, drop), "attention")
     odd = q.shape[1] % 2 or k.shape[1] % 2
     if implementation == "cudnn" and odd and mask is None:
         return _attend_padded(q, k, v)
-    return jax.nn.dot_product_attention(
+    mixed = jax.nn.dot_product_attention(
         q, k, v, mask=mask, implementation=implementation
     )
+    return mixed if implementation == "cudnn" else checkpoint_name(mixed, "attention")
 
 
 def _attend_padded(q: Array, k: Array, v: Array) -> Array:
@@ -167,4 +171,4 @@ class SelfAttention(nnx.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         how = {"implementation": self.implementation, "drops": drops}
         mixed = attend_packed(q, k, v, packing, masks=masks, **how)
-        return self.out(checkpoint_name(mixed, "attention"))
+        return self.out(mixed)

@@ -113,9 +113,10 @@ class Block(nnx.Module):
         drops = group_drops(drop, self.attention_dropout, PROBABILITIES)
         z = modulate(self.norm1(x), shift1, scale1)
         mixed = after(self.attention(z, packing, rope, drops, beside))
+        mixed = checkpoint_name(mixed, "branch")
         x = checkpoint_name(gated(x, gate1, mixed), "residual")
         z = modulate(self.norm2(x), shift2, scale2)
-        return gated(x, gate2, self.mlp(z, inside))
+        return gated(x, gate2, checkpoint_name(self.mlp(z, inside), "branch"))
 
 
 def block_flops(tokens: int, width: int, hidden: int) -> float:

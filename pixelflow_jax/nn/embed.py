@@ -162,11 +162,13 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     `x` [..., n, heads, head_width]; `cos`, `sin` [n, head_width / 2]. Computed in
     float32, returned in x's type.
     """
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    x32 = x.astype(jnp.float32)
+    pairs = x32.reshape(*x.shape[:-1], -1, 2)
+    # Exchanged rather than taken apart: one pass over memory, forward and backward.
+    exchanged = pairs[..., ::-1].reshape(x.shape)
+    cos = jnp.repeat(cos, 2, -1)[:, None, :]
+    sin = jnp.stack([-sin, sin], -1).reshape(len(sin), 1, -1)
+    return (x32 * cos + exchanged * sin).astype(x.dtype)
 
 
 def rotate_halves(x: Array, cos: Array, sin: Array) -> Array:

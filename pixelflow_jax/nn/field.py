@@ -9,12 +9,15 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from pixelflow_jax.nn import field_kernel
 from pixelflow_jax.nn.embed import rotary_table
 from pixelflow_jax.nn.layers import RMSNorm, linear
 from pixelflow_jax.nn.patch import Patch, sides
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.sharding import by_device
 
 WEIGHTS = ("first", "second")
+KERNELS = ("auto", "pallas", "einsum")
 
 
 def dct_features(patch: Patch, frequencies: int = 8) -> np.ndarray:
@@ -101,7 +104,10 @@ class PixelEmbed(nnx.Module):
 class FieldBlock(nnx.Module):
     """z + SiLU(RMS(z) W1) W2, with W1 and W2 generated for every patch.
 
-    The `normalised` weights have columns of unit length (PixNerd eq. 10).
+    The `normalised` weights have columns of unit length (PixNerd eq. 10). `kernel`:
+    "pallas" computes it in one kernel, without writing the normalised weights and the
+    hidden values to memory, "einsum" in separate products; "auto" takes the kernel on
+    GPUs in half precision, for the sizes it knows.
     """
 
     def __init__(
@@ -112,25 +118,67 @@ class FieldBlock(nnx.Module):
         normalised: tuple[str, ...],
         precision: Precision,
         rngs: nnx.Rngs,
+        kernel: str = "auto",
     ):
         self.width = width
         self.hidden = hidden
         self.normalised = tuple(normalised)
+        self.kernel = kernel
         self.norm = RMSNorm(width)
         self.generator = linear(condition_width, 2 * width * hidden, precision, rngs)
 
     def __call__(self, z: Array, condition: Array) -> Array:
-        """z [b, n, pixels, width], condition [b, n, condition_width]; z's shape."""
-        generated = checkpoint_name(self.generator(condition), "generated")
-        first, second = jnp.split(generated, 2, -1)
-        lead = condition.shape[:-1]
-        first = self._weight(first.reshape(*lead, self.width, self.hidden), "first")
-        second = self._weight(second.reshape(*lead, self.hidden, self.width), "second")
+        """z [b, n, pixels, width], condition [b, n, condition_width]; z's shape.
+
+        Raises ValueError where "pallas" is asked for and the sizes do not fit.
+        """
+        first, second = self.generated(condition)
+        unit = tuple(name in self.normalised for name in WEIGHTS)
+        if self._fused(z):
+            weight = self.norm.weight[...]
+            run = functools.partial(_fused_block, unit=unit)
+            return by_device(run, z, first, second, whole=(weight,))
+        weights = zip((first, second), unit, strict=True)
+        first, second = (unit_columns(w) if is_unit else w for w, is_unit in weights)
         hidden = jnp.einsum("bnpd,bndh->bnph", self.norm(z), first)
         return z + jnp.einsum("bnph,bnhd->bnpd", jax.nn.silu(hidden), second)
 
-    def _weight(self, weight: Array, name: str) -> Array:
-        return unit_columns(weight) if name in self.normalised else weight
+    def generated(self, condition: Array) -> tuple[Array, Array]:
+        """The weights [b, n, width, hidden] and [b, n, hidden, width] of each patch.
+
+        From two products, so that neither has to be cut out of a common array.
+        """
+        dtype = condition.dtype
+        shapes = (self.width, self.hidden), (self.hidden, self.width)
+        kernels = jnp.split(self.generator.kernel[...].astype(dtype), 2, -1)
+        biases = jnp.split(self.generator.bias[...].astype(dtype), 2)
+        parts = (
+            (condition @ kernel + bias).reshape(*condition.shape[:-1], *shape)
+            for kernel, bias, shape in zip(kernels, biases, shapes, strict=True)
+        )
+        return tuple(checkpoint_name(part, "generated") for part in parts)
+
+    def _fused(self, z: Array) -> bool:
+        known = field_kernel.fits(z.shape[-2], self.width, self.hidden)
+        if self.kernel == "pallas" and not known:
+            raise ValueError(
+                f'decoder.kernel="pallas" needs {field_kernel.SIZES}, not '
+                f"{z.shape[-2]} pixels, width {self.width} and hidden width "
+                f'{self.hidden}: set decoder.kernel="auto".'
+            )
+        half = z.dtype in (jnp.bfloat16, jnp.float16)
+        suits = known and half and jax.default_backend() == "gpu"
+        return self.kernel == "pallas" or self.kernel == "auto" and suits
+
+
+def _fused_block(
+    z: Array, first: Array, second: Array, weight: Array, unit: tuple[bool, bool]
+) -> Array:
+    """The kernel on [b, n, ...], all patches one after the other."""
+    flat = [a.reshape(-1, *a.shape[2:]) for a in (z, first, second)]
+    interpret = jax.default_backend() != "gpu"
+    out = field_kernel.field_block(flat[0], weight, *flat[1:], unit, interpret)
+    return out.reshape(z.shape)
 
 
 def unit_columns(weight: Array) -> Array:

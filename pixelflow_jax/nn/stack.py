@@ -15,6 +15,8 @@ from pixelflow_jax.sharding import constrain_batch
 # Names that blocks give (by `checkpoint_name`) to what "names" keeps for the backward
 # pass; everything else between them is cheap to compute again.
 SAVED = ("qkv", "attention", "mlp_hidden", "residual", "generated")
+BRANCHES = ("branch",)  # what a block's gates multiply
+REMAT = ("none", "names", "branches", "full")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,9 +24,10 @@ class Loop:
     """How a stack of blocks runs; changes speed and memory, never results.
 
     `remat`: what the backward pass keeps: "none" keeps every intermediate, "names" the
-    named ones (projections, attention output, MLP hidden, middle residual), "full" only
-    each block's input. `unroll`: blocks per scan iteration; 0 writes all blocks out,
-    which compiles several times longer and runs a little faster.
+    named ones (projections, attention output, MLP hidden, middle residual), "branches"
+    also the outputs of attention and MLP, which spares two matrix products a block, and
+    "full" only each block's input. `unroll`: blocks per scan iteration; 0 writes all
+    blocks out, which compiles several times longer and runs a little faster.
     """
 
     remat: str = "names"
@@ -32,9 +35,9 @@ class Loop:
 
     def check(self) -> None:
         """Raises ValueError for values that do not exist."""
-        if self.remat not in ("none", "names", "full"):
+        if self.remat not in REMAT:
             raise ValueError(
-                f'loop.remat must be "none", "names" or "full", not {self.remat!r}.'
+                f"loop.remat must be one of {', '.join(REMAT)}, not {self.remat!r}."
             )
         if self.unroll < 0:
             raise ValueError(f"loop.unroll must be 0 or more, not {self.unroll}.")
@@ -96,9 +99,7 @@ def run_layers(
         return constrain_batch(block(layer, x)), None
 
     if loop.remat != "none":
-        policy = None
-        if loop.remat == "names":
-            policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
+        policy = None if loop.remat == "full" else _keeping(loop.remat)
         # Inside a scan nothing can be merged anyway.
         body = jax.checkpoint(body, prevent_cse=not loop.unroll, policy=policy)
     x = constrain_batch(x)
@@ -110,12 +111,42 @@ def run_layers(
     return x
 
 
+def _keeping(remat: str) -> Callable[..., bool]:
+    """The policy that keeps what is named, and the results of cuDNN's attention.
+
+    Its backward pass also reads the sums of the softmax, which no name reaches; without
+    them, the forward pass would run again.
+    """
+    names = SAVED + (BRANCHES if remat == "branches" else ())
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def attention(primitive: Any, *_: Any, **__: Any) -> bool:
+        return "dot_product_attention_fwd" in primitive.name
+
+    return jax.checkpoint_policies.save_from_both_policies(named, attention)
+
+
 def layers_of(params: Any) -> list:
     """Every layer of a stacked pytree; their gradients meet in one concatenation."""
     leaves, structure = jax.tree.flatten(params)
-    split = [jax.lax.split(leaf, (1,) * len(leaf)) for leaf in leaves]
-    layers = [[part[0] for part in parts] for parts in zip(*split, strict=True)]
+    layers = zip(*map(_unstack, leaves), strict=True)
     return [jax.tree.unflatten(structure, layer) for layer in layers]
+
+
+@jax.custom_vjp
+def _unstack(stacked: Array) -> tuple[Array, ...]:
+    """The entries along the first axis.
+
+    Plain indexing, which melts into whatever reads an entry first; its own gradient
+    would add up as many arrays of the whole size.
+    """
+    return tuple(stacked[i] for i in range(len(stacked)))
+
+
+_unstack.defvjp(
+    lambda stacked: (_unstack(stacked), None),
+    lambda _, gradients: (jnp.stack(gradients),),
+)
 
 
 def _stacked(drops: list[Dropping | None]) -> Dropping | None:

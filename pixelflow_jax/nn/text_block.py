@@ -117,7 +117,7 @@ class JointAttention(nnx.Module):
         ends = (sources.join(keys), sources.join(values), packing, sources)
         masks = _widened(text.masks, packing)
         mixed = attend_packed(q, *ends, masks=masks, **how)
-        return self.out(checkpoint_name(mixed, "attention"))
+        return self.out(mixed)
 
     def _heads(self, fused: Array, parts: int) -> list[Array]:
         return [split_heads(part, self.heads) for part in jnp.split(fused, parts, -1)]

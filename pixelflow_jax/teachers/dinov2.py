@@ -235,7 +235,6 @@ class DinoV2:
         heads = self.sizes.heads
         q, k, v = (split_heads(part, heads) for part in jnp.split(qkv, 3, -1))
         mixed = attend(q, k, v, implementation=self.attention).reshape(x.shape)
-        mixed = checkpoint_name(mixed, "attention")
         x = gated(x, params["scale1"], _linear(params["attention"]["out"], mixed))
         x = checkpoint_name(x, "residual")
         hidden = _linear(params["mlp"]["up"], _norm(params["norm2"], x))
