@@ -109,11 +109,7 @@ def text_to_image(image_size: int) -> Experiment:
     config = imagenet(f"t2i_{image_size}", 4, image_size, 400_000, kickoff=8)
     encoder = T5(variant="flan-t5-xl")
     model = dataclasses.replace(XL, num_classes=0, text_width=encoder.width)
-    sampling = Sampling(
-        grid=Grid(steps=30, last_step=0.001),
-        guidance=ClassifierFree(scale=4.0),
-        batch_size=8,
-    )
+    sampling = PRESETS["pixelflow_text"]()
     text = Text(encoder=encoder, length=512)
     return dataclasses.replace(config, model=model, conditioner=text, sampling=sampling)
 

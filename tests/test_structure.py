@@ -18,14 +18,13 @@ PACKAGE = "pixelflow_jax"
 
 # A unit is a sub-package or a module directly under the package.
 FLOORS = {
-    **dict.fromkeys(
-        ["backend", "compat", "nodes", "flow", "nn", "data", "sharding"], 0
-    ),
+    **dict.fromkeys(["backend", "compat", "nodes", "sharding"], 0),
+    **dict.fromkeys(["flow", "nn", "data", "weightfiles"], 0),
     **dict.fromkeys(["models", "teachers"], 1),
     **dict.fromkeys(["conditioning", "objective", "perceptual", "sampler"], 2),
-    **dict.fromkeys(["training", "evaluation", "convert"], 3),
+    **dict.fromkeys(["training", "evaluation"], 3),
     **dict.fromkeys(["experiment", "pipeline", "presets"], 4),
-    **dict.fromkeys(["main", "demo", "quickstart"], 5),
+    **dict.fromkeys(["main", "demo", "quickstart", "convert"], 5),
 }
 # Imports within one floor, and why.
 NEIGHBOURS = {

@@ -1,10 +1,8 @@
 """Official weight files: finding them, reading them, and fitting them strictly."""
 
 import dataclasses
-import json
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -12,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import load_file
 
-INSTALL = "pip install 'pixelflow_jax[teachers]'"
+from pixelflow_jax.weightfiles import reader
+from pixelflow_jax.weightfiles.pytorch import INSTALL
+from pixelflow_jax.weightfiles.stored import WeightFileError
 
 
 class TeacherError(ValueError):
@@ -56,10 +55,10 @@ def read(weights: str, origin: Origin) -> dict[str, np.ndarray]:
         path = pathlib.Path(weights).expanduser()
     if not path.exists():
         raise TeacherError(f"There is no file {path}. {origin.remedy}")
-    tensors: dict[str, np.ndarray] = {}
-    for file in _files(path) if path.is_dir() else [path]:
-        tensors |= _read_file(file)
-    return tensors
+    try:
+        return {key: stored.read() for key, stored in reader.tensors(path).items()}
+    except WeightFileError as error:
+        raise TeacherError(str(error)) from error
 
 
 def _download(weights: str, origin: Origin) -> pathlib.Path:
@@ -83,79 +82,10 @@ def _download(weights: str, origin: Origin) -> pathlib.Path:
         folder = huggingface_hub.snapshot_download(repository, allow_patterns=wanted)
     except Exception as error:  # no common base: the network, the name, the disk
         raise TeacherError(
-            f"{weights} cannot be downloaded ({_first_line(error)}). Where there is no "
-            f"network, bring the file. {origin.remedy}"
+            f"{weights} cannot be downloaded ({reader.first_line(error)}). Where there "
+            f"is no network, bring the file. {origin.remedy}"
         ) from error
     return pathlib.Path(folder, *filter(None, [file]))
-
-
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The weight files of a folder: one, or the shards that an index names."""
-    whole = folder / "model.safetensors"
-    if whole.is_file():
-        return [whole]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        absent = sorted(name for name in names if not (folder / name).is_file())
-        if absent:
-            raise TeacherError(f"{folder} lacks shards: {', '.join(absent)}")
-        return [folder / name for name in sorted(names)]
-    found = sorted(path for path in folder.iterdir() if path.suffix in READERS)
-    if len(found) == 1:
-        return found
-    listed = ", ".join(path.name for path in found) or "no weight file"
-    raise TeacherError(
-        f"{folder} holds neither model.safetensors nor its index, but {listed}: name "
-        "one file."
-    )
-
-
-def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
-    if path.suffix not in READERS:
-        raise TeacherError(
-            f"{path} is of no known kind of weight file: {', '.join(READERS)}"
-        )
-    try:
-        return READERS[path.suffix](path)
-    except TeacherError:
-        raise
-    except Exception as error:  # each format and damage has an exception of its own
-        raise TeacherError(
-            f"{path} cannot be read ({_first_line(error)}): is it whole? Download it "
-            "again."
-        ) from error
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """A state dict; nothing but tensors is unpickled."""
-    try:
-        import torch
-    except ImportError as error:
-        raise TeacherError(
-            f"Reading {path} needs the package torch: {INSTALL}, or convert the file "
-            "to .safetensors elsewhere."
-        ) from error
-    # Files older than PyTorch 1.6, such as torchvision's VGG16, cannot be mapped.
-    mapped = zipfile.is_zipfile(path)
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    if not isinstance(tensors, Mapping) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
-    ):
-        raise TeacherError(f"{path} holds something else than a dict of tensors.")
-    return {key: tensor.detach().float().numpy() for key, tensor in tensors.items()}
-
-
-READERS: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
-    ".safetensors": load_file,
-    ".pth": _read_torch,
-    ".pt": _read_torch,
-    ".bin": _read_torch,
-}
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -210,4 +210,4 @@ def test_files_of_pytorch_are_read(tmp_path, archive):
     torch.save({"epoch": 3, "model": values}, path, **how)
     refused(path, "something else than a dict of tensors")
     torch.save([re.compile("code")], path, **how)  # neither tensors nor containers
-    refused(path, "some.pth", "cannot be read")
+    refused(path, "some.pth is refused", "re._compile", "nothing of it was executed")
