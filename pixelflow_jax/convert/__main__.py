@@ -66,7 +66,8 @@ def run_from_torch(arguments: argparse.Namespace) -> None:
     size = arguments.image_size
     if config is not None:
         given |= _known(config)
-        size = size or given.pop("image_size", 0)
+        own = given.pop("image_size", 0)
+        size = size or own
     weights = _understood(
         arguments, given=given, given_by=arguments.config or "--set", image_size=size
     )

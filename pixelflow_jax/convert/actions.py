@@ -10,9 +10,8 @@ from pixelflow_jax.convert import official, ours, released, tables, variants
 from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.convert.infer import Fields
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.models.base import DenoiserConfig, count, network
+from pixelflow_jax.models.base import DenoiserConfig, count
 from pixelflow_jax.nn.embed import sincos_table
-from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.weightfiles import pytorch, reader, safe
 from pixelflow_jax.weightfiles.stored import Stored
 
@@ -65,7 +64,7 @@ def understood(
     if image_size and image_size != getattr(model, "image_size", image_size):
         model, tensors, notes = _resized(model, tensors, image_size)
     table = variant.table(model)
-    shapes = network(model, Precision()).shapes()
+    shapes = variants.shapes_of(model)
     problems = tables.problems(table, tensors, shapes)
     problems += [f"unexpected: {key}" for key in checkpoint.stray]
     if problems:
@@ -153,7 +152,9 @@ def from_torch(
         ways = variants.fields(config.model)
         ways = {name: ways[name] for name in variants.EXECUTION if name in ways}
         model = variants.replaced(model, ways)
-        config = dataclasses.replace(config, model=model)
+        size = image_size or config.data.image_size
+        data = dataclasses.replace(config.data, image_size=size)
+        config = dataclasses.replace(config, model=model, data=data)
     about = {
         "config": config.to_dict(),
         "class_names": [str(label) for label in range(model.num_classes)],

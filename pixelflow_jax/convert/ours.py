@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from flax import traverse_util
 
 from pixelflow_jax.convert.errors import ConvertError
+from pixelflow_jax.convert.variants import shapes_of
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.base import misfitting
 from pixelflow_jax.pipeline import METADATA, Pipeline
@@ -61,7 +62,7 @@ def opened(path: pathlib.Path, ema: str = "") -> Ours:
         )
     about = _about(path)
     config, tensors = Experiment.from_dict(about["config"]), reader.tensors(path)
-    if problems := misfitting(dict(tensors), config.network().shapes()):
+    if problems := misfitting(dict(tensors), shapes_of(config.model)):
         raise ConvertError(
             f"{path} does not hold the weights of the model its own config describes:"
             + "".join(f"\n  {problem}" for problem in problems)
