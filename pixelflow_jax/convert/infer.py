@@ -1,7 +1,8 @@
 """The sizes of a model, from the names and shapes of its official tensors.
 
 Each is read from the first tensor at hand that tells it, so that a checkpoint with a
-wrong key is still understood, and the key named.
+wrong key is still understood, and the key named. A part that released models have is
+not left out because its tensors are: only a given field says so.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.nn.field import ENCODINGS
 
 Fields = dict[str, object]  # of a model's config, "decoder.depth" for those inside
 Shape = tuple[int, ...]
@@ -79,7 +81,7 @@ def pixelflow(sizes: Sizes, given: Fields) -> Told:
     depth = sizes.layers(blocks, "norm3.weight", "mlp.fc1.bias")
     biases = (f"{first}.{name}_proj.bias" for name in "qkvo")
     told = {
-        "num_classes": rows - 1 if rows else 0,
+        "num_classes": rows - 1 if rows else 0 if text else None,
         "channels": sizes.axis((patches, 1)),
         "patch": sizes.axis((patches, 2), (patches, 3)),
         "width": width,
@@ -97,8 +99,9 @@ def pixnerd(sizes: Sizes, given: Fields) -> Told:
     rows = sizes.axis(("y_embedder.embedding_table.weight", 0))
     depth = sizes.layers("blocks", "norm1.weight", "norm2.weight")
     told |= {"num_classes": rows and rows - 1, "depth": depth}
-    told["decoder.output_norm"] = "final_layer.norm.weight" in sizes
-    field = {"encoding": "dct", "normalised": NeuralField().normalised}
+    told["decoder.output_norm"] = "final_layer.norm.weight" in sizes or None
+    encoding = _encoding(sizes, told["channels"])
+    field = {"encoding": encoding, "normalised": NeuralField().normalised}
     return _sorted(told, {"tap": _tap(PixNerd(), depth)} | _decoder(field))
 
 
@@ -139,7 +142,7 @@ def pixelgen(sizes: Sizes, given: Fields) -> Told:
         "depth": depth,
         "mlp_ratio": _mlp_ratio(told["width"], hidden),
         "bottleneck": bottleneck,
-        "context_length": sizes.axis(("in_context_posemb", 1)) or 0,
+        "context_length": sizes.axis(("in_context_posemb", 1)),
     }
     start, dropout = RELEASED_JIT.get((depth, told["width"]), (depth // 3, 0.0))
     assumed = {"context_start": start, "tap": start or depth // 2, "dropout": dropout}
@@ -194,6 +197,14 @@ def _field(sizes: Sizes) -> Fields:
     patch = math.isqrt(inputs // channels) if inputs and channels else None
     found = {"width": width, "ratio": ratio, "depth": depth}
     return {"channels": channels, "patch": patch} | _decoder(found)
+
+
+def _encoding(sizes: Sizes, channels: int | None) -> str:
+    """The first coordinate encoding of that many features, or the published one."""
+    inputs = sizes.axis(("x_embedder.embedder.0.weight", 1))
+    counts = {name: encode(1).shape[-1] for name, encode in ENCODINGS.items()}
+    fitting = [n for n, count in counts.items() if inputs == count + (channels or 0)]
+    return fitting[0] if fitting else NeuralField().encoding
 
 
 def _decoder(fields: Fields) -> Fields:

@@ -178,7 +178,7 @@ def inferred(
     """The config of a state dict's model; `given` fields go before assumed ones.
 
     Raises ConvertError with every given field (from `source`) that does not exist, is
-    of a wrong type, or says something else than the tensors.
+    of a wrong type, says something else than the tensors, or makes no model.
     """
     sizes = Sizes({key: tensor.shape for key, tensor in tensors.items()})
     read = variant.read(sizes, given)
@@ -196,10 +196,11 @@ def inferred(
     ]
     if not problems:
         model = replaced(variant.model, {**read.assumed, **given, **read.told})
-        problems = mistyped(model)
+        problems = mistyped(model) or model.problems(model.patch, model.patch)
     if problems:
         raise ConvertError(
-            "The given fields do not fit the weights:\n  " + "\n  ".join(problems)
+            "The model these weights and the given fields describe cannot be:\n  "
+            + "\n  ".join(problems)
         )
     fixed = {*given, *read.told, *EXECUTION}
     return Inferred(model, {k: v for k, v in fields(model).items() if k not in fixed})

@@ -71,7 +71,7 @@ def assumed(model: DenoiserConfig) -> list[str]:
 def converted(source, out, fixture, group) -> None:
     """Converts a file, and checks the config it was given."""
     model = official_config(fixture)
-    flags = assumed(model) if group == "params" else ["--set", "context_start=1"]
+    flags = assumed(model)
     # Small enough for the tiny models' stages and patches.
     size = [] if hasattr(model, "image_size") else ["--image-size", 32]
     checkpoints.run("from-torch", source, out, *flags, *size)
