@@ -43,6 +43,7 @@ SETTINGS = (
     *(f"omegaconf.nodes.{kind}Node" for kind in NODES),
     "typing.Any",
     "collections.defaultdict",
+    *(f"builtins.{name}" for name in ("dict", "int", "list", "str", "float", "bool")),
     "jsonargparse._namespace.Namespace",
     "lightning.fabric.utilities.data.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
@@ -67,8 +68,8 @@ def opened(path: pathlib.Path) -> object:
             content = torch.load(path, "cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             wanted = _asked_for(torch, path, error)
-            if not wanted:
-                raise
+            if not wanted:  # torch's own message tells to load the file unsafely
+                raise ValueError("it is no pickle of tensors") from error
             raise WeightFileError(
                 f"{path} is refused, and nothing of it was executed: its pickle asks "
                 f"for {', '.join(wanted)}, which no weights need. If you trust where "
@@ -92,7 +93,7 @@ def _asked_for(torch, path: pathlib.Path, error: Exception) -> list[str]:
     """Functions and classes of a file's pickle that are neither torch's nor known."""
     if zipfile.is_zipfile(path):
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    return re.findall(r"GLOBAL (\S+) was not", str(error))
+    return re.findall(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
 
 
 def _tree(torch, content: object) -> object:
