@@ -29,8 +29,10 @@ class Inert:
     def __setstate__(self, state: object) -> None:
         pass
 
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
+
+def _plain(*arguments: object) -> dict:
+    """Stands for a defaultdict, whose factory is not wanted."""
+    return {}
 
 
 # What training scripts keep beside the tensors: settings. They become `Inert`.
@@ -42,11 +44,7 @@ SETTINGS = (
     "omegaconf.base.Metadata",
     *(f"omegaconf.nodes.{kind}Node" for kind in NODES),
     "typing.Any",
-    "collections.defaultdict",
     *(f"builtins.{name}" for name in ("dict", "int", "list", "str", "float", "bool")),
-    "jsonargparse._namespace.Namespace",
-    "lightning.fabric.utilities.data.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
     "pathlib.PosixPath",
     "pathlib._local.PosixPath",
 )
@@ -62,7 +60,8 @@ def opened(path: pathlib.Path) -> object:
     torch = _torch(f"Reading {path}")
     # Files older than PyTorch 1.6, such as torchvision's VGG16, cannot be mapped.
     mapped = zipfile.is_zipfile(path)
-    known = [argparse.Namespace, *((Inert, name) for name in SETTINGS)]
+    known = [(Inert, name) for name in SETTINGS]
+    known += [argparse.Namespace, (_plain, "collections.defaultdict")]
     with torch.serialization.safe_globals(known):
         try:
             content = torch.load(path, "cpu", weights_only=True, mmap=mapped)
