@@ -15,6 +15,7 @@ FLAGS = {
     "pixelflow_jax.main": ["--config", "--workdir", "--mode"],
     "pixelflow_jax.quickstart": ["--workdir"],
     "pixelflow_jax.data.prepare": ["shards", "preview"],
+    "pixelflow_jax.convert.__main__": ["from-torch", "to-torch", "inspect"],
 }
 
 
