@@ -60,7 +60,10 @@ def peak(*arguments: object) -> int:
 
 
 def measure(model: DenoiserConfig, torch: bool) -> tuple[int, int, dict[str, int]]:
-    """The weights' bytes, the peak of `inspect`, which reads none, and the peak of each command."""
+    """The weights' size, the peak of `inspect`, which reads none, and of each command.
+
+    All in bytes.
+    """
     tensors = official(model)
     size = sum(tensor.nbytes for tensor in tensors.values())
     suffixes = [".safetensors", ".pt"] if torch else [".safetensors"]

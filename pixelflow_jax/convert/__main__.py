@@ -65,7 +65,7 @@ def run_from_torch(arguments: argparse.Namespace) -> None:
     given = dict(map(_assignment, arguments.set))
     size = arguments.image_size
     if config is not None:
-        given |= _known(config)
+        given = _known(config) | given
         own = given.pop("image_size", 0)
         size = size or own
     weights = _understood(

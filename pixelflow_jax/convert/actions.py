@@ -73,15 +73,17 @@ def understood(
             f"{described(model)}:" + "".join(f"\n  {problem}" for problem in problems)
         )
     others = [name for name in checkpoint.weights if name != chosen.name]
+    family = family or _family(variant, chosen)
     return Understood(
         model=model,
-        family=family or _family(variant, chosen),
+        family=family,
         tensors=tensors,
         table=table,
         origin=" ".join(filter(None, [source.name, chosen.place])),
         step=checkpoint.step,
         notes=(
             f"{described(model)}, {count(shapes):,} parameters",
+            f"family: {family}",
             f"weights: {chosen.name} ({chosen.place or 'the tensors of the file'})",
             *(f"left out: the weights {name}" for name in others),
             *(f"left out: {note}" for note in checkpoint.notes),

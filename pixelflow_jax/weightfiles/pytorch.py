@@ -113,7 +113,7 @@ def _stored(torch, tensor) -> Stored:
     half = tensor.dtype == torch.bfloat16
 
     def fetch(i: int | None) -> np.ndarray:
-        part = (tensor if i is None else tensor[i]).contiguous()
+        part = tensor if i is None else tensor[i]
         if half:
             return part.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return part.numpy()

@@ -283,6 +283,17 @@ def test_a_folder_of_shards_is_one_model(tmp_path):
     run("from-torch", folder, tmp_path / "out")
     run("to-torch", tmp_path / "out", tmp_path / "back.safetensors")
     checkpoints.identical(load_file(tmp_path / "back.safetensors"), theirs)
+    whole = tmp_path / "out" / "model.safetensors"
+    ours = load_file(whole)
+    whole.unlink()
+    where = {k: f"model-{i % 2}.safetensors" for i, k in enumerate(sorted(ours))}
+    for file in set(where.values()):
+        part = {key: ours[key] for key, place in where.items() if place == file}
+        checkpoints.save(part, tmp_path / "out" / file)
+    index = tmp_path / "out" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    run("to-torch", tmp_path / "out", tmp_path / "again.safetensors")
+    checkpoints.identical(load_file(tmp_path / "again.safetensors"), theirs)
 
 
 def test_files_of_ours_are_exported_and_not_converted_again(pixnerd, tmp_path, capsys):
