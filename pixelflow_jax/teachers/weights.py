@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from pixelflow_jax.weightfiles import reader
 from pixelflow_jax.weightfiles.pytorch import INSTALL
-from pixelflow_jax.weightfiles.stored import WeightFileError
+from pixelflow_jax.weightfiles.stored import Stored, WeightFileError
 
 
 class TeacherError(ValueError):
@@ -40,8 +40,8 @@ class Origin(NamedTuple):
         return f"{file}, read as {self.network},"
 
 
-def read(weights: str, origin: Origin) -> dict[str, np.ndarray]:
-    """All tensors of a weight file, by their official names.
+def read(weights: str, origin: Origin) -> dict[str, Stored]:
+    """All tensors of a weight file, by their official names; none is read yet.
 
     `weights` is a `.safetensors` file, a file of PyTorch's (`.pth`, `.pt`, `.bin`), a
     folder that transformers saved (shards with an index, too), or
@@ -56,7 +56,7 @@ def read(weights: str, origin: Origin) -> dict[str, np.ndarray]:
     if not path.exists():
         raise TeacherError(f"There is no file {path}. {origin.remedy}")
     try:
-        return {key: stored.read() for key, stored in reader.tensors(path).items()}
+        return reader.tensors(path)
     except WeightFileError as error:
         raise TeacherError(str(error)) from error
 

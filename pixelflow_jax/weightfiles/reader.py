@@ -37,12 +37,20 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
         return found
     listed = ", ".join(file.name for file in found) or "no weight file"
     raise WeightFileError(
-        f"{path} holds neither {WHOLE[0]} nor its index, but {listed}: name one file."
+        f"{path} holds neither {WHOLE[0]} nor its index, but {listed}: name one file, "
+        "or bring the index where these are shards."
     )
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
-    names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    """The files that an index names; all of them must be there."""
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise WeightFileError(
+            f"{index} cannot be read ({first_line(error)}): is it whole? Download it "
+            "again."
+        ) from error
     absent = sorted(name for name in names if not (index.parent / name).is_file())
     if absent:
         raise WeightFileError(f"{index.parent} lacks shards: {', '.join(absent)}")

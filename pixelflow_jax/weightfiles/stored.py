@@ -61,6 +61,10 @@ class Stored:
         """All of it."""
         return self.fetch(None)
 
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        """All of it, for numpy; of the file's own type unless `dtype` is given."""
+        return np.asarray(self.read(), dtype)
+
     def parts(self) -> Iterator[np.ndarray]:
         """All of it, in order, in pieces that fit into memory."""
         if not self.stacked:

@@ -73,7 +73,7 @@ def test_unfit_files_are_named(tmp_path):
     refused(tmp_path, "neither model.safetensors nor its index", "no weight file")
     for name in ("one.safetensors", "two.safetensors"):
         save_file(A, tmp_path / name)
-    refused(tmp_path, "one.safetensors, two.safetensors: name one")
+    refused(tmp_path, "one.safetensors, two.safetensors: name one file")
     sharded(tmp_path)
     (tmp_path / "model-2.safetensors").unlink()
     refused(tmp_path, "lacks shards: model-2.safetensors")
