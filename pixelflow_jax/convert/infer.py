@@ -215,10 +215,11 @@ def _patch(inputs: int | None, given: Fields) -> Fields:
     """Channels and patch from their product, one of them given or assumed."""
     if inputs is None:
         return {}
-    patch = given.get("patch")
+    patch, channels = given.get("patch"), given.get("channels")
     if isinstance(patch, int) and patch > 0:
         return {"patch": patch, "channels": inputs // patch**2}
-    channels = given.get("channels", CHANNELS)
+    if not isinstance(channels, int) or channels < 1:  # refused later, with its name
+        channels = CHANNELS
     return {"patch": math.isqrt(inputs // channels), "channels": channels}
 
 

@@ -237,6 +237,9 @@ def test_what_tensors_do_not_tell_is_said_and_can_be_set(tmp_path, capsys):
     assert (config.model.patch, config.model.channels, config.model.tap) == (2, 12, 2)
     assert config.model.image_size == 8
     assert "assumed: patch" not in capsys.readouterr().out
+    for flag in ("channels=0", "channels=few", "patch=-4"):
+        message = refused(capsys, "from-torch", source, tmp_path / "no", "--set", flag)
+        assert flag.split("=")[0] in message
     run("to-torch", tmp_path / "out", tmp_path / "back.safetensors")
     checkpoints.identical(load_file(tmp_path / "back.safetensors"), load_file(source))
 
