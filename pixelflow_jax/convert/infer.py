@@ -56,7 +56,7 @@ class Sizes:
         """The length of an axis, from the first of several tensors that is there."""
         for key, axis in places:
             shape = self.shapes.get(key, ())
-            if len(shape) > axis:
+            if len(shape) > axis and shape[axis]:
                 return shape[axis]
         return None
 
@@ -169,7 +169,8 @@ def _trunk(sizes: Sizes) -> Fields:
     width = sizes.axis(("t_embedder.mlp.2.bias", 0), ("blocks.0.norm1.weight", 0))
     norms = ((f"blocks.0.attn.{name}_norm.weight", 0) for name in "qk")
     head = sizes.axis(*norms)
-    return {"width": width, "heads": width // head if width and head else None}
+    heads = width // head if width and head and not width % head else None
+    return {"width": width, "heads": heads}
 
 
 def _text(sizes: Sizes) -> Fields:
@@ -195,8 +196,8 @@ def _field(sizes: Sizes) -> Fields:
     outputs = sizes.axis((f"blocks.{layer}.{generator}.bias", 0))
     ratio = outputs // (2 * width**2) if outputs and width else None
     patch = math.isqrt(inputs // channels) if inputs and channels else None
-    found = {"width": width, "ratio": ratio, "depth": depth}
-    return {"channels": channels, "patch": patch} | _decoder(found)
+    found = {"width": width, "ratio": ratio or None, "depth": depth}
+    return {"channels": channels, "patch": patch or None} | _decoder(found)
 
 
 def _encoding(sizes: Sizes, channels: int | None) -> str:

@@ -196,7 +196,9 @@ def inferred(
     ]
     if not problems:
         model = replaced(variant.model, {**read.assumed, **given, **read.told})
-        problems = mistyped(model) or model.problems(model.patch, model.patch)
+        problems = mistyped(model)
+        if given and not problems:  # what is assumed need not make a model that runs
+            problems = model.problems(model.patch, model.patch)
     if problems:
         raise ConvertError(
             "The model these weights and the given fields describe cannot be:\n  "
