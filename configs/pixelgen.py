@@ -41,7 +41,7 @@ from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.objective import FlowMatching
 from pixelflow_jax.perceptual import Lpips, PDino, Repa
-from pixelflow_jax.presets import PRESETS
+from pixelflow_jax.presets import PRESETS, jit_heun50
 from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
@@ -55,7 +55,7 @@ L = dataclasses.replace(XL, width=1024, depth=24, bottleneck=128, dropout=0.0)
 UNGUIDED = Sampling(guidance=ClassifierFree())  # Euler, 50 steps
 TERMS = [FlowMatching(), Repa()]
 
-# JiT's sizes, the block where class tokens enter, dropout, and guidance scale.
+# JiT's sizes, the block where class tokens enter, and dropout.
 JIT = {
     "b": {"width": 768, "heads": 12, "depth": 12, "context_start": 4, "tap": 4},
     "l": {"width": 1024, "heads": 16, "depth": 24, "context_start": 8, "tap": 8},
@@ -63,7 +63,6 @@ JIT = {
 }
 JIT_BOTTLENECK = {"b": 128, "l": 128, "h": 256}
 JIT_DROPOUT = {"b": 0.0, "l": 0.0, "h": 0.2}
-JIT_SCALE = {"b": 2.9, "l": 2.4, "h": 2.2}
 
 ABLATIONS = {
     "table5_lpips": [Lpips()],
@@ -148,14 +147,13 @@ def plain_jit(size: str, pixels: int) -> Experiment:
         **JIT[size],
     )
     epoch = IMAGES // 1024
-    guidance = ClassifierFree(scale=JIT_SCALE[size], low=0.1, closed="both")
     return dataclasses.replace(
         imagenet(f"jit_{size}_{pixels}", model, [FlowMatching()], 600 * epoch),
         batch_size=1024,
         path=Straight(noise_scale=pixels / 256),
         optimizer=AdamW(lr=2e-4, b2=0.95, warmup=5 * epoch),
         ema=(0.9999, 0.9996),
-        sampling=Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance),
+        sampling=jit_heun50(model.width),
     )
 
 

@@ -23,13 +23,12 @@ import dataclasses
 
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
-from pixelflow_jax.experiment import Experiment, Sampling, choose_variant
-from pixelflow_jax.flow.guidance import ClassifierFree
-from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.objective import FlowMatching
 from pixelflow_jax.perceptual import Repa
+from pixelflow_jax.presets import PRESETS
 
 EPOCH = 1_281_167 // 256
 # Layers not scanned, all gated branches kept: 8 % faster, compiles in 40 s.
@@ -80,11 +79,10 @@ def flow_alone() -> Experiment:
 
 def xl16_512() -> Experiment:
     """Fine-tuned at 512: --config.init_from=WORKDIR of xl16_256; interval from 0.3."""
-    guidance = ClassifierFree(scale=3.5, low=0.3, high=1.0)
     return dataclasses.replace(
         imagenet("pixnerd_xl16_512", XL, 512),
         steps=100_000,
-        sampling=Sampling(grid=Grid(steps=100), guidance=guidance, batch_size=16),
+        sampling=PRESETS["pixnerd_euler100_512"](),
     )
 
 

@@ -9,6 +9,7 @@ from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid
 
 TINY = 0.001  # the last step of the official PixelFlow grid: from 0.999 to 1
+JIT_SCALES = {768: 2.9, 1024: 2.4, 1280: 2.2}  # guidance of JiT-B, L and H, by width
 TOLD = 0.999  # of the clock, where its Dopri5 sampler has arrived at t = 1
 
 
@@ -43,6 +44,12 @@ def pixnerd_euler50() -> Sampling:
     return Sampling()
 
 
+def pixnerd_euler100_512() -> Sampling:
+    """PixNerd at 512 pixels: Euler, 100 steps, CFG 3.5 on (0.3, 1)."""
+    guidance = ClassifierFree(scale=3.5, low=0.3, high=1.0)
+    return Sampling(grid=Grid(steps=100), guidance=guidance, batch_size=16)
+
+
 def pixelgen_heun50() -> Sampling:
     """PixelGen-XL with guidance: Heun, 50 steps, CFG 2.25 on (0.1, 0.9], shift 2."""
     return Sampling(
@@ -58,6 +65,19 @@ def pixelgen_heun50_unguided() -> Sampling:
     guidance = ClassifierFree(scale=1.0)
     grid = Grid(steps=50, shift=2.0)
     return Sampling(solver=Heun(), grid=grid, guidance=guidance, batch_size=64)
+
+
+def jit_heun50(width: int = 1024) -> Sampling:
+    """JiT of that width as its authors sample: Heun, 50 steps, CFG on [0.1, 1]."""
+    scale = JIT_SCALES.get(width, JIT_SCALES[1024])
+    guidance = ClassifierFree(scale=scale, low=0.1, closed="both")
+    return Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance)
+
+
+def pixelflow_text() -> Sampling:
+    """PixelFlow with text: Euler, 30 steps a stage, CFG 4 everywhere."""
+    grid, guidance = Grid(steps=30, last_step=TINY), ClassifierFree(scale=4.0)
+    return Sampling(grid=grid, guidance=guidance, batch_size=8)
 
 
 def adams25_cfg4() -> Sampling:
@@ -84,8 +104,11 @@ PRESETS: dict[str, Callable[[], Sampling]] = {
     "dopri5_cfg1.5": dopri5_cfg15,
     "dopri5_stagewise2.4": dopri5_stagewise24,
     "pixnerd_euler50": pixnerd_euler50,
+    "pixnerd_euler100_512": pixnerd_euler100_512,
     "pixelgen_heun50": pixelgen_heun50,
     "pixelgen_heun50_unguided": pixelgen_heun50_unguided,
+    "jit_heun50": jit_heun50,
+    "pixelflow_text": pixelflow_text,
     "adams25_cfg4": adams25_cfg4,
     "euler10_cfg4": euler10_cfg4,
 }

@@ -15,6 +15,7 @@ FLAGS = {
     "pixelflow_jax.main": ["--config", "--workdir", "--mode"],
     "pixelflow_jax.quickstart": ["--workdir"],
     "pixelflow_jax.prepare": ["shards", "preview", "text-features"],
+    "pixelflow_jax.convert.__main__": ["from-torch", "to-torch", "inspect"],
 }
 
 

@@ -18,15 +18,14 @@ PACKAGE = "pixelflow_jax"
 
 # A unit is a sub-package or a module directly under the package.
 FLOORS = {
-    **dict.fromkeys(
-        ["backend", "compat", "nodes", "flow", "nn", "data", "sharding", "hub"], 0
-    ),
+    **dict.fromkeys(["backend", "compat", "nodes", "sharding", "hub"], 0),
+    **dict.fromkeys(["flow", "nn", "data", "weightfiles"], 0),
     **dict.fromkeys(["models", "teachers"], 1),
     **dict.fromkeys(["conditioning", "objective", "perceptual", "sampler"], 2),
-    **dict.fromkeys(["training", "evaluation", "convert", "prompts"], 3),
+    **dict.fromkeys(["training", "evaluation", "prompts"], 3),
     **dict.fromkeys(["experiment", "pipeline", "presets"], 4),
     **dict.fromkeys(["description", "published"], 4),
-    **dict.fromkeys(["main", "draw", "prepare", "demo", "quickstart"], 5),
+    **dict.fromkeys(["main", "draw", "prepare", "convert", "demo", "quickstart"], 5),
 }
 # Imports within one floor, and why.
 NEIGHBOURS = {

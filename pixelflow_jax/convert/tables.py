@@ -7,9 +7,16 @@ several paths of ours divides its last axis among them.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
+from flax import traverse_util
+
+from pixelflow_jax.weightfiles.stored import Stored
+
+Tensor = np.ndarray | Stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,43 +92,28 @@ class Row:
 
     def keys(self) -> list[str]:
         """The official keys this row stands for, layer by layer."""
+        return [key for layer in self.layer_keys() for key in layer]
+
+    def layer_keys(self) -> list[list[str]]:
+        """The official keys, those of one layer together."""
         names = _several(self.theirs)
         if self.layers is None:
-            return list(names)
-        return [name.format(i=i) for i in self.layers for name in names]
+            return [list(names)]
+        return [[name.format(i=i) for name in names] for i in self.layers]
 
-    def join(self, tensors: list[np.ndarray]) -> np.ndarray:
-        """Our array from the official tensors, in the order of `keys`."""
-        parts = [self.transform.load(tensor) for tensor in tensors]
-        n = len(_several(self.theirs))
-        if n > 1:
-            starts = range(0, len(parts), n)
-            parts = [np.concatenate(parts[i : i + n], axis=-1) for i in starts]
-        return parts[0] if self.layers is None else np.stack(parts)
+    def paths(self) -> tuple[str, ...]:
+        """Our paths."""
+        return _several(self.ours)
 
-    def split(self, value: np.ndarray) -> list[np.ndarray]:
+    def join(self, official: list[np.ndarray]) -> list[np.ndarray]:
+        """Our arrays of one layer, in the order of `paths`, from its official ones."""
+        whole = _side_by_side([self.transform.load(array) for array in official])
+        return np.split(whole, len(self.paths()), axis=-1)
+
+    def split(self, ours: list[np.ndarray]) -> list[np.ndarray]:
         """The inverse of `join`."""
-        layers = [value] if self.layers is None else list(value)
-        n = len(_several(self.theirs))
-        parts = [part for a in layers for part in np.split(a, n, axis=-1)]
+        parts = np.split(_side_by_side(ours), len(_several(self.theirs)), axis=-1)
         return [self.transform.export(part) for part in parts]
-
-    def get(self, params: dict) -> np.ndarray:
-        """Our array: that of the path, or those of all paths side by side."""
-        parts = [np.asarray(_get(params, path)) for path in _several(self.ours)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-
-    def put(self, params: dict, value: np.ndarray) -> None:
-        """The inverse of `get`."""
-        paths = _several(self.ours)
-        for path, part in zip(paths, np.split(value, len(paths), -1), strict=True):
-            _set(params, path, np.ascontiguousarray(part))
-
-    def shape(self, shapes: dict) -> tuple[int, ...]:
-        """The shape of our array, from those of the model's parameters."""
-        paths = _several(self.ours)
-        *lead, last = _get(shapes, paths[0]).shape
-        return (*lead, len(paths) * last)
 
 
 def linear_rows(
@@ -150,60 +142,133 @@ def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
+def _side_by_side(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def problems(
+    table: list[Row], tensors: Mapping[str, Tensor], shapes: dict | None = None
+) -> list[str]:
+    """Every missing, unexpected and (given the model's `shapes`) misshapen key.
+
+    A key is mistyped where the tensors that become one array of ours differ in type, or
+    are no floating-point numbers.
+    """
+    wanted = {key for row in table for key in row.keys()}
+    found = [f"missing: {key}" for key in sorted(wanted - set(tensors))]
+    found += [f"unexpected: {key}" for key in sorted(set(tensors) - wanted)]
+    for row in table:
+        given = {key: tensors[key] for key in row.keys() if key in tensors}
+        official = official_shapes(row, shapes) if shapes else {}
+        misshapen = [
+            f"misshapen: {key}: {tuple(tensor.shape)}, not {official[key]}"
+            for key, tensor in given.items()
+            if shapes and tuple(tensor.shape) != official[key]
+        ]
+        found += misshapen or _mistyped(given)
+    return found
+
+
+def _mistyped(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of one row that are no floating-point numbers, or of several types."""
+    types = sorted({str(tensor.dtype) for tensor in tensors.values()})
+    if len(types) < 2 and all(re.fullmatch(r"b?float\d+", name) for name in types):
+        return []
+    return [f"mistyped: {', '.join(tensors)}: {', '.join(types)}, not one float type"]
+
+
+def official_shapes(row: Row, shapes: dict) -> dict[str, tuple[int, ...]]:
+    """The shapes of a row's official tensors, from those of the model's parameters."""
+    lead = 0 if row.layers is None else 1
+    # A view of one element stands for our array: only shapes matter here.
+    ours = [np.broadcast_to(False, _get(shapes, p).shape[lead:]) for p in row.paths()]
+    parts = [part.shape for part in row.split(ours)]
+    return {k: s for keys in row.layer_keys() for k, s in zip(keys, parts, strict=True)}
+
+
+def imported(table: list[Row], tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
+    """Our parameters, flat, from official tensors that fit (see `problems`).
+
+    Nothing is read before it is asked for, and then layer by layer.
+    """
+    found = {}
+    for row in table:
+        sources = [
+            [Stored.of(tensors[key]) for key in keys] for keys in row.layer_keys()
+        ]
+        empty = [np.broadcast_to(False, source.shape) for source in sources[0]]
+        for index, (path, part) in enumerate(
+            zip(row.paths(), row.join(empty), strict=True)
+        ):
+            found[path] = _imported(row, index, part.shape, sources)
+    return found
+
+
+def _imported(
+    row: Row, index: int, shape: tuple[int, ...], sources: list[list[Stored]]
+) -> Stored:
+    """Our array number `index` of a row; `shape` is that of one layer."""
+
+    def layer(i: int) -> np.ndarray:
+        parts = row.join([source.read() for source in sources[i]])
+        return np.ascontiguousarray(parts[index])
+
+    dtype = sources[0][0].dtype
+    if row.layers is None:
+        return Stored(shape, dtype, lambda i: layer(0) if i is None else layer(0)[i])
+
+    def fetch(i: int | None) -> np.ndarray:
+        return np.stack([*map(layer, range(len(sources)))]) if i is None else layer(i)
+
+    return Stored((len(sources), *shape), dtype, fetch, stacked=True)
+
+
+def exported(table: list[Row], params: Mapping[str, Tensor]) -> dict[str, Stored]:
+    """Official tensors from our parameters, flat; the inverse of `imported`."""
+    found = {}
+    for row in table:
+        ours = [Stored.of(params[path]) for path in row.paths()]
+        lead = 0 if row.layers is None else 1
+        empty = [np.broadcast_to(False, stored.shape[lead:]) for stored in ours]
+        shapes = [part.shape for part in row.split(empty)]
+        for i, keys in enumerate(row.layer_keys()):
+            layer = None if row.layers is None else i
+            for index, key in enumerate(keys):
+                fetch = _exporting(row, ours, layer, index)
+                found[key] = Stored(shapes[index], ours[0].dtype, fetch)
+    return found
+
+
+def _exporting(
+    row: Row, ours: list[Stored], layer: int | None, index: int
+) -> Callable[[int | None], np.ndarray]:
+    def fetch(i: int | None) -> np.ndarray:
+        part = row.split([stored.fetch(layer) for stored in ours])[index]
+        return np.ascontiguousarray(part if i is None else part[i])
+
+    return fetch
+
+
 def load(
-    table: list[Row], tensors: Mapping[str, np.ndarray], shapes: dict | None = None
+    table: list[Row], tensors: Mapping[str, Tensor], shapes: dict | None = None
 ) -> dict:
     """Our nested dict of parameters from official tensors.
 
-    Raises ValueError with every missing, unexpected and (given the model's `shapes`)
-    misshapen key.
+    Raises ValueError with all that `problems` finds.
     """
-    wanted = {key for row in table for key in row.keys()}
-    problems = [f"missing: {key}" for key in sorted(wanted - set(tensors))]
-    problems += [f"unexpected: {key}" for key in sorted(set(tensors) - wanted)]
-    problems += _misshapen(table, tensors, shapes) if shapes else []
-    if problems:
-        raise ValueError("The official weights do not fit:\n  " + "\n  ".join(problems))
-    params: dict = {}
-    for row in table:
-        row.put(params, row.join([np.asarray(tensors[key]) for key in row.keys()]))
-    return params
-
-
-def _misshapen(
-    table: list[Row], tensors: Mapping[str, np.ndarray], shapes: dict
-) -> list[str]:
-    """Official tensors whose shape is not that of our parameter, exported."""
-    problems = []
-    for row in table:
-        # A view of one element stands for our array: only shapes matter here.
-        ours = row.split(np.broadcast_to(False, row.shape(shapes)))
-        problems += [
-            f"misshapen: {key}: {tensors[key].shape}, not {part.shape}"
-            for key, part in zip(row.keys(), ours, strict=True)
-            if key in tensors and tuple(tensors[key].shape) != part.shape
-        ]
-    return problems
+    if found := problems(table, tensors, shapes):
+        raise ValueError("The official weights do not fit:\n  " + "\n  ".join(found))
+    flat = {path: stored.read() for path, stored in imported(table, tensors).items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def export(table: list[Row], params: dict) -> dict[str, np.ndarray]:
-    """Official tensors from our parameters; the inverse of `load`."""
-    tensors = {}
-    for row in table:
-        parts = row.split(row.get(params))
-        for key, part in zip(row.keys(), parts, strict=True):
-            tensors[key] = np.ascontiguousarray(part)
-    return tensors
+    """Official tensors from our nested dict of parameters; the inverse of `load`."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return {key: stored.read() for key, stored in exported(table, flat).items()}
 
 
-def _get(tree: dict, path: str) -> object:
+def _get(tree: dict, path: str) -> jax.ShapeDtypeStruct:
     for name in path.split("/"):
         tree = tree[name]
     return tree
-
-
-def _set(tree: dict, path: str, value: np.ndarray) -> None:
-    *parents, last = path.split("/")
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    tree[last] = value

@@ -2,10 +2,8 @@
 
 import dataclasses
 import importlib.util
-import json
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -13,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import safe_open
 
+from pixelflow_jax import hub
 from pixelflow_jax.nn.precision import Precision, is_matrix
-
-INSTALL = "pip install 'pixelflow_jax[teachers]'"
+from pixelflow_jax.weightfiles import reader
+from pixelflow_jax.weightfiles.stored import Stored, WeightFileError
 
 
 class TeacherError(ValueError):
@@ -45,19 +43,7 @@ class Origin(NamedTuple):
         return f"{file}, read as {self.network},"
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor of a file, read each time that numpy asks for its values."""
-
-    shape: tuple[int, ...]
-    values: Callable[[], np.ndarray]
-
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
-        """The values, of the file's own type unless `dtype` is given."""
-        return np.asarray(self.values(), dtype)
-
-
-def read(weights: str, origin: Origin) -> dict[str, Tensor]:
+def read(weights: str, origin: Origin) -> dict[str, Stored]:
     """All tensors of a weight file, by their official names; none is read yet.
 
     `weights` is a `.safetensors` file, a file of PyTorch's (`.pth`, `.pt`, `.bin`), a
@@ -65,10 +51,10 @@ def read(weights: str, origin: Origin) -> dict[str, Tensor]:
     `hf://organisation/name[/file or folder]`, which is downloaded. Raises TeacherError.
     """
     path = find(weights, origin, ("*.safetensors", "*.safetensors.index.json"))
-    tensors: dict[str, Tensor] = {}
-    for file in _files(path) if path.is_dir() else [path]:
-        tensors |= _read_file(file)
-    return tensors
+    try:
+        return reader.tensors(path)
+    except WeightFileError as error:
+        raise TeacherError(str(error)) from error
 
 
 def find(named: str, origin: Origin, patterns: tuple[str, ...]) -> pathlib.Path:
@@ -105,121 +91,15 @@ def _download(weights: str, origin: Origin, patterns: tuple[str, ...]) -> pathli
             f"{weights} must look like hf://organisation/name or "
             f"hf://organisation/name/file. {origin.remedy}"
         )
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise TeacherError(
-            f"Downloading {weights} needs the package huggingface_hub: {INSTALL}, or "
-            f"download the file yourself. {origin.remedy}"
-        ) from error
     repository, inside = named.groups()
     wanted = [inside] if inside else list(patterns)
-    if inside and pathlib.PurePath(inside).suffix not in READERS:
+    if inside and pathlib.PurePath(inside).suffix not in reader.READERS:
         wanted = [f"{inside}/{pattern}" for pattern in patterns]
     try:
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=wanted)
-    except Exception as error:  # no common base: the network, the name, the disk
-        raise TeacherError(
-            f"{weights} cannot be downloaded ({first_line(error)}). Where there is no "
-            f"network, bring the file. {origin.remedy}"
-        ) from error
+        folder = hub.fetch(repository, wanted)
+    except hub.HubError as error:
+        raise TeacherError(f"{error} {origin.remedy}") from error
     return pathlib.Path(folder, *filter(None, [inside]))
-
-
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The weight files of a folder: one, or the shards that an index names."""
-    whole = folder / "model.safetensors"
-    if whole.is_file():
-        return [whole]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return _shards(index)
-    found = sorted(path for path in folder.iterdir() if path.suffix in READERS)
-    if len(found) == 1:
-        return found
-    listed = ", ".join(path.name for path in found) or "no weight file"
-    raise TeacherError(
-        f"{folder} holds neither model.safetensors nor its index, but {listed}: name "
-        "one file, or bring the index where these are shards."
-    )
-
-
-def _shards(index: pathlib.Path) -> list[pathlib.Path]:
-    """The files that an index names; all of them must be there."""
-    try:
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (ValueError, KeyError) as error:
-        raise TeacherError(
-            f"{index} cannot be read ({first_line(error)}): is it whole? Download it "
-            "again."
-        ) from error
-    absent = sorted(name for name in names if not (index.parent / name).is_file())
-    if absent:
-        raise TeacherError(f"{index.parent} lacks shards: {', '.join(absent)}")
-    return [index.parent / name for name in sorted(names)]
-
-
-def _read_file(path: pathlib.Path) -> dict[str, Tensor]:
-    if path.suffix not in READERS:
-        raise TeacherError(
-            f"{path} is of no known kind of weight file: {', '.join(READERS)}"
-        )
-    try:
-        return READERS[path.suffix](path)
-    except TeacherError:
-        raise
-    except Exception as error:  # each format and damage has an exception of its own
-        raise TeacherError(
-            f"{path} cannot be read ({first_line(error)}): is it whole? Download it "
-            "again."
-        ) from error
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
-    file = safe_open(path, "np")
-
-    def tensor(key: str) -> Tensor:
-        shape = tuple(file.get_slice(key).get_shape())
-        return Tensor(shape, lambda: file.get_tensor(key))
-
-    return {key: tensor(key) for key in file.keys()}
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
-    """A state dict; nothing but tensors is unpickled."""
-    try:
-        import torch
-    except ImportError as error:
-        raise TeacherError(
-            f"Reading {path} needs the package torch: {INSTALL}, or convert the file "
-            "to .safetensors elsewhere."
-        ) from error
-    # Files older than PyTorch 1.6, such as torchvision's VGG16, cannot be mapped.
-    mapped = zipfile.is_zipfile(path)
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    if not isinstance(tensors, Mapping) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
-    ):
-        raise TeacherError(f"{path} holds something else than a dict of tensors.")
-
-    def lazy(tensor: torch.Tensor) -> Tensor:
-        values = lambda: tensor.detach().float().numpy()  # numpy knows no bfloat16
-        return Tensor(tuple(tensor.shape), values)
-
-    return {key: lazy(tensor) for key, tensor in tensors.items()}
-
-
-READERS: dict[str, Callable[[pathlib.Path], dict[str, Tensor]]] = {
-    ".safetensors": _read_safetensors,
-    ".pth": _read_torch,
-    ".pt": _read_torch,
-    ".bin": _read_torch,
-}
-
-
-def first_line(error: Exception) -> str:
-    """What an error is and says, in one line."""
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +127,7 @@ class Row:
         ]
 
     def gather(
-        self, tensors: Mapping[str, Tensor | np.ndarray], dtype: object = np.float32
+        self, tensors: Mapping[str, Stored | np.ndarray], dtype: object = np.float32
     ) -> np.ndarray:
         """Our parameter as `dtype`; one layer's tensors are alive at a time."""
 
@@ -273,7 +153,7 @@ class Row:
 
 def load(
     rows: Iterable[Row],
-    tensors: Mapping[str, Tensor | np.ndarray],
+    tensors: Mapping[str, Stored | np.ndarray],
     name: str,
     ignored: str = r"(?!)",
     precision: Precision | None = None,

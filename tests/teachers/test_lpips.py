@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from pixelflow_jax.models.base import count
 from pixelflow_jax.teachers import lpips
-from pixelflow_jax.teachers import weights as weight_files
 from pixelflow_jax.teachers.lpips import BACKBONES, LpipsNet, table
 from pixelflow_jax.teachers.weights import TeacherError, load
+from pixelflow_jax.weightfiles import reader, safe
 from tests.teachers import official
 from tests.teachers.official import EXACT
 
@@ -218,7 +218,7 @@ def test_the_packages_linear_layers_are_found(files, tmp_path, monkeypatch):
         net.load()
     path = package / "weights" / "v0.1" / "alex.pth"
     path.write_bytes(open(linear, "rb").read())
-    monkeypatch.setitem(weight_files.READERS, ".pth", load_file)
+    monkeypatch.setitem(reader.READERS, ".pth", safe.opened)
     jax.tree.map(np.testing.assert_array_equal, net.load(), parameters())
 
 

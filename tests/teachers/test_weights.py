@@ -73,7 +73,7 @@ def test_unfit_files_are_named(tmp_path):
     refused(tmp_path, "neither model.safetensors nor its index", "no weight file")
     for name in ("one.safetensors", "two.safetensors"):
         save_file(A, tmp_path / name)
-    refused(tmp_path, "one.safetensors, two.safetensors: name one")
+    refused(tmp_path, "one.safetensors, two.safetensors: name one file")
     sharded(tmp_path)
     (tmp_path / "model-2.safetensors").unlink()
     refused(tmp_path, "lacks shards: model-2.safetensors")
@@ -210,4 +210,4 @@ def test_files_of_pytorch_are_read(tmp_path, archive):
     torch.save({"epoch": 3, "model": values}, path, **how)
     refused(path, "something else than a dict of tensors")
     torch.save([re.compile("code")], path, **how)  # neither tensors nor containers
-    refused(path, "some.pth", "cannot be read")
+    refused(path, "some.pth is refused", "re._compile", "nothing of it was executed")

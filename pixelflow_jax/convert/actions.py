@@ -1,0 +1,257 @@
+"""What the converter does: official weights to ours, back, and to safetensors."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from pixelflow_jax.convert import official, ours, released, tables, variants
+from pixelflow_jax.convert.errors import ConvertError
+from pixelflow_jax.convert.infer import Fields
+from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.models.base import DenoiserConfig, count
+from pixelflow_jax.nn.embed import sincos_table
+from pixelflow_jax.weightfiles import pytorch, reader, safe
+from pixelflow_jax.weightfiles.stored import Stored
+
+Progress = Callable[[int], object]  # is told bytes that were written
+POSITIONS = "pos_embed"  # PixelGen's, the only tensor whose shape follows the image's
+
+
+@dataclasses.dataclass(frozen=True)
+class Understood:
+    """A model in an official file that fits its table.
+
+    `family` is the one whose sampler it has, `notes` what a user should know, in lines.
+    """
+
+    model: DenoiserConfig
+    family: str
+    tensors: Mapping[str, Stored]
+    table: list[tables.Row]
+    origin: str
+    step: int
+    notes: tuple[str, ...]
+
+
+def understood(
+    source: pathlib.Path,
+    *,
+    family: str = "",
+    weights: str = "",
+    given: Fields | None = None,
+    given_by: str = "--set",
+    image_size: int = 0,
+) -> Understood:
+    """The model in an official file or folder.
+
+    `given` are fields of its config that tensors cannot tell, `image_size` another size
+    than that of its stored positions (0: the same), which are then computed as the
+    official code does. Raises ConvertError with everything that does not fit,
+    WeightFileError for files that cannot be read.
+    """
+    if ours.is_ours(source):
+        raise ConvertError(
+            f"{source} is already in the format of pixelflow_jax: `to-torch` converts "
+            "it to an official one."
+        )
+    checkpoint = official.checkpoint(_content(source))
+    chosen = checkpoint.chosen(weights)
+    variant = variants.variant_of(chosen.tensors, family)
+    found = variants.inferred(variant, chosen.tensors, given or {}, given_by)
+    model, tensors, notes = found.model, chosen.tensors, []
+    if image_size and image_size != getattr(model, "image_size", image_size):
+        model, tensors, notes = _resized(model, tensors, image_size)
+    table = variant.table(model)
+    shapes = variants.shapes_of(model)
+    problems = tables.problems(table, tensors, shapes)
+    problems += [f"unexpected: {key}" for key in checkpoint.stray]
+    if problems:
+        raise ConvertError(
+            f"{source} ({chosen.place or 'its tensors'}) does not hold the weights of "
+            f"{described(model)}:" + "".join(f"\n  {problem}" for problem in problems)
+        )
+    others = [name for name in checkpoint.weights if name != chosen.name]
+    family = family or _family(variant, chosen)
+    return Understood(
+        model=model,
+        family=family,
+        tensors=tensors,
+        table=table,
+        origin=" ".join(filter(None, [source.name, chosen.place])),
+        step=checkpoint.step,
+        notes=(
+            f"{described(model)}, {count(shapes):,} parameters",
+            f"family: {family}",
+            f"weights: {chosen.name} ({chosen.place or 'the tensors of the file'})",
+            *(f"left out: the weights {name}" for name in others),
+            *(f"left out: {note}" for note in checkpoint.notes),
+            *(f"assumed: {k}={v!r}" for k, v in found.assumed.items()),
+            *notes,
+        ),
+    )
+
+
+def _content(source: pathlib.Path) -> object:
+    """What a file or a folder's files hold; WeightFileError, ConvertError."""
+    if not source.exists():
+        raise ConvertError(f"There is no file {source}.")
+    return reader.tensors(source) if source.is_dir() else reader.opened(source)
+
+
+def _family(variant: variants.Variant, weights: official.Weights) -> str:
+    """The variant's family; JiT where the names are its training program's."""
+    is_jit = "net." in weights.place and released.JIT in variant.families
+    return released.JIT if is_jit else variant.families[0]
+
+
+def _resized(
+    model: DenoiserConfig, tensors: Mapping[str, Stored], size: int
+) -> tuple[DenoiserConfig, dict[str, Stored], list[str]]:
+    """The model for images of another size, whose table of positions is computed."""
+    if size % model.patch:
+        raise ConvertError(
+            f"--image-size={size} must be a multiple of the patch, {model.patch}."
+        )
+    sides = [s // model.patch for s in (model.image_size, size)]
+    values = sincos_table(sides[1], sides[1], model.width)[None]
+    dtype = tensors[POSITIONS].dtype if POSITIONS in tensors else np.dtype(np.float32)
+    note = (
+        f"{POSITIONS} of {sides[0]} x {sides[0]} patches replaced by a computed one of "
+        f"{sides[1]} x {sides[1]}, as the official code does at another resolution"
+    )
+    resized = {**tensors, POSITIONS: Stored.of(values.astype(dtype))}
+    return dataclasses.replace(model, image_size=size), resized, [note]
+
+
+def described(model: DenoiserConfig) -> str:
+    """A model's class and main sizes in words."""
+    sizes = ("width", "heads", "depth", "text_depth", "patch", "num_classes")
+    found = [f"{name} {getattr(model, name)}" for name in sizes if hasattr(model, name)]
+    return f"{type(model).__name__} of {', '.join(found)}"
+
+
+def from_torch(
+    weights: Understood,
+    out: pathlib.Path,
+    *,
+    config: Experiment | None = None,
+    image_size: int = 0,
+    overwrite: bool = False,
+    advance: Progress = lambda count: None,
+) -> None:
+    """Write official weights as a folder of ours.
+
+    Without a `config` of its own, it gets the settings that the released weights of
+    its family are sampled with, at `image_size` (0: the released one).
+    """
+    model = weights.model
+    if config is None:
+        size = image_size or released.image_size(model)
+        config = released.experiment(weights.family, model, size, out.absolute().name)
+    else:
+        ways = variants.fields(config.model)
+        ways = {name: ways[name] for name in variants.EXECUTION if name in ways}
+        model = variants.replaced(model, ways)
+        size = image_size or config.data.image_size
+        data = dataclasses.replace(config.data, image_size=size)
+        config = dataclasses.replace(config, model=model, data=data)
+    about = {
+        "config": config.to_dict(),
+        "class_names": [str(label) for label in range(model.num_classes)],
+        "step": weights.step,
+        "origin": weights.origin,
+    }
+    flat = tables.imported(weights.table, weights.tensors)
+    ours.write(out, flat, about, overwrite=overwrite, advance=advance)
+
+
+def to_safetensors(
+    weights: Understood,
+    out: pathlib.Path,
+    *,
+    overwrite: bool = False,
+    advance: Progress = lambda count: None,
+) -> None:
+    """Write official weights under their official names, without any pickle."""
+    _check_file(out, (".safetensors",), overwrite)
+    safe.write(out, weights.tensors, {"format": "pt"}, advance)
+
+
+def plain(tensors: Mapping[str, Stored], step: int) -> dict:
+    """The bare state dict, as PixelFlow is released."""
+    return dict(tensors)
+
+
+def lightning(tensors: Mapping[str, Stored], step: int) -> dict:
+    """A checkpoint of PixNerd's and PixelGen's programs, both sets of weights equal."""
+    prefixes = ("denoiser.", "ema_denoiser.")
+    names = {prefix + k: t for prefix in prefixes for k, t in tensors.items()}
+    # Lightning refuses checkpoints without its version.
+    return {
+        "state_dict": names,
+        "global_step": step,
+        "epoch": 0,
+        "pytorch-lightning_version": "2.5.0",
+    }
+
+
+def training(tensors: Mapping[str, Stored], step: int) -> dict:
+    """What PixelFlow's training program resumes from, without the optimizer."""
+    return {"model": dict(tensors), "ema": dict(tensors)}
+
+
+def jit(tensors: Mapping[str, Stored], step: int) -> dict:
+    """What JiT's program samples from, the weights and both averages equal."""
+    named = {f"net.{key}": tensor for key, tensor in tensors.items()}
+    return {"model": named, "model_ema1": named, "model_ema2": named}
+
+
+LAYOUTS: dict[str, Callable[[Mapping[str, Stored], int], dict]] = {
+    "plain": plain,
+    "lightning": lightning,
+    "pixelflow": training,
+    "jit": jit,
+}
+
+
+def to_torch(
+    source: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    layout: str = "",
+    ema: str = "",
+    overwrite: bool = False,
+    advance: Progress = lambda count: None,
+) -> tuple[str, ...]:
+    """Write weights of ours as an official file; returns notes.
+
+    `layout` is one of `LAYOUTS`; "" is Lightning's for `.ckpt` and plain otherwise.
+    `ema` chooses an average of a training run.
+    """
+    _check_file(out, (".pt", ".pth", ".bin", ".ckpt", ".safetensors"), overwrite)
+    model = ours.opened(source, ema)
+    tensors = tables.exported(variants.table_of(model.config.model), model.tensors)
+    layout = layout or ("lightning" if out.suffix == ".ckpt" else "plain")
+    note = f"{described(model.config.model)}, {len(tensors)} tensors, layout {layout}"
+    if out.suffix != ".safetensors":
+        pytorch.write(out, LAYOUTS[layout](tensors, model.step))
+        advance(sum(tensor.nbytes for tensor in tensors.values()))
+        return (note,)
+    if layout != "plain":
+        raise ConvertError(
+            "A .safetensors file holds the bare state dict: leave --layout away, or "
+            "write a .ckpt or .pth file."
+        )
+    safe.write(out, tensors, {"format": "pt"}, advance)
+    return (note,)
+
+
+def _check_file(out: pathlib.Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    if out.suffix not in suffixes:
+        raise ConvertError(f"{out} must end in {', '.join(suffixes)}.")
+    if out.exists() and not overwrite:
+        raise ConvertError(f"{out} exists: give another name, or --overwrite.")
+    if not out.absolute().parent.is_dir():
+        raise ConvertError(f"There is no folder {out.parent} to write to.")

@@ -1,0 +1,77 @@
+"""A weight file as a table: names, shapes, types, and the model they make."""
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+
+from pixelflow_jax.convert import actions, official, ours, variants
+from pixelflow_jax.convert.errors import ConvertError
+from pixelflow_jax.weightfiles import reader
+from pixelflow_jax.weightfiles.stored import Stored
+
+LAYER = re.compile(r"(?<=blocks\.)\d+(?=\.)")  # its number, inside a name
+
+
+def report(path: pathlib.Path, *, every: bool = False) -> Iterator[str]:
+    """The lines of a report on a file or folder; `every` tensor in a line of its own.
+
+    Otherwise layers of equal shapes share a line. Raises ConvertError and
+    WeightFileError for what cannot be read.
+    """
+    if ours.is_ours(path):
+        model = ours.opened(path)
+        yield from table(model.tensors, every)
+        yield f"ours: {actions.described(model.config.model)}"
+        yield f"config: {json.dumps(model.config.to_dict())}"
+        return
+    if not path.exists():
+        raise ConvertError(f"There is no file {path}.")
+    content = reader.tensors(path) if path.is_dir() else reader.opened(path)
+    yield from table(flat(content), every)
+    checkpoint = official.checkpoint(content)
+    for weights in checkpoint.weights.values():
+        variant = variants.guess(weights.tensors)
+        size = sum(tensor.size for tensor in weights.tensors.values())
+        place = weights.place or "the tensors of the file"
+        yield f"weights {weights.name} ({place}): {size:,} parameters"
+        if variant is None:
+            yield "  of no known family"
+            continue
+        yield f"  family: {' or '.join(variant.families)}"
+        try:
+            found = variants.inferred(variant, weights.tensors, {}, "")
+            yield f"  model: {actions.described(found.model)}"
+            yield from (f"  assumed: {k}={v!r}" for k, v in found.assumed.items())
+        except ConvertError as error:
+            yield f"  {error}"
+    yield from (f"besides: {note}" for note in checkpoint.notes)
+
+
+def flat(content: object, prefix: str = "") -> dict[str, Stored]:
+    """All tensors of nested dicts and lists, by the path that leads to each."""
+    if isinstance(content, Stored):
+        return {prefix: content}
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    found: dict[str, Stored] = {}
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            found |= flat(value, f"{prefix}: {key}" if prefix else str(key))
+    return found
+
+
+def table(tensors: Mapping[str, Stored], every: bool) -> Iterator[str]:
+    """A line for each tensor, or for the tensors that differ in their layer alone."""
+    groups: dict[tuple, list[str]] = {}
+    for key, tensor in tensors.items():
+        name = key if every else LAYER.sub("*", key)
+        sort = (name, tensor.shape, str(tensor.dtype))
+        groups.setdefault(sort, []).append(key)
+    wide = max((len(name) for name, _, _ in groups), default=0)
+    for (name, shape, dtype), keys in groups.items():
+        times = f" x {len(keys)}" if len(keys) > 1 else ""
+        yield f"{name:{wide}}  {dtype:8}  {list(shape)}{times}"
+    parameters = sum(tensor.size for tensor in tensors.values())
+    size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+    yield f"{len(tensors)} tensors, {parameters:,} numbers, {size:,.1f} MB"
