@@ -74,12 +74,6 @@ def jit_heun50(width: int = 1024) -> Sampling:
     return Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance)
 
 
-def pixelflow_text() -> Sampling:
-    """PixelFlow with text: Euler, 30 steps a stage, CFG 4 everywhere."""
-    grid, guidance = Grid(steps=30, last_step=TINY), ClassifierFree(scale=4.0)
-    return Sampling(grid=grid, guidance=guidance, batch_size=8)
-
-
 def adams25_cfg4() -> Sampling:
     """PixNerd and PixelGen with text: Adams-Bashforth 2, 25 steps, CFG 4, shift 3.
 
@@ -108,7 +102,6 @@ PRESETS: dict[str, Callable[[], Sampling]] = {
     "pixelgen_heun50": pixelgen_heun50,
     "pixelgen_heun50_unguided": pixelgen_heun50_unguided,
     "jit_heun50": jit_heun50,
-    "pixelflow_text": pixelflow_text,
     "adams25_cfg4": adams25_cfg4,
     "euler10_cfg4": euler10_cfg4,
 }

@@ -18,6 +18,7 @@ from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.teachers.qwen3 import Qwen3
 
 JIT = "jit"  # the family that shares PixelGen's network and not its sampler
 KICKOFF = 8  # tokens along a side of PixelFlow's first stage
@@ -66,7 +67,7 @@ def _conditioner(model: DenoiserConfig) -> ClassLabels | Text:
     if model.num_classes:
         return ClassLabels()
     if isinstance(model, PixNerdText | PixelGenText):
-        return Text(length=model.text_length)
+        return Text(encoder=Qwen3(), length=model.text_length)
     return Text()
 
 
@@ -81,7 +82,7 @@ def _sampling(family: str, model: DenoiserConfig, size: int) -> Sampling:
             return presets.jit_heun50(model.width)
         return presets.pixelgen_heun50()
     if not model.num_classes:
-        return presets.pixelflow_text()
+        return presets.euler10_cfg4()
     sampling = presets.dopri5_stagewise24()
     sampling.guidance.ramp = stage_ramp(_stages(model, size))
     return sampling
