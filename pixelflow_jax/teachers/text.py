@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.teachers.weights import Origin, TeacherError, find, first_line
+from pixelflow_jax.teachers.weights import Origin, TeacherError, find
+from pixelflow_jax.weightfiles.reader import first_line
 
 LOG = logging.getLogger(__name__)
 INSTALL = "pip install 'pixelflow_jax[text]'"
