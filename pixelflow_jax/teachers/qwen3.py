@@ -73,7 +73,7 @@ class Qwen3:
     up with zeros, to another width than the network's own (0).
 
     The empty text is nothing but padding, and what a token sees that may see nothing
-    was decided by the attention's backend. `empty` names both answers: with "attend"
+    was decided by the attention's backend. `empty_text` names both answers: with "attend"
     it sees what is there, tokens that are all alike; with "zero" attention gives
     nothing. transformers 4.51 and 4.52, the first that know Qwen3, do the former on a
     GPU; so do all with eager attention. From 4.53 on, with PyTorch 2.5 or later, SDPA

@@ -17,11 +17,11 @@ from pixelflow_jax.teachers.weights import (
     Origin,
     Row,
     TeacherError,
-    Tensor,
     load,
     read,
     shapes,
 )
+from pixelflow_jax.weightfiles.stored import Stored
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -245,7 +245,7 @@ def table(geometry: T5Geometry, embedding: str = EMBEDDINGS[0]) -> list[Row]:
     ]
 
 
-def _agreed_embedding(tensors: dict[str, Tensor], name: str) -> str:
+def _agreed_embedding(tensors: dict[str, Stored], name: str) -> str:
     """The name of the tokens' embeddings; of two that agree, one is taken out."""
     there = [key for key in EMBEDDINGS if key in tensors]
     if len(there) < 2:
