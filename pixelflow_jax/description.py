@@ -139,13 +139,16 @@ class Description:
         config = self.config
         parameters = count(config.network().shapes()) / 1e6
         sampling, names = config.sampling, ", ".join(self.class_names)
+        # A conversion knows neither names nor, sometimes, how long it was trained.
+        named = not all(name.isdigit() for name in self.class_names)
+        trained = f"{self.step:,} steps of batch {config.batch_size}"
         facts = [
             ("model", type(config.model).__name__),
             ("parameters", f"{parameters:.4g} million, {dtype}"),
             ("weights", self.origin),
-            ("trained", f"{self.step:,} steps of batch {config.batch_size}"),
+            ("trained", trained if self.step else ""),
             ("data", f"`{config.data.source!r}`"),
-            (f"{len(self.class_names)} classes", names if self.class_names else ""),
+            (f"{len(self.class_names)} classes", names if named else "by number"),
             ("solver", f"`{sampling.solver!r}`"),
             ("steps", f"`{sampling.grid!r}`"),
             ("guidance", f"`{sampling.guidance!r}`"),

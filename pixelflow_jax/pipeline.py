@@ -75,14 +75,14 @@ class Pipeline:
         `text_encoder` and `tokenizer` name other files than their config. Raises
         PipelineError, or CheckpointError for a damaged checkpoint.
         """
-        stored = published.find(path, revision)
-        chosen, found = stored.choose(ema), stored.description
+        found = published.find(path, revision)
+        chosen, about = found.choose(ema), found.description
         pipeline = cls(
-            config=found.config,
-            params=stored.read(chosen),
-            class_names=found.class_names,
-            step=found.step,
-            origin=stored.origin(chosen),
+            config=about.config,
+            params=found.read(chosen),
+            class_names=about.class_names,
+            step=about.step,
+            origin=found.origin(chosen),
         )
         pipeline.use_text_encoder(text_encoder, tokenizer)
         return pipeline
@@ -112,8 +112,8 @@ class Pipeline:
 
     def save(self, path: str | pathlib.Path, dtype: str = "bfloat16") -> None:
         """Write weights, config and class names as one safetensors file."""
-        path = pathlib.Path(path)
-        published.write_file(path, self.params, self._description(), dtype)
+        tensors = published.cast(self.params, dtype)
+        published.write_file(pathlib.Path(path), tensors, self._description())
 
     def save_pretrained(
         self,
@@ -133,9 +133,8 @@ class Pipeline:
         picture = self._rows(samples) if samples else None
         published.write_folder(
             pathlib.Path(folder),
-            self.params,
+            published.cast(self.params, dtype),
             self._description(),
-            dtype,
             picture=picture,
             name=name,
         )

@@ -1,25 +1,25 @@
 """Weights on disk and on the Hub: found, read, and written.
 
 A published folder holds `config.json` (`Description`), `model.safetensors` (parameters
-by their path, float32 or bfloat16), and `README.md`, a model card. The same in a single
-file: the description lies in the metadata of a `.safetensors` file. A training run's
-workdir is read from its newest checkpoint.
+by their path, of any floating-point type), and `README.md`, a model card. The same in a
+single file: the description lies in the metadata of a `.safetensors` file. A training
+run's workdir is read from its newest checkpoint.
 """
 
 import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
-from safetensors.flax import save_file
 
 from pixelflow_jax import hub, sharding
 from pixelflow_jax.conditioning import Text
@@ -36,10 +36,13 @@ from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.base import misfitting
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.initial import Initial, InitialError, compare, described
+from pixelflow_jax.weightfiles import reader, safe
+from pixelflow_jax.weightfiles.stored import Stored, WeightFileError
 
 LOG = logging.getLogger(__name__)
 CONFIG, CARD = "config.json", "README.md"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PARTIAL = ".partial"  # the folder inside a folder where files wait until all are whole
 DTYPES = ("float32", "bfloat16")
 RAW, BOTH = "raw", "both"
 # What a folder of other people's weights holds.
@@ -51,17 +54,41 @@ CONVERT = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stored:
+class Found:
     """Weights that were found, to be read.
 
     `averages` names the sets of weights to choose from, the first one being the usual
-    one; `read` reads one of them.
+    one; `tensors` finds those of one set.
     """
 
     where: str
     description: Description
     averages: tuple[str, ...]
-    read: Callable[[str], dict]
+    tensors: Callable[[str], Mapping[str, Stored]]
+
+    def open(self, ema: str) -> Mapping[str, Stored]:
+        """A set's parameters by path, of the type they are stored in, not read yet.
+
+        Raises PipelineError for files that are damaged, or hold other parameters than
+        the config's; CheckpointError for a damaged checkpoint.
+        """
+        try:
+            tensors = self.tensors(ema)
+        except WeightFileError as error:
+            raise PipelineError(str(error)) from error
+        shapes = self.description.config.network().shapes()
+        if problems := misfitting(dict(tensors), shapes):
+            raise PipelineError(
+                f"{self.where} does not hold the weights of the model its own config "
+                "describes:\n  " + "\n  ".join(problems)
+            )
+        return tensors
+
+    def read(self, ema: str) -> dict:
+        """A set's parameters as a nested dict, float32; raises what `open` does."""
+        opened = self.open(ema).items()
+        flat = {name: jnp.asarray(tensor.read(), "float32") for name, tensor in opened}
+        return traverse_util.unflatten_dict(flat, sep="/")
 
     def choose(self, ema: str) -> str:
         """The set called `ema` ("": the usual one); PipelineError where there is none.
@@ -89,7 +116,7 @@ class Stored:
         return f"step {step:,} of the run {name!r}, {which}"
 
 
-def find(name: str | pathlib.Path, revision: str | None = None) -> Stored:
+def find(name: str | pathlib.Path, revision: str | None = None) -> Found:
     """The weights called `name`; their parameters are not read yet.
 
     `name` is a published folder, a `.safetensors` file of ours, a run's workdir, or,
@@ -100,11 +127,11 @@ def find(name: str | pathlib.Path, revision: str | None = None) -> Stored:
     """
     path = _locate(name, revision)
     if path.is_file() and path.suffix == ".safetensors":
-        return _stored_file(path)
+        return _found_file(path)
     if (path / "checkpoints").is_dir():
-        return _stored_run(path)
+        return _found_run(path)
     if path.is_dir():
-        return _stored_folder(path)
+        return _found_folder(path)
     raise PipelineError(
         f"No weights at {path}: give a published folder, a .safetensors file written "
         f"by Pipeline.save, or a training run's workdir (it holds checkpoints/). "
@@ -132,7 +159,7 @@ def _locate(name: str | pathlib.Path, revision: str | None) -> pathlib.Path:
         raise PipelineError(f"There is no {path} on this disk, and {error}") from error
 
 
-def _stored_run(workdir: pathlib.Path) -> Stored:
+def _found_run(workdir: pathlib.Path) -> Found:
     with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
         step = saved.latest()
         if step is None:
@@ -141,20 +168,22 @@ def _stored_run(workdir: pathlib.Path) -> Stored:
             )
         config = on_any_devices(saved.config(step))
 
-    def read(ema: str) -> dict:
+    def tensors(ema: str) -> dict[str, Stored]:
         whole = sharding.replicated(config.mesh.build())
         shapes = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
             config.network().shapes(),
         )
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
-            return saved.restore_weights(step, shapes, ema)
+            params = saved.restore_weights(step, shapes, ema)
+        flat = traverse_util.flatten_dict(params, sep="/")
+        return {name: Stored.of(array) for name, array in flat.items()}
 
     names = _class_names(config)
     description = Description(config=config, class_names=names, step=step)
     averages = (*map(str, config.ema), RAW)
-    return Stored(
-        where=str(workdir), description=description, averages=averages, read=read
+    return Found(
+        where=str(workdir), description=description, averages=averages, tensors=tensors
     )
 
 
@@ -169,27 +198,48 @@ def _class_names(config: Experiment) -> tuple[str, ...]:
         return tuple(map(str, range(config.model.num_classes)))
 
 
-def _stored_file(path: pathlib.Path) -> Stored:
-    with _reading(path), safe_open(path, "flax") as file:
-        data = json.loads((file.metadata() or {}).get(FORMAT, "null"))
-    if data is None:
+def _found_file(path: pathlib.Path) -> Found:
+    try:
+        tensors = reader.tensors(path)
+    except WeightFileError as error:
+        raise PipelineError(str(error)) from error
+    data = _parsed(safe.metadata(path).get(FORMAT, "null"), path)
+    if not isinstance(data, dict):
         raise PipelineError(
             f"{path} was not written by Pipeline.save: its metadata hold no "
             f"{FORMAT!r}, and so no config. {CONVERT}"
         )
-    return _stored([path], Description.from_dict(data, str(path)), str(path))
+    return Found(
+        where=str(path),
+        description=Description.from_dict(data, str(path)),
+        averages=("",),
+        tensors=lambda _: tensors,
+    )
 
 
-def _stored_folder(folder: pathlib.Path) -> Stored:
+def _found_folder(folder: pathlib.Path) -> Found:
     data = _read_config(folder)
-    description = Description.from_dict(data, f"{folder}/{CONFIG}")
-    return _stored(_files(folder), description, str(folder))
+    return Found(
+        where=str(folder),
+        description=Description.from_dict(data, f"{folder}/{CONFIG}"),
+        averages=("",),
+        tensors=lambda _: reader.tensors(folder),
+    )
+
+
+def _parsed(text: str, where: pathlib.Path) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise PipelineError(
+            f"{where} cannot be read ({error}): fetch or export the weights again."
+        ) from error
 
 
 def _read_config(folder: pathlib.Path) -> dict:
     """What config.json says; PipelineError where it is absent or not ours."""
     try:
-        data = json.loads((folder / CONFIG).read_text("utf-8"))
+        text = (folder / CONFIG).read_text("utf-8")
     except FileNotFoundError:
         foreign = [p.name for p in folder.iterdir() if p.suffix in FOREIGN]
         found = f" (only {', '.join(sorted(foreign)[:5])})" if foreign else ""
@@ -198,11 +248,7 @@ def _read_config(folder: pathlib.Path) -> dict:
             " published folder has one, and is written anew where writing was cut "
             f"short; a training run's workdir holds checkpoints/. {CONVERT}"
         ) from None
-    except ValueError as error:
-        raise PipelineError(
-            f"{folder}/{CONFIG} cannot be read ({error}): fetch or export the folder "
-            "again."
-        ) from error
+    data = _parsed(text, folder / CONFIG)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise PipelineError(
             f"{folder}/{CONFIG} is not of the format {FORMAT!r}: no published folder of"
@@ -211,104 +257,95 @@ def _read_config(folder: pathlib.Path) -> dict:
     return data
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The weight files of a published folder: one, or those of an index."""
-    names = {WEIGHTS}
-    if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
-        try:
-            index = json.loads((folder / INDEX).read_text("utf-8"))
-            names = set(index["weight_map"].values())
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise PipelineError(
-                f"{folder}/{INDEX} cannot be read ({type(error).__name__}: {error}): "
-                "fetch or export the folder again."
-            ) from error
-    # A name with folders in it would lead out of this one.
-    absent = [n for n in names if "/" in n or not (folder / n).is_file()]
-    if absent:
-        raise PipelineError(
-            f"{folder} lacks {', '.join(sorted(absent))}: fetch or export it again."
-        )
-    return [folder / name for name in sorted(names)]
-
-
-def _stored(files: list[pathlib.Path], description: Description, where: str) -> Stored:
-    def read(_: str) -> dict:
-        flat = {}
-        for path in files:
-            with _reading(path), safe_open(path, "flax") as file:
-                names = file.keys()
-                flat |= {n: jnp.asarray(file.get_tensor(n), "float32") for n in names}
-        params = traverse_util.unflatten_dict(flat, sep="/")
-        problems = misfitting(params, description.config.network().shapes())
-        if problems:
-            raise PipelineError(
-                f"{where} does not hold the weights of the model its own config "
-                "describes:\n  " + "\n  ".join(problems)
-            )
-        return params
-
-    return Stored(where=where, description=description, averages=("",), read=read)
-
-
-@contextlib.contextmanager
-def _reading(path: pathlib.Path):
-    """Turns a failed read into a PipelineError that says what to do."""
+def is_ours(path: pathlib.Path) -> bool:
+    """Whether something at a path has one of our formats, be it damaged or not."""
+    if (path / "checkpoints").is_dir():
+        return True
     try:
-        yield
-    except Exception as error:  # safetensors has exceptions of its own
-        raise PipelineError(
-            f"{path} cannot be read ({error}): it is truncated, or not a file that "
-            "Pipeline.save wrote. Fetch or export it again."
-        ) from error
+        if (path / CONFIG).is_file():
+            return json.loads((path / CONFIG).read_text("utf-8"))["format"] == FORMAT
+        return path.suffix == ".safetensors" and FORMAT in safe.metadata(path)
+    except Exception:  # whoever opens it next says what is wrong
+        return False
+
+
+def cast(params: dict, dtype: str) -> dict[str, Stored]:
+    """Parameters by path as one of `DTYPES`, to be written; PipelineError for others."""
+    if dtype not in DTYPES:
+        raise PipelineError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
+    flat = traverse_util.flatten_dict(params, sep="/").items()
+    return {name: Stored.of(np.asarray(a, jnp.dtype(dtype))) for name, a in flat}
 
 
 def write_file(
-    path: pathlib.Path, params: dict, description: Description, dtype: str
+    path: pathlib.Path, tensors: Mapping[str, Stored], description: Description
 ) -> None:
-    """Write parameters and description as one `.safetensors` file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _save(path, params, dtype, {FORMAT: json.dumps(description.to_dict())})
+    """Write parameters and description as one `.safetensors` file, or nothing."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safe.write(path, tensors, {FORMAT: json.dumps(description.to_dict())})
 
 
 def write_folder(
     folder: pathlib.Path,
-    params: dict,
+    tensors: Mapping[str, Stored],
     description: Description,
-    dtype: str,
     *,
     picture: np.ndarray | None = None,
     name: str = "",
+    advance: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Write a published folder, or replace the one that lies there.
 
-    `picture`, uint8 [h, w, 3], is shown in the card, which tells to load the weights by
-    `name` ("": the folder's path). Raises PipelineError for a run's workdir.
+    The tensors, by path, are read part by part and keep their types; `advance` is told
+    the bytes after each part. `picture`, uint8 [h, w, 3], is shown in the card, which
+    tells to load the weights by `name` ("": the folder's path). Where they cannot be
+    read or written, all stays as it was. Raises PipelineError, for a workdir as well.
     """
     if (folder / "checkpoints").exists():
         raise PipelineError(
             f"{folder} is the workdir of a training run: export to another folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    # The config comes last: a folder that was cut short has none, and is refused.
-    for stale in (CONFIG, INDEX, PICTURE):
-        (folder / stale).unlink(missing_ok=True)
-    _save(folder / WEIGHTS, params, dtype, {"format": FORMAT})
-    if picture is not None:
-        save_png(folder / PICTURE, picture)
+    dtype = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
     card = description.card(name or str(folder), dtype, picture is not None)
-    (folder / CARD).write_text(card, "utf-8")
-    (folder / CONFIG).write_text(json.dumps(description.to_dict(), indent=1), "utf-8")
+    config = json.dumps(description.to_dict(), indent=1)
+    with _writing(folder), _appearing(folder) as partial:
+        safe.write(partial / WEIGHTS, tensors, {"format": FORMAT}, advance)
+        if picture is not None:
+            save_png(partial / PICTURE, picture)
+        (partial / CARD).write_text(card, "utf-8")
+        (partial / CONFIG).write_text(config, "utf-8")
 
 
-def _save(path: pathlib.Path, params: dict, dtype: str, metadata: dict) -> None:
-    if dtype not in DTYPES:
-        raise PipelineError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
-    flat = traverse_util.flatten_dict(params, sep="/")
-    arrays = {name: jnp.asarray(a, dtype) for name, a in flat.items()}
+@contextlib.contextmanager
+def _appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A partial folder, whose files are moved to `folder` where the block succeeds."""
+    folder = folder.absolute()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    partial.mkdir()
     try:
-        save_file(arrays, path, metadata=metadata)
-    except SafetensorError as error:
+        yield partial
+        new = []
+        # The config comes last: a folder that was cut short has none, and is refused.
+        for stale in (CONFIG, INDEX, PICTURE):
+            (folder / stale).unlink(missing_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == CONFIG):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for path in new:
+            path.rmdir()
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns a failed write into a PipelineError that says what to do."""
+    try:
+        yield
+    except OSError as error:
         raise PipelineError(
             f"{path} cannot be written ({error}): give a path that this user may write "
             "to, on a disk with room."
@@ -321,23 +358,23 @@ def initial(config: Experiment) -> Initial:
     See `training.initial` for the rule. Raises InitialError for weights of another
     model, and PipelineError for those that cannot be loaded.
     """
-    stored = find(config.init_from)
-    theirs = stored.description.config
+    found = find(config.init_from)
+    theirs = found.description.config
     fit = compare(theirs.model, config.model)
     both = config.init_ema == BOTH
     try:
         fit.check(config.init_reset)
-        first = stored.choose(RAW if both else config.init_ema)
-        chosen = {str(d): stored.choose(str(d)) if both else first for d in config.ema}
+        first = found.choose(RAW if both else config.init_ema)
+        chosen = {str(d): found.choose(str(d)) if both else first for d in config.ema}
     except (InitialError, PipelineError) as error:
         raise InitialError(
             f"The run cannot begin with init_from={config.init_from!r}. {error}"
         ) from error
-    read = {name: fit.take(stored.read(name)) for name in {first, *chosen.values()}}
-    lines = [f"init_from={config.init_from}: {stored.origin(first)}"]
+    read = {name: fit.take(found.read(name)) for name in {first, *chosen.values()}}
+    lines = [f"init_from={config.init_from}: {found.origin(first)}"]
     if both:
         lines.append(f"averages: from those of the same decay, {', '.join(chosen)}")
-    lines += [*fit.report(), *_other_differences(stored.description, config)]
+    lines += [*fit.report(), *_other_differences(found.description, config)]
     ema = {decay: read[name] for decay, name in chosen.items()}
     return Initial(read[first], ema, "\n".join(lines))
 

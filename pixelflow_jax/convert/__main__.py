@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
             made.add_argument("--overwrite", action="store_true", help=replace)
         return made.add_argument
 
-    text = "official weights to a folder of ours: config.json and model.safetensors"
+    text = "official weights to a published folder: config, weights and model card"
     add = command("from-torch", run_from_torch, text, "FILE_OR_FOLDER", "OUT_FOLDER")
     _add_choice(add)
     add("--config", default="", help="config FILE[:VARIANT] the weights must fit")

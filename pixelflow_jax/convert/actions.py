@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pixelflow_jax.convert import official, ours, released, tables, variants
+from pixelflow_jax import published
+from pixelflow_jax.convert import official, released, tables, variants
 from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.convert.infer import Fields
+from pixelflow_jax.description import Description
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.base import DenoiserConfig, count
 from pixelflow_jax.nn.embed import sincos_table
@@ -16,6 +18,7 @@ from pixelflow_jax.weightfiles import pytorch, reader, safe
 from pixelflow_jax.weightfiles.stored import Stored
 
 Progress = Callable[[int], object]  # is told bytes that were written
+UNKNOWN = "data and batch of the training are not known, the config's are defaults"
 POSITIONS = "pos_embed"  # PixelGen's, the only tensor whose shape follows the image's
 
 
@@ -51,7 +54,7 @@ def understood(
     official code does. Raises ConvertError with everything that does not fit,
     WeightFileError for files that cannot be read.
     """
-    if ours.is_ours(source):
+    if published.is_ours(source):
         raise ConvertError(
             f"{source} is already in the format of pixelflow_jax: `to-torch` converts "
             "it to an official one."
@@ -141,15 +144,17 @@ def from_torch(
     overwrite: bool = False,
     advance: Progress = lambda count: None,
 ) -> None:
-    """Write official weights as a folder of ours.
+    """Write official weights as a published folder.
 
     Without a `config` of its own, it gets the settings that the released weights of
     its family are sampled with, at `image_size` (0: the released one).
     """
-    model = weights.model
+    _check_folder(out, overwrite)
+    model, origin = weights.model, weights.origin
     if config is None:
         size = image_size or released.image_size(model)
         config = released.experiment(weights.family, model, size, out.absolute().name)
+        origin += f", converted; {UNKNOWN}"
     else:
         ways = variants.fields(config.model)
         ways = {name: ways[name] for name in variants.EXECUTION if name in ways}
@@ -157,14 +162,15 @@ def from_torch(
         size = image_size or config.data.image_size
         data = dataclasses.replace(config.data, image_size=size)
         config = dataclasses.replace(config, model=model, data=data)
-    about = {
-        "config": config.to_dict(),
-        "class_names": [str(label) for label in range(model.num_classes)],
-        "step": weights.step,
-        "origin": weights.origin,
-    }
+        origin += ", converted"
+    description = Description(
+        config=config,
+        class_names=tuple(map(str, range(model.num_classes))),
+        step=weights.step,
+        origin=origin,
+    )
     flat = tables.imported(weights.table, weights.tensors)
-    ours.write(out, flat, about, overwrite=overwrite, advance=advance)
+    published.write_folder(out, flat, description, advance=advance)
 
 
 def to_safetensors(
@@ -231,12 +237,13 @@ def to_torch(
     `ema` chooses an average of a training run.
     """
     _check_file(out, (".pt", ".pth", ".bin", ".ckpt", ".safetensors"), overwrite)
-    model = ours.opened(source, ema)
-    tensors = tables.exported(variants.table_of(model.config.model), model.tensors)
+    found = published.find(source)
+    model, params = found.description.config.model, found.open(found.choose(ema))
+    tensors = tables.exported(variants.table_of(model), params)
     layout = layout or ("lightning" if out.suffix == ".ckpt" else "plain")
-    note = f"{described(model.config.model)}, {len(tensors)} tensors, layout {layout}"
+    note = f"{described(model)}, {len(tensors)} tensors, layout {layout}"
     if out.suffix != ".safetensors":
-        pytorch.write(out, LAYOUTS[layout](tensors, model.step))
+        pytorch.write(out, LAYOUTS[layout](tensors, found.description.step))
         advance(sum(tensor.nbytes for tensor in tensors.values()))
         return (note,)
     if layout != "plain":
@@ -255,3 +262,14 @@ def _check_file(out: pathlib.Path, suffixes: tuple[str, ...], overwrite: bool) -
         raise ConvertError(f"{out} exists: give another name, or --overwrite.")
     if not out.absolute().parent.is_dir():
         raise ConvertError(f"There is no folder {out.parent} to write to.")
+
+
+def _check_folder(out: pathlib.Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConvertError(f"{out} is a file: name a folder to write to.")
+    taken = out.is_dir() and any(p.name != published.PARTIAL for p in out.iterdir())
+    if taken and not overwrite:
+        raise ConvertError(
+            f"{out} is not empty: give another folder, or --overwrite to replace its "
+            f"{published.CONFIG}, {published.WEIGHTS} and {published.CARD}."
+        )

@@ -121,6 +121,8 @@ def pixnerd_text(sizes: Sizes, given: Fields) -> Told:
     told = _trunk(sizes) | _text(sizes) | _field(sizes)
     field = {"encoding": "cosine", "normalised": ("first",), "output_norm": False}
     assumed = {"tap": _tap(PixNerdText(), told["depth"]), "mask_text": False}
+    # The official program draws every size on the canvas of its released weights.
+    assumed["canvas"] = (512, 512) if told["patch"] == PixNerdText.patch else ()
     return _sorted(told, assumed | _decoder(field))
 
 

@@ -5,7 +5,8 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
-from pixelflow_jax.convert import actions, official, ours, variants
+from pixelflow_jax import published
+from pixelflow_jax.convert import actions, official, variants
 from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.weightfiles import reader
 from pixelflow_jax.weightfiles.stored import Stored
@@ -19,11 +20,12 @@ def report(path: pathlib.Path, *, every: bool = False) -> Iterator[str]:
     Otherwise layers of equal shapes share a line. Raises ConvertError and
     WeightFileError for what cannot be read.
     """
-    if ours.is_ours(path):
-        model = ours.opened(path)
-        yield from table(model.tensors, every)
-        yield f"ours: {actions.described(model.config.model)}"
-        yield f"config: {json.dumps(model.config.to_dict())}"
+    if published.is_ours(path):
+        found = published.find(path)
+        config = found.description.config
+        yield from table(found.open(found.choose("")), every)
+        yield f"ours: {actions.described(config.model)}"
+        yield f"config: {json.dumps(config.to_dict())}"
         return
     if not path.exists():
         raise ConvertError(f"There is no file {path}.")

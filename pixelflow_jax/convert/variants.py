@@ -198,7 +198,9 @@ def inferred(
         model = replaced(variant.model, {**read.assumed, **given, **read.told})
         problems = mistyped(model)
         if given and not problems:  # what is assumed need not make a model that runs
-            problems = model.problems(model.patch, model.patch)
+            canvas = getattr(model, "canvas", ())
+            smallest = canvas if len(canvas) == 2 else (model.patch, model.patch)
+            problems = model.problems(*smallest)
     if problems:
         raise ConvertError(
             "The model these weights and the given fields describe cannot be:\n  "

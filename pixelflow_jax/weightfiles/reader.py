@@ -45,16 +45,18 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     """The files that an index names; all of them must be there."""
     try:
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+        where = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = sorted({str(name) for name in where.values()})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise WeightFileError(
             f"{index} cannot be read ({first_line(error)}): is it whole? Download it "
             "again."
         ) from error
-    absent = sorted(name for name in names if not (index.parent / name).is_file())
+    # A name with folders in it would lead out of this one.
+    absent = [n for n in names if "/" in n or not (index.parent / n).is_file()]
     if absent:
         raise WeightFileError(f"{index.parent} lacks shards: {', '.join(absent)}")
-    return [index.parent / name for name in sorted(names)]
+    return [index.parent / name for name in names]
 
 
 def opened(path: pathlib.Path) -> object:

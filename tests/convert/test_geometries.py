@@ -155,7 +155,7 @@ RELEASED = {
     "PixelFlow text": (pixelflow(1152, 28, 4, text=2048), 882, "pixelflow:t2i_256"),
     "PixNerd-L/16": (pixnerd(1024, 16, 22, 2), 452, "pixnerd:l16_256"),
     "PixNerd-XL/16": (pixnerd(1152, 16, 26, 4), 701, "pixnerd:xl16_256"),
-    "PixNerd-XXL/16": (pixnerd_xxl(), 1172, ""),
+    "PixNerd-XXL/16": (pixnerd_xxl(), 1172, "pixnerd_t2i:sft_512"),
     "PixelGen-L/16": (jit(1024, 16, 24, 128), 459, "pixelgen:l_256"),
     "PixelGen-XL/16": (jit(1152, 16, 28, 0), 677, "pixelgen:xl_256"),
     "PixelGen-XXL/16": (pixelgen_xxl(), 1123, ""),
