@@ -140,7 +140,8 @@ class Description:
         parameters = count(config.network().shapes()) / 1e6
         sampling, names = config.sampling, ", ".join(self.class_names)
         # A conversion knows neither names nor, sometimes, how long it was trained.
-        named = not all(name.isdigit() for name in self.class_names)
+        if self.class_names and all(name.isdigit() for name in self.class_names):
+            names = "by number"
         trained = f"{self.step:,} steps of batch {config.batch_size}"
         facts = [
             ("model", type(config.model).__name__),
@@ -148,7 +149,7 @@ class Description:
             ("weights", self.origin),
             ("trained", trained if self.step else ""),
             ("data", f"`{config.data.source!r}`"),
-            (f"{len(self.class_names)} classes", names if named else "by number"),
+            (f"{len(self.class_names)} classes", names),
             ("solver", f"`{sampling.solver!r}`"),
             ("steps", f"`{sampling.grid!r}`"),
             ("guidance", f"`{sampling.guidance!r}`"),

@@ -270,7 +270,7 @@ def is_ours(path: pathlib.Path) -> bool:
 
 
 def cast(params: dict, dtype: str) -> dict[str, Stored]:
-    """Parameters by path as one of `DTYPES`, to be written; PipelineError for others."""
+    """Parameters by path, as one of `DTYPES`, to be written; PipelineError else."""
     if dtype not in DTYPES:
         raise PipelineError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
     flat = traverse_util.flatten_dict(params, sep="/").items()

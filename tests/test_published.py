@@ -121,12 +121,12 @@ def test_shards_are_read_and_those_that_lack_are_named(copy, pipeline):
     names = shards(copy)
     tiny.assert_identical(Pipeline.from_pretrained(copy).params, pipeline.params)
     (copy / names[1]).unlink()
-    refused(copy, f"lacks {names[1]}")
+    refused(copy, f"lacks shards: {names[1]}")
     index = copy / "model.safetensors.index.json"
     (copy.parent / "model.safetensors").write_bytes((copy / names[0]).read_bytes())
     index.write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
-    refused(copy, r"lacks \.\./model.safetensors")
-    for broken in ("{", "[]", '{"weight_map": []}', "{}"):
+    refused(copy, r"lacks shards: \.\./model.safetensors")
+    for broken in ("{", "[]", '{"weight_map": []}', "{}", '{"weight_map": 3}'):
         index.write_text(broken)
         refused(copy, "index.json cannot be read")
 
@@ -142,14 +142,44 @@ def test_a_folder_is_written_anew_in_place(copy, workdir, pipeline):
     assert not (copy / "samples.png").exists() and (copy / "LICENSE").exists()
 
 
-def test_writing_that_was_cut_short_leaves_nothing_to_load(copy, pipeline, monkeypatch):
-    def stop(*args):
-        raise OSError("the power went off")
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    monkeypatch.setattr(published, "_save", stop)
-    with pytest.raises(OSError):
+
+def test_a_failure_leaves_what_was_there(copy, pipeline, workdir, monkeypatch):
+    def full(path, *_):
+        (path.parent / "half").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    before = contents(copy)
+    monkeypatch.setattr(published.safe, "write", full)
+    raw = Pipeline.from_pretrained(workdir, ema="raw")
+    for folder in (copy, copy.parent / "new" / "folder"):
+        with pytest.raises(PipelineError, match="cannot be written .*No space left"):
+            raw.save_pretrained(folder)
+    assert contents(copy) == before and not (copy.parent / "new").exists()
+
+
+def test_moving_that_was_cut_short_leaves_nothing_to_load(copy, pipeline, monkeypatch):
+    """Not even where only the last file, the config, lacks."""
+    move = published.os.replace
+
+    def stop(source, target):
+        if source.parent.name == ".partial" and source.name == "config.json":
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr(published.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
         pipeline.save_pretrained(copy)
+    names = {"README.md", "model.safetensors"}
+    assert contents(copy).keys() == names
     refused(copy, "holds no config.json .*cut short")
+    monkeypatch.undo()
+    (copy / ".partial").mkdir()  # of a process that was killed
+    pipeline.save_pretrained(copy)
+    assert contents(copy).keys() == names | {"config.json"}
+    tiny.assert_identical(Pipeline.from_pretrained(copy).params, pipeline.params)
 
 
 def test_a_workdir_is_not_exported_into(workdir, pipeline):
@@ -199,7 +229,7 @@ def test_a_config_of_another_version_of_the_code_is_refused(copy, pipeline):
 def test_truncated_weights_are_refused(copy, keep):
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    refused(copy, "model.safetensors cannot be read .*truncated")
+    refused(copy, "model.safetensors cannot be read .*is it whole")
 
 
 def test_other_tensors_than_the_config_describes_are_listed(copy):
@@ -216,7 +246,7 @@ def test_other_tensors_than_the_config_describes_are_listed(copy):
 
 def test_what_lacks_is_named(copy, tmp_path):
     (copy / "model.safetensors").unlink()
-    refused(copy, "lacks model.safetensors")
+    refused(copy, "neither model.safetensors nor its index")
     (copy / "config.json").unlink()
     refused(copy, "holds no config.json. A published")
     (copy / "last.ckpt").write_bytes(b"")
@@ -294,6 +324,32 @@ def test_every_model_has_its_citation_and_texts_are_asked_for_in_words():
     classes = Experiment(name="c", model=PixelFlow(width=16, heads=2, depth=1, tap=0))
     card = Description(config=classes, **names).card("some/name", "float32", False)
     assert "chen2025pixelflow" in card and "pipeline([0], seed=0)" in card
+    assert "| trained |" not in card  # after 0 steps, or for a time nobody knows
+
+
+def test_a_set_is_opened_in_its_own_types_and_read_when_asked_for(folder, copy):
+    tensors = load_file(copy / "model.safetensors")
+    name = "decoder/norm/weight"
+    tensors[name] = tensors[name].astype("bfloat16")
+    save_file(tensors, copy / "model.safetensors")
+    found = published.find(copy)
+    opened = found.open(found.choose(""))
+    assert {k for k, one in opened.items() if one.dtype != np.float32} == {name}
+    assert opened[name].dtype == jnp.bfloat16
+    tiny.assert_identical({k: v.read() for k, v in opened.items()}, tensors)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        opened[name].read()
+
+
+def test_what_has_our_formats_is_told_from_the_rest(workdir, copy, pipeline, tmp_path):
+    pipeline.save(tmp_path / "ours.safetensors")
+    save_file({"a": jnp.zeros(2)}, tmp_path / "theirs.safetensors")
+    ours = (workdir, copy, tmp_path / "ours.safetensors")
+    assert all(map(published.is_ours, ours))
+    edit(copy, format="diffusers")
+    others = (copy, tmp_path / "theirs.safetensors", tmp_path, tmp_path / "absent")
+    assert not any(map(published.is_ours, others))
 
 
 def test_a_single_file_of_before_the_versions_is_read():

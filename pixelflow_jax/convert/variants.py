@@ -27,7 +27,7 @@ from pixelflow_jax.nodes import mistyped
 from pixelflow_jax.weightfiles.stored import Stored
 
 # How a model is computed: no tensor tells, and no result depends on it.
-EXECUTION = ("attention", "loop", "decoder.loop")
+EXECUTION = ("attention", "loop", "decoder.loop", "decoder.kernel")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -310,9 +310,9 @@ def test_files_of_ours_are_exported_and_not_converted_again(pixnerd, tmp_path, c
         arguments = ("from-torch", tmp_path / source, tmp_path / "out")
         assert "already in the format" in refused(capsys, *arguments)
     arguments = ("to-torch", pixnerd, tmp_path / "out.safetensors")
-    assert "no model of ours" in refused(capsys, *arguments)
+    assert "was not written by Pipeline.save" in refused(capsys, *arguments)
     arguments = ("to-torch", tmp_path / "ours", tmp_path / "out.pt", "--ema=0.9")
-    assert "only a run's workdir has averages" in refused(capsys, *arguments)
+    assert "no average '0.9' to choose" in refused(capsys, *arguments)
     assert nothing_written(tmp_path)
 
 
@@ -324,7 +324,7 @@ def test_nothing_is_replaced_unasked(pixnerd, tmp_path, capsys):
     assert "--overwrite" in refused(capsys, *arguments)
     assert os.listdir(kept) == ["notes.txt"]
     run(*arguments, "--overwrite")
-    names = ["config.json", "model.safetensors", "notes.txt"]
+    names = ["README.md", "config.json", "model.safetensors", "notes.txt"]
     assert sorted(os.listdir(kept)) == names
     file = tmp_path / "kept.safetensors"
     file.write_text("mine")
@@ -333,6 +333,44 @@ def test_nothing_is_replaced_unasked(pixnerd, tmp_path, capsys):
     assert file.read_text() == "mine"
     run("to-torch", kept, file, "--overwrite")
     assert len(load_file(file)) == len(load_file(pixnerd))
+
+
+def test_a_run_is_never_replaced(pixnerd, tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    arguments = ("from-torch", pixnerd, tmp_path / "run", "--overwrite")
+    assert "is the workdir of a training run" in refused(capsys, *arguments)
+    assert os.listdir(tmp_path / "run") == ["checkpoints"]
+
+
+def test_the_card_says_what_is_known_of_the_weights(pixnerd, tmp_path):
+    run("from-torch", pixnerd, tmp_path / "ours", "--image-size=16")
+    card = (tmp_path / "ours" / "README.md").read_text()
+    assert "A class-conditional PixNerd for images of 16 x 16 pixels." in card
+    assert "million, float32 |" in card and "| 5 classes | by number |" in card
+    origin = (
+        "| weights | pixnerd.safetensors, converted; data and batch of the training"
+    )
+    assert origin in card and "| trained |" not in card
+    mixed = load_file(pixnerd)
+    key = "final_layer.linear.bias"
+    checkpoints.save(mixed | {key: mixed[key].astype(np.float16)}, pixnerd)
+    run("from-torch", pixnerd, tmp_path / "mixed")
+    card = (tmp_path / "mixed" / "README.md").read_text()
+    assert "million, float16, float32 |" in card
+
+
+def test_a_canvas_is_assumed_for_the_released_patch_and_can_be_set(tmp_path, capsys):
+    model = dataclasses.replace(PIXNERD_TEXT, patch=16)
+    source = checkpoints.save(official(model), tmp_path / "x.safetensors")
+    flags = {"assumed": [], "none": ["canvas=()"], "wide": ["canvas=(32, 64)"]}
+    for name, given in flags.items():
+        given = [f"--set={one}" for one in given]
+        run("from-torch", source, tmp_path / name, *given, "--image-size=64")
+    found = [checkpoints.read(tmp_path / name)[0].model.canvas for name in flags]
+    assert found == [(512, 512), (), (32, 64)]
+    assert "assumed: canvas=(512, 512)" in capsys.readouterr().out
+    arguments = ("from-torch", source, tmp_path / "out", "--set", "canvas=(24, 32)")
+    assert "patch=16 does not divide" in refused(capsys, *arguments)
 
 
 def test_a_full_disk_leaves_nothing(pixnerd, tmp_path, capsys, monkeypatch):

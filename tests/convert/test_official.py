@@ -3,6 +3,7 @@
 The forward fixtures are also run, with the weights that were written to disk.
 """
 
+import dataclasses
 import json
 import re
 
@@ -15,7 +16,6 @@ from pixelflow_jax.models.base import Cond, DenoiserConfig, network
 from tests.convert import checkpoints
 from tests.golden import harness
 
-# The heavy decoder is another way to run a model: its weights are converted alike.
 FORWARD = r"out/(?!given_s)[^/]+/output"
 SKIP = pytest.mark.skip(reason="no reference arrays: see PIXELFLOW_GOLDEN_DIR")
 CONTAINERS = {
@@ -99,16 +99,20 @@ def test_safetensors_there_and_back(fixture, group, tmp_path):
 def computes_the_official_output(folder, fixture: harness.Fixture) -> None:
     """Runs what was written, where the fixture holds a forward pass."""
     recorded = [key.split("/")[1] for key in fixture.tensors if re.match(FORWARD, key)]
-    if not recorded or fixture.config.get("variant") == "t2i_heavy":
-        return
     config, params = checkpoints.read(folder)
-    case = recorded[0]
+    for case in recorded if "scaling" in fixture.config else recorded[:1]:
+        computes_a_case(config.model, params, fixture, case)
+
+
+def computes_a_case(model: DenoiserConfig, params, fixture, case: str) -> None:
+    if canvas := harness.canvas_of(fixture, case):
+        model = dataclasses.replace(model, canvas=canvas)
     arrays = fixture.under("in")
     own = {k.removeprefix(f"{case}/"): v for k, v in arrays.items() if case in k}
     arrays = own or arrays
     t = arrays.get("t", arrays.get("timestep"))
     image, cond = harness.nhwc(arrays["x"]), condition(case, arrays)
-    apply = jax.jit(network(config.model, harness.EXACT).apply)
+    apply = jax.jit(network(model, harness.EXACT).apply)
     out = apply(params, (image,), (t,), (cond,))
     theirs = fixture.under(f"out/{case}")["output"]
     harness.close(harness.nchw(out.pred[0]), theirs, case)

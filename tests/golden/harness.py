@@ -356,6 +356,16 @@ def text_model(
     return Loaded(config, fixture.under("params"), convert.table(config))
 
 
+def canvas_of(fixture: Fixture, case: str) -> tuple[int, ...]:
+    """What the official heavy decoder's encoder sees; nothing for the other models."""
+    scaling = fixture.config.get("scaling")
+    if scaling is None:
+        return ()
+    size = fixture.tensors[f"in/{case}/x"].shape[-2:]
+    pairs = zip(size, scaling[case], strict=True)
+    return tuple(int(side / scale) for side, scale in pairs)
+
+
 def condition(values: np.ndarray) -> Cond:
     """A recorded condition: labels where each image has one number, text otherwise."""
     if values.ndim == 1:

@@ -87,18 +87,8 @@ def named_cases(fixture) -> list[str]:
     return list(fixture.config["cases"])
 
 
-def canvas_of(fixture, case: str) -> tuple[int, ...]:
-    """What the official heavy decoder's encoder sees; nothing for the other models."""
-    scaling = fixture.config.get("scaling")
-    if scaling is None:
-        return ()
-    size = fixture.tensors[f"in/{case}/x"].shape[-2:]
-    pairs = zip(size, scaling[case], strict=True)
-    return tuple(int(side / scale) for side, scale in pairs)
-
-
 def check_forward(fixture, case: str, intermediates) -> None:
-    loaded = harness.text_model(fixture, canvas=canvas_of(fixture, case))
+    loaded = harness.text_model(fixture, canvas=harness.canvas_of(fixture, case))
 
     @jax.jit
     def run(params, image, t, states):
@@ -136,7 +126,7 @@ def test_pixnerd_heavy_decoder_forward(fixture, case):
 
 def check_tap(fixture, case: str, tap: int) -> None:
     """Tokens after `tap` blocks; with two groups, and rematerialised."""
-    canvas = canvas_of(fixture, case)
+    canvas = harness.canvas_of(fixture, case)
     loaded = harness.text_model(fixture, tap=tap, remat="full", canvas=canvas)
     image, t, states = given(fixture, case)
     groups = ((image, t, Cond(text=states)), (image[:1], t[:1], Cond(text=states[:1])))
