@@ -152,13 +152,13 @@ def jit(d: int, heads: int, depth: int, neck: int, patch: int = 16, tokens: int 
 # The paper gives PixNerd-L 458M; the official code builds 452M.
 RELEASED = {
     "PixelFlow-XL/4": (pixelflow(1152, 28, 4, 1000), 677, "pixelflow:xl4_256"),
-    "PixelFlow text": (pixelflow(1152, 28, 4, text=2048), 882, "pixelflow:t2i_256"),
+    "PixelFlow text": (pixelflow(1152, 28, 4, text=2048), 882, "pixelflow_t2i:256"),
     "PixNerd-L/16": (pixnerd(1024, 16, 22, 2), 452, "pixnerd:l16_256"),
     "PixNerd-XL/16": (pixnerd(1152, 16, 26, 4), 701, "pixnerd:xl16_256"),
     "PixNerd-XXL/16": (pixnerd_xxl(), 1172, "pixnerd_t2i:sft_512"),
     "PixelGen-L/16": (jit(1024, 16, 24, 128), 459, "pixelgen:l_256"),
     "PixelGen-XL/16": (jit(1152, 16, 28, 0), 677, "pixelgen:xl_256"),
-    "PixelGen-XXL/16": (pixelgen_xxl(), 1123, ""),
+    "PixelGen-XXL/16": (pixelgen_xxl(), 1123, "pixelgen_t2i:sft_512"),
     "JiT-B/16": (jit(768, 12, 12, 128), 131, "pixelgen:jit_b_256"),
     "JiT-L/16": (jit(1024, 16, 24, 128), 459, "pixelgen:jit_l_256"),
     "JiT-H/16": (jit(1280, 16, 32, 256), 953, "pixelgen:jit_h_256"),
