@@ -227,9 +227,9 @@ def _found_folder(folder: pathlib.Path) -> Found:
     )
 
 
-def _parsed(text: str, where: pathlib.Path) -> object:
+def _parsed(content: str | bytes, where: pathlib.Path) -> object:
     try:
-        return json.loads(text)
+        return json.loads(content)
     except ValueError as error:
         raise PipelineError(
             f"{where} cannot be read ({error}): fetch or export the weights again."
@@ -239,7 +239,7 @@ def _parsed(text: str, where: pathlib.Path) -> object:
 def _read_config(folder: pathlib.Path) -> dict:
     """What config.json says; PipelineError where it is absent or not ours."""
     try:
-        text = (folder / CONFIG).read_text("utf-8")
+        content = (folder / CONFIG).read_bytes()
     except FileNotFoundError:
         foreign = [p.name for p in folder.iterdir() if p.suffix in FOREIGN]
         found = f" (only {', '.join(sorted(foreign)[:5])})" if foreign else ""
@@ -248,7 +248,7 @@ def _read_config(folder: pathlib.Path) -> dict:
             " published folder has one, and is written anew where writing was cut "
             f"short; a training run's workdir holds checkpoints/. {CONVERT}"
         ) from None
-    data = _parsed(text, folder / CONFIG)
+    data = _parsed(content, folder / CONFIG)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise PipelineError(
             f"{folder}/{CONFIG} is not of the format {FORMAT!r}: no published folder of"

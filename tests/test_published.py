@@ -160,12 +160,14 @@ def test_a_failure_leaves_what_was_there(copy, pipeline, workdir, monkeypatch):
     assert contents(copy) == before and not (copy.parent / "new").exists()
 
 
-def test_moving_that_was_cut_short_leaves_nothing_to_load(copy, pipeline, monkeypatch):
-    """Not even where only the last file, the config, lacks."""
+@pytest.mark.parametrize("last", ["model.safetensors", "config.json"])
+def test_moving_that_was_cut_short_leaves_nothing_to_load(
+    copy, pipeline, monkeypatch, last
+):
     move = published.os.replace
 
     def stop(source, target):
-        if source.parent.name == ".partial" and source.name == "config.json":
+        if source.parent.name == ".partial" and source.name == last:
             raise KeyboardInterrupt
         move(source, target)
 
@@ -211,6 +213,8 @@ def test_configs_that_are_not_ours_are_refused(copy):
     refused(copy, "not of the format 'pixelflow_jax'.*pixelflow_jax.convert")
     (copy / "config.json").write_text("[]")
     refused(copy, "not of the format")
+    (copy / "config.json").write_bytes(b"\xff{")
+    refused(copy, "config.json cannot be read")
     (copy / "config.json").write_text("{")
     refused(copy, "config.json cannot be read")
 

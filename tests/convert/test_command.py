@@ -362,12 +362,12 @@ def test_the_card_says_what_is_known_of_the_weights(pixnerd, tmp_path):
 def test_a_canvas_is_assumed_for_the_released_patch_and_can_be_set(tmp_path, capsys):
     model = dataclasses.replace(PIXNERD_TEXT, patch=16)
     source = checkpoints.save(official(model), tmp_path / "x.safetensors")
-    flags = {"assumed": [], "none": ["canvas=()"], "wide": ["canvas=(32, 64)"]}
+    flags = {"assumed": [], "none": ["canvas=()"], "wide": ["canvas=(512, 1024)"]}
     for name, given in flags.items():
         given = [f"--set={one}" for one in given]
         run("from-torch", source, tmp_path / name, *given, "--image-size=64")
     found = [checkpoints.read(tmp_path / name)[0].model.canvas for name in flags]
-    assert found == [(512, 512), (), (32, 64)]
+    assert found == [(512, 512), (), (512, 1024)]
     assert "assumed: canvas=(512, 512)" in capsys.readouterr().out
     arguments = ("from-torch", source, tmp_path / "out", "--set", "canvas=(24, 32)")
     assert "patch=16 does not divide" in refused(capsys, *arguments)
