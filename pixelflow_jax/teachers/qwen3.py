@@ -73,9 +73,9 @@ class Qwen3:
     up with zeros, to another width than the network's own (0).
 
     The empty text is nothing but padding, and what a token sees that may see nothing
-    was decided by the attention's backend. `empty_text` names both answers: with "attend"
-    it sees what is there, tokens that are all alike; with "zero" attention gives
-    nothing. transformers 4.51 and 4.52, the first that know Qwen3, do the former on a
+    was decided by the attention's backend. `empty_text` names both answers: with
+    "attend" it sees what is there, tokens that are all alike; with "zero" attention
+    gives nothing. transformers 4.51 and 4.52, the first that know Qwen3, do the former on a
     GPU; so do all with eager attention. From 4.53 on, with PyTorch 2.5 or later, SDPA
     does the latter. PixNerd pins PyTorch 2.5.0 and no transformers; its models were
     trained when 4.51 and 4.52 were current, so "attend" is the default. PixelGen names
