@@ -31,6 +31,7 @@ FREE = (
     "data.max_corrupt",
     "model.loop",
     "model.decoder.loop",
+    "model.decoder.kernel",
     "model.attention",
     "accumulate",
     *("init_from", "init_ema", "init_reset"),
