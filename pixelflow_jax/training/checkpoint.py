@@ -37,7 +37,10 @@ FREE = (
     *("init_from", "init_ema", "init_reset"),
     *(f"teachers.dino.{name}" for name in ("weights", "attention", "loop")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
-    *(f"conditioner.encoder.{name}" for name in ("weights", "loop")),
+    *(
+        f"conditioner.encoder.{name}"
+        for name in ("weights", "tokenizer", "attention", "loop")
+    ),
 )
 
 
