@@ -114,7 +114,7 @@ def by_jax(
     rates = harness.machine_rates()
     plain = dataclasses.replace(encoder, attention="xla")
     chosen = plain if how == "jax-xla" else encoder
-    params = drawn(encoder.shapes())
+    params = drawn(encoder)
     given = params, jnp.asarray(tokens), jnp.asarray(mask)
     program, compile_seconds = harness.compiled(jax.jit(chosen.states), *given)
     seconds = harness.median_seconds(lambda: program(*given), repeats)
@@ -140,16 +140,26 @@ def _normal(key: Array, shape: jax.ShapeDtypeStruct) -> Array:
     return (deviation * jax.random.normal(key, shape.shape)).astype(shape.dtype)
 
 
-def drawn(shapes: dict) -> dict:
-    """Random parameters on the device; norms scale by 1."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+def drawn(encoder: Qwen3 | T5) -> dict:
+    """Random parameters on the device; norms scale by 1.
+
+    T5 does not scale its logits but begins with small queries; with large ones, every
+    rounding would lead elsewhere.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(encoder.shapes())
     found = []
     for number, (path, shape) in enumerate(leaves):
         if path[-1].key == "weight":
             found.append(jnp.ones(shape.shape, shape.dtype))
         else:
             found.append(_normal(jax.random.key(number), shape))
-    return jax.tree_util.tree_unflatten(structure, found)
+    params = jax.tree_util.tree_unflatten(structure, found)
+    if isinstance(encoder, T5):
+        own = params["blocks"]["attention"]["qkv"]
+        inner = encoder.sizes.heads * encoder.sizes.head_width
+        small = own["kernel"][..., :inner] * encoder.sizes.head_width**-0.5
+        own["kernel"] = own["kernel"].at[..., :inner].set(small)
+    return params
 
 
 def by_torch(
@@ -264,7 +274,7 @@ def steps(
     )
     config.validate()
     recipe = config.recipe()
-    frozen = {"text": drawn(encoder.shapes())}
+    frozen = {"text": drawn(encoder)}
     texts = {"tokens": tokens, "mask": mask}
     whole = train_step.timed(config, recipe, frozen, repeats, texts)
     states = jax.jit(encoder.states)(frozen["text"], tokens, mask)

@@ -73,14 +73,15 @@ class Qwen3:
     up with zeros, to another width than the network's own (0).
 
     The empty text is nothing but padding, and what a token sees that may see nothing
-    was decided by the attention's backend. `empty_text` names both answers: with "attend"
-    it sees what is there, tokens that are all alike; with "zero" attention gives
-    nothing. transformers 4.51 and 4.52, the first that know Qwen3, do the former on a
-    GPU; so do all with eager attention. From 4.53 on, with PyTorch 2.5 or later, SDPA
-    does the latter. PixNerd pins PyTorch 2.5.0 and no transformers; its models were
-    trained when 4.51 and 4.52 were current, so "attend" is the default. PixelGen names
-    no versions, and came when newer ones were current: "zero" is worth a try there.
-    The two conditions differ much: sample a model with the one it was trained with.
+    was decided by the attention's backend. `empty_text` names both answers: with
+    "attend" it sees what is there, tokens that are all alike; with "zero" attention
+    gives nothing. transformers 4.51 and 4.52, the first that know Qwen3, do the former
+    on a GPU; so do all with eager attention. From 4.53 on, with PyTorch 2.5 or later,
+    SDPA does the latter. PixNerd pins PyTorch 2.5.0 and no transformers; its models
+    were trained when 4.51 and 4.52 were current, so "attend" is the default. PixelGen
+    names no versions, and came when newer ones were current: "zero" is worth a try
+    there. The two conditions differ much: sample a model with the one it was trained
+    with.
 
     In bfloat16 the rotary embedding's frequencies are rounded like the weights, as the
     official code rounds them by casting the whole network. At the 128th token that

@@ -31,12 +31,16 @@ FREE = (
     "data.max_corrupt",
     "model.loop",
     "model.decoder.loop",
+    "model.decoder.kernel",
     "model.attention",
     "accumulate",
     *("init_from", "init_ema", "init_reset"),
     *(f"teachers.dino.{name}" for name in ("weights", "attention", "loop")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
-    *(f"conditioner.encoder.{name}" for name in ("weights", "loop")),
+    *(
+        f"conditioner.encoder.{name}"
+        for name in ("weights", "tokenizer", "attention", "loop")
+    ),
 )
 
 

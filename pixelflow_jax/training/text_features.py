@@ -102,8 +102,7 @@ class Encoder:
         self._conditioner, self._model, self._mesh = conditioner, model, mesh
         self._reader = conditioner.reader()
         self._reader.check()
-        whole = sharding.replicated(mesh)
-        self._frozen = jax.device_put(conditioner.load(), whole)
+        self._frozen = sharding.place(conditioner.load(), mesh)
         self._program = jax.jit(self._encode)
 
     def __call__(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
