@@ -43,7 +43,7 @@ def test_sigterm_and_ctrl_c_save_and_the_next_start_goes_on(images, tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(images, tmp_path)
         process.send_signal(number)
-        code, out, error = tiny.finish(process, timeout=30)
+        code, out, error = tiny.finish(process, timeout=60)
         assert code == 0, error
         step = latest(tmp_path)
         assert f"Stopped after step {step}" in out
@@ -60,13 +60,13 @@ def test_sigterm_and_ctrl_c_save_and_the_next_start_goes_on(images, tmp_path):
 @pytest.mark.slow
 def test_the_second_ctrl_c_kills(images, tmp_path):
     # Steps so long that the second signal arrives before the first has done its work.
-    process = start(images, tmp_path, "\nconfig.batch_size = 1024")
+    process = start(images, tmp_path, "\nconfig.batch_size = 4096")
     process.send_signal(signal.SIGINT)
     said = b""
     while b"SIGINT: saving after this step; again to kill" not in said:
         said += os.read(process.stderr.fileno(), 10_000)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    code, out, error = tiny.finish(process, timeout=15)
+    code, out, error = tiny.finish(process, timeout=60)
     assert code == 130 and "Interrupted." in error, error
     assert "Stopped after" not in out
