@@ -120,11 +120,6 @@ def of_combinations(training: EmojiSource, each: int) -> Questions:
     )
 
 
-def row(self, questions: Questions, images: np.ndarray, by: str) -> dict:
-    """The row of the table for those images."""
-    return row(questions, images, self.similar(questions, images), by)
-
-
 def row(questions: Questions, images: np.ndarray, similar: np.ndarray, by: str) -> dict:
     """The row of the table for images that come `similar` near to the candidates."""
     ranks = retrieval.ranks(similar, questions.targets)
@@ -247,24 +242,37 @@ def measure(args: argparse.Namespace) -> list[dict]:
         of_drawings("training", training, some, args.images),
         of_combinations(training, args.images),
     ):
-        real = efficientnet.embed(network, questions.candidates)
-        near = lambda images: retrieval.similarity(
-            efficientnet.embed(network, images), real
-        )
         drawn = draw(pipeline, questions, args.seed)
-        found = near(drawn)
-        rows.append(row(questions, drawn, found, "trained"))
-        rows.append(row(questions.swapped(), drawn, found, "trained, wrong prompts"))
-        once = questions.once()
-        for by, images in {
-            "untrained": draw(untrained, once, args.seed),
-            f"real, at {COARSE} pixels": coarse(once.candidates[once.targets]),
-        }.items():
-            rows.append(row(once, images, near(images), by))
-        rows.append(by_chance(questions))
+        blank = draw(untrained, questions.once(), args.seed)
+        found, near = compare(network, questions, drawn, blank)
+        rows += found
         if not categories:
-            categories = by_category(questions, found, held.labels, held.class_names)
+            categories = by_category(questions, near, held.labels, held.class_names)
     return [{"step": pipeline.step, **one} for one in rows + categories]
+
+
+def compare(
+    network: dict, questions: Questions, drawn: np.ndarray, blank: np.ndarray
+) -> tuple[list[dict], np.ndarray]:
+    """The rows of some questions, and how near `drawn` come to each candidate.
+
+    `drawn` are the trained model's images of every prompt, `blank` the untrained one's
+    of the first prompt of every group.
+    """
+    real = efficientnet.embed(network, questions.candidates)
+    near = lambda images: retrieval.similarity(
+        efficientnet.embed(network, images), real
+    )
+    once, similar = questions.once(), near(drawn)
+    shrunk = coarse(once.candidates)[once.targets]
+    rows = [
+        row(questions, drawn, similar, "trained"),
+        row(questions.swapped(), drawn, similar, "trained, wrong prompts"),
+        row(once, blank, near(blank), "untrained"),
+        by_chance(questions),
+        row(once, shrunk, near(shrunk), f"real, at {COARSE} pixels"),
+    ]
+    return rows, similar
 
 
 def draw(pipeline: Pipeline, questions: Questions, seed: int) -> np.ndarray:
