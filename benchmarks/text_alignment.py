@@ -202,19 +202,25 @@ def coarse(images: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(i.resize(size, bicubic)) for i in small])
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser(description: str) -> argparse.ArgumentParser:
+    """Arguments that name a model."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
+    add = result.add_argument
     add("weights", help="published folder, .safetensors file, workdir or Hub name")
-    add("--images", type=int, default=4, help="images a drawing or prompt (4)")
     add("--seed", type=int, default=0, help="seed of images and choices (0)")
     add("--text_encoder", default="", help="weights, if not those of the config")
     add("--tokenizer", default="", help="its folder, if not that of the config")
-    add("--json", type=pathlib.Path, help="append the record here")
-    return parser.parse_args()
+    return result
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    result = parser(__doc__)
+    result.add_argument("--images", type=int, default=4, help="a drawing or prompt (4)")
+    result.add_argument("--json", type=pathlib.Path, help="append the record here")
+    return result.parse_args()
 
 
 def load(args: argparse.Namespace) -> Pipeline:
