@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks import text_alignment
+from benchmarks import ask
 from pixelflow_jax.data.colours import main_colour
 from pixelflow_jax.data.emoji import Emoji
 
@@ -18,9 +18,9 @@ def square(colour) -> np.ndarray:
     return image
 
 
-def questions() -> text_alignment.Questions:
+def questions() -> ask.Questions:
     """Two images each of a red thing and of a blue one, and of another red one."""
-    return text_alignment.Questions(
+    return ask.Questions(
         name="squares",
         each=2,
         prompts=["red a", "a", "blue b", "b", "red c", "c"],
@@ -57,7 +57,7 @@ def test_one_prompt_of_each_group():
 def test_a_row_counts_the_colours_that_were_asked_for():
     images = np.stack([square(c) for c in (RED, BLUE, RED, BLUE, RED, RED)])
     similar = np.eye(3)[[0, 0, 1, 1, 2, 0]]
-    found = text_alignment.row(questions(), images, similar, "hand")
+    found = ask.row(questions(), images, similar, "hand")
     assert found["recall_1"] == pytest.approx(5 / 6)
     assert found["colour"] == pytest.approx(2 / 3)  # red a, not blue b, red c
     assert found["usual_colour"] == ""  # each was asked for in its own colour
@@ -68,14 +68,14 @@ def test_the_usual_colour_counts_where_another_was_asked_for():
     other = np.array(["blue", "blue", "blue"])
     asked = dataclasses.replace(given, colours=other)
     images = np.stack([square(c) for c in (RED, RED, BLUE)])
-    found = text_alignment.row(asked, images, np.eye(3), "hand")
+    found = ask.row(asked, images, np.eye(3), "hand")
     assert found["usual_colour"] == pytest.approx(1 / 2)
     assert found["colour"] == pytest.approx(1 / 3)
 
 
 def test_categories_are_searched_alone_as_well():
     similar = np.array([[0.5, 0.9, 0.1], [0.9, 0.5, 0.1], [0.9, 0.1, 0.5]])
-    rows = text_alignment.by_category(
+    rows = ask.by_category(
         questions().once(), similar, np.array([4, 0, 4]), ("one", *"---", "two")
     )
     assert [row["prompts"] for row in rows] == ["squares: one", "squares: two"]
@@ -86,7 +86,7 @@ def test_categories_are_searched_alone_as_well():
 
 
 def test_new_combinations_are_new(training):
-    asked = text_alignment.of_combinations(training, 2)
+    asked = ask.of_combinations(training, 2)
     known = {c for i in range(len(training)) for c in training[i]["captions"]}
     assert not known & set(asked.prompts)
     assert "blue apple" in asked.prompts and "red apple" not in asked.prompts
@@ -94,14 +94,14 @@ def test_new_combinations_are_new(training):
     for prompt, target, colour in zip(
         asked.prompts, asked.targets, asked.colours, strict=True
     ):
-        assert prompt == f"{colour} {text_alignment.OBJECTS[target]}"
-    apple = text_alignment.OBJECTS.index("apple")
+        assert prompt == f"{colour} {ask.OBJECTS[target]}"
+    apple = ask.OBJECTS.index("apple")
     assert main_colour(asked.candidates[apple]) == "red"
 
 
 def test_drawings_are_asked_for_by_their_captions_in_turn(training):
     chosen = np.array([5, 2])
-    asked = text_alignment.of_drawings("some", training, chosen, 3)
+    asked = ask.of_drawings("some", training, chosen, 3)
     for place, number in enumerate(chosen):
         captions = training[number]["captions"]
         mine = asked.prompts[3 * place : 3 * place + 3]
