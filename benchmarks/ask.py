@@ -111,6 +111,7 @@ def row(questions: Questions, images: np.ndarray, similar: np.ndarray, by: str) 
         "images": len(images),
         **ranked(ranks, similar.shape[1]),
         "recall_1_error": retrieval.standard_error(ranks <= 1, questions.groups),
+        "with_colour": int((asked != "").sum()),
         "colour": share((found == asked)[asked != ""]),
         "usual_colour": share((found == usual)[(asked != usual) & (asked != "")]),
     }

@@ -59,6 +59,7 @@ def test_a_row_counts_the_colours_that_were_asked_for():
     similar = np.eye(3)[[0, 0, 1, 1, 2, 0]]
     found = ask.row(questions(), images, similar, "hand")
     assert found["recall_1"] == pytest.approx(5 / 6)
+    assert found["with_colour"] == 3
     assert found["colour"] == pytest.approx(2 / 3)  # red a, not blue b, red c
     assert found["usual_colour"] == ""  # each was asked for in its own colour
 
