@@ -30,7 +30,7 @@ EXAMPLES = f"""examples:
   {COMMAND} preview ~/imagenet/train look.png --rows 5
   {COMMAND} preview --shards /data/blip3o look.png
   {COMMAND} preview --emoji look.png --size 64
-  {COMMAND} text-features /data/blip3o --config=configs/pixelflow.py:t2i_256
+  {COMMAND} text-features /data/blip3o --config=configs/pixelflow_t2i.py:256
 
 A killed `shards` or `text-features` continues where it stopped when the same command is
 run again.
