@@ -88,15 +88,17 @@ def test_a_truncated_file_is_refused(tmp_path):
         refused(path, str(path), "Download it again")
 
 
-@pytest.mark.parametrize("package", ["torch", "huggingface_hub"])
+@pytest.mark.parametrize(
+    ("package", "extra"), [("torch", "teachers"), ("huggingface_hub", "hub")]
+)
 def test_a_package_that_is_absent_is_named_with_the_extra(
-    package, tmp_path, monkeypatch
+    package, extra, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / "some.pth"
     path.write_bytes(b"anything")
     weights = path if package == "torch" else "hf://someone/some"
-    wanted = f"needs the package {package}", "pixelflow_jax[teachers]"
+    wanted = f"needs the package {package}", f"pixelflow_jax[{extra}]"
     assert "cannot be" not in refused(weights, *wanted)
 
 

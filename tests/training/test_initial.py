@@ -269,7 +269,7 @@ def test_a_checkpoint_of_the_run_itself_comes_first(images, tmp_path):
 
     train(tiny.run(images, steps=3), tmp_path)
     anew = {"init_from": "gone", "init_ema": "raw", "init_reset": ("classes",)}
-    train(tiny.experiment(images, **anew).run(fail), tmp_path)
+    train(tiny.run(images, initial=fail, **anew), tmp_path)
     train(tiny.run(images), tmp_path / "alone")
     assert tiny.history(tmp_path) == tiny.history(tmp_path / "alone")
 

@@ -229,7 +229,7 @@ OTHER = dataclasses.replace(
     [
         (
             {"encoder": OTHER},
-            r"another encoder: they have 24 and .* 32 in sizes.hid",
+            r"another encoder: they have 24 and .* 32 in geometry.hid",
         ),
         ({"length": 5}, "of another length: they have 6 and the config has 5"),
     ],

@@ -89,10 +89,10 @@ def experiment(images: str | pathlib.Path, **fields) -> Experiment:
     return Experiment(**small | fields)
 
 
-def run(images: pathlib.Path, devices: int = 1, **fields) -> Run:
+def run(images: pathlib.Path, devices: int = 1, initial=None, **fields) -> Run:
     """The run of `experiment` on the first `devices` devices, laid out by `mesh`."""
     shape = fields.pop("mesh", MeshShape())
-    ready = experiment(images, **fields).run()
+    ready = experiment(images, **fields).run(initial)
     return dataclasses.replace(ready, mesh=shape.build(jax.devices()[:devices]))
 
 
