@@ -14,7 +14,7 @@ import numpy as np  # isort: skip
 
 from pixelflow_jax.experiment import Experiment  # isort: skip
 from pixelflow_jax.flow.solver import Heun  # isort: skip
-from pixelflow_jax.main import SOLVERS  # isort: skip
+from pixelflow_jax.draw import SOLVERS  # isort: skip
 
 
 def arguments() -> argparse.Namespace:
