@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.flow.guidance import Branches, Field, Guidance
+from pixelflow_jax.flow.guidance import Branches, Field, Guidance, Pair
 from pixelflow_jax.flow.path import Stage, block_noise, double, image_noise
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.flow.solver import Solution, Solver
@@ -132,9 +132,9 @@ def follow(
         fresh = noise.fresh(index)
         if doubled and index == 0:
             fresh = jnp.concatenate([fresh, fresh])
-        field = guidance(branches(stage), index)
+        fields = branches(stage)
         solution = solver(
-            _with_twins(field) if doubled else field,
+            guidance(_with_twins(fields) if doubled else fields, index),
             stage.begin(x, fresh),
             grid.times(index),
             noise=lambda step, index=index: noise.step(index, step),
@@ -149,14 +149,17 @@ def follow(
     return Samples(ends[-1], tuple(ends), jnp.concatenate(clean) if record else None)
 
 
-def _with_twins(field: Field) -> Field:
-    """The field of the first half of a batch, for both halves."""
+def _with_twins(branches: Branches) -> Branches:
+    """The fields of the first half of a batch, for both halves."""
 
-    def twice(x: Array, t: Array, step: Array) -> Array:
-        v = field(x[: len(x) // 2], t, step)
-        return jnp.concatenate([v, v])
+    def twice(field: Field | Pair) -> Field | Pair:
+        def both(x: Array, t: Array, step: Array) -> Array | tuple[Array, Array]:
+            first = field(x[: len(x) // 2], t, step)
+            return jax.tree.map(lambda v: jnp.concatenate([v, v]), first)
 
-    return twice
+        return both
+
+    return Branches(*(field and twice(field) for field in branches))
 
 
 def _implied(solution: Solution, times: np.ndarray, stage: Stage, b: int) -> Array:

@@ -1,6 +1,8 @@
 """Guidance: from a conditional field and a weaker one to a guided field."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -33,6 +35,46 @@ class Branches(NamedTuple):
     cond: Field
     both: Pair
     guide: Pair | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Windowed:
+    """The field `inside` for steps that begin `within` a window, `outside` for others.
+
+    The other one is not computed where the decision is one for all images. `runs` takes
+    it while tracing, where the steps are known; a call, where they are not.
+    """
+
+    within: Callable[[Array | np.ndarray], Array | np.ndarray]
+    inside: Field
+    outside: Field
+
+    def __call__(self, x: Array, t: Array, step: Array) -> Array:
+        """The velocity, decided by the value that `step` has when the program runs.
+
+        Where images stand at different times (adaptive steps) both are computed.
+        """
+        within = self.within(step)
+        if jnp.ndim(within) == 0:
+            return jax.lax.cond(within, self.inside, self.outside, x, t, step)
+        chosen = per_image(within, x)
+        return jnp.where(chosen, self.inside(x, t, step), self.outside(x, t, step))
+
+
+def runs(field: Field, steps: np.ndarray) -> list[tuple[slice, Field]]:
+    """Evaluations whose steps begin at `steps` [n], cut where a window opens or closes.
+
+    Every run of evaluations comes with the field that it follows, in which no decision
+    is left; together they cover 0 to n.
+    """
+    if not isinstance(field, Windowed):
+        return [(slice(0, len(steps)), field)]
+    within = field.within(steps)
+    cuts = [0, *(np.flatnonzero(within[1:] != within[:-1]) + 1), len(steps)]
+    return [
+        (slice(start, end), field.inside if within[start] else field.outside)
+        for start, end in itertools.pairwise(map(int, cuts))
+    ]
 
 
 class Guidance(Protocol):
@@ -190,21 +232,12 @@ def _between(
 def _inside(
     guidance: ClassifierFree | AutoGuidance, guided: Field, plain: Field
 ) -> Field:
-    """`guided` inside the interval, `plain` outside, where nothing else is computed.
-
-    Where images stand at different times (adaptive steps) both are computed.
-    """
+    """`guided` inside the interval, `plain` outside."""
     if guidance.low == -np.inf and guidance.high == np.inf:
         return guided
-
-    def field(x: Array, t: Array, step: Array) -> Array:
-        inside = _between(guidance, step)
-        if jnp.ndim(inside) == 0:
-            return jax.lax.cond(inside, guided, plain, x, t, step)
-        chosen = per_image(inside, x)
-        return jnp.where(chosen, guided(x, t, step), plain(x, t, step))
-
-    return field
+    within = functools.partial(_between, guidance)
+    # As programs of their own each is traced once, however many runs follow it.
+    return Windowed(within, jax.jit(guided), jax.jit(plain))
 
 
 def _rescaled(guided: Array, cond: Array, phi: float) -> Array:

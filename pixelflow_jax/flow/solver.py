@@ -1,19 +1,21 @@
 """ODE (and stochastic Euler) solvers on a fixed time grid, as `lax.scan` over steps.
 
-The grid is known when the program is traced, so step sizes, multistep coefficients and
-the number of network evaluations are constants of the compiled program.
+The grid is known when the program is traced, so step sizes, multistep coefficients, the
+number of network evaluations and which of them are guided are constants of the compiled
+program, which holds one network for each run of steps that are guided alike.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.flow.guidance import Field
+from pixelflow_jax.flow.guidance import Field, runs
 
 
 class Solution(NamedTuple):
@@ -45,20 +47,39 @@ class Solver(Protocol):
         """`noise(i)` gives step i's standard normal draw to stochastic solvers."""
 
 
-class _Step(NamedTuple):
-    """What a scanned step knows of the grid."""
+class _Steps(NamedTuple):
+    """What the steps know of the grid, numpy arrays [n]; scanned, those of one step."""
 
-    index: Array
-    t: Array
-    dt: Array
-    last: Array
+    index: np.ndarray
+    t: np.ndarray
+    dt: np.ndarray
+    last: np.ndarray
 
 
-def _steps(times: np.ndarray) -> _Step:
+def _steps(times: np.ndarray) -> _Steps:
     times = np.asarray(times, np.float32)
     index = np.arange(len(times) - 1)
-    parts = _Step(index, times[:-1], np.diff(times), index == len(times) - 2)
-    return jax.tree.map(jnp.asarray, parts)
+    return _Steps(index, times[:-1], np.diff(times), index == len(times) - 2)
+
+
+def _scan(
+    advance: Callable,
+    field: Field,
+    carry: Any,
+    rows: Any,
+    steps: np.ndarray,
+) -> tuple[Any, Any]:
+    """`lax.scan` of `advance(field, carry, row)` over the `rows`, a pytree of numpy.
+
+    Row i belongs to the step that begins at `steps[i]`, which decides whether it is
+    guided: a scan for each run of rows that are guided alike, one after the other.
+    """
+    traces = []
+    for part, own in runs(field, steps):
+        some = jax.tree.map(lambda a, part=part: jnp.asarray(a[part]), rows)
+        carry, trace = jax.lax.scan(functools.partial(advance, own), carry, some)
+        traces.append(trace)
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
 
 
 def _trace(record: bool, x: Array, v: Array) -> tuple[Array, Array] | None:
@@ -97,7 +118,7 @@ class Euler:
         if random and noise is None:
             raise ValueError(f'Euler(step="{self.step}") needs a noise function.')
 
-        def advance(x, at):
+        def advance(field, x, at):
             v = field(x, at.t, at.t)
             moved = x + v * at.dt
             if drift or random:
@@ -110,7 +131,8 @@ class Euler:
                 moved = jnp.where(at.last, moved, jumped)
             return moved, _trace(record, x, v)
 
-        x, trace = jax.lax.scan(advance, x, _steps(times))
+        steps = _steps(times)
+        x, trace = _scan(advance, field, x, steps, steps.t)
         return Solution(x, *(trace or ()))
 
 
@@ -126,6 +148,20 @@ def _stochastic_weights(step: str) -> tuple[float, float, float]:
     if step not in weights:
         raise ValueError(f"Euler.step must be one of {sorted(weights)}, not {step!r}.")
     return weights[step]
+
+
+class _Evaluations(NamedTuple):
+    """The evaluations of Heun's method, numpy arrays [n]; scanned, one of them.
+
+    At time `t` of the step that began at `step`: the state moves by `move` along the
+    mean of this velocity and the one before, and from there the next evaluation looks
+    by `look` along this velocity. A predictor's `move` is 0, a corrector's `look`.
+    """
+
+    t: np.ndarray
+    step: np.ndarray
+    move: np.ndarray
+    look: np.ndarray
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -149,27 +185,37 @@ class Heun:
         record: bool = False,
     ) -> Solution:
         """Integrate; 2n - 1 evaluations in n steps, or n with `reuse`."""
-        at = _steps(times)
-        n = len(times) - 1
-        following = jnp.asarray(times[1:], jnp.float32)
+        rows = self._evaluations(times)
 
-        def advance(carry, inputs):
-            x, v = carry
-            at, t_next = inputs
-            v1 = v if self.reuse else field(x, at.t, at.t)
-            v2 = field(x + v1 * at.dt, t_next, at.t)
-            mean = (v1 + v2) / 2
-            return (x + mean * at.dt, v2), _trace(record, x, mean)
+        def advance(field, carry, at):
+            x, point, v = carry
+            new = field(point, at.t, at.step)
+            mean = (v + new) / 2
+            moved = x + mean * at.move
+            return (moved, moved + new * at.look, new), _trace(record, x, mean)
 
-        v = field(x, at.t[0], at.t[0]) if self.reuse else jnp.zeros_like(x)
-        body = jax.tree.map(lambda a: a[: n - 1], (at, following))
-        (x, v), trace = jax.lax.scan(advance, (x, v), body)
-        if not self.reuse:
-            v = field(x, at.t[-1], at.t[-1])
+        start = (x, x, jnp.zeros_like(x))
+        (x, end, v), trace = _scan(advance, field, start, rows, rows.step)
         if record:
-            last = _trace(record, x[None], v[None])
-            trace = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), trace, last)
-        return Solution(x + v * at.dt[-1], *(trace or ()))
+            correctors = slice(1, None, 1 if self.reuse else 2)
+            trace = jax.tree.map(
+                lambda a, b: jnp.concatenate([a[correctors], b[None]]), trace, (x, v)
+            )
+        return Solution(end, *(trace or ()))
+
+    def _evaluations(self, times: np.ndarray) -> _Evaluations:
+        """All evaluations, in order; the last one looks at the end of the grid."""
+        at = _steps(times)
+        n = len(at.t)
+        zero, ends = np.zeros(n, np.float32), np.asarray(times[1:], np.float32)
+        if self.reuse:
+            begun = np.append(at.t[:1], at.t[: n - 1])
+            moves = np.append(zero[:1], at.dt[: n - 1])
+            return _Evaluations(at.t, begun, moves, at.dt)
+        predictors = _Evaluations(at.t, at.t, zero, at.dt)
+        correctors = _Evaluations(ends, at.t, at.dt, zero)
+        pairs = zip(predictors, correctors, strict=True)
+        return _Evaluations(*(np.stack(pair, 1).ravel()[: 2 * n - 1] for pair in pairs))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -196,23 +242,20 @@ class AdamsBashforth:
         record: bool = False,
     ) -> Solution:
         """Integrate; order `order`, one evaluation a step."""
-        weights = jnp.asarray(
-            adams_weights(times, self.order, self.transform), jnp.float32
-        )
-        at = _steps(times)
+        weights = adams_weights(times, self.order, self.transform)
         started = np.zeros(1, np.float32) + np.float32(times[0])
         summed = np.cumsum(np.append(started, np.diff(times)[:-1]), dtype=np.float32)
-        at = at._replace(t=jnp.asarray(summed))
+        rows = (_steps(times)._replace(t=summed), weights.astype(np.float32))
 
-        def advance(carry, inputs):
+        def advance(field, carry, row):
             x, history = carry  # history [order, ...], the oldest velocity first
-            at, weight = inputs
+            at, weight = row
             history = jnp.concatenate([history[1:], field(x, at.t, at.t)[None]])
             v = jnp.tensordot(weight, history, 1, precision="highest")
             return (x + v * at.dt, history), _trace(record, x, v)
 
-        history = jnp.zeros((self.order, *x.shape), x.dtype)
-        (x, _), trace = jax.lax.scan(advance, (x, history), (at, weights))
+        start = (x, jnp.zeros((self.order, *x.shape), x.dtype))
+        (x, _), trace = _scan(advance, field, start, rows, summed)
         return Solution(x, *(trace or ()))
 
 
