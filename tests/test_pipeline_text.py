@@ -89,7 +89,7 @@ def test_one_program_and_one_encoder_for_every_prompt(loaded):
         pipeline(prompt, negative_prompt=negative)
     assert len(loaded) == before + 1 and len(pipeline._generators) == 1
     (generator,) = pipeline._generators.values()
-    assert generator._program._cache_size() == 1
+    assert len(generator._programs) == 1
     assert pipeline._prompts._reader.read == [RED, "", BLUE, RED, "a longer prompt", ""]
 
 

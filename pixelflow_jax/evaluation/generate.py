@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -74,14 +75,12 @@ class Generator:
         at every step; `progress` shows a bar; `guide_params` are the parameters of the
         `guide`.
         """
-        if not isinstance(given, dict):
-            given = {"label": np.asarray(given, np.int32)}
+        given = _named(given)
         count = min(map(len, given.values()))
         if not count:
             raise ValueError("There is nothing to sample: give at least one label.")
-        shards = sharding.batch_shards(self.mesh)
-        wanted = min(self.batch_size, count)
-        size = -(-wanted // shards) * shards  # every device takes the same number
+        size = self._size(count)
+        fixed = {"guide_params": guide_params, "frozen": frozen}
         parts = []
         starts = range(0, count, size)
         with jax.set_mesh(self.mesh):
@@ -89,13 +88,8 @@ class Generator:
                 number = start + np.arange(size)
                 # What is over repeats, to fill the batch.
                 part = {name: a[number % count] for name, a in given.items()}
-                arrays = jax.device_put(
-                    ((first + number).astype(np.uint32), part),
-                    sharding.batch_sharding(self.mesh),
-                )
-                drawn = self._program(
-                    params, *arrays, np.uint32(seed), record, guide_params, frozen
-                )
+                arrays = (params, *self._batch(first + number, part, seed))
+                drawn = self._program(record, *arrays, **fixed)(*arrays, **fixed)
                 parts.append(_trim(_on_host(drawn), count - start))
         stages = zip(*(part.stages for part in parts), strict=True)
         return Generated(
@@ -104,9 +98,54 @@ class Generator:
             tuple(map(np.concatenate, stages)),
         )
 
+    def compile(
+        self,
+        params: dict,
+        given: np.ndarray | dict[str, np.ndarray],
+        *,
+        record: bool = False,
+        guide_params: dict | None = None,
+        frozen: dict | None = None,
+    ) -> None:
+        """Compile what a call with these arguments runs, so that it starts at once.
+
+        Of all arrays only shapes and placement matter.
+        """
+        given = _named(given)
+        number = np.arange(self._size(min(map(len, given.values()))))
+        part = {name: a[np.zeros_like(number)] for name, a in given.items()}
+        with jax.set_mesh(self.mesh):
+            arrays = (params, *self._batch(number, part, 0))
+            self._program(record, *arrays, guide_params=guide_params, frozen=frozen)
+
+    def _size(self, count: int) -> int:
+        """How many images are drawn at a time where `count` are wanted."""
+        shards = sharding.batch_shards(self.mesh)
+        wanted = min(self.batch_size, count)
+        return -(-wanted // shards) * shards  # every device takes the same number
+
+    def _batch(
+        self, number: np.ndarray, given: dict[str, np.ndarray], seed: int
+    ) -> tuple[Array, dict[str, Array], np.uint32]:
+        """The arguments of `trace` that belong to the images of those numbers."""
+        arrays = (number.astype(np.uint32), given)
+        placed = jax.device_put(arrays, sharding.batch_sharding(self.mesh))
+        return (*placed, np.uint32(seed))
+
+    def _program(
+        self, record: bool, *arrays: object, **fixed: object
+    ) -> Callable[..., Samples]:
+        """The compiled `trace` for arrays like these, built when first asked for."""
+        leaves, structure = jax.tree.flatten((arrays, fixed))
+        key = (record, structure, *map(_kind, leaves))
+        if key not in self._programs:
+            program = jax.jit(functools.partial(self.trace, record=record))
+            self._programs[key] = program.lower(*arrays, **fixed).compile()
+        return self._programs[key]
+
     @functools.cached_property
-    def _program(self):
-        return jax.jit(self.trace, static_argnums=4)
+    def _programs(self) -> dict[tuple, Callable[..., Samples]]:
+        return {}
 
     def trace(
         self,
@@ -118,12 +157,18 @@ class Generator:
         guide_params: dict | None = None,
         frozen: dict | None = None,
     ) -> Samples:
-        """The program for one batch, as a function of arrays."""
+        """The program for one batch, as a function of arrays.
+
+        Weights are cast here, once, and not by the network in every step.
+        """
         frozen = frozen or {}
         cond = self.conditioner.encode(frozen, given)
+        guide = self.guide
+        if guide:
+            guide = Model(guide.apply, guide.cast(guide_params))
         return sample(
             self.network.apply,
-            params,
+            self.network.cast(params),
             image_keys(seed, index),
             cond,
             self.conditioner.null(frozen, cond, self.model, given),
@@ -133,7 +178,7 @@ class Generator:
             guidance=self.guidance,
             solver=self.solver,
             grid=self.grid,
-            guide=self.guide and Model(self.guide.apply, guide_params),
+            guide=guide,
             doubled=self.doubled,
             record=record,
         )
@@ -149,6 +194,17 @@ class Generator:
         }
         given = self.conditioner.example(1)
         jax.eval_shape(program, self.network.shapes(), index, given, seed, **shapes)
+
+
+def _named(given: np.ndarray | dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a conditioner reads, labels alone by their name."""
+    return given if isinstance(given, dict) else {"label": np.asarray(given, np.int32)}
+
+
+def _kind(array: Array | np.ndarray) -> tuple:
+    """What a compiled program asks of an argument: shape, type, and where it lies."""
+    fixed = isinstance(array, Array) and array.committed
+    return array.shape, array.dtype, array.sharding if fixed else None
 
 
 def _on_host(drawn: Samples) -> Samples:

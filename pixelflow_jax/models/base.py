@@ -70,10 +70,15 @@ class DenoiserConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A denoiser as functions of a nested dict of parameters."""
+    """A denoiser as functions of a nested dict of parameters.
+
+    `cast` is what `apply` does to them first, and what a program that applies them in a
+    loop does once, ahead of it; twice is as good as once.
+    """
 
     init: Callable[[Array], dict]
     apply: Callable[..., Output]
+    cast: Callable[[dict], dict] = lambda params: params
 
     def shapes(self) -> dict:
         """The parameters as shapes; allocates nothing."""
@@ -81,7 +86,7 @@ class Network:
 
 
 def network(config: DenoiserConfig, precision: Precision) -> Network:
-    """The config's denoiser, split into `init(key)` and `apply(params, ...)`.
+    """The config's denoiser: `init(key)`, `apply(params, ...)` and `cast(params)`.
 
     `apply` casts matrices to the compute type once and sets the matmul precision.
     """
@@ -98,7 +103,7 @@ def network(config: DenoiserConfig, precision: Precision) -> Network:
         with jax.default_matmul_precision(precision.matmul):
             return nnx.merge(graph, precision.cast(params))(*args, **kwargs)
 
-    return Network(init, apply)
+    return Network(init, apply, precision.cast)
 
 
 def count(params: dict) -> int:
