@@ -1,28 +1,89 @@
-"""What a program sets once, before the first use of JAX."""
+"""What a program sets once, before it computes."""
 
 import logging
 import os
+import pathlib
 import sys
+import tempfile
 import warnings
 
+import jax
 from absl import logging as absl_logging
+from jax.experimental.compilation_cache import compilation_cache
 
-# XLA's Triton matrix products crashed some programs on Hopper GPUs, and cuBLAS was
-# faster than they were for transformers of these sizes. Other backends ignore the flag.
-FLAGS = {"--xla_gpu_enable_triton_gemm": "false"}
+LOG = logging.getLogger(__name__)
+
+# XLA's flags by backend. Those of libtpu have a variable of their own: jaxlib ends the
+# program where XLA_FLAGS holds a flag that it does not know.
+FLAGS = {
+    # XLA's Triton matrix products crashed some programs on Hopper GPUs, and cuBLAS was
+    # faster than they were for transformers of these sizes.
+    "gpu": {"--xla_gpu_enable_triton_gemm": "false"},
+    "tpu": {},
+}
+VARIABLES = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
+# "off", or the folder of compiled programs.
+CACHE = "PIXELFLOW_COMPILE_CACHE"
 
 
 def configure() -> None:
-    """Add our XLA flags to XLA_FLAGS, except those the user has set; hush libraries."""
-    given = os.environ.get("XLA_FLAGS", "")
-    added = [f"{name}={value}" for name, value in FLAGS.items() if name not in given]
-    os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
+    """Set what must be set before JAX starts, and hush libraries.
+
+    The flags of `FLAGS` are added to the variable that their backend reads, except
+    those that the user has set there; a backend that is absent ignores its own.
+    """
+    for backend, flags in FLAGS.items():
+        variable = VARIABLES[backend]
+        given = os.environ.get(variable, "").split()
+        named = {flag.partition("=")[0] for flag in given}
+        added = [
+            f"{name}={value}" for name, value in flags.items() if name not in named
+        ]
+        if added:
+            os.environ[variable] = " ".join([*given, *added])
+    _hush()
+
+
+def _hush() -> None:
+    """Silence what libraries say about themselves."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     # These are Orbax's, about itself; what goes wrong reaches us as an exception.
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
     warnings.filterwarnings("ignore", "coroutine 'async_serialize.* never awaited")
+
+
+def keep_programs() -> None:
+    """Keep compiled programs on disk for the next process, except on CPUs.
+
+    The folder is that of PIXELFLOW_COMPILE_CACHE ("off": none), or else the one that
+    JAX has been given (JAX_COMPILATION_CACHE_DIR), or else `pixelflow_jax/programs` in
+    $XDG_CACHE_HOME or ~/.cache. Starts JAX. Warns where the folder cannot be written.
+    """
+    named = os.environ.get(CACHE, "")
+    known = jax.config.jax_compilation_cache_dir
+    # On CPUs a program may ask for instructions that the next machine lacks.
+    if named == "off" or (known and not named) or jax.default_backend() == "cpu":
+        return
+    folder = named or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "pixelflow_jax", "programs"
+    )
+    try:
+        folder = pathlib.Path(folder).expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:
+        LOG.warning(
+            "Compiled programs are not kept, as %s cannot be written (%s): name "
+            "another folder in %s, or set it to off.",
+            *(folder, error, CACHE),
+        )
+        return
+    if str(folder) != known:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        # Whether there is a cache is decided when a process first compiles.
+        compilation_cache.reset_cache()
 
 
 def _unraisable(unraisable: object) -> None:

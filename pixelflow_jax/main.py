@@ -97,6 +97,7 @@ def run_training(config: Experiment, workdir: pathlib.Path) -> None:
     start = functools.partial(published.initial, config) if config.init_from else None
     run = config.run(start)
     _writable(workdir)
+    backend.keep_programs()
     train(run, workdir)
     if jax.process_index() == 0:
         print(f"Checkpoints, curves and previews are in {workdir}.")

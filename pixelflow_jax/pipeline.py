@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pixelflow_jax import hub, published
+from pixelflow_jax import backend, hub, published
 from pixelflow_jax.conditioning import Text, label_problems
 from pixelflow_jax.data.images import grid as image_grid
 from pixelflow_jax.data.images import to_uint8
@@ -51,6 +51,7 @@ class Pipeline:
     origin: str = ""
 
     def __post_init__(self) -> None:
+        backend.keep_programs()
         self._generators: dict[str, Generator] = {}
         self._guides: dict[tuple[str, str], Pipeline] = {}
         self._prompts = Prompts(self.config.conditioner) if self.reads_text else None
@@ -271,14 +272,10 @@ class Pipeline:
         progress: bool = False,
     ) -> Generated:
         """Like a call, but float32 images, and with `record` the way there as well."""
-        changes = {"solver": solver, "grid": grid, "guidance": guidance}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        sampling = dataclasses.replace(sampling or self.config.sampling, **changes)
-        config = dataclasses.replace(self.config, sampling=sampling)
-        if self._prompts:
-            config.conditioner = self._prompts.conditioner
-        size = config.data.image_size
-        generator, guide = self._generator(config, height or size, width or size)
+        generator, guide = self._generator(
+            self._settings(sampling, solver=solver, grid=grid, guidance=guidance),
+            *(height, width),
+        )
         given = self._given(wanted, negative_prompt, images_per_prompt)
         # Last, as encoders are large: nothing can be wrong with the request any more.
         frozen = self._prompts and self._prompts.load(generator.mesh)
@@ -293,10 +290,53 @@ class Pipeline:
             frozen=frozen,
         )
 
+    def compile(
+        self,
+        batch_size: int = 1,
+        *,
+        height: int = 0,
+        width: int = 0,
+        sampling: Sampling | None = None,
+        solver: Solver | None = None,
+        grid: Grid | None = None,
+        guidance: Guidance | None = None,
+        record: bool = False,
+    ) -> None:
+        """Compile ahead what calls of these settings for `batch_size` images run.
+
+        They start at once then, whatever their classes, prompts and seeds. Loads the
+        encoder of a model of text. Raises what a call raises.
+        """
+        generator, guide = self._generator(
+            self._settings(sampling, solver=solver, grid=grid, guidance=guidance),
+            *(height, width),
+        )
+        given = self._given("" if self.reads_text else 0, "", batch_size)
+        generator.compile(
+            self.params,
+            given,
+            record=record,
+            guide_params=guide and guide.params,
+            frozen=self._prompts and self._prompts.load(generator.mesh),
+        )
+
+    def _settings(self, sampling: Sampling | None, **parts: object) -> Experiment:
+        """The config with that sampling, if any, and its parts that are given."""
+        given = {name: value for name, value in parts.items() if value is not None}
+        sampling = dataclasses.replace(sampling or self.config.sampling, **given)
+        config = dataclasses.replace(self.config, sampling=sampling)
+        if self._prompts:
+            config.conditioner = self._prompts.conditioner
+        return config
+
     def _generator(
         self, config: Experiment, height: int, width: int
     ) -> tuple[Generator, "Pipeline | None"]:
-        """What draws images of that size, and the weaker model that guides it."""
+        """What draws images of that size, and the weaker model that guides it.
+
+        A size of 0 stands for the training size.
+        """
+        height, width = (size or config.data.image_size for size in (height, width))
         problems = [f"height={height} and width={width} must be positive"]
         if min(height, width) > 0:
             problems = config.size_problems(height, width)

@@ -123,6 +123,7 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     if len(arguments.paths) != 1:
         raise DataError(f"Give one folder of shards (see {COMMAND} --help).")
     backend.configure()
+    backend.keep_programs()
     try:
         config = _load_config(arguments.config, arguments.overrides)
         out = write_features(

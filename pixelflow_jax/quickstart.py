@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="train for fewer or more steps")
     args = parser.parse_args(argv)
     backend.configure()
+    backend.keep_programs()
     config = load_config()
     config.steps = args.steps or config.steps
     config.optimizer.warmup = min(config.optimizer.warmup, config.steps)

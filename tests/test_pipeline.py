@@ -254,6 +254,27 @@ def test_a_request_that_cannot_be_served_is_refused(pipeline, options, words):
         pipeline([0], **options)
 
 
+def test_a_pipeline_compiles_ahead_of_its_calls(caplog):
+    shipped = Pipeline.from_pretrained(tiny.ROOT / "assets" / "emoji.safetensors")
+    asked = {
+        "height": 32,
+        "grid": Grid(steps=4),
+        "guidance": ClassifierFree(scale=2.0, low=0.3),
+    }
+    compiled = lambda: [r for r in caplog.records if "XLA compilation" in r.message]
+    with jax.log_compiles():
+        shipped.compile(2, **asked)
+        assert compiled()
+        caplog.clear()
+        images = shipped(["Flags", 3], seed=5, **asked)
+        assert not compiled()
+    assert images.shape == (2, 32, 64, 3)
+    with pytest.raises(PipelineError, match="must be positive"):
+        shipped.compile(height=-8)
+    with pytest.raises(PipelineError, match="nothing to draw"):
+        shipped.compile(0)
+
+
 def test_one_program_serves_every_call_of_the_same_kind(pipeline):
     fresh = dataclasses.replace(pipeline)
     for seed in (0, 1):

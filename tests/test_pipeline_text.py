@@ -93,6 +93,14 @@ def test_one_program_and_one_encoder_for_every_prompt(loaded):
     assert pipeline._prompts._reader.read == [RED, "", BLUE, RED, "a longer prompt", ""]
 
 
+def test_prompts_find_what_was_compiled_ahead(loaded):
+    pipeline = texts.pipeline("pixnerd")
+    pipeline.compile(2, height=24)
+    (generator,) = pipeline._generators.values()
+    pipeline([RED, BLUE], negative_prompt=RED, height=24)
+    assert len(pipeline._generators) == len(generator._programs) == 1
+
+
 SIZES = [(16, 16), (24, 24), (32, 16)]
 
 

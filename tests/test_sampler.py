@@ -18,6 +18,7 @@ from pixelflow_jax.models.base import Cond, Output
 from pixelflow_jax.sampler import Model, denoise, image_keys, sample
 from pixelflow_jax.sharding import MeshShape, batch_sharding, replicated
 from tests.golden import record
+from tests.jaxprs import names
 
 SIZE = (8, 8, 3)
 LABELS = np.array([0, 3, 1, 4, 2, 0, 4, 3])
@@ -115,6 +116,14 @@ def test_the_whole_sampler_is_one_program(solver, steps):
     assert len(calls) == 2  # guided and unguided
     draw({}, *args)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize("solver", [Euler(), AdamsBashforth(order=2), Heun()])
+def test_guidance_in_a_window_leaves_no_decision_to_the_program(solver, doubled):
+    draw = program(labelled, solver=solver, doubled=doubled, grid=Grid(steps=12))
+    found = names(jax.make_jaxpr(draw)({}, image_keys(0, [0, 1]), *conds(LABELS[:2])))
+    assert "cond" not in found and found.count("scan") == 3  # off, on, off
 
 
 def test_guidance_reaches_the_images():

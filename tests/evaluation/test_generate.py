@@ -3,11 +3,17 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pixelflow_jax.evaluation.generate import Generator
-from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.models.base import network
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.sharding import MeshShape, replicated
+from tests.jaxprs import equations
 from tests.training import tiny
 
 LABELS = np.array([0, 1, 2, 0, 1, 2, 1])
@@ -90,3 +96,94 @@ def test_checking_computes_nothing_and_finds_what_sampling_would(generator):
     )
     with pytest.raises(ValueError, match="grid.steps"):
         broken.check()
+
+
+def casts(generator, params) -> tuple[set, set]:
+    """Shapes of the matrices that are cast in a loop over the steps, and outside one.
+
+    Matrices are told by their shapes, or by those of one layer of a stack.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    kernels = {leaf.shape for path, leaf in leaves if path[-1].key == "kernel"}
+    shapes = kernels | {shape[1:] for shape in kernels if len(shape) == 3}
+    example = generator.conditioner.example(5)
+    index, seed = (jax.ShapeDtypeStruct(s, np.uint32) for s in ((5,), ()))
+    program = jax.make_jaxpr(generator.trace, static_argnums=4)(
+        *(params, index, example, seed, False, params)
+    )
+    found = {True: set(), False: set()}
+    for equation, looped in equations(program):
+        if equation.primitive.name == "convert_element_type":
+            given = equation.invars[0].aval
+            types = given.dtype, equation.params["new_dtype"]
+            if types == (jnp.float32, jnp.bfloat16) and given.shape in shapes:
+                found[looped].add(given.shape)
+    return found[True], found[False]
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), AdamsBashforth()], ids=str)
+@pytest.mark.parametrize(
+    "guidance", [ClassifierFree, AutoGuidance], ids=lambda cls: cls.__name__
+)
+def test_weights_are_cast_ahead_of_the_steps(generator, params, solver, guidance):
+    half = network(generator.model, Precision())
+    guidance = guidance(scale=2.0, low=0.1)
+    fields = {"network": half, "guide": half, "solver": solver, "guidance": guidance}
+    half = dataclasses.replace(generator, **fields)
+    looped, ahead = casts(half, params)
+    assert ahead and not looped
+    # ... and would be found in the loop, were it the network that casts them.
+    lazy = dataclasses.replace(half.network, cast=lambda params: params)
+    assert casts(dataclasses.replace(half, network=lazy, guide=lazy), params)[0]
+
+
+def test_casting_twice_is_casting_once(params):
+    cast = network(tiny.model(), Precision()).cast
+    once = cast(params)
+    types = {str(leaf.dtype) for leaf in jax.tree.leaves(once)}
+    assert types == {"bfloat16", "float32"}
+    tiny.assert_identical(cast(once), once)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(once):
+        assert (leaf.dtype == jnp.bfloat16) == (path[-1].key == "kernel")
+
+
+def test_casting_ahead_changes_no_image(generator, params):
+    half = network(generator.model, Precision())
+    lazy = dataclasses.replace(half, cast=lambda params: params)
+    ahead, late = (
+        dataclasses.replace(generator, network=one)(params, LABELS, seed=1).images
+        for one in (half, lazy)
+    )
+    np.testing.assert_allclose(ahead, late, atol=1e-5)
+
+
+def compilations(caplog) -> list[str]:
+    return [r.message for r in caplog.records if "XLA compilation" in r.message]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_what_was_compiled_ahead_is_not_compiled_again(
+    generator, params, devices, caplog
+):
+    ours = on(generator, devices)
+    with jax.log_compiles():
+        ours.compile(params, LABELS[:3], record=True)
+        assert compilations(caplog)
+        caplog.clear()
+        drawn = ours(params, LABELS[2:5], seed=3, first=2, record=True)
+        assert not compilations(caplog)
+        assert len(ours._programs) == 1
+        if devices == 1:
+            ours(params, LABELS[:4])
+            assert compilations(caplog) and len(ours._programs) == 2
+    again = generator(params, LABELS[2:5], seed=3, first=2, record=True)
+    np.testing.assert_allclose(drawn.clean, again.clean, atol=1e-5)
+
+
+def test_arrays_that_lie_elsewhere_have_a_program_of_their_own(generator, params):
+    ours = on(generator, 8)
+    spread = jax.device_put(params, replicated(ours.mesh))
+    images = [ours(given, LABELS[:2]).images for given in (params, spread, params)]
+    assert len(ours._programs) == 2
+    for one in images[1:]:
+        np.testing.assert_allclose(one, images[0], atol=1e-5)

@@ -1,0 +1,105 @@
+"""What is set before JAX computes: XLA's flags, and the folder of compiled programs."""
+
+import pathlib
+
+import jax
+import pytest
+
+from pixelflow_jax import backend
+
+TRITON = "--xla_gpu_enable_triton_gemm"
+
+
+@pytest.fixture
+def flags(monkeypatch):
+    """What `configure` makes of the variables, from what the user has set."""
+    monkeypatch.setattr(backend, "_hush", lambda: None)
+
+    def configured(**given: str) -> dict[str, str]:
+        for variable in backend.VARIABLES.values():
+            monkeypatch.setenv(variable, given.get(variable, ""))
+        backend.configure()
+        return {name: backend.os.environ[name] for name in backend.VARIABLES.values()}
+
+    return configured
+
+
+def test_flags_are_added_and_the_users_are_kept(flags):
+    assert flags()["XLA_FLAGS"] == f"{TRITON}=false"
+    assert (
+        flags(XLA_FLAGS=f"{TRITON}=true --x=1")["XLA_FLAGS"] == f"{TRITON}=true --x=1"
+    )
+    # A longer name is another flag.
+    longer = f"{TRITON}_any=true"
+    assert flags(XLA_FLAGS=longer)["XLA_FLAGS"] == f"{longer} {TRITON}=false"
+
+
+def test_flags_of_the_tpu_go_to_libtpu(flags, monkeypatch):
+    monkeypatch.setitem(backend.FLAGS, "tpu", {"--xla_tpu_x": "1"})
+    found = flags(LIBTPU_INIT_ARGS="--y=2")
+    assert found["LIBTPU_INIT_ARGS"] == "--y=2 --xla_tpu_x=1"
+    assert "tpu" not in found["XLA_FLAGS"]
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """The folder that JAX is given on a backend, from these variables."""
+    before = jax.config.jax_compilation_cache_dir
+
+    def folder(platform: str = "gpu", jax_folder: str | None = None, **given) -> str:
+        monkeypatch.setattr(jax, "default_backend", lambda: platform)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        for name in (backend.CACHE, "XDG_CACHE_HOME"):
+            monkeypatch.setenv(name, str(given.get(name, "")))
+        jax.config.update("jax_compilation_cache_dir", jax_folder)
+        backend.keep_programs()
+        return jax.config.jax_compilation_cache_dir
+
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", before)
+    backend.compilation_cache.reset_cache()
+
+
+def test_programs_are_kept_in_the_users_cache(kept, tmp_path):
+    assert kept() == str(tmp_path / ".cache" / "pixelflow_jax" / "programs")
+    assert kept(XDG_CACHE_HOME=tmp_path / "x") == str(
+        tmp_path / "x" / "pixelflow_jax" / "programs"
+    )
+    assert pathlib.Path(kept("tpu")).is_dir()
+
+
+def test_programs_of_a_cpu_are_not_kept(kept, tmp_path):
+    assert kept("cpu") is None
+    assert kept("cpu", **{backend.CACHE: tmp_path / "named"}) is None
+
+
+def test_the_users_choice_of_folder_comes_first(kept, tmp_path):
+    theirs = str(tmp_path / "theirs")
+    assert kept(jax_folder=theirs) == theirs
+    assert kept(jax_folder=theirs, **{backend.CACHE: "off"}) == theirs
+    assert kept(**{backend.CACHE: "off"}) is None
+    named = {backend.CACHE: tmp_path / "named"}
+    assert kept(jax_folder=theirs, **named) == str(tmp_path / "named")
+    assert kept(**{backend.CACHE: "~/named"}) == str(tmp_path / "named")
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(kept, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    assert kept(**{backend.CACHE: tmp_path / "file" / "deep"}) is None
+    (warning,) = caplog.records
+    assert "are not kept" in warning.message and backend.CACHE in warning.message
+
+
+def test_what_was_kept_is_found_by_the_next_process(kept, tmp_path):
+    """Here by the same one, which has forgotten everything, after it had compiled."""
+    double = jax.jit(lambda x: 2 * x)
+    double(1.0)
+    folder = pathlib.Path(kept())
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        jax.jit(lambda x: 3 * x)(1.0)
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    assert any(folder.iterdir())
