@@ -49,7 +49,8 @@ from pixelflow_jax.training.optimizer import AdamW
 
 IMAGES = 1_281_167
 EPOCH = IMAGES // 256
-WRITTEN_OUT = Loop(unroll=0)  # layers not scanned: faster, compiles longer
+# Layers not scanned, all gated branches kept: faster, compiles longer.
+WRITTEN_OUT = Loop(remat="branches", unroll=0)
 XL = PixelGen(loop=WRITTEN_OUT)
 L = dataclasses.replace(XL, width=1024, depth=24, bottleneck=128, dropout=0.0)
 UNGUIDED = Sampling(guidance=ClassifierFree())  # Euler, 50 steps

@@ -158,6 +158,12 @@ def _context_shards() -> int:
     return batch_shards(mesh)
 
 
+def tensor_shards() -> int:
+    """Into how many parts the mesh in use splits matrices; 1 without a mesh of ours."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else dict(mesh.shape).get("tensor", 1)
+
+
 def constrain_batch(x: Array) -> Array:
     """Keep the first axis of an activation split over the batch axes.
 

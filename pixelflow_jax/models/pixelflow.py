@@ -6,6 +6,7 @@ patches. Classes enter through AdaLN, text through cross-attention.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.models.base import Cond, Output
 from pixelflow_jax.models.checks import trunk_problems
-from pixelflow_jax.nn.attention import attend_packed, split_heads
+from pixelflow_jax.nn.attention import attend_packed
+from pixelflow_jax.nn.block import (
+    GATE1,
+    GATE2,
+    SCALE1,
+    SCALE2,
+    SHIFT1,
+    SHIFT2,
+    modulations,
+)
 from pixelflow_jax.nn.decoder import TokenDecoder
 from pixelflow_jax.nn.embed import (
     ClassEmbed,
@@ -26,18 +36,19 @@ from pixelflow_jax.nn.embed import (
     rotary_table,
     rotate,
 )
+from pixelflow_jax.nn.heads import queries_keys_values, split_heads
 from pixelflow_jax.nn.layers import (
     GELUMLP,
     RMSNorm,
+    bias_of,
     fused_xavier,
-    gated,
-    layer_normalise,
     linear,
-    modulate,
+    product,
     xavier,
 )
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.residual import between
 from pixelflow_jax.nn.stack import Loop, Stack
 
 PERIOD = 10000.0  # of the features of the clock (0 .. 999) and of the width in patches
@@ -115,11 +126,15 @@ class Text(NamedTuple):
 
 
 class ImageAttention(nnx.Module):
-    """Self-attention; queries and keys are RMS-normalised over all heads together."""
+    """Self-attention without its last bias, which the block adds.
+
+    Queries and keys are RMS-normalised over all heads together.
+    """
 
     def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
         d, self.heads = config.width, config.heads
         self.implementation = config.attention
+        self.kernels = config.loop.kernels
         self.qkv = _projection(config, d, 3, rngs, precision)
         self.q_norm = RMSNorm(d)
         self.k_norm = RMSNorm(d)
@@ -129,15 +144,17 @@ class ImageAttention(nnx.Module):
         self, tokens: Array, packing: Packing, rope: tuple[Array, Array]
     ) -> Array:
         """Tokens [rows, n, d] to the same; each image attends to itself alone."""
-        q, k, v = jnp.split(checkpoint_name(self.qkv(tokens), "qkv"), 3, -1)
-        mixed = attend_packed(
-            rotate(split_heads(self.q_norm(q), self.heads), *rope),
-            rotate(split_heads(self.k_norm(k), self.heads), *rope),
-            split_heads(v, self.heads),
+        q, k, v = queries_keys_values(
+            checkpoint_name(product(self.qkv, tokens), "qkv"),
             packing,
-            implementation=self.implementation,
+            heads=self.heads,
+            gains=(self.q_norm.weight[...], self.k_norm.weight[...]),
+            rope=rope,
+            bias=bias_of(self.qkv),
+            kernels=self.kernels,
         )
-        return self.out(mixed)
+        mixed = attend_packed(q, k, v, packing, implementation=self.implementation)
+        return product(self.out, mixed)
 
 
 class TextAttention(nnx.Module):
@@ -190,6 +207,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
         d = config.width
+        self.kernels = config.loop.kernels
         self.modulation = linear(d, 6 * d, precision, rngs, init=zeros, bias_init=zeros)
         self.attention = ImageAttention(config, rngs, precision)
         has_text = config.text_width > 0
@@ -208,16 +226,24 @@ class Block(nnx.Module):
         text: Text | None,
     ) -> Array:
         """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each."""
-        chunks = [jnp.split(self.modulation(c), 6, -1) for c in cond]
-        spread = [packing.spread(list(v)) for v in zip(*chunks, strict=True)]
-        shift1, scale1, gate1, shift2, scale2, gate2 = spread
-        normal = modulate(layer_normalise(x), shift1, scale1).astype(x.dtype)
-        x = gated(x, gate1, self.attention(normal, packing, rope))
-        x = checkpoint_name(x, "residual")
-        if self.cross_attention is not None:
+        vectors = modulations(self.modulation, cond)
+        step = functools.partial(
+            between, vectors=vectors, packing=packing, kernels=self.kernels
+        )
+        x, z = step(x, norm="layer", shift=SHIFT1, scale=SCALE1)
+        mixed = checkpoint_name(self.attention(z, packing, rope), "branch")
+        added = {"branch": mixed, "bias": bias_of(self.attention.out), "gate": GATE1}
+        normed = {"gain": self.norm3.weight[...], "shift": SHIFT2, "scale": SCALE2}
+        if self.cross_attention is None:
+            x, z = step(x, **added, **normed)
+        else:
+            x = checkpoint_name(step(x, **added)[0], "residual")
             x = x + self.cross_attention(self.norm2(x), packing, rope, text)
-            x = checkpoint_name(x, "residual")
-        return gated(x, gate2, self.mlp(modulate(self.norm3(x), shift2, scale2)))
+            x, z = step(x, **normed)
+        x = checkpoint_name(x, "residual")
+        made = product(self.mlp.down, self.mlp.inside(z))
+        made = checkpoint_name(made, "branch")
+        return step(x, branch=made, bias=bias_of(self.mlp.down), gate=GATE2)[0]
 
 
 class PixelFlowModel(nnx.Module):

@@ -295,6 +295,7 @@ def _stack(
             precision,
             rngs,
             attention=config.attention,
+            kernels=config.loop.kernels,
             bias=True,
             initial=XAVIER,
             dropout=config.dropout,

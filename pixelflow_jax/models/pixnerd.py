@@ -250,6 +250,7 @@ class PixNerdModel(nnx.Module):
                     precision,
                     rngs,
                     attention=config.attention,
+                    kernels=config.loop.kernels,
                 )
 
             return Stack(block, depth, rngs, config.loop) if depth else None

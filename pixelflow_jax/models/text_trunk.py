@@ -123,6 +123,7 @@ class TextTrunk(nnx.Module):
                     precision,
                     rngs,
                     attention=config.attention,
+                    kernels=config.loop.kernels,
                     initial=initial,
                     **attend,
                 )

@@ -9,8 +9,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.dropout import Drop
-from pixelflow_jax.nn.embed import rotate
-from pixelflow_jax.nn.layers import RMSNorm, linear, torch_default
+from pixelflow_jax.nn.heads import queries_keys_values
+from pixelflow_jax.nn.layers import RMSNorm, bias_of, linear, product, torch_default
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 
@@ -109,11 +109,6 @@ def attend_packed(
     return packing.join([a.reshape(*a.shape[:2], -1) for a in mixed])
 
 
-def split_heads(a: Array, heads: int) -> Array:
-    """[..., width] to [..., heads, width / heads]."""
-    return a.reshape(*a.shape[:-1], heads, -1)
-
-
 def cudnn_fits(q: Array) -> bool:
     """Whether there is a GPU, half precision and a head width that cuDNN can take.
 
@@ -128,7 +123,8 @@ def cudnn_fits(q: Array) -> bool:
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with RMS-normalised, then rotated, queries and keys.
 
-    `bias` gives one to the projection to queries, keys and values.
+    `bias` gives one to the projection to queries, keys and values. `kernels`: see
+    `nn.heads.queries_keys_values`.
     """
 
     def __init__(
@@ -142,7 +138,9 @@ class SelfAttention(nnx.Module):
         bias: bool = False,
         init: Callable = torch_default,
         bias_init: Callable | None = None,
+        kernels: str = "auto",
     ):
+        self.kernels = kernels
         self.heads = heads
         self.implementation = implementation
         inits = {"init": init, "bias_init": bias_init}
@@ -161,14 +159,19 @@ class SelfAttention(nnx.Module):
     ) -> Array:
         """Tokens [rows, n, width] to the same; each image attends to itself alone.
 
-        Without `rope` nothing turns. `drops`: dropout of the attention probabilities,
-        one function a group; `masks`: the tokens to attend to, bool [b_i, n_i] a group.
+        The last bias is left to the block, which adds it as it adds the result. Without
+        `rope` nothing turns. `drops`: dropout of the attention probabilities, one
+        function a group; `masks`: the tokens to attend to, bool [b_i, n_i] a group.
         """
-        qkv = checkpoint_name(self.qkv(tokens), "qkv")
-        q, k, v = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, -1))
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = queries_keys_values(
+            checkpoint_name(product(self.qkv, tokens), "qkv"),
+            packing,
+            heads=self.heads,
+            gains=(self.q_norm.weight[...], self.k_norm.weight[...]),
+            rope=rope,
+            bias=bias_of(self.qkv),
+            kernels=self.kernels,
+        )
         how = {"implementation": self.implementation, "drops": drops}
         mixed = attend_packed(q, k, v, packing, masks=masks, **how)
-        return self.out(mixed)
+        return product(self.out, mixed)

@@ -1,9 +1,9 @@
 """The transformer block with AdaLN that PixNerd and PixelGen share."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -13,18 +13,21 @@ from pixelflow_jax.nn.dropout import Dropping, group_drops, packed_drop
 from pixelflow_jax.nn.layers import (
     RMSNorm,
     SwiGLU,
+    bias_of,
     fused_xavier,
-    gated,
     linear,
-    modulate,
+    product,
     torch_default,
     xavier,
 )
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.residual import between
 
 # The places of a block that drop; each draws from keys of its own.
 PROBABILITIES, PROJECTION, HIDDEN = range(3)
+# The chunks of a block's modulation.
+SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
 
 
 class Initial(NamedTuple):
@@ -52,7 +55,8 @@ class Block(nnx.Module):
     `hidden` is the MLP's width, `bias` gives biases to the projection to queries, keys
     and values and to the MLP. `attention_dropout` is the rate of the attention
     probabilities, `dropout` that of the attention's output and of the MLP's hidden
-    values. `attend` makes the attention, called as `SelfAttention` is.
+    values. `attend` makes the attention, called as `SelfAttention` is. `kernels`: see
+    `nn.residual.between`.
     """
 
     def __init__(
@@ -69,13 +73,22 @@ class Block(nnx.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         attend: Callable[..., nnx.Module] = SelfAttention,
+        kernels: str = "auto",
     ):
+        self.kernels = kernels
         init = {"init": initial.kernel, "bias_init": initial.bias}
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.norm1 = RMSNorm(width)
         self.attention = attend(
-            width, heads, precision, rngs, attention, bias=bias, **init
+            width,
+            heads,
+            precision,
+            rngs,
+            attention,
+            bias=bias,
+            kernels=kernels,
+            **init,
         )
         self.norm2 = RMSNorm(width)
         self.mlp = SwiGLU(
@@ -105,18 +118,31 @@ class Block(nnx.Module):
         `drop`: this layer's dropout in training. `beside` is for the attention: masks,
         or the text of a joint one.
         """
-        chunks = [jnp.split(self.modulation(c), 6, -1) for c in cond]
-        spread = [packing.spread(list(v)) for v in zip(*chunks, strict=True)]
-        shift1, scale1, gate1, shift2, scale2, gate2 = spread
+        vectors = modulations(self.modulation, cond)
+        step = functools.partial(
+            between, vectors=vectors, packing=packing, kernels=self.kernels
+        )
         after = packed_drop(drop, self.dropout, PROJECTION, packing)
         inside = packed_drop(drop, self.dropout, HIDDEN, packing)
         drops = group_drops(drop, self.attention_dropout, PROBABILITIES)
-        z = modulate(self.norm1(x), shift1, scale1)
-        mixed = after(self.attention(z, packing, rope, drops, beside))
+        x, z = step(x, gain=self.norm1.weight[...], shift=SHIFT1, scale=SCALE1)
+        mixed = self.attention(z, packing, rope, drops, beside)
         mixed = checkpoint_name(mixed, "branch")
-        x = checkpoint_name(gated(x, gate1, mixed), "residual")
-        z = modulate(self.norm2(x), shift2, scale2)
-        return gated(x, gate2, checkpoint_name(self.mlp(z, inside), "branch"))
+        added = {"branch": mixed, "bias": bias_of(self.attention.out), "gate": GATE1}
+        if after is not None:
+            dropped = after(mixed + added["bias"].astype(mixed.dtype))
+            added |= {"branch": dropped, "bias": None}
+        normed = {"gain": self.norm2.weight[...], "shift": SHIFT2, "scale": SCALE2}
+        x, z = step(x, **added, **normed)
+        x = checkpoint_name(x, "residual")
+        made = product(self.mlp.down, self.mlp.inside(z, inside))
+        made = checkpoint_name(made, "branch")
+        return step(x, branch=made, bias=bias_of(self.mlp.down), gate=GATE2)[0]
+
+
+def modulations(layer: nnx.Linear, cond: tuple[Array, ...]) -> tuple[Array, ...]:
+    """What shifts, scales and gates a block, [b_i, 6 * width] a group."""
+    return tuple(checkpoint_name(layer(c), "modulation") for c in cond)
 
 
 def block_flops(tokens: int, width: int, hidden: int) -> float:

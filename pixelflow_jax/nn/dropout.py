@@ -67,11 +67,11 @@ def group_drops(
 
 def packed_drop(
     drop: Dropping | None, rate: float, place: int, packing: Packing
-) -> Drop:
-    """A function that drops elements of packed tokens [rows, n, ...]."""
+) -> Drop | None:
+    """A function that drops elements of packed tokens [rows, n, ...], or None."""
     groups = group_drops(drop, rate, place)
     if groups is None:
-        return lambda tokens: tokens
+        return None
 
     def apply(tokens: Array) -> Array:
         pairs = zip(groups, packing.split(tokens), strict=True)

@@ -67,6 +67,16 @@ def linear(
     )
 
 
+def product(layer: nnx.Linear, x: Array) -> Array:
+    """[..., inputs] to [..., outputs] without the layer's bias, which others add."""
+    return x.astype(layer.dtype) @ layer.kernel[...].astype(layer.dtype)
+
+
+def bias_of(layer: nnx.Linear) -> Array | None:
+    """The layer's bias, or None where it has none."""
+    return None if layer.bias is None else layer.bias[...]
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * weight over the last axis; float32 inside, x's type outside.
 
@@ -132,10 +142,14 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Array, drop: Drop | None = None) -> Array:
         """[..., width] to [..., width]; `drop` acts on the hidden values."""
+        return self.down(self.inside(x, drop))
+
+    def inside(self, x: Array, drop: Drop | None = None) -> Array:
+        """The hidden values [..., hidden] before the last matrix."""
         gate = checkpoint_name(self.gate(x), "mlp_hidden")
         up = checkpoint_name(self.up(x), "mlp_hidden")
         hidden = jax.nn.silu(gate) * up
-        return self.down(drop(hidden) if drop else hidden)
+        return drop(hidden) if drop else hidden
 
 
 class GELUMLP(nnx.Module):
@@ -148,5 +162,9 @@ class GELUMLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[..., width] to [..., width]."""
+        return self.down(self.inside(x))
+
+    def inside(self, x: Array) -> Array:
+        """The hidden values [..., hidden] before the last matrix."""
         hidden = checkpoint_name(self.up(x), "mlp_hidden")
-        return self.down(jax.nn.gelu(hidden, approximate=True))
+        return jax.nn.gelu(hidden, approximate=True)

@@ -10,11 +10,12 @@ from flax import nnx
 from jax import Array
 
 from pixelflow_jax.nn.dropout import Dropping
+from pixelflow_jax.nn.residual import KERNELS
 from pixelflow_jax.sharding import constrain_batch
 
 # Names that blocks give (by `checkpoint_name`) to what "names" keeps for the backward
 # pass; everything else between them is cheap to compute again.
-SAVED = ("qkv", "attention", "mlp_hidden", "residual", "generated")
+SAVED = ("qkv", "attention", "mlp_hidden", "residual", "generated", "modulation")
 BRANCHES = ("branch",)  # what a block's gates multiply
 REMAT = ("none", "names", "branches", "full")
 
@@ -25,19 +26,26 @@ class Loop:
 
     `remat`: what the backward pass keeps: "none" keeps every intermediate, "names" the
     named ones (projections, attention output, MLP hidden, middle residual), "branches"
-    also the outputs of attention and MLP, which spares two matrix products a block, and
-    "full" only each block's input. `unroll`: blocks per scan iteration; 0 writes all
-    blocks out, which compiles several times longer and runs a little faster.
+    also the outputs of attention and MLP, which spares two matrix products a block and
+    makes the middle residual cheap to compute again, and "full" only each block's
+    input. `unroll`: blocks per scan iteration; 0 writes all blocks out, which compiles
+    several times longer and runs a little faster. `kernels`: see `nn.residual.between`.
     """
 
     remat: str = "names"
     unroll: int = 1
+    kernels: str = "auto"
 
     def check(self) -> None:
         """Raises ValueError for values that do not exist."""
         if self.remat not in REMAT:
             raise ValueError(
                 f"loop.remat must be one of {', '.join(REMAT)}, not {self.remat!r}."
+            )
+        if self.kernels not in KERNELS:
+            raise ValueError(
+                f"loop.kernels must be one of {', '.join(KERNELS)}, not "
+                f"{self.kernels!r}."
             )
         if self.unroll < 0:
             raise ValueError(f"loop.unroll must be 0 or more, not {self.unroll}.")
@@ -117,7 +125,9 @@ def _keeping(remat: str) -> Callable[..., bool]:
     Its backward pass also reads the sums of the softmax, which no name reaches; without
     them, the forward pass would run again.
     """
-    names = SAVED + (BRANCHES if remat == "branches" else ())
+    names = set(SAVED)
+    if remat == "branches":
+        names = names - {"residual"} | set(BRANCHES)
     named = jax.checkpoint_policies.save_only_these_names(*names)
 
     def attention(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -8,10 +8,10 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn.attention import attend_packed, split_heads
+from pixelflow_jax.nn.attention import attend_packed
 from pixelflow_jax.nn.dropout import Drop
-from pixelflow_jax.nn.embed import rotate
-from pixelflow_jax.nn.layers import RMSNorm, linear, torch_default
+from pixelflow_jax.nn.heads import queries_keys_values, split_heads
+from pixelflow_jax.nn.layers import RMSNorm, bias_of, linear, product, torch_default
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 
@@ -85,7 +85,9 @@ class JointAttention(nnx.Module):
         bias: bool = False,
         init: Callable = torch_default,
         bias_init: Callable | None = None,
+        kernels: str = "auto",
     ):
+        self.kernels = kernels
         self.heads = heads
         self.implementation = implementation
         inits = {"init": init, "bias_init": bias_init}
@@ -103,13 +105,18 @@ class JointAttention(nnx.Module):
         drops: tuple[Drop, ...] | None,
         text: Text,
     ) -> Array:
-        """Tokens [rows, n, width] to the same; `drops` as in `SelfAttention`."""
-        qkv = checkpoint_name(self.qkv(tokens), "qkv")
-        q, k, v = self._heads(qkv, 3)
-        text_k, text_v = self._heads(
-            checkpoint_name(self.text_kv(text.tokens), "qkv"), 2
+        """Tokens [rows, n, width] to the same, without bias, as `SelfAttention`."""
+        q, k, v = queries_keys_values(
+            checkpoint_name(product(self.qkv, tokens), "qkv"),
+            packing,
+            heads=self.heads,
+            gains=(self.q_norm.weight[...], self.k_norm.weight[...]),
+            rope=rope,
+            bias=bias_of(self.qkv),
+            kernels=self.kernels,
         )
-        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
+        fused = checkpoint_name(self.text_kv(text.tokens), "qkv")
+        text_k, text_v = (split_heads(a, self.heads) for a in jnp.split(fused, 2, -1))
         keys = _behind(packing, k, text.packing, self.k_norm(text_k))
         values = _behind(packing, v, text.packing, text_v)
         sources = Packing.of(keys)
@@ -117,10 +124,7 @@ class JointAttention(nnx.Module):
         ends = (sources.join(keys), sources.join(values), packing, sources)
         masks = _widened(text.masks, packing)
         mixed = attend_packed(q, *ends, masks=masks, **how)
-        return self.out(mixed)
-
-    def _heads(self, fused: Array, parts: int) -> list[Array]:
-        return [split_heads(part, self.heads) for part in jnp.split(fused, parts, -1)]
+        return product(self.out, mixed)
 
 
 def _behind(packing: Packing, a: Array, text: Packing, b: Array) -> list[Array]:

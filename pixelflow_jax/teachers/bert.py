@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.nn.attention import split_heads
+from pixelflow_jax.nn.heads import split_heads
 from pixelflow_jax.nn.layers import layer_normalise
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop

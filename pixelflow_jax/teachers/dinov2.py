@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn.attention import IMPLEMENTATIONS, attend, split_heads
+from pixelflow_jax.nn.attention import IMPLEMENTATIONS, attend
+from pixelflow_jax.nn.heads import split_heads
 from pixelflow_jax.nn.layers import gated, layer_normalise
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision

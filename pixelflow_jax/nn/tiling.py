@@ -1,0 +1,32 @@
+"""How Pallas kernels on tokens are cut into programs and into powers of two."""
+
+EPS = 1e-6  # of all norms
+# Tokens a program: the backward pass sums over them, the forward pass need not.
+FORWARD_TILES, BACKWARD_TILES = (8, 4, 2, 1), (32, 16)
+PROGRAMS = 528  # fewer leave parts of a large GPU without work
+
+
+def cuts(width: int) -> list[tuple[int, int]]:
+    """(start, size) of powers of two that make up a row; Triton knows no others."""
+    found, start = [], 0
+    while start < width:
+        size = 1 << (width - start).bit_length() - 1
+        found.append((start, size))
+        start += size
+    return found
+
+
+def each(function, *rows: list) -> list:
+    """`function` of the parts of one or more rows that are cut alike."""
+    return [function(*parts) for parts in zip(*rows, strict=True)]
+
+
+def forward_tile(tokens: int, batch: int) -> int:
+    """As many tokens a program as leave enough programs; divides multiples of 8."""
+    enough = (t for t in FORWARD_TILES if tokens // t * batch >= PROGRAMS)
+    return next(enough, 1)
+
+
+def largest_tile(lengths: tuple[int, ...]) -> int:
+    """The tokens of a backward program; `lengths` are multiples of 16."""
+    return next(t for t in BACKWARD_TILES if not any(n % t for n in lengths))
