@@ -18,7 +18,12 @@ LOG = logging.getLogger(__name__)
 FLAGS = {
     # XLA's Triton matrix products crashed some programs on Hopper GPUs, and cuBLAS was
     # faster than they were for transformers of these sizes.
-    "gpu": {"--xla_gpu_enable_triton_gemm": "false"},
+    "gpu": {
+        "--xla_gpu_enable_triton_gemm": "false",
+        # Products that share an input are not made one: putting their matrices side by
+        # side, again in every step, costs more than it spares.
+        "--xla_gpu_dot_merger_threshold_mb": "0",
+    },
     "tpu": {},
 }
 VARIABLES = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}

@@ -1,5 +1,6 @@
 """Dropout as a function of keys: the mask of an image depends on its own key alone."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -83,18 +84,31 @@ def packed_drop(
 def dropout(x: Array, rate: float, keys: Array, active: Array | None = None) -> Array:
     """Zero elements of x [b, ...] with probability `rate`; divide the rest by 1 - rate.
 
-    `keys` [b]. Where `active` is False, x comes back and no random bits are drawn.
+    `keys` [b]; the rate is rounded to a multiple of 2^-24. Where `active` is False, x
+    comes back. An element's fate is a hash of its number and of its image's key, so
+    that no mask needs to be written to memory, or drawn ahead of its use.
     """
-    keep = 1 - rate
-
-    def draw() -> Array:
-        one = lambda key: jax.random.bernoulli(key, keep, x.shape[1:])
-        return jax.vmap(one)(keys)
-
-    if active is None:
-        kept, scale = draw(), 1 / keep
-    else:
-        kept = jax.lax.cond(active, draw, lambda: jnp.ones(x.shape, bool))
-        scale = jnp.where(active, 1 / keep, 1.0)
-    scaled = x.astype(jnp.float32) * scale
+    keep = jnp.int32(round((1 - rate) * 2**24))
+    if active is not None:
+        keep = jnp.where(active, keep, jnp.int32(2**24))
+    seeds = jax.random.key_data(keys).reshape(len(x), -1, *[1] * (x.ndim - 1))
+    number = jax.lax.broadcasted_iota(jnp.uint32, (math.prod(x.shape[1:]),), 0)
+    bits = hashed(seeds[:, 0], seeds[:, -1], number.reshape(x.shape[1:]))
+    kept = (bits >> 8).astype(jnp.int32) < keep
+    scaled = x.astype(jnp.float32) * (2**24 / keep.astype(jnp.float32))
     return jnp.where(kept, scaled, 0).astype(x.dtype)
+
+
+def hashed(one: Array, other: Array, number: Array) -> Array:
+    """Bits, uint32, that depend on two seeds and a number, all uint32.
+
+    Twice the finaliser of MurmurHash3 (Appleby), a seed before each.
+    """
+    bits = _mixed(number * jnp.uint32(0x9E3779B1) + one)
+    return _mixed(bits ^ other)
+
+
+def _mixed(bits: Array) -> Array:
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)

@@ -14,11 +14,13 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pixelflow_jax.nn.tiling import EPS, cuts, each, forward_tile, largest_tile
+from pixelflow_jax.nn.tiling import EPS, cuts, each, forward_tile
 
-WARPS = 4
+# A token at a time is little work for a program: small ones, and many.
+WARPS = 2
+BACKWARD_TILE = 8
 QUERY, KEY, VALUE = range(3)
-SIZES = "head widths in multiples of 8, groups in multiples of 16 tokens"
+SIZES = "head widths in multiples of 8, images in multiples of 8 tokens"
 
 
 class How(NamedTuple):
@@ -45,7 +47,7 @@ class Inputs(NamedTuple):
 
 def fits(tokens: tuple[int, ...], head_width: int) -> bool:
     """Whether the kernel takes these sizes: `SIZES` in words."""
-    return not head_width % 8 and not sum(tokens) % 16
+    return not head_width % 8 and not sum(tokens) % BACKWARD_TILE
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -63,7 +65,7 @@ def _keep(how: How, given: Inputs) -> tuple:
 
 def _backward(how: How, given: Inputs, cotangents: tuple) -> tuple[Inputs]:
     qkv = given.qkv
-    tile = largest_tile((qkv.shape[1],))
+    tile = BACKWARD_TILE
     rows = 2 * how.heads + (0 if given.bias is None else 3 * how.heads)
     shape = (len(qkv), qkv.shape[1] // tile, rows, qkv.shape[-1])
     outs = [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)]

@@ -15,7 +15,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pixelflow_jax.nn.tiling import EPS, cuts, each, forward_tile, largest_tile
+from pixelflow_jax.nn.tiling import BACKWARD_TILE, EPS, cuts, each, forward_tile
 
 WARPS = 4
 SIZES = "widths of at least 16 in multiples of 8, groups in multiples of 16 tokens"
@@ -51,7 +51,11 @@ class Inputs(NamedTuple):
 
 def fits(lengths: tuple[int, ...], width: int) -> bool:
     """Whether the kernel takes these sizes: `SIZES` in words."""
-    return width >= 16 and not width % 8 and not any(length % 16 for length in lengths)
+    return (
+        width >= 16
+        and not width % 8
+        and not any(length % BACKWARD_TILE for length in lengths)
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -75,7 +79,7 @@ def _keep(how: Between, given: Inputs) -> tuple:
 
 def _backward(how: Between, given: Inputs, cotangents: tuple) -> tuple[Inputs]:
     x, width = given.x, given.x.shape[-1]
-    tile = largest_tile(how.lengths)
+    tile = BACKWARD_TILE
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     names = _sums(how, given)
     tiles = _tiles(how, tile)

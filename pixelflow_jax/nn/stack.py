@@ -162,8 +162,7 @@ _unstack.defvjp(
 def _stacked(drops: list[Dropping | None]) -> Dropping | None:
     """One dropout a layer as one pytree for a scan; None where no layer drops.
 
-    Only a flag can tell the layers of a scan apart; where it is False, no random bits
-    are drawn.
+    Only a flag can tell the layers of a scan apart.
     """
     given = [drop for drop in drops if drop is not None]
     if not given:

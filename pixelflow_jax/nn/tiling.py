@@ -1,8 +1,10 @@
 """How Pallas kernels on tokens are cut into programs and into powers of two."""
 
+from collections.abc import Callable
+
 EPS = 1e-6  # of all norms
 # Tokens a program: the backward pass sums over them, the forward pass need not.
-FORWARD_TILES, BACKWARD_TILES = (8, 4, 2, 1), (32, 16)
+FORWARD_TILES, BACKWARD_TILE = (8, 4, 2, 1), 16
 PROGRAMS = 528  # fewer leave parts of a large GPU without work
 
 
@@ -16,7 +18,7 @@ def cuts(width: int) -> list[tuple[int, int]]:
     return found
 
 
-def each(function, *rows: list) -> list:
+def each(function: Callable, *rows: list) -> list:
     """`function` of the parts of one or more rows that are cut alike."""
     return [function(*parts) for parts in zip(*rows, strict=True)]
 
@@ -25,8 +27,3 @@ def forward_tile(tokens: int, batch: int) -> int:
     """As many tokens a program as leave enough programs; divides multiples of 8."""
     enough = (t for t in FORWARD_TILES if tokens // t * batch >= PROGRAMS)
     return next(enough, 1)
-
-
-def largest_tile(lengths: tuple[int, ...]) -> int:
-    """The tokens of a backward program; `lengths` are multiples of 16."""
-    return next(t for t in BACKWARD_TILES if not any(n % t for n in lengths))

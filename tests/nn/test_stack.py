@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 
 from pixelflow_jax.nn.dropout import Dropping, group_drops, layer_drops
 from pixelflow_jax.nn.layers import RMSNorm, SwiGLU
@@ -175,29 +174,3 @@ def test_only_the_layers_of_the_range_drop_and_each_has_a_mask_of_its_own(writte
     assert np.unique(everywhere.reshape(30, 5), axis=1).shape[1] == 5
     other = masks(dropped(range(5), seed=1, unroll=0, remat="none")[0])
     assert (other != everywhere).any()
-
-
-def draws(jaxpr, inside: bool = False) -> np.ndarray:
-    """How many draws of random bits stand outside and inside conditionals."""
-    total = np.zeros(2, int)
-    for eqn in jaxpr.eqns:
-        total[int(inside)] += eqn.primitive.name == "random_bits"
-        for inner in jaxprs_in_params(eqn.params):
-            total += draws(inner, inside or eqn.primitive.name == "cond")
-    return total
-
-
-@pytest.mark.parametrize(
-    ("layers", "unroll", "expected"),
-    [
-        (range(1, 4), 1, (0, 2)),  # `Dropped` draws twice
-        (range(5), 1, (2, 0)),
-        (range(0), 1, (0, 0)),
-        (range(1, 4), 0, (6, 0)),
-    ],
-)
-def test_layers_that_do_not_drop_draw_no_random_bits(layers, unroll, expected):
-    stack = Stack(Dropped, 5, nnx.Rngs(0), Loop(remat="none", unroll=unroll))
-    drops = layer_drops(jax.random.key(0), (2,), 5, layers)
-    run = lambda x: stack(x, SHIFT, drops=drops)
-    assert tuple(draws(jax.make_jaxpr(run)(X).jaxpr)) == expected
