@@ -1,8 +1,11 @@
 """What every benchmark needs: timing, memory, rates of the machine, and a record."""
 
 import argparse
+import collections
+import importlib.metadata
 import itertools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pixelflow_jax import backend
 
@@ -21,21 +25,53 @@ import jax.numpy as jnp  # noqa: E402
 
 from pixelflow_jax.training.throughput import matmul_rate  # noqa: E402
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+ROW = "ROW "  # begins the line in which a process hands over what it measured
+PACKAGES = ("jax", "jaxlib", "flax", "optax")
+# Results and figures of earlier runs do not change what is measured.
+SOURCES = (".", ":!benchmarks/results", ":!benchmarks/RESULTS.md", ":!docs")
+
+_events: collections.Counter = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: _events.update([name]))
+
 
 def environment() -> dict:
-    """Versions, card, flags and commit: what a figure depends on."""
-    versions = {name: __import__(name).__version__ for name in ("jax", "flax", "optax")}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
+    """Versions, flags and commit; starts no backend, so a parent process may ask."""
+    memory = "XLA_PYTHON_CLIENT_"
     return {
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
         "python": platform.python_version(),
-        **versions,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
+        **{n.lower(): v for n, v in os.environ.items() if n.startswith(memory)},
+        "commit": commit(),
     }
+
+
+def card() -> dict:
+    """The devices of this process, which starts its backend."""
+    return {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+
+
+def commit() -> str:
+    """The commit of the sources, "-dirty" behind it where they were changed.
+
+    Without git or its folder, what the environment variable COMMIT says.
+    """
+    head = _git("rev-parse", "--short", "HEAD")
+    if not head:
+        return os.environ.get("COMMIT", "unknown")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
+    return head + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def machine_rates() -> dict:
@@ -49,53 +85,107 @@ def machine_rates() -> dict:
     }
 
 
+def timings(
+    call: Callable[[], object],
+    repeats: int,
+    warmup: int = 3,
+    limit: float = math.inf,
+) -> list[float]:
+    """Wall times of `call`, whose result is waited for each time.
+
+    Where `limit` seconds are short, a third of them goes to the warm-up, at least one
+    run, and at least two of the repeats take place.
+    """
+    start = time.perf_counter()
+    for _ in range(warmup):
+        jax.block_until_ready(call())
+        if time.perf_counter() - start > limit / 3:
+            break
+    times = []
+    for _ in range(repeats):
+        before = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - before)
+        if len(times) > 1 and time.perf_counter() - start > limit:
+            break
+    return times
+
+
 def median_seconds(call: Callable[[], object], repeats: int, warmup: int = 3) -> float:
     """Median wall time of `call`, whose result is waited for each time."""
-    times = []
-    for i in range(warmup + repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        if i >= warmup:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(timings(call, repeats, warmup))
 
 
-def compiled(function: Callable, *args: object) -> tuple[object, float]:
-    """The jitted function compiled for `args`, and how long compiling took."""
-    lowered = function.lower(*args)
+class Compiled(NamedTuple):
+    """A compiled program and how it came about.
+
+    `trace_seconds` go to Python, `seconds` to XLA, or to reading a persistent cache
+    where `cached`.
+    """
+
+    program: jax.stages.Compiled
+    seconds: float
+    trace_seconds: float
+    cached: bool
+    lowered: jax.stages.Lowered
+
+
+def compiled(function: Callable, *args: object) -> Compiled:
+    """The jitted function compiled for `args`, arrays or their shapes."""
     start = time.perf_counter()
+    lowered = function.lower(*args)
+    traced, hits = time.perf_counter(), _cache_hits()
     program = lowered.compile()
-    return program, time.perf_counter() - start
+    seconds = time.perf_counter() - traced
+    cached = _cache_hits() > hits
+    return Compiled(program, seconds, traced - start, cached, lowered)
+
+
+def _cache_hits() -> int:
+    return _events["/jax/compilation_cache/cache_hits"]
+
+
+def counted(lowered: jax.stages.Lowered) -> float:
+    """XLA's count of the operations of one run, before its passes.
+
+    What is computed again is in it, custom kernels are not, and a loop's body is
+    counted once. Takes seconds for large programs; NaN where there is no count.
+    """
+    return float((lowered.cost_analysis() or {}).get("flops", math.nan))
 
 
 def memory(program: object) -> dict:
-    """Peak bytes of the process so far, and temporaries of one program, in GB."""
+    """Peak of the process so far and sizes of one program, in GB.
+
+    `peak_gb` is None on devices without statistics; `program_gb` is what the program
+    needs by XLA's plan: arguments, results that take no argument's place, temporaries.
+    """
     stats = jax.devices()[0].memory_stats() or {}
-    analysis = program.memory_analysis()
+    peak, plan = stats.get("peak_bytes_in_use"), program.memory_analysis()
+    arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
+    whole = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return {
-        "peak_gb": stats.get("peak_bytes_in_use", 0) / 1e9,
-        "temporary_gb": analysis.temp_size_in_bytes / 1e9,
-        "arguments_gb": analysis.argument_size_in_bytes / 1e9,
+        "peak_gb": None if peak is None else peak / 1e9,
+        "program_gb": whole / 1e9,
+        "temporary_gb": temporary / 1e9,
+        "arguments_gb": arguments / 1e9,
     }
-
-
-def xla_flops(program: object) -> float:
-    """Operations of one run by XLA's own count (custom kernels are not in it)."""
-    cost = program.cost_analysis()
-    cost = cost[0] if isinstance(cost, list) else cost
-    return float(cost.get("flops", float("nan")))
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Arguments that all benchmarks share."""
     result = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=description, formatter_class=_Help, allow_abbrev=False
     )
-    result.add_argument("--config", default="configs/pixnerd.py:xl16_256")
-    result.add_argument("--repeats", type=int, default=20)
+    result.add_argument("--repeats", type=int, default=20, help="timed runs, at most")
     result.add_argument("--json", type=pathlib.Path, help="append the record here")
-    result.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON
     return result
+
+
+class _Help(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Shows defaults, and the description as it was written."""
 
 
 def load_config(spec: str) -> object:
@@ -103,22 +193,50 @@ def load_config(spec: str) -> object:
     path, _, variant = spec.partition(":")
     namespace: dict = {"__name__": "config"}
     source = pathlib.Path(path)
+    if not source.exists():
+        source = ROOT / path
     exec(compile(source.read_text(), str(source), "exec"), namespace)  # noqa: S102
     return namespace["get_config"](*([variant] if variant else []))
 
 
-def report(rows: list[dict], path: pathlib.Path | None) -> None:
-    """Print rows as a table; append them with the environment to a JSON-lines file."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = [[_cell(row.get(c, "")) for c in columns] for row in rows]
+def record(rows: list[dict]) -> dict:
+    """Rows with all that they depend on, as one line of a results file holds it."""
+    return {**card(), **environment(), "rows": rows}
+
+
+def append(path: pathlib.Path | None, line: dict) -> None:
+    """Add a line to a JSON-lines file, so that it is there at once."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """The rows of a results file, the oldest first, each with its environment."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines if line.strip()]
+    return [{**r, **row} for r in records for row in r.pop("rows")]
+
+
+def print_table(rows: list[dict]) -> None:
+    """Rows as a table for the terminal; nested values are left out."""
+    keys = dict.fromkeys(k for row in rows for k, v in row.items() if v != {})
+    columns = list(keys)
+    text = [[cell(row.get(c, "")) for c in columns] for row in rows]
     widths = [max(map(len, [c, *(r[i] for r in text)])) for i, c in enumerate(columns)]
     for line in [columns, *text]:
         print("  ".join(v.rjust(w) for v, w in zip(line, widths, strict=True)))
     sys.stdout.flush()
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps({**environment(), "rows": rows}) + "\n")
+
+
+def report(rows: list[dict], path: pathlib.Path | None) -> None:
+    """Print rows as a table; append them with the environment to a JSON-lines file."""
+    print_table(rows)
+    append(path, record(rows))
 
 
 def run_variants(
@@ -133,27 +251,53 @@ def run_variants(
     peak memory is its own and a crash costs one row.
     """
     if args.one:
-        print("ROW " + json.dumps(measure(args, json.loads(args.one))))
+        print(ROW + json.dumps(measure(args, json.loads(args.one))))
         return
     rows = []
     for values in itertools.product(*(getattr(args, name) for name in names)):
         variant = dict(zip(names, values, strict=True))
         command = [sys.executable, "-m", module, "--one", json.dumps(variant)]
-        command += ["--config", args.config, "--repeats", str(args.repeats)]
-        rows.append(_in_own_process(command, variant))
+        found = in_own_process([*command, "--repeats", str(args.repeats)])
+        rows.append(variant | found)
     report(rows, args.json)
 
 
-def _in_own_process(command: list[str], variant: dict) -> dict:
-    """The row that `command` prints behind "ROW "; a failure becomes a row as well."""
-    done = subprocess.run(command, capture_output=True, text=True)
+def in_own_process(
+    command: list[str],
+    environment: dict[str, str] | None = None,
+    limit: float | None = None,
+) -> dict:
+    """What `command` prints as JSON behind "ROW ", or {"failed": why}.
+
+    It may take `limit` seconds; `environment` is added to this process's own.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            env={**os.environ, **(environment or {})},
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"took longer than {limit:.0f} s"}
     for line in done.stdout.splitlines():
-        if line.startswith("ROW "):
-            return json.loads(line.removeprefix("ROW "))
+        if line.startswith(ROW):
+            return json.loads(line.removeprefix(ROW))
     sys.stderr.write(done.stderr[-3000:])
-    reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-    return {**variant, "failed": f"exit {done.returncode}: {reason[:100]}"}
+    return {"failed": reason(done.returncode, done.stderr)}
 
 
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def reason(code: int, errors: str) -> str:
+    """Why a process failed, in a few words."""
+    if "RESOURCE_EXHAUSTED" in errors or "Out of memory" in errors:
+        return "out of memory"
+    last = (errors.strip().splitlines() or ["no output"])[-1]
+    return f"exit {code}: {last[:100]}"
+
+
+def cell(value: object) -> str:
+    """A value as it stands in a table; None is left empty."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

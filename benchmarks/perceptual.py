@@ -3,67 +3,56 @@
 python -m benchmarks.perceptual --config configs/pixelgen.py:xl_256 --batch 32
 
 The teachers have their real geometry and random weights. Terms are added one by one,
-and each teacher's term is also measured alone with flow matching.
+and each teacher's term is also measured alone with flow matching. "config" are the
+config's own terms.
 """
 
 import argparse
+import itertools
 
-from benchmarks import harness  # first: it sets the compiler's flags
+from benchmarks import harness, suite
+from benchmarks.case import FLOW, TRAIN, Case
+from pixelflow_jax.nodes import to_dict
+from pixelflow_jax.objective import FlowMatching
+from pixelflow_jax.perceptual import Lpips, PDino, Repa
 
-import jax  # isort: skip
-import jax.numpy as jnp  # isort: skip
-
-from benchmarks import train_step  # isort: skip
-from pixelflow_jax.objective import FlowMatching  # isort: skip
-from pixelflow_jax.perceptual import Lpips, PDino, Repa  # isort: skip
-
-GATE = 0.3
+REPA, LPIPS, PDINO = Repa(), Lpips(threshold=0.3), PDino(threshold=0.3)
 TERMS = {
     "flow": (),
-    "flow+repa": (Repa(),),
-    "flow+repa+lpips": (Repa(), Lpips(threshold=GATE)),
-    "flow+repa+lpips+pdino": (
-        *(Repa(), Lpips(threshold=GATE)),
-        PDino(threshold=GATE),
-    ),
-    "flow+lpips": (Lpips(threshold=GATE),),
-    "flow+pdino": (PDino(threshold=GATE),),
+    "flow+repa": (REPA,),
+    "flow+repa+lpips": (REPA, LPIPS),
+    "flow+repa+lpips+pdino": (REPA, LPIPS, PDINO),
+    "flow+lpips": (LPIPS,),
+    "flow+pdino": (PDINO,),
 }
+OWN = "config"
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = harness.parser(__doc__)
-    parser.set_defaults(config="configs/pixelgen.py:xl_256")
-    parser.add_argument("--batch", type=int, nargs="+", default=[32])
-    parser.add_argument("--terms", nargs="+", default=list(TERMS), choices=list(TERMS))
-    parser.add_argument("--balance", type=int, nargs="+", default=[0])
+    suite.add_options(parser, "configs/pixelgen.py:xl_256", [32])
+    names = [*TERMS, OWN]
+    parser.add_argument("--terms", nargs="+", default=list(TERMS), choices=names)
+    parser.add_argument("--balance", action="store_true", help="as the config says")
     return parser.parse_args()
 
 
-def measure(args: argparse.Namespace, variant: dict) -> dict:
-    """One choice of terms, in this process."""
-    config = harness.load_config(args.config)
-    config.batch_size = variant["batch"]
-    config.terms = [FlowMatching(), *TERMS[variant["terms"]]]
-    if not variant["balance"]:
-        config.balance = None
-    config.validate()
-    recipe = config.recipe()
-    frozen = jax.tree.map(_random, config.teachers.shapes(recipe.needs))
-    return variant | train_step.timed(config, recipe, frozen, args.repeats)
-
-
-def _random(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """Small waves: no network turns them into infinities."""
-    waves = jnp.sin(jnp.arange(shape.size, dtype=jnp.float32))
-    return (0.05 * waves).reshape(shape.shape).astype(shape.dtype)
+def case(config: str, batch: int, terms: str, balance: bool) -> Case:
+    """The case of one choice of terms."""
+    changes = {} if balance else {"balance": FLOW["balance"]}
+    if terms != OWN:
+        changes["terms"] = [to_dict(one) for one in (FlowMatching(), *TERMS[terms])]
+    name = f"{terms}, batch {batch}"
+    return Case(what=TRAIN, config=config, batch=batch, changes=changes, name=name)
 
 
 def main() -> None:
-    """Run every combination, each in its own process."""
-    names = ("batch", "terms", "balance")
-    harness.run_variants("benchmarks.perceptual", arguments(), names, measure)
+    """Measure all cases."""
+    args = arguments()
+    pairs = itertools.product(args.batch, args.terms)
+    cases = [case(args.config, *pair, args.balance) for pair in pairs]
+    suite.run_and_print(cases, args)
 
 
 if __name__ == "__main__":

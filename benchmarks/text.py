@@ -24,7 +24,7 @@ import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 from jax import Array  # isort: skip
 
-from benchmarks import train_step  # isort: skip
+from benchmarks import work, worker  # isort: skip
 from pixelflow_jax.conditioning import Text  # isort: skip
 from pixelflow_jax.data.loader import Data  # isort: skip
 from pixelflow_jax.experiment import Experiment  # isort: skip
@@ -50,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[32])
     parser.add_argument("--by", nargs="+", default=["jax", "jax-xla", "torch"])
     parser.add_argument("--unroll", type=int, nargs="+", default=[1])
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON
     parser.add_argument("--tiny", action="store_const", const=[True], default=[False])
     found = parser.parse_args()
     if unknown := set(found.by) - set(BY):
@@ -116,7 +117,8 @@ def by_jax(
     chosen = plain if how == "jax-xla" else encoder
     params = drawn(encoder)
     given = params, jnp.asarray(tokens), jnp.asarray(mask)
-    program, compile_seconds = harness.compiled(jax.jit(chosen.states), *given)
+    built = harness.compiled(jax.jit(chosen.states), *given)
+    program = built.program
     seconds = harness.median_seconds(lambda: program(*given), repeats)
     found, expected = (
         np.asarray(program(*given)),
@@ -128,7 +130,7 @@ def by_jax(
     return {
         "seconds": seconds,
         **harness.memory(program),
-        "compile_s": compile_seconds,
+        "compile_s": built.seconds,
         "off_xla": float(off),
         **rates,
     }
@@ -276,15 +278,15 @@ def steps(
     recipe = config.recipe()
     frozen = {"text": drawn(encoder)}
     texts = {"tokens": tokens, "mask": mask}
-    whole = train_step.timed(config, recipe, frozen, repeats, texts)
+    whole = worker.timed(work.training(config, recipe, frozen, texts), repeats)
     states = jax.jit(encoder.states)(frozen["text"], tokens, mask)
     before = {"states": np.asarray(states), "mask": mask}
     recipe = dataclasses.replace(recipe, conditioner=Given())
-    without = train_step.timed(config, recipe, {}, repeats, before)
+    without = worker.timed(work.training(config, recipe, {}, before), repeats)
     return {
-        "step_ms": whole["step_ms"],
-        "from_states_ms": without["step_ms"],
-        "share": 1 - without["step_ms"] / whole["step_ms"],
+        "step_ms": whole["ms"],
+        "from_states_ms": without["ms"],
+        "share": 1 - without["ms"] / whole["ms"],
         **{name: whole[name] for name in ("peak_gb", "temporary_gb", "matmul_tflops")},
     }
 

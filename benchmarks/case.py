@@ -1,0 +1,141 @@
+"""What one benchmark measures, as data: a case, and the work it stands for."""
+
+import dataclasses
+import json
+import re
+
+from benchmarks import harness, layouts, work
+from pixelflow_jax.draw import SOLVERS
+from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.models.base import Network
+from pixelflow_jax.nodes import to_dict
+from pixelflow_jax.objective import FlowMatching
+
+TRAIN, SAMPLE = "train", "sample"
+# Short names of fields that are changed often.
+FIELDS = {
+    "attention": "model.attention",
+    "depth": "model.depth",
+    "field_remat": "model.decoder.loop.remat",
+    "remat": "model.loop.remat",
+    "size": "data.image_size",
+    "solver": "sampling.solver",
+    "steps": "sampling.grid.steps",
+    "unroll": "model.loop.unroll",
+}
+# Flow matching alone, without teachers: one more short name, with its only value.
+FLOW = {"terms": [to_dict(FlowMatching())], "balance": None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A training step ("train") or a sampler ("sample") of a config.
+
+    `changes` maps fields of the config, by their dotted path, to values as
+    `nodes.to_dict` writes them. `layout` says how a cascade is trained (see `layouts`).
+    """
+
+    what: str
+    config: str
+    batch: int
+    changes: dict = dataclasses.field(default_factory=dict)
+    layout: str = "packed"
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, or a description in its place."""
+        return self.name or self.key
+
+    @property
+    def key(self) -> str:
+        """What is measured, whatever it is called: `parse` reads it back."""
+        words = [self.what, self.config, str(self.batch)]
+        if self.layout != "packed":
+            words.append(f"layout={self.layout}")
+        compact = {"separators": (",", ":")}
+        words += [f"{k}={json.dumps(v, **compact)}" for k, v in self.changes.items()]
+        return " ".join(words)
+
+    def to_json(self) -> str:
+        """The case as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Case":
+        """The case that `to_json` wrote."""
+        return Case(**json.loads(text))
+
+    @staticmethod
+    def parse(text: str) -> "Case":
+        """A case in words: "train configs/pixnerd.py:xl16_256 32 terms=flow unroll=1".
+
+        Behind what, config and batch come changes: the short names of FIELDS,
+        terms=flow, layout=..., or any field's path with a value in JSON. Raises
+        ValueError for anything else.
+        """
+        what, config, batch, *words = text.split()
+        pairs = dict(word.split("=", 1) for word in words)
+        layout = pairs.pop("layout", "packed")
+        found = {"what": what, "config": config, "batch": int(batch), "layout": layout}
+        return Case(**found, changes=changes(**pairs))
+
+    def experiment(self) -> Experiment:
+        """The config with the changes, validated."""
+        tree = harness.load_config(self.config).to_dict()
+        for path, value in self.changes.items():
+            _put(tree, path, value)
+        tree["batch_size"] = self.batch if self.what == TRAIN else tree["batch_size"]
+        config = Experiment.from_dict(tree)
+        config.validate()
+        return config
+
+
+def changes(**short: object) -> dict:
+    """Changes by short names; values that are None or "" change nothing."""
+    found = {}
+    for name, value in short.items():
+        if value in (None, ""):
+            continue
+        if name == "terms" and value == "flow":
+            found |= FLOW
+        elif name == "solver" and value in SOLVERS:
+            found[FIELDS[name]] = to_dict(SOLVERS[value])
+        else:
+            found[FIELDS.get(name, name)] = _value(value)
+    return found
+
+
+def build(case: Case) -> work.Work:
+    """The work that a case stands for."""
+    config = case.experiment()
+    if case.what == SAMPLE:
+        return work.sampling(config, case.batch)
+    if case.what != TRAIN:
+        raise ValueError(f"A case is {TRAIN!r} or {SAMPLE!r}, not {case.what!r}.")
+    recipe = config.recipe()
+    apply = layouts.LAYOUTS[case.layout](recipe.network.apply)
+    network = Network(recipe.network.init, apply)
+    return work.training(config, dataclasses.replace(recipe, network=network))
+
+
+def _value(value: object) -> object:
+    """What a word of the command line says: JSON where it is, else itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _put(tree: object, path: str, value: object) -> None:
+    """Set the field at "a.b[0].c" in nested dicts and lists; it must be there."""
+    *inside, last = re.findall(r"[^.\[\]]+", path)
+    at = tree
+    for name in inside:
+        at = at[int(name) if isinstance(at, list) else name]
+    last = int(last) if isinstance(at, list) else last
+    if not isinstance(at, list) and last not in at:
+        raise ValueError(f"{path}: there is no such field; there are {', '.join(at)}.")
+    at[last] = value

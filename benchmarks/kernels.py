@@ -1,0 +1,202 @@
+"""Single operations at the shapes of the XL models, each against its limit.
+
+python -m benchmarks.kernels --only 'attention *' 'product qkv *'
+
+ENTRIES holds what can be measured; rows are appended to results/kernels.jsonl. A
+variant runs many times inside one program, so that starting it costs nothing. `us` is
+one run; `gb_s` counts each input and each result once, `of_copy` is its share of the
+measured copy rate; `tflop_s` and `of_matmul` likewise for entries that say their
+operations. `deviation` is the largest difference from the first variant, of the largest
+value. Several entries share a process; one that kills it costs its own rows alone.
+"""
+
+import argparse
+import fnmatch
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+from benchmarks import harness  # first: it sets the compiler's flags
+
+import jax  # isort: skip
+import jax.numpy as jnp  # isort: skip
+from jax import Array  # isort: skip
+
+from benchmarks import suite  # isort: skip
+from benchmarks.micro import Entry, handed_over, measure  # isort: skip
+from pixelflow_jax.nn import field, field_kernel  # isort: skip
+
+WIDTH, HIDDEN, HEADS, HEAD_WIDTH = 1152, 3072, 16, 72  # of the XL models
+TOKENS = (8192, 32768)  # 32 and 128 images of 256 pixels
+# The layers of a block and the neural field's generator: inputs and outputs.
+LAYERS = {
+    "qkv": (WIDTH, 3 * WIDTH),
+    "out": (WIDTH, WIDTH),
+    "gate or up": (WIDTH, HIDDEN),
+    "gate and up": (WIDTH, 2 * HIDDEN),
+    "down": (HIDDEN, WIDTH),
+    "generator": (WIDTH, 64 * 128),
+}
+# Images of PixNerd, of PixelGen with its class tokens, and of PixelFlow's last stage.
+LENGTHS = {256: 32, 288: 32, 4096: 4}
+RESULTS = harness.RESULTS / "kernels.jsonl"
+
+
+def normal(*shapes: tuple[int, ...], dtype: str = "bfloat16") -> tuple[Array, ...]:
+    """Standard normal arrays, each from a key of its own."""
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    pairs = zip(keys, shapes, strict=True)
+    return tuple(jax.random.normal(key, s).astype(dtype) for key, s in pairs)
+
+
+def with_gradient(function: Callable[..., Array]) -> Callable[..., tuple]:
+    """A function of the inputs and a cotangent: the result and all gradients."""
+
+    def both(*inputs: Array) -> tuple:
+        out, pull = jax.vjp(function, *inputs[:-1])
+        return out, pull(inputs[-1])
+
+    return both
+
+
+def products() -> Iterator[tuple[str, Entry]]:
+    """Matrix products of the layers, with gradients for inputs and weights."""
+    for tokens in TOKENS:
+        for layer, (inputs, outputs) in LAYERS.items():
+            flops = 2.0 * tokens * inputs * outputs
+            shapes = (tokens, inputs), (inputs, outputs)
+            yield (
+                f"product {layer} {tokens}",
+                Entry(
+                    inputs=functools.partial(normal, *shapes),
+                    variants={"xla": jnp.matmul},
+                    flops=flops,
+                ),
+            )
+            yield (
+                f"product {layer} {tokens} gradients",
+                Entry(
+                    inputs=functools.partial(normal, *shapes, (tokens, outputs)),
+                    variants={"xla": _product_gradients},
+                    flops=2 * flops,
+                ),
+            )
+
+
+def _product_gradients(x: Array, weight: Array, cotangent: Array) -> tuple:
+    return cotangent @ weight.T, x.T @ cotangent
+
+
+def attentions() -> Iterator[tuple[str, Entry]]:
+    """Attention at the models' lengths, forward alone and with its gradients."""
+    attend = {
+        name: functools.partial(jax.nn.dot_product_attention, implementation=name)
+        for name in ("xla", "cudnn")
+    }
+    both = {name: with_gradient(function) for name, function in attend.items()}
+    for length, batch in LENGTHS.items():
+        shape = (batch, length, HEADS, HEAD_WIDTH)
+        flops = 4.0 * batch * length**2 * HEADS * HEAD_WIDTH
+        for title, number, variants, passes in (
+            ("forward", 3, attend, 1),
+            ("forward and backward", 4, both, 3),
+        ):
+            yield (
+                f"attention {length} {title}",
+                Entry(
+                    inputs=functools.partial(normal, *[shape] * number),
+                    variants=variants,
+                    flops=passes * flops,
+                ),
+            )
+
+
+def neural_fields() -> Iterator[tuple[str, Entry]]:
+    """A block of PixNerd-XL's field for 32 images: einsums and the kernel."""
+    patches, pixels, width, hidden = 32 * 256, 256, 64, 128
+    z, first, second = (pixels, width), (width, hidden), (hidden, width)
+    shapes = [(patches, *shape) for shape in (z, first, second)]
+    flops = 4.0 * patches * pixels * width * hidden
+    forward = {"xla": _field_einsum, "kernel": _field_kernel}
+    both = {name: with_gradient(function) for name, function in forward.items()}
+    yield (
+        "field forward",
+        Entry(inputs=functools.partial(normal, *shapes), variants=forward, flops=flops),
+    )
+    yield (
+        "field forward and backward",
+        Entry(
+            inputs=functools.partial(normal, *shapes, shapes[0]),
+            variants=both,
+            flops=3 * flops,
+        ),
+    )
+
+
+def _field_einsum(z: Array, first: Array, second: Array) -> Array:
+    first, second = field.unit_columns(first), field.unit_columns(second)
+    z32 = z.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(z32 * z32, -1, keepdims=True) + field_kernel.EPS)
+    hidden = jax.nn.silu((z32 * scale).astype(z.dtype) @ first)
+    return z + hidden @ second
+
+
+def _field_kernel(z: Array, first: Array, second: Array) -> Array:
+    gain = jnp.ones(z.shape[-1], jnp.float32)
+    interpret = jax.default_backend() != "gpu"
+    return field_kernel.field_block(z, gain, first, second, (True, True), interpret)
+
+
+ENTRIES: dict[str, Entry] = {**dict(products()), **dict(attentions())}
+ENTRIES |= dict(neural_fields())
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = harness.parser(__doc__)
+    parser.set_defaults(repeats=5, json=RESULTS)
+    add = parser.add_argument
+    add("--only", nargs="+", default=["*"], help="names or patterns of entries")
+    add("--list", action="store_true", help="print the names of the entries")
+    add("--budget", type=float, default=60, help="seconds for an entry")
+    add("--here", action="store_true", help=argparse.SUPPRESS)  # in this process
+    return parser.parse_args()
+
+
+def chosen(patterns: list[str]) -> list[str]:
+    """The names of the entries that match a pattern."""
+    return [n for n in ENTRIES if any(fnmatch.fnmatch(n, p) for p in patterns)]
+
+
+def measure_here(names: list[str], repeats: int) -> None:
+    """Measure entries in this process, handing each over as soon as it is there."""
+    rates = harness.machine_rates()
+    for name in names:
+        rows = [{"case": name, **row} for row in measure(ENTRIES[name], rates, repeats)]
+        rows = [{**row, **rates} for row in rows]
+        print(harness.ROW + json.dumps(harness.record(rows)), flush=True)
+
+
+def main() -> None:
+    """Measure the chosen entries, and print and record each as it comes."""
+    args = arguments()
+    names = chosen(args.only)
+    if args.list:
+        print("\n".join(names))
+    elif args.here:
+        measure_here(names, args.repeats)
+    else:
+        command = [sys.executable, "-m", "benchmarks.kernels", "--here"]
+        command += ["--repeats", str(args.repeats), "--only"]
+        rows = []
+        for record in handed_over(command, names, args.budget):
+            harness.append(args.json, record)
+            rows += record["rows"]
+            for row in record["rows"]:
+                suite.say(f"{row['case']} {row.get('variant', '')}", row, ("us",))
+        harness.print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
