@@ -28,6 +28,7 @@ from pixelflow_jax.training.throughput import matmul_rate  # noqa: E402
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ROW = "ROW "  # begins the line in which a process hands over what it measured
+NO_MEMORY = "out of memory"
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 # Results and figures of earlier runs do not change what is measured.
 SOURCES = (".", ":!benchmarks/results", ":!benchmarks/RESULTS.md", ":!docs")
@@ -285,15 +286,15 @@ def in_own_process(
         if line.startswith(ROW):
             return json.loads(line.removeprefix(ROW))
     sys.stderr.write(done.stderr[-3000:])
-    return {"failed": reason(done.returncode, done.stderr)}
+    why = reason(done.stderr)
+    return {"failed": why if why == NO_MEMORY else f"exit {done.returncode}: {why}"}
 
 
-def reason(code: int, errors: str) -> str:
-    """Why a process failed, in a few words."""
+def reason(errors: str) -> str:
+    """Why something failed, in a few words, from its traceback or message."""
     if "RESOURCE_EXHAUSTED" in errors or "Out of memory" in errors:
-        return "out of memory"
-    last = (errors.strip().splitlines() or ["no output"])[-1]
-    return f"exit {code}: {last[:100]}"
+        return NO_MEMORY
+    return (errors.strip().splitlines() or ["no output"])[-1][:100]
 
 
 def cell(value: object) -> str:
