@@ -83,6 +83,7 @@ setup(
         "tfds": TFDS,
         "parquet": PARQUET,
         "metrics": ["scikit-learn>=1.5"],
+        "bench": ["matplotlib>=3.9"],
         "test": TEST,
         "dev": [*TEST, "pre-commit>=4,<5"],
     },

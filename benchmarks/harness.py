@@ -28,6 +28,7 @@ from pixelflow_jax.training.throughput import matmul_rate  # noqa: E402
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ROW = "ROW "  # begins the line in which a process hands over what it measured
+NO_MEMORY = "out of memory"
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 # Results and figures of earlier runs do not change what is measured.
 SOURCES = (".", ":!benchmarks/results", ":!benchmarks/RESULTS.md", ":!docs")
@@ -154,18 +155,23 @@ def counted(lowered: jax.stages.Lowered) -> float:
     return float((lowered.cost_analysis() or {}).get("flops", math.nan))
 
 
+def peak_gb() -> float | None:
+    """The most memory that this process has held; None where devices do not say."""
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else peak / 1e9
+
+
 def memory(program: object) -> dict:
     """Peak of the process so far and sizes of one program, in GB.
 
-    `peak_gb` is None on devices without statistics; `program_gb` is what the program
-    needs by XLA's plan: arguments, results that take no argument's place, temporaries.
+    `program_gb` is what the program needs by XLA's plan: arguments, results that take
+    no argument's place, temporaries.
     """
-    stats = jax.devices()[0].memory_stats() or {}
-    peak, plan = stats.get("peak_bytes_in_use"), program.memory_analysis()
+    plan = program.memory_analysis()
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     whole = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return {
-        "peak_gb": None if peak is None else peak / 1e9,
+        "peak_gb": peak_gb(),
         "program_gb": whole / 1e9,
         "temporary_gb": temporary / 1e9,
         "arguments_gb": arguments / 1e9,
@@ -285,15 +291,15 @@ def in_own_process(
         if line.startswith(ROW):
             return json.loads(line.removeprefix(ROW))
     sys.stderr.write(done.stderr[-3000:])
-    return {"failed": reason(done.returncode, done.stderr)}
+    why = reason(done.stderr)
+    return {"failed": why if why == NO_MEMORY else f"exit {done.returncode}: {why}"}
 
 
-def reason(code: int, errors: str) -> str:
-    """Why a process failed, in a few words."""
+def reason(errors: str) -> str:
+    """Why something failed, in a few words, from its traceback or message."""
     if "RESOURCE_EXHAUSTED" in errors or "Out of memory" in errors:
-        return "out of memory"
-    last = (errors.strip().splitlines() or ["no output"])[-1]
-    return f"exit {code}: {last[:100]}"
+        return NO_MEMORY
+    return (errors.strip().splitlines() or ["no output"])[-1][:100]
 
 
 def cell(value: object) -> str:

@@ -46,7 +46,7 @@ def measure(entry: Entry, rates: dict, repeats: int) -> list[dict]:
             if not row["deviation"] <= entry.tolerance:
                 row["note"] = "the variants disagree"
         except Exception as error:  # whatever a compiler or a kernel raises
-            row["failed"] = harness.reason(1, f"{type(error).__name__}: {error}")
+            row["failed"] = harness.reason(f"{type(error).__name__}: {error}")
         rows.append(row)
     return rows
 
@@ -74,7 +74,7 @@ def seconds_a_run(function: Callable, inputs: tuple[Array, ...], repeats: int) -
     once = harness.median_seconds(lambda: single(*inputs), 3, 1)
     runs = int(np.clip(RUN_SECONDS / once, 3, 200))
     times = [
-        harness.median_seconds(_loop(one, inputs, runs), repeats, warmup=2)
+        harness.median_seconds(loop(one, inputs, runs), repeats, warmup=2)
         for one in (function, _nothing)
     ]
     return max(times[0] - times[1], 1e-9) / runs
@@ -84,7 +84,7 @@ def _nothing(*inputs: Array) -> Array:
     return inputs[0].ravel()[0]
 
 
-def _loop(
+def loop(
     function: Callable, inputs: tuple[Array, ...], runs: int
 ) -> Callable[[], object]:
     """A call of the program that runs a function so often, one run after the other.
@@ -98,10 +98,7 @@ def _loop(
         inputs, _ = held
         out = function(*inputs)
         number = jax.tree.leaves(out)[0].ravel()[0]
-        tied = tuple(
-            a.at[(0,) * a.ndim].add((1e-9 * number).astype(a.dtype)) for a in inputs
-        )
-        return tied, out
+        return tuple(_tied(a, number) for a in inputs), out
 
     @jax.jit
     def program(inputs: tuple[Array, ...]) -> object:
