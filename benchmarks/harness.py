@@ -155,18 +155,23 @@ def counted(lowered: jax.stages.Lowered) -> float:
     return float((lowered.cost_analysis() or {}).get("flops", math.nan))
 
 
+def peak_gb() -> float | None:
+    """The most memory that this process has held; None where devices do not say."""
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else peak / 1e9
+
+
 def memory(program: object) -> dict:
     """Peak of the process so far and sizes of one program, in GB.
 
-    `peak_gb` is None on devices without statistics; `program_gb` is what the program
-    needs by XLA's plan: arguments, results that take no argument's place, temporaries.
+    `program_gb` is what the program needs by XLA's plan: arguments, results that take
+    no argument's place, temporaries.
     """
-    stats = jax.devices()[0].memory_stats() or {}
-    peak, plan = stats.get("peak_bytes_in_use"), program.memory_analysis()
+    plan = program.memory_analysis()
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     whole = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return {
-        "peak_gb": None if peak is None else peak / 1e9,
+        "peak_gb": peak_gb(),
         "program_gb": whole / 1e9,
         "temporary_gb": temporary / 1e9,
         "arguments_gb": arguments / 1e9,

@@ -98,10 +98,7 @@ def loop(
         inputs, _ = held
         out = function(*inputs)
         number = jax.tree.leaves(out)[0].ravel()[0]
-        tied = tuple(
-            a.at[(0,) * a.ndim].add((1e-9 * number).astype(a.dtype)) for a in inputs
-        )
-        return tied, out
+        return tuple(_tied(a, number) for a in inputs), out
 
     @jax.jit
     def program(inputs: tuple[Array, ...]) -> object:

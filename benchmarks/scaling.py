@@ -10,6 +10,7 @@ shrinks, so that a step sees equally many tokens. Drawing needs the extra "bench
 
 import argparse
 import collections
+import os
 import pathlib
 from typing import Any
 
@@ -184,7 +185,9 @@ def main() -> None:
         suite.run(list(cases.values()), args)
     found = measured(args)
     if args.markdown and args.into:
-        markdown.fill(args.into, "scaling", render(found))
+        figure = pathlib.Path(os.path.relpath(args.figure, args.into.parent))
+        text = f"![Cost of a training step]({figure.as_posix()})\n\n{render(found)}"
+        markdown.fill(args.into, "scaling", text)
     elif args.markdown:
         print(render(found))
     elif found:

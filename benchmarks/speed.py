@@ -101,7 +101,9 @@ ROWS = (
     ),
     Row(
         title="PixelGen-XL/16 training step, REPA + LPIPS + P-DINO, batch 32",
-        case=_named(perceptual.case(PIXGEN, 32, perceptual.OWN, True), "pixelgen-full"),
+        case=_named(
+            perceptual.case(PIXGEN, 32, perceptual.OWN, True), "pixelgen-full-32"
+        ),
         unit="ms",
         official=146,
         official_gb=36.2,

@@ -1,6 +1,6 @@
 """Cases in two phases: all compiled in parallel, then each measured alone.
 
-Compiling a large step takes a minute on a few cores and no accelerator to speak of, so
+Compiling a large step takes a minute of a few cores and hardly any of the device, so
 several processes compile at once, into JAX's persistent cache. Then one process after
 the other takes its program from there and has the device to itself, so that its peak
 memory is its own. Every row is on disk as soon as it is there. What the compiler tries
@@ -138,9 +138,8 @@ class Suite:
             times = self._remember(case, row, at_once=1)
         else:
             return row
-        return {
-            k: v for k, v in row.items() if k not in ("compile_s", "cached")
-        } | times
+        told_apart = {"compile_s", "cached"}
+        return {k: v for k, v in row.items() if k not in told_apart} | times
 
     def _worker(self, phase: str, case: Case, budget: float) -> dict:
         limit = min(budget, self.deadline - time.monotonic())

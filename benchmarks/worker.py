@@ -35,7 +35,8 @@ def timed(work: Work, repeats: int, limit: float = math.inf) -> dict:
     """Speed, memory and compile time, and what the machine's own rates allow.
 
     `limit_ms` is the arithmetic at the measured matmul rate, `bytes_limit_ms` what has
-    to be read and written once at the measured copy rate.
+    to be read and written once at the measured copy rate. `setup_peak_gb` is the peak
+    before the first run: the program's own is `peak_gb` only where that is more.
     """
     rates = harness.machine_rates()
     with jax.set_mesh(work.mesh):
@@ -43,15 +44,17 @@ def timed(work: Work, repeats: int, limit: float = math.inf) -> dict:
         start = time.perf_counter()
         held = jax.block_until_ready(work.arguments())
         setup_seconds = time.perf_counter() - start
+        setup_peak = harness.peak_gb()
+        result = None
 
         def once() -> object:
-            nonlocal held
+            nonlocal held, result
             out = built.program(*held)
-            held = work.following(held, out)
-            return work.result(out)
+            held, result = work.following(held, out), work.result(out)
+            return result
 
         times = harness.timings(once, repeats, limit=limit)
-        finite = bool(np.isfinite(np.asarray(once())).all())
+        finite = np.isfinite(np.asarray(result)).all()
     if not finite:
         raise RuntimeError("The result is not finite: this case does not work.")
     seconds = statistics.median(times)
@@ -65,6 +68,7 @@ def timed(work: Work, repeats: int, limit: float = math.inf) -> dict:
         "limit_ms": work.flops / peak * 1e3,
         "bytes_limit_ms": work.moved / rates["copy_tbs"] / 1e9,
         **harness.memory(built.program),
+        "setup_peak_gb": setup_peak,
         "compile_s": built.seconds,
         "cached": built.cached,
         "trace_s": built.trace_seconds,

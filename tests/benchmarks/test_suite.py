@@ -1,0 +1,119 @@
+"""The two phases as commands, and what a failure leaves behind."""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import harness, suite
+from benchmarks.case import Case
+
+SMALL = "configs/pixelgen.py:emoji_clean"
+COMMANDS = ("speed", "scaling", "kernels", "train_step", "sample", "profile")
+COMMANDS += ("cascade", "perceptual", "worker")
+# One device, whatever the other tests ask for, and programs that compile soon.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+def arguments(tmp_path, **changed) -> argparse.Namespace:
+    """What a command line with a cache of its own says."""
+    parser = harness.parser("test")
+    suite.add_arguments(parser)
+    found = parser.parse_args(["--cache", str(tmp_path / "cache"), "--jobs", "2"])
+    found.json = tmp_path / "rows.jsonl"
+    vars(found).update(repeats=2, **changed)
+    return found
+
+
+def test_a_step_is_compiled_then_measured_from_the_cache(tmp_path):
+    record = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "benchmarks.train_step", "--config", SMALL]
+    command += ["--batch", "2", "--depth", "2", "--unroll", "1"]
+    command += ["--repeats", "2", "--json", str(record)]
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=harness.ROOT,
+        env={**os.environ, **ENVIRONMENT},
+    )
+    assert run.returncode == 0, run.stderr
+    (row,) = harness.read(record)
+    assert row["case"] == "batch=2 unroll=1 depth=2" and row["device"] == "cpu"
+    assert row["ms"] > 0 and row["images_s"] > 0 and row["peak_gb"] is None
+    assert row["program_gb"] > 0 and row["xla_tflop"] > 0
+    assert row["warm_compile_s"] < row["cold_compile_s"] and row["at_once"] == 1
+    assert "batch=2" in run.stdout
+
+
+def test_a_broken_case_is_a_row_and_stops_no_other(tmp_path, one_device):
+    cases = [
+        Case.parse(f"train {SMALL} 2 model.heads=7"),
+        Case.parse(f"sample {SMALL} 1 solver=euler steps=2 depth=2 unroll=1"),
+    ]
+    rows = suite.run(cases, arguments(tmp_path))
+    assert "model.heads=7" in rows[0]["failed"]
+    assert rows[1]["ms"] > 0 and rows[1]["network_calls"] == 3
+    kept = harness.read(tmp_path / "rows.jsonl")
+    assert [row["case"] for row in kept] == [case.label for case in cases]
+
+
+def test_a_time_out_is_a_row(tmp_path, one_device):
+    case = Case.parse(f"sample {SMALL} 1")
+    args = arguments(tmp_path, phase="measure", budget=1.0)
+    start = time.monotonic()
+    (row,) = suite.run([case], args)
+    assert row["failed"] == "took longer than 1 s" and time.monotonic() - start < 10
+    args = arguments(tmp_path, deadline=0.0)
+    (row,) = suite.run([case], args)
+    assert "no time was left" in row["failed"]
+
+
+def test_a_crash_is_told_by_its_last_words():
+    crash = "import sys, os; sys.stderr.write('gone wrong'); os.abort()"
+    found = harness.in_own_process([sys.executable, "-c", crash])
+    assert found == {"failed": "exit -6: gone wrong"}
+    full = "import sys; sys.exit('RESOURCE_EXHAUSTED: Out of memory while trying')"
+    found = harness.in_own_process([sys.executable, "-c", full])
+    assert found == {"failed": "out of memory"}
+
+
+def test_long_runs_are_repeated_less():
+    assert len(harness.timings(lambda: time.sleep(0.05), 20, limit=0.1)) == 2
+    assert len(harness.timings(lambda: None, 20, limit=math.inf)) == 20
+
+
+def test_cold_times_are_remembered_with_the_cache(tmp_path):
+    with suite.opened(arguments(tmp_path)) as opened:
+        case = Case.parse(f"train {SMALL} 2")
+        first = {"compile_s": 40.0, "cached": False, "xla_tflop": 1.0}
+        opened._remember(case, first, at_once=5)
+        row = opened._with_compile_times(case, {"compile_s": 2.0, "cached": True})
+        assert row["cold_compile_s"] == 40.0 and row["warm_compile_s"] == 2.0
+        alone = opened._with_compile_times(case, first)
+        assert alone["at_once"] == 1 and "warm_compile_s" not in alone
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, one_device):
+    run = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{command}", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=harness.ROOT,
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"python -m benchmarks.{command}" in run.stdout
+    assert json.dumps(str(harness.ROOT)) not in run.stdout

@@ -1,0 +1,138 @@
+"""Tables, figures and records from made-up measurements."""
+
+import dataclasses
+import json
+
+import pytest
+
+from benchmarks import harness, markdown, scaling, speed
+
+FACTS = {"device": "a card", "jax": "1.0", "xla_flags": "--flag", "commit": "abc"}
+SPEEDS = {"ms": 55.3, "images_s": 200.0, "limit_ms": 27.65, "mfu": 0.5}
+SPEEDS |= {"peak_gb": 20.04, "program_gb": 19.0, "cold_compile_s": 41.4}
+SPEEDS |= {"at_once": 5, "warm_compile_s": 3.21}
+
+
+def written(path, *rows: dict):
+    """A results file of these rows, each with its environment."""
+    for row in rows:
+        harness.append(path, {**FACTS, "rows": [row]})
+    return path
+
+
+def measured(case, **changed) -> dict:
+    return {"case": case.label, **dataclasses.asdict(case), **SPEEDS, **changed}
+
+
+def test_the_table_renders_from_a_record(tmp_path):
+    names = {row.case.name: row for row in speed.ROWS}
+    done, broken = names["pixnerd-train-32"], names["pixelgen-train-32"]
+    path = written(
+        tmp_path / "speed.jsonl",
+        measured(done.case),
+        {"case": broken.case.name, "failed": "out of memory"},
+        {"case": done.case.name, "failed": "no time was left"},
+    )
+    text = speed.render(speed.newest(harness.read(path)))
+    lines = text.splitlines()
+    assert len(lines) == 2 + len(speed.ROWS) + 2
+    cells = [cell.strip() for cell in lines[2].split("|")]
+    assert "**55.3 ms**" in cells and "2.00" in cells and "27.65 ms" in cells
+    assert "50.0 %" in cells and "41 (5 at once)" in cells and "3.2" in cells
+    assert "failed: out of memory" in lines[3]
+    assert "a card" in lines[-1] and "abc" in lines[-1]
+
+
+def test_rates_and_images_have_their_own_ratio():
+    by_name = {row.case.name: row for row in speed.ROWS}
+    row = by_name["pixelflow-train-16"]
+    assert "8.93" in speed.line(row, measured(row.case))  # 200 images/s, not 22.4
+    row = by_name["pixelflow-4x30-16"]
+    ours = speed.line(row, measured(row.case, ms=16e3, peak_gb=None))
+    assert "**1 s/image**" in ours and "4.00" in ours
+
+
+def test_every_row_has_a_name_of_its_own_and_patterns_choose():
+    names = [row.case.name for row in speed.ROWS]
+    assert len(set(names)) == len(names) == 11
+    chosen = speed.chosen(["pixnerd-*", "pixelgen-full-32"])
+    assert [row.case.name for row in chosen] == [
+        name
+        for name in names
+        if name.startswith("pixnerd") or name == "pixelgen-full-32"
+    ]
+    with pytest.raises(SystemExit, match="pixnerd-train-32"):
+        speed.chosen(["nothing"])
+
+
+def test_a_document_is_filled_between_its_marks(tmp_path):
+    path = tmp_path / "R.md"
+    path.write_text("a\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nb\n")
+    markdown.fill(path, "speed", "new")
+    assert path.read_text() == (
+        "a\n<!-- speed: begin -->\nnew\n<!-- speed: end -->\nb\n"
+    )
+    with pytest.raises(ValueError, match="scaling"):
+        markdown.fill(path, "scaling", "new")
+
+
+@pytest.mark.parametrize("name", ["speed", "scaling"])
+def test_the_results_have_a_place_for_each_table(name, tmp_path):
+    copy = tmp_path / "RESULTS.md"
+    copy.write_text((harness.ROOT / "benchmarks" / "RESULTS.md").read_text())
+    markdown.fill(copy, name, "here")
+    assert "here" in copy.read_text()
+
+
+def scaled(path, monkeypatch, *options: str):
+    """The arguments of `scaling` on a record of all cases, the largest batch failed."""
+    for name in scaling.AXES:
+        for value, case in scaling.axis(name).items():
+            row = measured(case)
+            if (name, value) == ("batch", 256):
+                row = {k: row[k] for k in row if k not in SPEEDS}
+                row["failed"] = harness.NO_MEMORY
+            written(path, row)
+    monkeypatch.setattr("sys.argv", ["scaling", "--json", str(path), *options])
+    return scaling.arguments()
+
+
+def test_scaling_renders_and_says_what_did_not_fit(tmp_path, monkeypatch):
+    args = scaled(tmp_path / "scaling.jsonl", monkeypatch)
+    text = scaling.render(scaling.measured(args))
+    assert "| 256 | 256 | out of memory |" in text
+    assert "| 1024 | 2 | 200 | 55.3 | 50.0 % |" in text
+    assert "| 36 | 32 |" in text
+
+
+def test_scaling_draws_from_the_record_alone(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "scaling.png"
+    path = tmp_path / "scaling.jsonl"
+    scaled(path, monkeypatch, "--plot", "--figure", str(figure))
+    scaling.main()
+    assert figure.stat().st_size > 10_000
+
+
+def test_records_are_one_line_each(tmp_path):
+    path = written(tmp_path / "new" / "r.jsonl", {"case": "a"}, {"case": "b"})
+    assert [json.loads(line)["rows"] for line in path.read_text().splitlines()] == [
+        [{"case": "a"}],
+        [{"case": "b"}],
+    ]
+    assert [row["case"] for row in harness.read(path)] == ["a", "b"]
+    assert harness.read(tmp_path / "absent.jsonl") == []
+
+
+def test_the_commit_is_told_without_git(monkeypatch):
+    monkeypatch.setattr(harness, "_git", lambda *_: "")
+    monkeypatch.setenv("COMMIT", "1234")
+    assert harness.commit() == "1234"
+    answers = {"rev-parse": "abc", "status": " M file.py"}
+    monkeypatch.setattr(harness, "_git", lambda first, *_: answers[first])
+    assert harness.commit() == "abc-dirty"
+
+
+def test_an_empty_row_prints(capsys):
+    harness.print_table([{"case": "a", "peak_gb": None, "ms": 1.23456}])
+    assert "1.235" in capsys.readouterr().out
