@@ -14,6 +14,7 @@ from pixelflow_jax.models.text_trunk import text_rope
 from pixelflow_jax.nn.embed import rotary_table, sinusoid
 from pixelflow_jax.nn.field import ENCODINGS, cosine_features, dct_features
 from pixelflow_jax.nn.layers import gated, layer_normalise, modulate
+from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import patchify
 from tests.golden import harness
 
@@ -41,9 +42,9 @@ def parts(block: Block, x: Array, cond: Array, rope: tuple) -> dict:
     """A block's two branches, before their gates."""
     modulation = block.modulation(cond)[:, None]
     shift1, scale1, gate1, shift2, scale2, _ = jnp.split(modulation, 6, -1)
-    one_image_group = lambda a: [a]
-    packing = type("Alone", (), {"split": one_image_group, "join": lambda g: g[0]})
-    attn = block.attention(modulate(block.norm1(x), shift1, scale1), packing, rope)
+    z = modulate(block.norm1(x), shift1, scale1)
+    # The block adds the projection's bias.
+    attn = block.attention(z, Packing.of([x]), rope) + block.attention.out.bias[...]
     x = gated(x, gate1, attn)
     return {"attn": attn, "mlp": block.mlp(modulate(block.norm2(x), shift2, scale2))}
 

@@ -27,7 +27,7 @@ def branches(block: Block, x: Array, cond: Array, *attended) -> dict:
     shift1, scale1, gate1, shift2, scale2, _ = jnp.split(modulation, 6, -1)
     packing, rope, drop, text = attended
     z = modulate(block.norm1(x), shift1, scale1)
-    attn = block.attention(z, packing, rope, drop, text)
+    attn = block.attention(z, packing, rope, drop, text) + block.attention.out.bias[...]
     z = modulate(block.norm2(gated(x, gate1, attn)), shift2, scale2)
     return {"attn": attn, "mlp": block.mlp(z)}
 
