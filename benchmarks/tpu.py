@@ -1,0 +1,266 @@
+"""What a TPU would be asked to do: programs compiled ahead of time, on any machine.
+
+pip install libtpu
+python -m benchmarks.tpu --topology v5e:2x4 --batch 64 --program train sampler
+
+No TPU is needed: libtpu's compiler takes a description of the chips. Everything
+reported is predicted, for each device; nothing runs. All loops over layers are written
+out, because XLA counts the body of a loop once; "loops" says how many are left.
+
+`--table FILE` prints the rows of a file that `--json FILE` wrote as Markdown.
+
+`batch` is that of all devices together. Training splits parameters and optimizer over
+all devices (fsdp), sampling copies the parameters to each.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+# The compiler alone is wanted: no search for chips, nor for the cloud's metadata.
+for name, value in {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+from benchmarks import harness  # noqa: E402  first: it sets the compiler's flags
+
+import jax  # isort: skip  # noqa: E402
+import numpy as np  # isort: skip  # noqa: E402
+from jax.experimental import topologies  # isort: skip  # noqa: E402
+from jax.sharding import Mesh  # isort: skip  # noqa: E402
+
+from pixelflow_jax import sharding  # isort: skip  # noqa: E402
+from pixelflow_jax.experiment import Experiment  # isort: skip  # noqa: E402
+from pixelflow_jax.flow.solver import Euler  # isort: skip  # noqa: E402
+from pixelflow_jax.nn.stack import Loop  # isort: skip  # noqa: E402
+from pixelflow_jax.nodes import walk  # isort: skip  # noqa: E402
+from pixelflow_jax.objective import FlowMatching  # isort: skip  # noqa: E402
+from pixelflow_jax.training.step import abstract_state, make_step  # isort: skip  # noqa: E402
+
+
+class Chip(NamedTuple):
+    """Published rates of one chip: bf16 operations a second, bytes a second, bytes."""
+
+    flops: float
+    bandwidth: float
+    memory: float
+
+
+CHIPS = {"v5e": Chip(197e12, 819e9, 16e9), "v5p": Chip(459e12, 2765e9, 95e9)}
+# By default gathers of split parameters become loops of partial products, and XLA
+# counts the body of each once: 40 % of the operations would be missing.
+OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
+class Part(NamedTuple):
+    """A compiled program, and how often the body of its one loop over steps runs."""
+
+    program: object
+    times: int = 1
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", nargs="+", default=["configs/pixnerd.py:xl16_256"])
+    parser.add_argument("--topology", nargs="+", default=["v5e:2x4"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[64])
+    parser.add_argument("--program", nargs="+", default=["train"], choices=PROGRAMS)
+    parser.add_argument("--terms", nargs="+", default=["flow"], choices=["flow", "all"])
+    parser.add_argument("--json", type=pathlib.Path, help="append the record here")
+    parser.add_argument("--table", type=pathlib.Path, help="print this file instead")
+    return parser.parse_args()
+
+
+def measure(config: str, topology: str, batch: int, program: str, terms: str) -> dict:
+    """One program for one topology."""
+    experiment = written_out(harness.load_config(config), terms)
+    row = {"config": experiment.name, "topology": topology, "batch": batch}
+    row |= {"program": program, "terms": terms}
+    try:
+        parts = PROGRAMS[program](experiment, tpu_devices(topology), batch)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {**row, "fits": False, "why": str(error).splitlines()[0]}
+    return row | prediction(parts, _chip(row))
+
+
+def written_out(config: Experiment, terms: str = "all") -> Experiment:
+    """The config with no loop over layers, and with flow matching alone if "flow".
+
+    The adaptive balance is left out: it is computed in one of fifty steps.
+    """
+    if terms == "flow":
+        config.terms = [FlowMatching()]
+    config.balance = None
+    for _, node in walk(config):
+        if isinstance(node, Loop):
+            node.unroll = 0
+    return config
+
+
+def tpu_devices(topology: str) -> list:
+    """The devices of a topology such as "v5e:2x4"; described, not there."""
+    return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+
+
+def train_parts(config: Experiment, devices: list, batch: int) -> list[Part]:
+    """The training step, compiled; parameters and optimizer split over `devices`."""
+    mesh = sharding.MeshShape(data=1, fsdp=-1).build(devices)
+    recipe, size = config.recipe(), config.data.image_size
+    image = jax.ShapeDtypeStruct((batch, size, size, 3), np.float32)
+    given = {"image": image, **config.conditioner.example(batch)}
+    frozen = recipe.frozen_shapes()
+    inputs = (
+        abstract_state(recipe, config.ema, mesh),
+        on(sharding.batch_sharding(mesh), given),
+        jax.tree.map(on, sharding.state_sharding(frozen, mesh), frozen),
+    )
+    return [Part(compiled(make_step(recipe), mesh, *inputs, donate_argnums=0))]
+
+
+def sampler_parts(config: Experiment, devices: list, batch: int) -> list[Part]:
+    """The Euler sampler of one stage, compiled twice: guided always, and never.
+
+    Each has one loop, over steps that are all alike; together they are the config's.
+    """
+    config.sampling.solver = Euler()
+    size, guidance = config.data.image_size, config.sampling.guidance
+    times = config.sampling.grid.times(0)[:-1]
+    guided = int(np.sum(guidance.active(times)))
+    mesh = sharding.MeshShape().build(devices)
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    inputs = (
+        on(whole, config.network().shapes()),
+        on(split, jax.ShapeDtypeStruct((batch,), np.uint32)),
+        on(split, config.conditioner.example(batch)),
+        on(whole, jax.ShapeDtypeStruct((), np.uint32)),
+        False,
+    )
+    parts = []
+    for scale, count in ((guidance.scale, guided), (1.0, len(times) - guided)):
+        config.sampling.guidance = dataclasses.replace(
+            guidance, scale=scale, low=-np.inf, high=np.inf
+        )
+        trace = config.generator(size, size).trace
+        program = compiled(trace, mesh, *inputs, static_argnums=4)
+        parts.append(Part(program, count))
+    return parts
+
+
+def on(layout: jax.sharding.Sharding, shapes: object) -> object:
+    """The same shapes, with `layout` for all of them."""
+    place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout)
+    return jax.tree.map(place, shapes)
+
+
+def compiled(function: Callable, mesh: Mesh, *inputs: object, **how: object) -> object:
+    """`function` compiled for the devices of `mesh` and for the shapes `inputs`."""
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(function, **how).lower(*inputs)
+    return lowered.compile(compiler_options=OPTIONS)
+
+
+def prediction(parts: list[Part], chip: Chip) -> dict:
+    """Operations, bytes and memory of programs run one after another, and their time.
+
+    It is the larger of what the operations need at the chip's rate, a true bound, and
+    what XLA's bytes need at its bandwidth. Those hold what moves inside the chip too,
+    from and to its vector memory, so the time may be too long.
+    """
+    flops = sum(part.times * _cost(part, "flops") for part in parts)
+    moved = sum(part.times * _cost(part, "bytes accessed") for part in parts)
+    memory = [part.program.memory_analysis() for part in parts]
+    peak = max(m.peak_memory_in_bytes for m in memory)
+    compute, traffic = flops / chip.flops, moved / chip.bandwidth
+    return {
+        "tflop": flops / 1e12,
+        "gbytes": moved / 1e9,
+        "arguments_gb": max(m.argument_size_in_bytes for m in memory) / 1e9,
+        "temporary_gb": max(m.temp_size_in_bytes for m in memory) / 1e9,
+        "peak_gb": peak / 1e9,
+        "fits": peak < chip.memory,
+        "flops_ms": compute * 1e3,
+        "bytes_ms": traffic * 1e3,
+        "predicted_ms": max(compute, traffic) * 1e3,
+        "loops": max(_loops(part.program) for part in parts),
+    }
+
+
+def _cost(part: Part, name: str) -> float:
+    cost = part.program.cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost)[name])
+
+
+def _loops(program: object) -> int:
+    return len(re.findall(r" while\(", program.as_text()))
+
+
+PROGRAMS = {"train": train_parts, "sampler": sampler_parts}
+COLUMNS = {
+    "program": lambda r: f"{r['config']}, {_kind(r)}",
+    "chips": lambda r: r["topology"],
+    "images a chip": lambda r: f"{r['batch'] // _chips(r)}",
+    "TFLOP": lambda r: f"{r['tflop']:.1f}",
+    "GB, XLA's count": lambda r: f"{r['gbytes']:.0f}",
+    "arguments GB": lambda r: f"{r['arguments_gb']:.1f}",
+    "temporary GB": lambda r: f"{r['temporary_gb']:.1f}",
+    "peak GB": lambda r: f"{r['peak_gb']:.1f} of {_chip(r).memory / 1e9:.0f}",
+    "ms by FLOPs": lambda r: f"{r['flops_ms']:.0f}",
+    "ms by bytes": lambda r: f"{r['bytes_ms']:.0f}",
+    "predicted ms": lambda r: f"{r['predicted_ms']:.0f}",
+}
+
+
+def table(lines: list[str]) -> str:
+    """The rows of a results file that fit, as a Markdown table."""
+    rows = [row for line in lines for row in json.loads(line)["rows"]]
+    cells = [
+        [cell(row) for cell in COLUMNS.values()] for row in rows if row.get("fits")
+    ]
+    rule = ["---"] * len(COLUMNS)
+    return "\n".join(f"| {' | '.join(c)} |" for c in [COLUMNS, rule, *cells])
+
+
+def _kind(row: dict) -> str:
+    if row["program"] == "sampler":
+        return "sampler"
+    return "training, all terms" if row["terms"] == "all" else "training, flow matching"
+
+
+def _chip(row: dict) -> Chip:
+    return CHIPS[row["topology"].split(":")[0]]
+
+
+def _chips(row: dict) -> int:
+    return math.prod(map(int, row["topology"].split(":")[1].split("x")))
+
+
+def main() -> None:
+    """Compile every combination; or print a table."""
+    args = arguments()
+    if args.table:
+        print(table(args.table.read_text().splitlines()))
+        return
+    names = ("config", "topology", "batch", "program", "terms")
+    choices = itertools.product(*(getattr(args, name) for name in names))
+    harness.report([measure(*choice) for choice in choices], args.json)
+
+
+if __name__ == "__main__":
+    main()
