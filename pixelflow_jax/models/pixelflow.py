@@ -37,6 +37,7 @@ from pixelflow_jax.nn.embed import (
     rotate,
 )
 from pixelflow_jax.nn.heads import queries_keys_values, split_heads
+from pixelflow_jax.nn.hidden import through
 from pixelflow_jax.nn.layers import (
     GELUMLP,
     RMSNorm,
@@ -241,7 +242,7 @@ class Block(nnx.Module):
             x = x + self.cross_attention(self.norm2(x), packing, rope, text)
             x, z = step(x, **normed)
         x = checkpoint_name(x, "residual")
-        made = product(self.mlp.down, self.mlp.inside(z))
+        made = through(self.mlp, z, packing, kernels=self.kernels)
         made = checkpoint_name(made, "branch")
         return step(x, branch=made, bias=bias_of(self.mlp.down), gate=GATE2)[0]
 

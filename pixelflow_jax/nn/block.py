@@ -9,14 +9,14 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.attention import SelfAttention
-from pixelflow_jax.nn.dropout import Dropping, group_drops, packed_drop
+from pixelflow_jax.nn.dropout import Dropping, group_drops, packed
+from pixelflow_jax.nn.hidden import through
 from pixelflow_jax.nn.layers import (
     RMSNorm,
     SwiGLU,
     bias_of,
     fused_xavier,
     linear,
-    product,
     torch_default,
     xavier,
 )
@@ -122,20 +122,20 @@ class Block(nnx.Module):
         step = functools.partial(
             between, vectors=vectors, packing=packing, kernels=self.kernels
         )
-        after = packed_drop(drop, self.dropout, PROJECTION, packing)
-        inside = packed_drop(drop, self.dropout, HIDDEN, packing)
+        after = group_drops(drop, self.dropout, PROJECTION)
+        inside = group_drops(drop, self.dropout, HIDDEN)
         drops = group_drops(drop, self.attention_dropout, PROBABILITIES)
         x, z = step(x, gain=self.norm1.weight[...], shift=SHIFT1, scale=SCALE1)
         mixed = self.attention(z, packing, rope, drops, beside)
         mixed = checkpoint_name(mixed, "branch")
         added = {"branch": mixed, "bias": bias_of(self.attention.out), "gate": GATE1}
         if after is not None:
-            dropped = after(mixed + added["bias"].astype(mixed.dtype))
+            dropped = packed(after, packing)(mixed + added["bias"].astype(mixed.dtype))
             added |= {"branch": dropped, "bias": None}
         normed = {"gain": self.norm2.weight[...], "shift": SHIFT2, "scale": SCALE2}
         x, z = step(x, **added, **normed)
         x = checkpoint_name(x, "residual")
-        made = product(self.mlp.down, self.mlp.inside(z, inside))
+        made = through(self.mlp, z, packing, inside, self.kernels)
         made = checkpoint_name(made, "branch")
         return step(x, branch=made, bias=bias_of(self.mlp.down), gate=GATE2)[0]
 

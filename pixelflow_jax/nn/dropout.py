@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pixelflow_jax.nn.packing import Packing
 
-Drop = Callable[[Array], Array]
+KEEP_ALL = 2**24  # rates are multiples of 1 / KEEP_ALL
 
 
 class Dropping(NamedTuple):
@@ -21,6 +22,18 @@ class Dropping(NamedTuple):
 
     keys: tuple[Array, ...]
     active: Array | None = None
+
+
+class Drop(NamedTuple):
+    """Drops elements of one group's [b_i, ...]: `dropout` with all but x given."""
+
+    keys: Array
+    rate: float
+    active: Array | None
+
+    def __call__(self, x: Array) -> Array:
+        """x with elements dropped."""
+        return dropout(x, self.rate, self.keys, self.active)
 
 
 def layer_drops(
@@ -61,24 +74,40 @@ def group_drops(
 
     def one(keys: Array) -> Drop:
         own = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
-        return lambda x: dropout(x, rate, own, drop.active)
+        return Drop(own, rate, drop.active)
 
     return tuple(one(keys) for keys in drop.keys)
 
 
-def packed_drop(
-    drop: Dropping | None, rate: float, place: int, packing: Packing
-) -> Drop | None:
-    """A function that drops elements of packed tokens [rows, n, ...], or None."""
-    groups = group_drops(drop, rate, place)
-    if groups is None:
-        return None
+def packed(drops: tuple[Drop, ...], packing: Packing) -> Callable[[Array], Array]:
+    """A function that drops elements of packed tokens [rows, n, ...]."""
 
     def apply(tokens: Array) -> Array:
-        pairs = zip(groups, packing.split(tokens), strict=True)
+        pairs = zip(drops, packing.split(tokens), strict=True)
         return packing.join([one(part) for one, part in pairs])
 
     return apply
+
+
+def stacked_seeds(drops: tuple[Drop, ...]) -> Array:
+    """What a kernel needs to drop as `drops` of equal batches do: int32 [b, groups, 3].
+
+    The two seeds of every image and how many of 2^24 elements are kept.
+    """
+
+    def one(drop: Drop) -> Array:
+        seeds = jax.random.key_data(drop.keys)
+        ends = jnp.stack([seeds[:, 0], seeds[:, -1]], 1).astype(jnp.int32)
+        keep = kept_of(drop.rate, drop.active)
+        return jnp.concatenate([ends, jnp.full((len(ends), 1), keep, jnp.int32)], 1)
+
+    return jnp.stack([one(drop) for drop in drops], 1)
+
+
+def kept_of(rate: float, active: Array | None) -> Array:
+    """How many of `KEEP_ALL` elements are kept, int32."""
+    keep = jnp.int32(round((1 - rate) * KEEP_ALL))
+    return keep if active is None else jnp.where(active, keep, jnp.int32(KEEP_ALL))
 
 
 def dropout(x: Array, rate: float, keys: Array, active: Array | None = None) -> Array:
@@ -88,14 +117,12 @@ def dropout(x: Array, rate: float, keys: Array, active: Array | None = None) -> 
     comes back. An element's fate is a hash of its number and of its image's key, so
     that no mask needs to be written to memory, or drawn ahead of its use.
     """
-    keep = jnp.int32(round((1 - rate) * 2**24))
-    if active is not None:
-        keep = jnp.where(active, keep, jnp.int32(2**24))
+    keep = kept_of(rate, active)
     seeds = jax.random.key_data(keys).reshape(len(x), -1, *[1] * (x.ndim - 1))
     number = jax.lax.broadcasted_iota(jnp.uint32, (math.prod(x.shape[1:]),), 0)
     bits = hashed(seeds[:, 0], seeds[:, -1], number.reshape(x.shape[1:]))
     kept = (bits >> 8).astype(jnp.int32) < keep
-    scaled = x.astype(jnp.float32) * (2**24 / keep.astype(jnp.float32))
+    scaled = x.astype(jnp.float32) * (KEEP_ALL / keep.astype(jnp.float32))
     return jnp.where(kept, scaled, 0).astype(x.dtype)
 
 
@@ -104,11 +131,11 @@ def hashed(one: Array, other: Array, number: Array) -> Array:
 
     Twice the finaliser of MurmurHash3 (Appleby), a seed before each.
     """
-    bits = _mixed(number * jnp.uint32(0x9E3779B1) + one)
+    bits = _mixed(number * np.uint32(0x9E3779B1) + one)
     return _mixed(bits ^ other)
 
 
 def _mixed(bits: Array) -> Array:
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
     return bits ^ (bits >> 16)

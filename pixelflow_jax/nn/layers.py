@@ -8,7 +8,6 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn.dropout import Drop
 from pixelflow_jax.nn.precision import Precision
 
 # PyTorch's default for linear layers: weights and biases uniform in +-1/sqrt(fan_in).
@@ -140,31 +139,36 @@ class SwiGLU(nnx.Module):
         self.up = linear(width, hidden, precision, rngs, **first)
         self.down = linear(hidden, width, precision, rngs, init=init, **biases)
 
-    def __call__(self, x: Array, drop: Drop | None = None) -> Array:
-        """[..., width] to [..., width]; `drop` acts on the hidden values."""
-        return self.down(self.inside(x, drop))
+    kind = "swiglu"
 
-    def inside(self, x: Array, drop: Drop | None = None) -> Array:
-        """The hidden values [..., hidden] before the last matrix."""
+    @property
+    def first(self) -> tuple[nnx.Linear, ...]:
+        """The layers before the activation."""
+        return self.gate, self.up
+
+    def __call__(self, x: Array) -> Array:
+        """[..., width] to [..., width]."""
         gate = checkpoint_name(self.gate(x), "mlp_hidden")
         up = checkpoint_name(self.up(x), "mlp_hidden")
-        hidden = jax.nn.silu(gate) * up
-        return drop(hidden) if drop else hidden
+        return self.down(jax.nn.silu(gate) * up)
 
 
 class GELUMLP(nnx.Module):
     """down(GELU(up(x))) with the tanh form of GELU; Xavier weights, zero biases."""
+
+    kind = "gelu"
 
     def __init__(self, width: int, hidden: int, precision: Precision, rngs: nnx.Rngs):
         init = {"init": xavier, "bias_init": nnx.initializers.zeros}
         self.up = linear(width, hidden, precision, rngs, **init)
         self.down = linear(hidden, width, precision, rngs, **init)
 
+    @property
+    def first(self) -> tuple[nnx.Linear, ...]:
+        """The layers before the activation."""
+        return (self.up,)
+
     def __call__(self, x: Array) -> Array:
         """[..., width] to [..., width]."""
-        return self.down(self.inside(x))
-
-    def inside(self, x: Array) -> Array:
-        """The hidden values [..., hidden] before the last matrix."""
         hidden = checkpoint_name(self.up(x), "mlp_hidden")
-        return jax.nn.gelu(hidden, approximate=True)
+        return self.down(jax.nn.gelu(hidden, approximate=True))

@@ -15,7 +15,14 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pixelflow_jax.nn.tiling import BACKWARD_TILE, EPS, cuts, each, forward_tile
+from pixelflow_jax.nn.tiling import (
+    BACKWARD_TILE,
+    EPS,
+    cuts,
+    each,
+    forward_tile,
+    group_of,
+)
 
 WARPS = 4
 SIZES = "widths of at least 16 in multiples of 8, groups in multiples of 16 tokens"
@@ -169,7 +176,7 @@ def _run(kernel, how, given, cotangents, outs, tile):
 
 def _forward_kernel(how: Between, there: Inputs, width: int, tile: int, *refs):
     given, outs = _named(there, refs)
-    group = _group(how, tile)
+    group, _ = group_of(pl.program_id(1) * tile, how.lengths)
     read = functools.partial(_vector, given.vectors, group, width)
     gate, shift, scale = read(how.gate), read(how.shift), read(how.scale)
     bias, gain = _chunks(given.bias, width), _chunks(given.gain, width)
@@ -200,7 +207,7 @@ def _backward_kernel(how: Between, there: Inputs, width: int, tile: int, *refs):
     dnew_ref, dz_ref = rest[0], rest[1] if modulated else None
     outs = rest[1 + modulated :]
     dx_ref = outs[0]  # the branch's where there is no norm
-    group = _group(how, tile)
+    group, _ = group_of(pl.program_id(1) * tile, how.lengths)
     read = functools.partial(_vector, given.vectors, group, width)
     gate, scale = read(how.gate), read(how.scale)
     bias, gain = _chunks(given.bias, width), _chunks(given.gain, width)
@@ -248,13 +255,6 @@ def _named(there: Inputs, refs: tuple) -> tuple[Inputs, list]:
     """The references of the inputs that are there, and all others."""
     refs = list(refs)
     return Inputs(*(refs.pop(0) if yes else None for yes in there)), refs
-
-
-def _group(how: Between, tile: int) -> Array | int:
-    """The number of the group that this program's tile belongs to."""
-    ends = [sum(how.lengths[: i + 1]) // tile for i in range(len(how.lengths) - 1)]
-    place = pl.program_id(1)
-    return sum(((place >= end).astype(jnp.int32) for end in ends), jnp.int32(0))
 
 
 def _vector(ref, group, width: int, chunk: int | None) -> list[Array] | None:

@@ -11,7 +11,7 @@ from pixelflow_jax.nn.dropout import (
     group_drops,
     hashed,
     layer_drops,
-    packed_drop,
+    packed,
 )
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.sharding import MeshShape, batch_sharding
@@ -127,9 +127,9 @@ def test_packed_tokens_drop_like_each_group_alone(batches):
     packing = Packing(batches, lengths)
     (drop,) = layer_drops(jax.random.key(0), batches, 1, range(1))
     groups = [jnp.ones((b, n, 7)) for b, n in zip(batches, lengths, strict=True)]
-    packed = packed_drop(drop, 0.5, 1, packing)(packing.join(groups))
+    joined = packed(group_drops(drop, 0.5, 1), packing)(packing.join(groups))
     alone = group_drops(drop, 0.5, 1)
-    for part, group, one in zip(packing.split(packed), groups, alone, strict=True):
+    for part, group, one in zip(packing.split(joined), groups, alone, strict=True):
         np.testing.assert_array_equal(part, one(group))
 
 
@@ -137,4 +137,3 @@ def test_without_a_rate_or_a_layers_dropout_nothing_happens():
     (drop,) = layer_drops(jax.random.key(0), (2,), 1, range(1))
     for given, rate in ((None, 0.5), (drop, 0.0)):
         assert group_drops(given, rate, 0) is None
-        assert packed_drop(given, rate, 0, Packing((2,), (3,))) is None
