@@ -165,10 +165,10 @@ class Generator:
         cond = self.conditioner.encode(frozen, given)
         guide = self.guide
         if guide:
-            guide = Model(guide.apply, guide.cast(guide_params))
+            guide = Model(guide.apply, guide.prepare(guide_params))
         return sample(
             self.network.apply,
-            self.network.cast(params),
+            self.network.prepare(params),
             image_keys(seed, index),
             cond,
             self.conditioner.null(frozen, cond, self.model, given),

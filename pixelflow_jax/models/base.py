@@ -9,6 +9,7 @@ from flax import nnx, traverse_util
 from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import take_apart
 
 # Where every denoiser keeps its last matrix, from the tokens to pixels.
 LAST_KERNEL = ("decoder", "linear", "kernel")
@@ -72,13 +73,14 @@ class DenoiserConfig(Protocol):
 class Network:
     """A denoiser as functions of a nested dict of parameters.
 
-    `cast` is what `apply` does to them first, and what a program that applies them in a
-    loop does once, ahead of it; twice is as good as once.
+    `prepare` is for a program that applies them in a loop, to be done once, ahead of
+    it: matrices are cast, and the layers of written-out stacks taken apart. Its result
+    serves `apply` as well; twice is as good as once.
     """
 
     init: Callable[[Array], dict]
     apply: Callable[..., Output]
-    cast: Callable[[dict], dict] = lambda params: params
+    prepare: Callable[[dict], dict] = lambda params: params
 
     def shapes(self) -> dict:
         """The parameters as shapes; allocates nothing."""
@@ -86,7 +88,7 @@ class Network:
 
 
 def network(config: DenoiserConfig, precision: Precision) -> Network:
-    """The config's denoiser: `init(key)`, `apply(params, ...)` and `cast(params)`.
+    """The config's denoiser: `init(key)`, `apply(params, ...)`, `prepare(params)`.
 
     `apply` casts matrices to the compute type once and sets the matmul precision.
     """
@@ -103,7 +105,11 @@ def network(config: DenoiserConfig, precision: Precision) -> Network:
         with jax.default_matmul_precision(precision.matmul):
             return nnx.merge(graph, precision.cast(params))(*args, **kwargs)
 
-    return Network(init, apply, precision.cast)
+    def prepare(params: dict) -> dict:
+        params = precision.cast(params)
+        return params if config.loop.unroll else take_apart(params)
+
+    return Network(init, apply, prepare)
 
 
 def count(params: dict) -> int:

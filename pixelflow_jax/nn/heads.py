@@ -43,8 +43,7 @@ def queries_keys_values(
     if not fused or tensor_shards() > 1:  # heads may lie on several devices
         return plainly(how, qkv, gains, rope, bias)
     how = how._replace(interpret=jax.default_backend() != "gpu")
-    shape = (heads, width // heads)
-    gain = jnp.concatenate([jnp.broadcast_to(_rows(g, how), shape) for g in gains])
+    gains = tuple(g.reshape(-1, width // heads) for g in gains)
     if bias is not None:
         bias = bias.reshape(3 * heads, -1)
 
@@ -52,7 +51,7 @@ def queries_keys_values(
         return heads_kernel.split(how, Inputs(qkv, *whole))
 
     table = rope or (None, None)
-    return by_device(run, split_heads(qkv, 3 * heads), whole=(bias, gain, *table))
+    return by_device(run, split_heads(qkv, 3 * heads), whole=(bias, *gains, *table))
 
 
 def plainly(
@@ -73,7 +72,3 @@ def plainly(
         a = split_heads(a, how.heads) if how.whole else a
         turned.append(a if rope is None else rotate(a, *rope))
     return *turned, split_heads(v, how.heads)
-
-
-def _rows(gain: Array, how: How) -> Array:
-    return gain.reshape(how.heads, -1) if how.whole else gain[None]

@@ -34,13 +34,15 @@ class How(NamedTuple):
 class Inputs(NamedTuple):
     """The projection `qkv` [b, n, 3 * heads, head_width] without its bias.
 
-    `bias` [3 * heads, head_width] or None, `gains` of queries and keys [2 * heads,
-    head_width], `cos`, `sin` [n, head_width / 2] or None.
+    `bias` [3 * heads, head_width] or None; gains of queries and keys, [heads,
+    head_width] or [1, head_width] for all heads; `cos`, `sin` [n, head_width / 2] or
+    None.
     """
 
     qkv: Array
     bias: Array | None
-    gains: Array
+    q_gain: Array
+    k_gain: Array
     cos: Array | None
     sin: Array | None
 
@@ -76,8 +78,10 @@ def _backward(how: How, given: Inputs, cotangents: tuple) -> tuple[Inputs]:
     if given.bias is not None:
         dbias = sums[2 * how.heads :].astype(given.bias.dtype)
     still = (a if a is None else jnp.zeros_like(a) for a in (given.cos, given.sin))
-    dgains = sums[: 2 * how.heads].astype(given.gains.dtype)
-    return (Inputs(dqkv, dbias, dgains, *still),)
+    gains = (sums[: how.heads], sums[how.heads : 2 * how.heads])
+    pairs = zip(gains, (given.q_gain, given.k_gain), strict=True)
+    dgains = (d if len(a) > 1 else d.sum(0, keepdims=True) for d, a in pairs)
+    return (Inputs(dqkv, dbias, *dgains, *still),)
 
 
 split.defvjp(_keep, _backward)
@@ -101,7 +105,7 @@ def _run(kernel, how, given, cotangents, outs, extra, tile):
     def table(a) -> pl.BlockSpec:
         return pl.BlockSpec((tile, a.shape[1]), lambda i, j: (j, 0))
 
-    kinds = (tokens, vectors, vectors, table, table)
+    kinds = (tokens, vectors, vectors, vectors, table, table)
     flat = [(a, kind(a)) for a, kind in zip(given, kinds, strict=True) if a is not None]
     flat += [(a, tokens(a)) for a in cotangents]
     arrays, in_specs = zip(*flat, strict=True)
@@ -128,7 +132,7 @@ def _forward_kernel(how: How, there: tuple, tile: int, *refs):
             x = _load(given, i, part, how.heads, places)
             if part != VALUE:
                 unit, _ = _unit(x, how, width)
-                x = each(jnp.multiply, unit, _gain(given, part, how.heads, places))
+                x = each(jnp.multiply, unit, _gain(given, part, places))
                 x = _turned(given, i, x, places)
             for (heads, lanes), value in zip(places, x, strict=True):
                 out[i, pl.ds(*heads), pl.ds(*lanes)] = value.astype(out.dtype)
@@ -153,7 +157,7 @@ def _backward_kernel(how: How, there: tuple, tile: int, *refs):
         unit, inverse = _unit(_load(given, i, part, how.heads, places), how, width)
         d = _turned(given, i, d, places, back=True)
         gained = each(jnp.multiply, d, unit)
-        d = each(jnp.multiply, d, _gain(given, part, how.heads, places))
+        d = each(jnp.multiply, d, _gain(given, part, places))
         along = _means(each(jnp.multiply, d, unit), how, width)
         return each(lambda d, u, n, a: n * (d - u * a), d, unit, inverse, along), gained
 
@@ -204,11 +208,11 @@ def _load(given: Inputs, i, part: int, heads: int, places: list) -> list[Array]:
     return found
 
 
-def _gain(given: Inputs, part: int, heads: int, places: list) -> list[Array]:
-    return [
-        given.gains[pl.ds(part * heads + start, count), pl.ds(*lanes)]
-        for (start, count), lanes in places
-    ]
+def _gain(given: Inputs, part: int, places: list) -> list[Array]:
+    gain = (given.q_gain, given.k_gain)[part]
+    if gain.shape[0] == 1:
+        return [gain[0, pl.ds(*lanes)][None] for _, lanes in places]
+    return [gain[pl.ds(*heads), pl.ds(*lanes)] for heads, lanes in places]
 
 
 def _means(x: list[Array], how: How, width: int) -> list[Array]:

@@ -44,7 +44,9 @@ class Precision:
         """
 
         def one(path: tuple, leaf: Array) -> Array:
-            return leaf.astype(self.dtype) if is_matrix(path[-1].key) else leaf
+            # Where a stack's layers are apart, their numbers end the path.
+            name = next(k.key for k in reversed(path) if hasattr(k, "key"))
+            return leaf.astype(self.dtype) if is_matrix(name) else leaf
 
         return jax.tree_util.tree_map_with_path(one, params)
 

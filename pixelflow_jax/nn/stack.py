@@ -89,7 +89,7 @@ class Stack(nnx.Module):
 
         loop = Loop(remat=self.remat, unroll=self.unroll)
         if self.unroll:
-            return run_layers(block, (params, _stacked(drops)), x, loop)
+            return run_layers(block, (_together(params), _stacked(drops)), x, loop)
         each = zip(layers_of(params), drops, strict=True)
         return run_layers(block, list(each), x, loop)
 
@@ -136,11 +136,53 @@ def _keeping(remat: str) -> Callable[..., bool]:
     return jax.checkpoint_policies.save_from_both_policies(named, attention)
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Apart(tuple):
+    """The layers of a stacked array as arrays of their own.
+
+    A program that runs a written-out stack in a loop takes them apart ahead of it:
+    inside, XLA would cut each layer's vectors out again in every step.
+    """
+
+    def tree_flatten_with_keys(self) -> tuple:
+        """The layers, by their numbers."""
+        return [(jax.tree_util.SequenceKey(i), a) for i, a in enumerate(self)], None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, layers: Any) -> "Apart":
+        """The same with other layers."""
+        return cls(layers)
+
+
+def take_apart(params: dict) -> dict:
+    """A model's parameters with the arrays of all stacks, under "blocks", apart."""
+
+    is_apart = lambda node: isinstance(node, Apart)
+    one = lambda a: a if is_apart(a) else Apart(_unstack(a))
+
+    def below(name: str, node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        if name == "blocks":
+            return jax.tree.map(one, node, is_leaf=is_apart)
+        return {key: below(key, value) for key, value in node.items()}
+
+    return below("", params)
+
+
+def _together(params: Any) -> Any:
+    """The layers in one array each, wherever they are apart."""
+    is_apart = lambda node: isinstance(node, Apart)
+    stack = lambda a: jnp.stack(a) if is_apart(a) else a
+    return jax.tree.map(stack, params, is_leaf=is_apart)
+
+
 def layers_of(params: Any) -> list:
     """Every layer of a stacked pytree; their gradients meet in one concatenation."""
-    leaves, structure = jax.tree.flatten(params)
-    layers = zip(*map(_unstack, leaves), strict=True)
-    return [jax.tree.unflatten(structure, layer) for layer in layers]
+    is_apart = lambda node: isinstance(node, Apart)
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_apart)
+    apart = (leaf if is_apart(leaf) else _unstack(leaf) for leaf in leaves)
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*apart, strict=True)]
 
 
 @jax.custom_vjp

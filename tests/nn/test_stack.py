@@ -9,7 +9,7 @@ from flax import nnx
 from pixelflow_jax.nn.dropout import Dropping, group_drops, layer_drops
 from pixelflow_jax.nn.layers import RMSNorm, SwiGLU
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack
+from pixelflow_jax.nn.stack import Loop, Stack, take_apart
 
 EXACT = Precision(compute="float32", matmul="highest")
 
@@ -174,3 +174,16 @@ def test_only_the_layers_of_the_range_drop_and_each_has_a_mask_of_its_own(writte
     assert np.unique(everywhere.reshape(30, 5), axis=1).shape[1] == 5
     other = masks(dropped(range(5), seed=1, unroll=0, remat="none")[0])
     assert (other != everywhere).any()
+
+
+@pytest.mark.parametrize("unroll", [0, 2])
+def test_layers_taken_apart_run_as_they_did_together(unroll):
+    graph, params = nnx.split(build(unroll=unroll))
+    pure = {"blocks": nnx.to_pure_dict(params)["blocks"], "other": {"blocks": {}}}
+    apart = take_apart(take_apart(pure))  # twice is as good as once
+    assert len(apart["blocks"]["norm"]["weight"]) == 5 and apart["other"] == {
+        "blocks": {}
+    }
+    run = jax.jit(lambda params: nnx.merge(graph, params)(X, SHIFT))
+    one, other = run({"blocks": pure["blocks"]}), run({"blocks": apart["blocks"]})
+    np.testing.assert_allclose(one, other, atol=1e-6)
