@@ -70,7 +70,8 @@ def training(
     size, batch = config.data.image_size, config.batch_size
     teachers = {} if frozen is not None else recipe.frozen_shapes()
     made = abstract_state(recipe, config.ema, mesh), _everywhere(teachers, mesh)
-    step = make_step(recipe)
+    # As in nearly all steps: the adaptive weight moves once in fifty, late in a run.
+    step = make_step(recipe, balancing=False)
 
     def train(state: TrainState, teachers: dict, frozen: dict, batch: dict) -> tuple:
         return step(state, batch, {**teachers, **frozen})

@@ -299,6 +299,27 @@ def test_the_weight_moves_on_schedule_and_is_kept(balanced):
     assert total == pytest.approx(float(metrics["loss"]), rel=1e-5)
 
 
+def test_a_program_that_knows_its_step_does_what_one_that_asks_does(balanced):
+    state, data = beginning(balanced), batch(4, 32)
+    asks = jax.jit(make_step(balanced))
+    for number in (1, 2):
+        state = state.replace(step=jnp.asarray(number, jnp.int32))
+        moves = balanced.balancing(number)
+        assert moves == (number == 2)
+        knows = make_step(balanced, balancing=moves)
+        assert ("cond" in str(jax.make_jaxpr(knows)(state, data, frozen()))) is False
+        ours, theirs = (
+            jax.jit(knows)(state, data, frozen()),
+            asks(state, data, frozen()),
+        )
+        assert float(ours[0].carry["balance"]) == pytest.approx(
+            float(theirs[0].carry["balance"]), rel=1e-5
+        )
+        assert float(ours[1]["loss"]) == pytest.approx(
+            float(theirs[1]["loss"]), rel=1e-5
+        )
+
+
 def test_the_weight_does_not_depend_on_slices(balanced):
     state, data = beginning(balanced), batch(4, 32)
     state = state.replace(step=jnp.int32(2))

@@ -24,7 +24,7 @@ class Balance:
     limit: float = 100.0
     ratio: float = 1.0
 
-    def due(self, step: Array) -> Array:
+    def due(self, step: Array | int) -> Array | bool:
         """Whether the weight moves before step number `step`."""
         return (step >= self.start) & (step % self.every == 0)
 

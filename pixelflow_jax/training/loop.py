@@ -145,16 +145,18 @@ def _steps(
 ) -> TrainState:
     """The loop itself: step, watch, draw, save."""
     layout = jax.tree.map(lambda a: a.sharding, state)
-    step_fn = jax.jit(
-        make_step(run.recipe),
-        donate_argnums=0,
-        out_shardings=(layout, sharding.replicated(run.mesh)),
-    )
+    shardings = (layout, sharding.replicated(run.mesh))
+    steps = {
+        balancing: jax.jit(
+            make_step(run.recipe, balancing), donate_argnums=0, out_shardings=shardings
+        )
+        for balancing in (False, True)
+    }
     batches = _on_device(data, run)
     frozen = sharding.place(run.frozen, run.mesh)
     pending: list[tuple[int, dict[str, Array]]] = []
     step = int(state.step)
-    seen: set[tuple[int, ...]] = set()
+    seen: set[tuple] = set()
 
     def report() -> None:
         history = [(at, _as_floats(values)) for at, values in jax.device_get(pending)]
@@ -171,13 +173,15 @@ def _steps(
 
     while step < run.steps:
         batch = next(batches)
-        state, metrics = step_fn(state, batch, frozen)
+        balancing = run.recipe.balancing(step)
+        state, metrics = steps[balancing](state, batch, frozen)
         step += 1
         pending.append((step, metrics))
-        if batch["image"].shape not in seen:
-            seen.add(batch["image"].shape)
+        program = batch["image"].shape, balancing
+        if program not in seen:
+            seen.add(program)
             jax.block_until_ready(metrics)
-            log.pause()  # the compilation of a step for a new shape is not speed
+            log.pause()  # compiling is not speed
         if step % run.logging.every == 0 or step == run.steps:
             report()
         if step % run.checkpointing.every == 0 or step == run.steps:

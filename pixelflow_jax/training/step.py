@@ -93,6 +93,10 @@ class Recipe:
         """The parameters of all frozen networks (numpy); TeacherError without."""
         return self.teachers.load(self.needs) | self.conditioner.load()
 
+    def balancing(self, step: int) -> bool:
+        """Whether the adaptive weight moves before step number `step`."""
+        return self.balance is not None and bool(self.balance.due(step))
+
     def carry(self) -> dict:
         """What the loss remembers, before the first step."""
         return {} if self.balance is None else {"balance": jnp.ones((), jnp.float32)}
@@ -174,12 +178,15 @@ def _by_stage(cond: Cond, stages: int) -> tuple[Cond, ...]:
     return tuple(jax.tree.unflatten(structure, part) for part in dealt)
 
 
-def make_step(recipe: Recipe) -> Step:
+def make_step(recipe: Recipe, balancing: bool | None = None) -> Step:
     """The step as a pure function of state, batch and frozen parameters.
 
     The batch holds "image" [b, h, w, c] in [-1, 1] and what the conditioner reads, such
     as "label" [b]. Randomness depends on (seed, step, index in the batch) alone: not on
     devices, nor on `accumulate`.
+
+    `balancing` says whether the adaptive weight moves (`Recipe.balancing` of the step);
+    None decides on the device, in a program that holds, and waits for, both.
     """
 
     def step(
@@ -188,7 +195,7 @@ def make_step(recipe: Recipe) -> Step:
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         index = jnp.arange(batch["image"].shape[0])
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        carry = _balanced(recipe, state, batch, keys, frozen)
+        carry = _balanced(recipe, state, batch, keys, frozen, balancing)
         grads, metrics = _gradient(recipe, state.params, batch, keys, frozen, carry)
         updates, opt_state = recipe.optimizer.update(
             grads, state.opt_state, state.params
@@ -225,11 +232,16 @@ def _gradient(
 
 
 def _balanced(
-    recipe: Recipe, state: TrainState, batch: dict, keys: Array, frozen: dict
+    recipe: Recipe,
+    state: TrainState,
+    batch: dict,
+    keys: Array,
+    frozen: dict,
+    balancing: bool | None,
 ) -> dict:
     """The carry with the adaptive weight moved, where its schedule says so."""
     balance = recipe.balance
-    if balance is None:
+    if balance is None or balancing is False:
         return state.carry
 
     def one(batch: dict, keys: Array) -> tuple[Array, Array]:
@@ -240,8 +252,11 @@ def _balanced(
         gradients = _mean_of_slices(recipe, one, batch, keys)
         return balance.moved(weight, *gradients)[0]
 
-    due = balance.due(state.step)
-    weight = jax.lax.cond(due, move, lambda w: w, state.carry["balance"])
+    weight = state.carry["balance"]
+    if balancing:
+        weight = move(weight)
+    else:
+        weight = jax.lax.cond(balance.due(state.step), move, lambda w: w, weight)
     return {**state.carry, "balance": weight}
 
 
