@@ -47,6 +47,7 @@ class Model(NamedTuple):
 
     apply: Apply
     params: dict
+    ahead: Callable[..., object] | None = None  # see `models.base.Network`
 
 
 def sample(
@@ -62,6 +63,7 @@ def sample(
     guidance: Guidance,
     solver: Solver,
     grid: Grid,
+    ahead: Callable[..., object] | None = None,
     guide: Model | None = None,
     doubled: bool = False,
     record: bool = False,
@@ -70,7 +72,8 @@ def sample(
 
     Image i depends on `keys[i]` and its condition alone, not on batch or devices. Made
     to be traced once: everything but parameters, `keys`, `cond` and `null` is static.
-    `guide` is the weaker model of `AutoGuidance`; `doubled`: see `follow`.
+    `ahead`: the network's (`models.base.Network`); `guide` is the weaker model of
+    `AutoGuidance`; `doubled`: see `follow`.
     """
     height, width, channels = size
 
@@ -89,8 +92,14 @@ def sample(
         return block_noise(noise, stages[index].gamma)
 
     def branches(stage: Stage) -> Branches:
-        told = grid.told
-        return denoise(apply, params, cond, null, stage, prediction, guide, told)
+        times = solver.evaluated(grid.times(stages.index(stage)))
+        shape = (len(keys), *stage.size(height, width), channels)
+        return denoise(
+            *(apply, params, cond, null, stage, prediction, guide),
+            told=grid.told,
+            ahead=ahead,
+            known=None if times is None else Known(times, shape),
+        )
 
     return follow(
         branches,
@@ -175,6 +184,18 @@ def _implied(solution: Solution, times: np.ndarray, stage: Stage, b: int) -> Arr
     return jax.lax.map(lambda a: at(*a), (jnp.asarray(times), states, velocities))
 
 
+class Known(NamedTuple):
+    """All times at which a field is asked, rising, and the shape of its images."""
+
+    times: np.ndarray
+    shape: tuple[int, ...]
+
+
+# What is made ahead of the steps may take as many bytes as this; it matters where a
+# batch is too small to hide reading the weights for it in every step.
+AHEAD_BYTES = 2**28
+
+
 def denoise(
     apply: Apply,
     params: dict,
@@ -184,33 +205,71 @@ def denoise(
     prediction: Prediction,
     guide: Model | None = None,
     told: float = 1.0,
+    ahead: Callable[..., object] | None = None,
+    known: Known | None = None,
 ) -> Branches:
     """The velocity fields of a stage: conditional, with the null, and with a guide.
 
     The doubled batch alternates between the two halves, so that a batch that is split
-    over devices stays where it is. The network is told the clock of `told` * t.
+    over devices stays where it is. The network is told the clock of `told` * t. Where
+    all times are `known`, what the network makes of them is made ahead, at once.
     """
 
-    def velocity(model: Model, x: Array, t: Array, cond: Cond) -> Array:
-        clock = jnp.broadcast_to(stage.to_clock(told * t), x.shape[:1])
-        out = model.apply(model.params, (x,), (clock,), (cond,)).pred[0]
-        return prediction.velocity(out, x, t, stage)
+    def clocks(t: Array, count: int) -> Array:
+        return jnp.broadcast_to(stage.to_clock(told * t), (count,))
 
-    main = Model(apply, params)
+    def velocity(model: Model, cond: Cond, count: int) -> Field:
+        table = known and _made_ahead(model, cond, known, clocks, count)
+
+        def field(x: Array, t: Array, step: Array) -> Array:
+            clock = clocks(t, len(x))
+            made = {"ahead": table(t)} if table else {}
+            out = model.apply(model.params, (x,), (clock,), (cond,), **made).pred[0]
+            return prediction.velocity(out, x, t, stage)
+
+        return field
+
+    model = Model(apply, params, ahead)
+    count = len(jax.tree.leaves(cond)[0])
+    pair = jax.tree.map(_alternate, cond, null)
+    plain, doubled = velocity(model, cond, count), velocity(model, pair, 2 * count)
 
     def both(x: Array, t: Array, step: Array) -> tuple[Array, Array]:
-        pair = jax.tree.map(lambda c, n: _alternate(c, n), cond, null)
         t = _alternate(t, t) if jnp.ndim(t) else t
-        v = velocity(main, _alternate(x, x), t, pair)
+        v = doubled(_alternate(x, x), t, step)
         v = v.reshape(x.shape[0], 2, *x.shape[1:])
         return v[:, 0], v[:, 1]
 
-    def guided(x: Array, t: Array, step: Array) -> tuple[Array, Array]:
-        return velocity(main, x, t, cond), velocity(guide, x, t, cond)
-
+    if guide is None:
+        return Branches(plain, both, None)
+    weak = velocity(guide, cond, count)
     return Branches(
-        lambda x, t, step: velocity(main, x, t, cond), both, guided if guide else None
+        plain, both, lambda x, t, step: (plain(x, t, step), weak(x, t, step))
     )
+
+
+def _made_ahead(
+    model: Model, cond: Cond, known: Known, clocks: Callable, count: int
+) -> Callable[[Array], object] | None:
+    """What the model makes of time and condition, as a function of one of the times.
+
+    None where the model does not tell them apart, or for all times it is too much.
+    """
+    if model.ahead is None:
+        return None
+    image = jax.ShapeDtypeStruct((count, *known.shape[1:]), jnp.float32)
+    one = lambda t: model.ahead(model.params, (image,), (clocks(t, count),), (cond,))
+    times = jnp.asarray(known.times)
+    shapes = jax.tree.leaves(jax.eval_shape(jax.vmap(one), times))
+    if sum(a.size * a.dtype.itemsize for a in shapes) > AHEAD_BYTES:
+        return None
+    made = jax.vmap(one)(times)
+
+    def at(t: Array) -> object:
+        number = jnp.sum(times < t)
+        return jax.tree.map(lambda a: a[number], made)
+
+    return at
 
 
 def _alternate(a: Array, b: Array) -> Array:

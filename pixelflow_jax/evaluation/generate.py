@@ -165,7 +165,7 @@ class Generator:
         cond = self.conditioner.encode(frozen, given)
         guide = self.guide
         if guide:
-            guide = Model(guide.apply, guide.prepare(guide_params))
+            guide = Model(guide.apply, guide.prepare(guide_params), guide.ahead)
         return sample(
             self.network.apply,
             self.network.prepare(params),
@@ -178,6 +178,7 @@ class Generator:
             guidance=self.guidance,
             solver=self.solver,
             grid=self.grid,
+            ahead=self.network.ahead,
             guide=guide,
             doubled=self.doubled,
             record=record,

@@ -46,6 +46,9 @@ class Solver(Protocol):
     ) -> Solution:
         """`noise(i)` gives step i's standard normal draw to stochastic solvers."""
 
+    def evaluated(self, times: np.ndarray) -> np.ndarray | None:
+        """All times, rising, at which it may ask the field; None: not known ahead."""
+
 
 class _Steps(NamedTuple):
     """What the steps know of the grid, numpy arrays [n]; scanned, those of one step."""
@@ -102,6 +105,10 @@ class Euler:
     """
 
     step: str = "ode"
+
+    def evaluated(self, times: np.ndarray) -> np.ndarray:
+        """The nodes."""
+        return np.asarray(times, np.float32)
 
     def __call__(
         self,
@@ -175,6 +182,10 @@ class Heun:
 
     reuse: bool = False
 
+    def evaluated(self, times: np.ndarray) -> np.ndarray:
+        """The nodes."""
+        return np.asarray(times, np.float32)
+
     def __call__(
         self,
         field: Field,
@@ -232,6 +243,11 @@ class AdamsBashforth:
     order: int = 2
     transform: str = "identity"
 
+    def evaluated(self, times: np.ndarray) -> np.ndarray:
+        """The running sums of the step sizes."""
+        started = np.zeros(1, np.float32) + np.float32(times[0])
+        return np.cumsum(np.append(started, np.diff(times)[:-1]), dtype=np.float32)
+
     def __call__(
         self,
         field: Field,
@@ -243,8 +259,7 @@ class AdamsBashforth:
     ) -> Solution:
         """Integrate; order `order`, one evaluation a step."""
         weights = adams_weights(times, self.order, self.transform)
-        started = np.zeros(1, np.float32) + np.float32(times[0])
-        summed = np.cumsum(np.append(started, np.diff(times)[:-1]), dtype=np.float32)
+        summed = self.evaluated(times)
         rows = (_steps(times)._replace(t=summed), weights.astype(np.float32))
 
         def advance(field, carry, row):

@@ -40,11 +40,24 @@ class Denoiser(Protocol):
         conds: tuple[Cond, ...],
         *,
         key: Array | None = None,
+        ahead: object = None,
     ) -> Output:
         """Images [b_i, h_i, w_i, c], clocks [b_i] and conditions.
 
         `key` is for dropout (None: without): one for the batch, or one an image, in the
-        order of the groups, which makes masks independent of batch and devices.
+        order of the groups, which makes masks independent of batch and devices. `ahead`
+        is what `ahead(...)` gives for the same arguments, if at hand.
+        """
+
+    def ahead(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+    ) -> object:
+        """All that depends on clocks and conditions, and of `groups` on shapes alone.
+
+        A pytree of arrays, for a sampler that knows its times.
         """
 
 
@@ -75,12 +88,14 @@ class Network:
 
     `prepare` is for a program that applies them in a loop, to be done once, ahead of
     it: matrices are cast, and the layers of written-out stacks taken apart. Its result
-    serves `apply` as well; twice is as good as once.
+    serves `apply` as well; twice is as good as once. `ahead` is the denoiser's, with
+    the parameters first; None: there is none.
     """
 
     init: Callable[[Array], dict]
     apply: Callable[..., Output]
     prepare: Callable[[dict], dict] = lambda params: params
+    ahead: Callable[..., object] | None = None
 
     def shapes(self) -> dict:
         """The parameters as shapes; allocates nothing."""
@@ -109,7 +124,11 @@ def network(config: DenoiserConfig, precision: Precision) -> Network:
         params = precision.cast(params)
         return params if config.loop.unroll else take_apart(params)
 
-    return Network(init, apply, prepare)
+    def ahead(params: dict, *args: object) -> object:
+        with jax.default_matmul_precision(precision.matmul):
+            return nnx.merge(graph, precision.cast(params)).ahead(*args)
+
+    return Network(init, apply, prepare, ahead)
 
 
 def count(params: dict) -> int:

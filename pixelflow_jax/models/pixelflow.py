@@ -50,7 +50,7 @@ from pixelflow_jax.nn.layers import (
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.residual import between
-from pixelflow_jax.nn.stack import Loop, Stack
+from pixelflow_jax.nn.stack import Loop, Stack, layer_vectors
 
 PERIOD = 10000.0  # of the features of the clock (0 .. 999) and of the width in patches
 
@@ -124,6 +124,14 @@ class Text(NamedTuple):
     packing: Packing
     states: Array  # [rows, tokens, text_width]
     masks: tuple[Array | None, ...]  # bool [b_i, length_i] a group; None: all is text
+
+
+class Ahead(NamedTuple):
+    """AdaLN conditions, each [b_i, d] a group, and what blocks make of them."""
+
+    vectors: tuple[Array, ...]
+    early: list | None
+    late: list | None
 
 
 class ImageAttention(nnx.Module):
@@ -218,6 +226,10 @@ class Block(nnx.Module):
         self.norm3 = RMSNorm(d)
         self.mlp = GELUMLP(d, config.mlp_width, precision, rngs)
 
+    def vectors(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
+        """What shifts, scales and gates the block, [b_i, 6 * width] a group."""
+        return modulations(self.modulation, cond)
+
     def __call__(
         self,
         x: Array,
@@ -225,9 +237,13 @@ class Block(nnx.Module):
         packing: Packing,
         rope: tuple[Array, Array],
         text: Text | None,
+        vectors: tuple[Array, ...] | None = None,
     ) -> Array:
-        """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each."""
-        vectors = modulations(self.modulation, cond)
+        """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each.
+
+        `vectors`: what `vectors(cond)` gives, if at hand.
+        """
+        vectors = vectors or self.vectors(cond)
         step = functools.partial(
             between, vectors=vectors, packing=packing, kernels=self.kernels
         )
@@ -286,22 +302,35 @@ class PixelFlowModel(nnx.Module):
         conds: tuple[Cond, ...],
         *,
         key: Array | None = None,
+        ahead: Ahead | None = None,
     ) -> Output:
         """Prediction for clocks 0 .. 999 and labels in [0, num_classes], text or both.
 
         Raises ValueError where `conds` lack what the model is conditioned on.
         """
-        vectors = self.condition(groups, clocks, conds)
+        vectors, *own = ahead or self.ahead(groups, clocks, conds)
         packing, tokens, rope = self.embed(groups)
         text = self.pack_text(conds)
-        for stack in (self.early, self.late):
+        for stack, layers in zip((self.early, self.late), own, strict=True):
             if stack is self.late:
                 tap = packing.split(tokens)
             if stack is not None:
-                tokens = stack(tokens, vectors, packing, rope, text)
+                tokens = stack(tokens, vectors, packing, rope, text, vectors=layers)
         parts = zip(groups, packing.split(tokens), vectors, strict=True)
         pred = (self.decoder(image, x, cond, cond) for image, x, cond in parts)
         return Output(tuple(pred), tuple(tap))
+
+    def ahead(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+    ) -> Ahead:
+        """See `models.base.Denoiser`."""
+        vectors = self.condition(groups, clocks, conds)
+        return Ahead(
+            vectors, *(layer_vectors(s, vectors) for s in (self.early, self.late))
+        )
 
     def condition(
         self,

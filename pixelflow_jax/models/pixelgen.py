@@ -32,7 +32,7 @@ from pixelflow_jax.nn.embed import (
 from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack
+from pixelflow_jax.nn.stack import Loop, Stack, layer_vectors
 
 TIME_PERIOD = 10_000.0  # of the features of t in [0, 1], which is not scaled
 
@@ -137,6 +137,17 @@ class PixelGen:
         return 2 * (trunk + embed + decode + d * (TimeEmbed.features + d))
 
 
+class Ahead(NamedTuple):
+    """What the condition makes, each [b_i, d] a group, and what blocks make of it."""
+
+    times: tuple[Array, ...]
+    classes: tuple[Array, ...]
+    vectors: tuple[Array, ...]
+    early: list | None
+    middle: list | None
+    late: list | None
+
+
 class Sequence(NamedTuple):
     """Packed tokens [rows, n, width] on their way through the blocks."""
 
@@ -180,36 +191,55 @@ class PixelGenModel(nnx.Module):
         conds: tuple[Cond, ...],
         *,
         key: Array | None = None,
+        ahead: Ahead | None = None,
     ) -> Output:
         """Class-conditional prediction; `conds` hold labels in [0, num_classes].
 
         `key` turns dropout on: one key for all images, or one an image [sum(b_i)] in
         the order of the groups. The masks of an image depend on its key alone.
         """
-        times, classes, vectors = self.condition(clocks, conds)
+        times, classes, vectors, *made = ahead or self.ahead(groups, clocks, conds)
+        early, middle, late = made
         drops = [None] * self.depth
         if self.drops and key is not None:
             batches = tuple(map(len, groups))
             drops = layer_drops(key, batches, self.depth, self.dropping)
 
-        def run(stack: Stack | None, first: int, x: Sequence) -> Sequence:
+        def run(
+            stack: Stack | None, layers: list | None, first: int, x: Sequence
+        ) -> Sequence:
             if stack is None:
                 return x
-            own = drops[first : first + stack.depth]
-            return x._replace(tokens=stack(x.tokens, vectors, *x[1:], drops=own))
+            own = {"drops": drops[first : first + stack.depth], "vectors": layers}
+            return x._replace(tokens=stack(x.tokens, vectors, *x[1:], **own))
 
         x = self.embed(groups)
         lengths = x.packing.lengths
-        x = run(self.early, 0, x)
+        x = run(self.early, early, 0, x)
         if self.tap_first:
             tap = _image_tokens(x, lengths)
-            x = self.with_context(run(self.middle, self.low, x), groups, classes)
+            x = self.with_context(
+                run(self.middle, middle, self.low, x), groups, classes
+            )
         else:
-            x = run(self.middle, self.low, self.with_context(x, groups, classes))
+            x = run(
+                self.middle, middle, self.low, self.with_context(x, groups, classes)
+            )
             tap = _image_tokens(x, lengths)
-        tokens = _image_tokens(run(self.late, self.high, x), lengths)
+        tokens = _image_tokens(run(self.late, late, self.high, x), lengths)
         parts = zip(groups, tokens, times, vectors, strict=True)
         return Output(tuple(self.decoder(*part) for part in parts), tap)
+
+    def ahead(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+    ) -> Ahead:
+        """See `models.base.Denoiser`."""
+        found = self.condition(clocks, conds)
+        stacks = (self.early, self.middle, self.late)
+        return Ahead(*found, *(layer_vectors(s, found[-1]) for s in stacks))
 
     def condition(
         self, clocks: tuple[Array, ...], conds: tuple[Cond, ...]

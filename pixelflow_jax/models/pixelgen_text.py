@@ -12,7 +12,7 @@ from jax import Array
 
 from pixelflow_jax.models.base import Cond, Output
 from pixelflow_jax.models.pixelgen import places_of
-from pixelflow_jax.models.text_trunk import TextTrunk, text_flops, text_problems
+from pixelflow_jax.models.text_trunk import Ahead, TextTrunk, text_flops, text_problems
 from pixelflow_jax.nn.block import XAVIER
 from pixelflow_jax.nn.decoder import TokenDecoder
 from pixelflow_jax.nn.embed import pack_patches, pack_tables, sincos_table
@@ -103,15 +103,26 @@ class PixelGenTextModel(nnx.Module):
         conds: tuple[Cond, ...],
         *,
         key: Array | None = None,
+        ahead: Ahead | None = None,
     ) -> Output:
         """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
 
         Raises ValueError where `conds` hold no text, or one of another shape.
         """
-        out = self.trunk(groups, *self.embed(groups), clocks, conds)
+        ahead = ahead or self.ahead(groups, clocks, conds)
+        out = self.trunk(groups, *self.embed(groups), ahead)
         parts = zip(groups, out.tokens, out.times, strict=True)
         pred = (self.decoder(image, x, time, time) for image, x, time in parts)
         return Output(tuple(pred), tuple(out.tap))
+
+    def ahead(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+    ) -> Ahead:
+        """See `models.base.Denoiser`."""
+        return self.trunk.ahead(clocks, conds)
 
     def embed(self, groups: tuple[Array, ...]) -> tuple[Packing, Array]:
         """The embedded patches with their positions [rows, n, width]."""

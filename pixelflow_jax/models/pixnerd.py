@@ -5,6 +5,7 @@ field's place it is the paper's baseline, a plain DiT on pixels.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import Patch, patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack
+from pixelflow_jax.nn.stack import Loop, Stack, layer_vectors
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
 ROPE_EXTENT = 16.0  # every token grid spans 0..16, whatever its size
@@ -222,6 +223,15 @@ class FieldDecoder(nnx.Module):
         return unpatchify(out, patch, *image.shape[1:3])
 
 
+class Ahead(NamedTuple):
+    """Time embeddings and AdaLN conditions, each [b_i, d] a group; what blocks make."""
+
+    times: tuple[Array, ...]
+    vectors: tuple[Array, ...]
+    early: list | None
+    late: list | None
+
+
 class PixNerdModel(nnx.Module):
     """The class-conditional denoiser; see `models.base.Denoiser` for its call."""
 
@@ -266,17 +276,29 @@ class PixNerdModel(nnx.Module):
         conds: tuple[Cond, ...],
         *,
         key: Array | None = None,
+        ahead: Ahead | None = None,
     ) -> Output:
         """Class-conditional prediction; `conds` hold labels in [0, num_classes]."""
-        times, vectors = self.condition(clocks, conds)
+        times, vectors, *own = ahead or self.ahead(groups, clocks, conds)
         packing, tokens, rope = self.embed(groups)
-        for stack in (self.early, self.late):
+        for stack, layers in zip((self.early, self.late), own, strict=True):
             if stack is self.late:
                 tap = packing.split(tokens)
             if stack is not None:
-                tokens = stack(tokens, vectors, packing, rope)
+                tokens = stack(tokens, vectors, packing, rope, vectors=layers)
         parts = zip(groups, packing.split(tokens), times, vectors, strict=True)
         return Output(tuple(self.decoder(*part) for part in parts), tuple(tap))
+
+    def ahead(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+    ) -> Ahead:
+        """See `models.base.Denoiser`."""
+        times, vectors = self.condition(clocks, conds)
+        stacks = (self.early, self.late)
+        return Ahead(times, vectors, *(layer_vectors(s, vectors) for s in stacks))
 
     def condition(
         self, clocks: tuple[Array, ...], conds: tuple[Cond, ...]

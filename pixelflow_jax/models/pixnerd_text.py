@@ -11,7 +11,7 @@ from jax import Array
 
 from pixelflow_jax.models.base import Cond, Output
 from pixelflow_jax.models.pixnerd import NeuralField
-from pixelflow_jax.models.text_trunk import TextTrunk, text_flops, text_problems
+from pixelflow_jax.models.text_trunk import Ahead, TextTrunk, text_flops, text_problems
 from pixelflow_jax.nn.block import TORCH
 from pixelflow_jax.nn.embed import pack_patches
 from pixelflow_jax.nn.layers import linear, xavier
@@ -121,6 +121,15 @@ class PixNerdTextModel(nnx.Module):
         self.trunk = TextTrunk(config, rngs, precision, TORCH, places)
         self.decoder = config.field().build(config, rngs, precision)
 
+    def ahead(
+        self,
+        groups: tuple[Array, ...],
+        clocks: tuple[Array, ...],
+        conds: tuple[Cond, ...],
+    ) -> Ahead:
+        """See `models.base.Denoiser`."""
+        return self.trunk.ahead(clocks, conds)
+
     def __call__(
         self,
         groups: tuple[Array, ...],
@@ -128,6 +137,7 @@ class PixNerdTextModel(nnx.Module):
         conds: tuple[Cond, ...],
         *,
         key: Array | None = None,
+        ahead: Ahead | None = None,
     ) -> Output:
         """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
 
@@ -136,7 +146,8 @@ class PixNerdTextModel(nnx.Module):
         seen = tuple(map(self.seen, groups))
         packing, patches = pack_patches(seen, self.patch, self.dtype)
         tokens = self.patch_embed(patches)
-        out = self.trunk(seen, packing, tokens, clocks, conds)
+        ahead = ahead or self.ahead(groups, clocks, conds)
+        out = self.trunk(seen, packing, tokens, ahead)
         parts = zip(groups, out.tokens, out.times, strict=True)
         pred = (
             self.decoder(image, x, time, time, self.field_patch(image))

@@ -17,7 +17,7 @@ from pixelflow_jax.nn.block import Block, Initial, block_flops
 from pixelflow_jax.nn.embed import TimeEmbed, pack_tables, rotary_table
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack
+from pixelflow_jax.nn.stack import Loop, Stack, layer_vectors
 from pixelflow_jax.nn.text_block import JointAttention, Text, TextEmbed
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
@@ -72,6 +72,17 @@ def text_flops(config: TextConfig, tokens: int) -> float:
     refine = config.text_depth * block_flops(length, d, mlp_width(config))
     embeds = length * config.text_width * d + d * (TimeEmbed.features + d)
     return config.depth * joint + refine + embeds
+
+
+class Ahead(NamedTuple):
+    """What time and text make, a group each, and what blocks make of it."""
+
+    times: tuple[Array, ...]  # [b_i, width]
+    vectors: tuple[Array, ...]  # AdaLN conditions [b_i, width]
+    states: list[Array]  # refined texts [b_i, length, width]
+    masks: tuple[Array | None, ...]  # of the texts, bool [b_i, length]
+    early: list | None
+    late: list | None
 
 
 class Tokens(NamedTuple):
@@ -139,19 +150,29 @@ class TextTrunk(nnx.Module):
         groups: tuple[Array, ...],
         packing: Packing,
         tokens: Array,
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
+        ahead: Ahead,
     ) -> Tokens:
-        """Embedded images [rows, n, width] of `groups`, times [b_i] and texts."""
-        times, vectors = self.condition(clocks)
-        text = self.read(conds, vectors)
+        """Embedded images [rows, n, width] of `groups`, under times and texts."""
+        times, vectors, states, masks, *own = ahead
+        packed = Packing.of(states)
+        text = Text(packed, packed.join(states), masks)
         rope = self.rope(groups, packing)
-        for stack in (self.early, self.late):
+        for stack, layers in zip((self.early, self.late), own, strict=True):
             if stack is self.late:
                 tap = packing.split(tokens)
             if stack is not None:
-                tokens = stack(tokens, vectors, packing, rope, None, text)
+                args = (vectors, packing, rope, None, text)
+                tokens = stack(tokens, *args, vectors=layers)
         return Tokens(packing.split(tokens), tap, times)
+
+    def ahead(self, clocks: tuple[Array, ...], conds: tuple[Cond, ...]) -> Ahead:
+        """See `models.base.Denoiser`; ValueError where `conds` hold no text."""
+        times, vectors = self.condition(clocks)
+        text = self.read(conds, vectors)
+        states = text.packing.split(text.tokens)
+        stacks = (self.early, self.late)
+        layers = (layer_vectors(stack, vectors) for stack in stacks)
+        return Ahead(times, vectors, states, text.masks, *layers)
 
     def condition(
         self, clocks: tuple[Array, ...]

@@ -104,6 +104,10 @@ class Block(nnx.Module):
             init = {"init": zeros, "bias_init": zeros}
         self.modulation = linear(width, 6 * width, precision, rngs, **init)
 
+    def vectors(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
+        """What shifts, scales and gates the block, [b_i, 6 * width] a group."""
+        return modulations(self.modulation, cond)
+
     def __call__(
         self,
         x: Array,
@@ -112,13 +116,14 @@ class Block(nnx.Module):
         rope: tuple[Array, Array] | None,
         drop: Dropping | None = None,
         beside: object = None,
+        vectors: tuple[Array, ...] | None = None,
     ) -> Array:
         """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each.
 
         `drop`: this layer's dropout in training. `beside` is for the attention: masks,
-        or the text of a joint one.
+        or the text of a joint one. `vectors`: what `vectors(cond)` gives, if at hand.
         """
-        vectors = modulations(self.modulation, cond)
+        vectors = vectors or self.vectors(cond)
         step = functools.partial(
             between, vectors=vectors, packing=packing, kernels=self.kernels
         )

@@ -72,26 +72,45 @@ class Stack(nnx.Module):
         self.blocks = create(rngs)
 
     def __call__(
-        self, x: Array, *args: Any, drops: list[Dropping | None] | None = None
+        self,
+        x: Array,
+        *args: Any,
+        drops: list[Dropping | None] | None = None,
+        vectors: list | None = None,
     ) -> Array:
         """Run all blocks on x [batch, ...].
 
         `drops` holds one argument more for each block: its dropout, or None where it
-        drops nothing.
+        drops nothing. `vectors` is what `layer_vectors` gives, for blocks that take it.
         """
         graph, params = nnx.split(self.blocks)
         drops = drops or [None] * self.depth
 
         def block(layer: tuple, x: Array) -> Array:
-            params, drop = layer
+            params, drop, made = layer
             own = () if drop is None else (drop,)
-            return nnx.merge(graph, params)(x, *args, *own)
+            known = {} if made is None else {"vectors": made}
+            return nnx.merge(graph, params)(x, *args, *own, **known)
 
         loop = Loop(remat=self.remat, unroll=self.unroll)
         if self.unroll:
-            return run_layers(block, (_together(params), _stacked(drops)), x, loop)
-        each = zip(layers_of(params), drops, strict=True)
+            layers = (_together(params), _stacked(drops), None)
+            return run_layers(block, layers, x, loop)
+        vectors = vectors or [None] * self.depth
+        each = zip(layers_of(params), drops, vectors, strict=True)
         return run_layers(block, list(each), x, loop)
+
+
+def layer_vectors(stack: Stack | None, cond: tuple[Array, ...]) -> list | None:
+    """`block.vectors(cond)` for every block of a written-out stack, else None.
+
+    They do not depend on what passes through the blocks: a program that runs a network
+    in a loop over known times makes them for all times ahead of it.
+    """
+    if stack is None or stack.unroll:
+        return None
+    graph, params = nnx.split(stack.blocks)
+    return [nnx.merge(graph, layer).vectors(cond) for layer in layers_of(params)]
 
 
 def run_layers(
