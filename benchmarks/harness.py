@@ -57,11 +57,13 @@ def card() -> dict:
 def commit() -> str:
     """The commit of the sources, "-dirty" behind it where they were changed.
 
-    Without git or its folder, what the environment variable COMMIT says.
+    The environment variable COMMIT says it where the sources were copied.
     """
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
     head = _git("rev-parse", "--short", "HEAD")
     if not head:
-        return os.environ.get("COMMIT", "unknown")
+        return "unknown"
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
     return head + ("-dirty" if changed else "")
 

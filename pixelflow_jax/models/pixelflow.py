@@ -248,7 +248,7 @@ class Block(nnx.Module):
             between, vectors=vectors, packing=packing, kernels=self.kernels
         )
         x, z = step(x, norm="layer", shift=SHIFT1, scale=SCALE1)
-        mixed = checkpoint_name(self.attention(z, packing, rope), "branch")
+        mixed = checkpoint_name(self.attention(z, packing, rope), "attention_branch")
         added = {"branch": mixed, "bias": bias_of(self.attention.out), "gate": GATE1}
         normed = {"gain": self.norm3.weight[...], "shift": SHIFT2, "scale": SCALE2}
         if self.cross_attention is None:
@@ -259,7 +259,7 @@ class Block(nnx.Module):
             x, z = step(x, **normed)
         x = checkpoint_name(x, "residual")
         made = through(self.mlp, z, packing, kernels=self.kernels)
-        made = checkpoint_name(made, "branch")
+        made = checkpoint_name(made, "mlp_branch")
         return step(x, branch=made, bias=bias_of(self.mlp.down), gate=GATE2)[0]
 
 

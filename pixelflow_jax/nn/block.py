@@ -132,7 +132,7 @@ class Block(nnx.Module):
         drops = group_drops(drop, self.attention_dropout, PROBABILITIES)
         x, z = step(x, gain=self.norm1.weight[...], shift=SHIFT1, scale=SCALE1)
         mixed = self.attention(z, packing, rope, drops, beside)
-        mixed = checkpoint_name(mixed, "branch")
+        mixed = checkpoint_name(mixed, "attention_branch")
         added = {"branch": mixed, "bias": bias_of(self.attention.out), "gate": GATE1}
         if after is not None:
             dropped = packed(after, packing)(mixed + added["bias"].astype(mixed.dtype))
@@ -141,7 +141,7 @@ class Block(nnx.Module):
         x, z = step(x, **added, **normed)
         x = checkpoint_name(x, "residual")
         made = through(self.mlp, z, packing, inside, self.kernels)
-        made = checkpoint_name(made, "branch")
+        made = checkpoint_name(made, "mlp_branch")
         return step(x, branch=made, bias=bias_of(self.mlp.down), gate=GATE2)[0]
 
 

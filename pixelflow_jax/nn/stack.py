@@ -16,8 +16,13 @@ from pixelflow_jax.sharding import constrain_batch
 # Names that blocks give (by `checkpoint_name`) to what "names" keeps for the backward
 # pass; everything else between them is cheap to compute again.
 SAVED = ("qkv", "attention", "mlp_hidden", "residual", "generated", "modulation")
-BRANCHES = ("branch",)  # what a block's gates multiply
-REMAT = ("none", "names", "branches", "full")
+# What a block's gates multiply, the outputs of attention and MLP, by policy.
+BRANCHES = {
+    "names": (),
+    "mlp": ("mlp_branch",),
+    "branches": ("attention_branch", "mlp_branch"),
+}
+REMAT = ("none", *BRANCHES, "full")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -27,8 +32,9 @@ class Loop:
     `remat`: what the backward pass keeps: "none" keeps every intermediate, "names" the
     named ones (projections, attention output, MLP hidden, middle residual), "branches"
     also the outputs of attention and MLP, which spares two matrix products a block and
-    makes the middle residual cheap to compute again, and "full" only each block's
-    input. `unroll`: blocks per scan iteration; 0 writes all blocks out, which compiles
+    makes the middle residual cheap to compute again, "mlp" that of the MLP alone, which
+    spares the larger of both and takes the memory of "names", and "full" only each
+    block's input. `unroll`: blocks per scan iteration; 0 writes all blocks out, which compiles
     several times longer and runs a little faster. `kernels`: see `nn.residual.between`.
     """
 
@@ -144,9 +150,9 @@ def _keeping(remat: str) -> Callable[..., bool]:
     Its backward pass also reads the sums of the softmax, which no name reaches; without
     them, the forward pass would run again.
     """
-    names = set(SAVED)
-    if remat == "branches":
-        names = names - {"residual"} | set(BRANCHES)
+    kept = BRANCHES[remat]
+    # Where a gate's gradient needs its branch anyway, the residual is a sum away.
+    names = (set(SAVED) - {"residual"} if kept else set(SAVED)) | set(kept)
     named = jax.checkpoint_policies.save_only_these_names(*names)
 
     def attention(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -64,6 +64,7 @@ def test_scan_equals_a_loop_over_the_blocks(reference):
     [
         {"remat": "names"},
         {"remat": "branches"},
+        {"remat": "mlp"},
         {"remat": "full"},
         {"remat": "names", "unroll": 2},
         {"remat": "none", "unroll": 0},
