@@ -25,7 +25,11 @@ from jax import Array  # isort: skip
 
 from benchmarks import suite  # isort: skip
 from benchmarks.micro import Entry, handed_over, measure  # isort: skip
-from pixelflow_jax.nn import field, field_kernel  # isort: skip
+from pixelflow_jax.nn import field, field_kernel, residual  # isort: skip
+from pixelflow_jax.nn.block import GATE1, SCALE2, SHIFT2  # isort: skip
+from pixelflow_jax.nn.heads import queries_keys_values  # isort: skip
+from pixelflow_jax.nn.hidden import down  # isort: skip
+from pixelflow_jax.nn.packing import Packing  # isort: skip
 
 WIDTH, HIDDEN, HEADS, HEAD_WIDTH = 1152, 3072, 16, 72  # of the XL models
 TOKENS = (8192, 32768)  # 32 and 128 images of 256 pixels
@@ -40,6 +44,12 @@ LAYERS = {
 }
 # Images of PixNerd, of PixelGen with its class tokens, and of PixelFlow's last stage.
 LENGTHS = {256: 32, 288: 32, 4096: 4}
+# A title, images, and the tokens of an image in every group.
+BLOCKS = (
+    ("pixnerd 32", 32, (256,)),
+    ("pixnerd 1", 2, (256,)),  # sampling one image, guided
+    ("pixelflow 16", 4, (64, 256, 1024, 4096)),
+)
 RESULTS = harness.RESULTS / "kernels.jsonl"
 
 
@@ -148,7 +158,76 @@ def _field_kernel(z: Array, first: Array, second: Array) -> Array:
     return field_kernel.field_block(z, gain, first, second, (True, True), interpret)
 
 
+def blocks() -> Iterator[tuple[str, Entry]]:
+    """What lies between a block's products: the compiler's operations and our kernels.
+
+    "between" is the gated sum, norm and modulation, "heads" the way to queries, keys
+    and values, "hidden" the SwiGLU with the product behind it.
+    """
+    for title, batch, lengths in BLOCKS:
+        packing = Packing((batch,) * len(lengths), lengths)
+        n = sum(lengths)
+        tokens, wide = (batch, n, WIDTH), (batch, n, HIDDEN)
+        vectors = [(batch, 6 * WIDTH)] * len(lengths)
+        heads = [(batch, n, HEADS, HEAD_WIDTH)] * 3
+        kinds = {
+            "between": (_between, [tokens, tokens, *vectors], [tokens] * 2),
+            "heads": (_heads, [(batch, n, 3 * WIDTH)], heads),
+            "hidden": (_hidden, [wide, wide, (HIDDEN, WIDTH)], [tokens]),
+        }
+        for name, (function, shapes, outs) in kinds.items():
+            forward = {
+                kernels: functools.partial(function, packing, kernels)
+                for kernels in ("xla", "auto")
+            }
+            both = {k: _with_gradients(f, len(outs)) for k, f in forward.items()}
+            inputs = functools.partial(normal, *shapes)
+            yield f"{name} {title} forward", Entry(inputs=inputs, variants=forward)
+            inputs = functools.partial(normal, *shapes, *outs)
+            name = f"{name} {title} forward and backward"
+            yield name, Entry(inputs=inputs, variants=both)
+
+
+def _with_gradients(function: Callable[..., tuple], outs: int) -> Callable[..., tuple]:
+    """`with_gradient` for a function of several results."""
+
+    def both(*inputs: Array) -> tuple:
+        out, pull = jax.vjp(function, *inputs[:-outs])
+        return out, pull(tuple(inputs[-outs:]))
+
+    return both
+
+
+def _between(packing: Packing, kernels: str, *arrays: Array) -> tuple[Array, Array]:
+    x, branch, *vectors = arrays
+    ones = jnp.ones(WIDTH, jnp.float32)
+    chunks = {"gate": GATE1, "shift": SHIFT2, "scale": SCALE2}
+    given = {"branch": branch, "bias": ones, "gain": ones, **chunks}
+    return residual.between(x, tuple(vectors), packing, kernels=kernels, **given)
+
+
+def _heads(packing: Packing, kernels: str, qkv: Array) -> tuple[Array, ...]:
+    ones = jnp.ones(HEAD_WIDTH, jnp.float32)
+    angles = jnp.linspace(0.0, 9.0, sum(packing.lengths) * HEAD_WIDTH // 2)
+    angles = angles.reshape(-1, HEAD_WIDTH // 2)
+    return queries_keys_values(
+        qkv,
+        packing,
+        heads=HEADS,
+        gains=(ones, ones),
+        rope=(jnp.cos(angles), jnp.sin(angles)),
+        kernels=kernels,
+    )
+
+
+def _hidden(packing: Packing, kernels: str, *arrays: Array) -> tuple[Array]:
+    gate, up, matrix = arrays
+    biases = (jnp.ones(HIDDEN, jnp.float32),) * 2
+    return (down("swiglu", (gate, up), biases, matrix, packing, kernels=kernels),)
+
+
 ENTRIES: dict[str, Entry] = {**dict(products()), **dict(attentions())}
+ENTRIES |= dict(blocks())
 ENTRIES |= dict(neural_fields())
 
 

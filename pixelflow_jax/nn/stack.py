@@ -34,8 +34,9 @@ class Loop:
     also the outputs of attention and MLP, which spares two matrix products a block and
     makes the middle residual cheap to compute again, "mlp" that of the MLP alone, which
     spares the larger of both and takes the memory of "names", and "full" only each
-    block's input. `unroll`: blocks per scan iteration; 0 writes all blocks out, which compiles
-    several times longer and runs a little faster. `kernels`: see `nn.residual.between`.
+    block's input. `unroll`: blocks per scan iteration; 0 writes all blocks out, which
+    compiles several times longer and runs a little faster. `kernels`: see
+    `nn.residual.between`.
     """
 
     remat: str = "names"
