@@ -47,7 +47,6 @@ LENGTHS = {256: 32, 288: 32, 4096: 4}
 # A title, images, and the tokens of an image in every group.
 BLOCKS = (
     ("pixnerd 32", 32, (256,)),
-    ("pixnerd 1", 2, (256,)),  # sampling one image, guided
     ("pixelflow 16", 4, (64, 256, 1024, 4096)),
 )
 RESULTS = harness.RESULTS / "kernels.jsonl"

@@ -157,7 +157,7 @@ def draw_memory(panel: Any, points: dict[int, dict]) -> None:
         if "failed" not in row
     }
     panel.plot(*_line(peaks), "o-")
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.1 * max(peaks.values(), default=1))
 
 
 def mark_failures(panel: Any, points: dict[int, dict]) -> None:

@@ -24,14 +24,16 @@ def flags(monkeypatch):
     return configured
 
 
-def test_flags_are_added_and_the_users_are_kept(flags):
-    assert flags()["XLA_FLAGS"] == f"{TRITON}=false"
-    assert (
-        flags(XLA_FLAGS=f"{TRITON}=true --x=1")["XLA_FLAGS"] == f"{TRITON}=true --x=1"
-    )
+def test_flags_are_added_and_the_users_are_kept(flags, monkeypatch):
+    own = {TRITON: "false", "--xla_gpu_x": "2"}
+    monkeypatch.setitem(backend.FLAGS, "gpu", own)
+    assert flags()["XLA_FLAGS"] == f"{TRITON}=false --xla_gpu_x=2"
+    given = f"{TRITON}=true --x=1"
+    assert flags(XLA_FLAGS=given)["XLA_FLAGS"] == f"{given} --xla_gpu_x=2"
     # A longer name is another flag.
     longer = f"{TRITON}_any=true"
-    assert flags(XLA_FLAGS=longer)["XLA_FLAGS"] == f"{longer} {TRITON}=false"
+    expected = f"{longer} {TRITON}=false --xla_gpu_x=2"
+    assert flags(XLA_FLAGS=longer)["XLA_FLAGS"] == expected
 
 
 def test_flags_of_the_tpu_go_to_libtpu(flags, monkeypatch):
