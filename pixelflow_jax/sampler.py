@@ -94,12 +94,9 @@ def sample(
     def branches(stage: Stage) -> Branches:
         times = solver.evaluated(grid.times(stages.index(stage)))
         shape = (len(keys), *stage.size(height, width), channels)
-        return denoise(
-            *(apply, params, cond, null, stage, prediction, guide),
-            told=grid.told,
-            ahead=ahead,
-            known=None if times is None else Known(times, shape),
-        )
+        known = None if times is None else Known(times, shape)
+        given = (apply, params, cond, null, stage, prediction, guide)
+        return denoise(*given, told=grid.told, ahead=ahead, known=known)
 
     return follow(
         branches,

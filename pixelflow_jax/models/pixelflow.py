@@ -37,9 +37,7 @@ from pixelflow_jax.nn.embed import (
     rotate,
 )
 from pixelflow_jax.nn.heads import queries_keys_values, split_heads
-from pixelflow_jax.nn.hidden import through
 from pixelflow_jax.nn.layers import (
-    GELUMLP,
     RMSNorm,
     bias_of,
     fused_xavier,
@@ -47,6 +45,7 @@ from pixelflow_jax.nn.layers import (
     product,
     xavier,
 )
+from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.residual import between
@@ -224,7 +223,13 @@ class Block(nnx.Module):
         self.norm2 = RMSNorm(d) if has_text else None
         self.cross_attention = attend
         self.norm3 = RMSNorm(d)
-        self.mlp = GELUMLP(d, config.mlp_width, precision, rngs)
+        self.mlp = MLP(
+            *("gelu", d, config.mlp_width, precision, rngs),
+            bias=True,
+            init=xavier,
+            first_init=xavier,
+            bias_init=zeros,
+        )
 
     def vectors(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
         """What shifts, scales and gates the block, [b_i, 6 * width] a group."""
@@ -258,7 +263,7 @@ class Block(nnx.Module):
             x = x + self.cross_attention(self.norm2(x), packing, rope, text)
             x, z = step(x, **normed)
         x = checkpoint_name(x, "residual")
-        made = through(self.mlp, z, packing, kernels=self.kernels)
+        made = self.mlp(z, packing, kernels=self.kernels)
         made = checkpoint_name(made, "mlp_branch")
         return step(x, branch=made, bias=bias_of(self.mlp.down), gate=GATE2)[0]
 

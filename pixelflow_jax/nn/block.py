@@ -10,16 +10,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.attention import SelfAttention
 from pixelflow_jax.nn.dropout import Dropping, group_drops, packed
-from pixelflow_jax.nn.hidden import through
 from pixelflow_jax.nn.layers import (
     RMSNorm,
-    SwiGLU,
     bias_of,
     fused_xavier,
     linear,
     torch_default,
     xavier,
 )
+from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.residual import between
@@ -91,13 +90,14 @@ class Block(nnx.Module):
             **init,
         )
         self.norm2 = RMSNorm(width)
-        self.mlp = SwiGLU(
+        self.mlp = MLP(
+            "swiglu",
             width,
             hidden,
             precision,
             rngs,
             bias=bias,
-            gate_up_init=initial.gate_up,
+            first_init=initial.gate_up,
             **init,
         )
         if initial.zero_modulation:
@@ -140,7 +140,7 @@ class Block(nnx.Module):
         normed = {"gain": self.norm2.weight[...], "shift": SHIFT2, "scale": SCALE2}
         x, z = step(x, **added, **normed)
         x = checkpoint_name(x, "residual")
-        made = through(self.mlp, z, packing, inside, self.kernels)
+        made = self.mlp(z, packing, inside, self.kernels)
         made = checkpoint_name(made, "mlp_branch")
         return step(x, branch=made, bias=bias_of(self.mlp.down), gate=GATE2)[0]
 

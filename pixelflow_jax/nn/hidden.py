@@ -4,12 +4,10 @@ import functools
 
 import jax
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn import hidden_kernel
 from pixelflow_jax.nn.dropout import Drop, packed, stacked_seeds
 from pixelflow_jax.nn.hidden_kernel import How, Inputs
-from pixelflow_jax.nn.layers import GELUMLP, SwiGLU, bias_of, product
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.residual import chosen
 from pixelflow_jax.sharding import by_device, tensor_shards
@@ -45,29 +43,6 @@ def down(
     how = How(kind, packing.lengths, jax.default_backend() != "gpu")
     seeds = None if drops is None else stacked_seeds(drops)
     return _fused(how, Inputs(products, biases, seeds), matrix)
-
-
-def through(
-    mlp: SwiGLU | GELUMLP,
-    x: Array,
-    packing: Packing,
-    drops: tuple[Drop, ...] | None = None,
-    kernels: str = "auto",
-) -> Array:
-    """The MLP on packed tokens x [rows, n, width], without its last bias.
-
-    `drops` act on the hidden values, one function a group.
-    """
-    biases = [bias_of(layer) for layer in mlp.first]
-    return down(
-        mlp.kind,
-        tuple(checkpoint_name(product(f, x), "mlp_hidden") for f in mlp.first),
-        tuple(bias for bias in biases if bias is not None),
-        mlp.down.kernel[...].astype(x.dtype),
-        packing,
-        drops=drops,
-        kernels=kernels,
-    )
 
 
 def plainly(

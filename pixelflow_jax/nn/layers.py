@@ -1,4 +1,4 @@
-"""Linear layers, RMS norm, AdaLN modulation and the MLPs."""
+"""Linear layers, norms and AdaLN modulation."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.precision import Precision
 
@@ -113,62 +112,3 @@ def gated(x: Array, gate: Array, branch: Array) -> Array:
     """Residual x + gate * branch, in float32, returned in x's type."""
     x32, gate, branch32 = (a.astype(jnp.float32) for a in (x, gate, branch))
     return (x32 + gate * branch32).astype(x.dtype)
-
-
-class SwiGLU(nnx.Module):
-    """down(SiLU(gate(x)) * up(x)) (Shazeer 2020), without biases unless asked for.
-
-    `gate_up_init` initialises the first two matrices, `init` the last.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        precision: Precision,
-        rngs: nnx.Rngs,
-        *,
-        bias: bool = False,
-        init: Callable = torch_default,
-        gate_up_init: Callable = torch_default,
-        bias_init: Callable | None = None,
-    ):
-        biases = {"bias": bias, "bias_init": bias_init}
-        first = {"init": gate_up_init, **biases}
-        self.gate = linear(width, hidden, precision, rngs, **first)
-        self.up = linear(width, hidden, precision, rngs, **first)
-        self.down = linear(hidden, width, precision, rngs, init=init, **biases)
-
-    kind = "swiglu"
-
-    @property
-    def first(self) -> tuple[nnx.Linear, ...]:
-        """The layers before the activation."""
-        return self.gate, self.up
-
-    def __call__(self, x: Array) -> Array:
-        """[..., width] to [..., width]."""
-        gate = checkpoint_name(self.gate(x), "mlp_hidden")
-        up = checkpoint_name(self.up(x), "mlp_hidden")
-        return self.down(jax.nn.silu(gate) * up)
-
-
-class GELUMLP(nnx.Module):
-    """down(GELU(up(x))) with the tanh form of GELU; Xavier weights, zero biases."""
-
-    kind = "gelu"
-
-    def __init__(self, width: int, hidden: int, precision: Precision, rngs: nnx.Rngs):
-        init = {"init": xavier, "bias_init": nnx.initializers.zeros}
-        self.up = linear(width, hidden, precision, rngs, **init)
-        self.down = linear(hidden, width, precision, rngs, **init)
-
-    @property
-    def first(self) -> tuple[nnx.Linear, ...]:
-        """The layers before the activation."""
-        return (self.up,)
-
-    def __call__(self, x: Array) -> Array:
-        """[..., width] to [..., width]."""
-        hidden = checkpoint_name(self.up(x), "mlp_hidden")
-        return self.down(jax.nn.gelu(hidden, approximate=True))

@@ -144,14 +144,7 @@ def _steps(
     stop: Callable[[], bool],
 ) -> TrainState:
     """The loop itself: step, watch, draw, save."""
-    layout = jax.tree.map(lambda a: a.sharding, state)
-    shardings = (layout, sharding.replicated(run.mesh))
-    steps = {
-        balancing: jax.jit(
-            make_step(run.recipe, balancing), donate_argnums=0, out_shardings=shardings
-        )
-        for balancing in (False, True)
-    }
+    steps = _programs(run, state)
     batches = _on_device(data, run)
     frozen = sharding.place(run.frozen, run.mesh)
     pending: list[tuple[int, dict[str, Array]]] = []
@@ -197,6 +190,18 @@ def _steps(
             break
     checkpointer.wait()
     return state
+
+
+def _programs(run: Run, state: TrainState) -> dict[bool, Callable]:
+    """The step that moves the adaptive weight and the one that does not."""
+    layout = jax.tree.map(lambda a: a.sharding, state)
+    shardings = (layout, sharding.replicated(run.mesh))
+    return {
+        balancing: jax.jit(
+            make_step(run.recipe, balancing), donate_argnums=0, out_shardings=shardings
+        )
+        for balancing in (False, True)
+    }
 
 
 def _on_device(data: BatchLoader, run: Run) -> Iterator[dict]:

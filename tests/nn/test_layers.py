@@ -19,7 +19,6 @@ from pixelflow_jax.nn.embed import (
 )
 from pixelflow_jax.nn.layers import (
     RMSNorm,
-    SwiGLU,
     fused_xavier,
     gated,
     layer_normalise,
@@ -68,27 +67,6 @@ def test_modulate_and_gated_by_hand():
     np.testing.assert_allclose(gated(x, shift, scale), [2.0 + 0.5 * 0.1])
     for function in (modulate, gated):
         assert function(x.astype(jnp.bfloat16), shift, scale).dtype == jnp.bfloat16
-
-
-def test_swiglu_by_hand():
-    mlp, x = SwiGLU(4, 6, EXACT, nnx.Rngs(0)), normal(0, 3, 4)
-    gate, up, down = (layer.kernel[...] for layer in (mlp.gate, mlp.up, mlp.down))
-    expected = (x @ gate * jax.nn.sigmoid(x @ gate) * (x @ up)) @ down
-    np.testing.assert_allclose(mlp(x), expected, atol=1e-5)
-    assert mlp.gate.bias is None and mlp.up.bias is None and mlp.down.bias is None
-
-
-def test_swiglu_with_biases_and_dropout_by_hand():
-    ones, halves = nnx.initializers.ones, nnx.initializers.constant(0.5)
-    mlp = SwiGLU(
-        4, 6, EXACT, nnx.Rngs(0), bias=True, gate_up_init=halves, bias_init=ones
-    )
-    x, hidden = normal(0, 3, 4), []
-    inner = x.sum(-1, keepdims=True) / 2 + 1  # gate and up are alike
-    out = mlp(x, lambda h: hidden.append(h) or 2 * h)
-    expected = jnp.broadcast_to(jax.nn.silu(inner) * inner, (3, 6))
-    np.testing.assert_allclose(hidden[0], expected, rtol=1e-5)
-    np.testing.assert_allclose(out, 2 * expected @ mlp.down.kernel[...] + 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("parts", "outputs"), [(1, 30), (3, 10), (1 / 2, 60)])

@@ -7,7 +7,9 @@ import pytest
 from flax import nnx
 
 from pixelflow_jax.nn.dropout import Dropping, group_drops, layer_drops
-from pixelflow_jax.nn.layers import RMSNorm, SwiGLU
+from pixelflow_jax.nn.layers import RMSNorm
+from pixelflow_jax.nn.mlp import MLP
+from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop, Stack, take_apart
 
@@ -17,10 +19,10 @@ EXACT = Precision(compute="float32", matmul="highest")
 class Small(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.norm = RMSNorm(6)
-        self.mlp = SwiGLU(6, 10, EXACT, rngs)
+        self.mlp = MLP("swiglu", 6, 10, EXACT, rngs)
 
     def __call__(self, x, shift):
-        return x + self.mlp(self.norm(x) + shift)
+        return x + self.mlp(self.norm(x) + shift, Packing((2,), (3,)))
 
 
 def build(**loop) -> Stack:

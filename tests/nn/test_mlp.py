@@ -1,0 +1,47 @@
+"""The MLPs, each against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pixelflow_jax.nn.dropout import group_drops, layer_drops
+from pixelflow_jax.nn.mlp import MLP
+from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.precision import Precision
+
+EXACT = Precision(compute="float32", matmul="highest")
+X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4)), jnp.float32)
+PACKING = Packing((2,), (3,))
+
+
+def test_swiglu_by_hand():
+    mlp = MLP("swiglu", 4, 6, EXACT, nnx.Rngs(0))
+    gate, up, down = (layer.kernel[...] for layer in (mlp.gate, mlp.up, mlp.down))
+    expected = (X @ gate * jax.nn.sigmoid(X @ gate) * (X @ up)) @ down
+    np.testing.assert_allclose(mlp(X, PACKING), expected, atol=1e-5)
+    assert mlp.gate.bias is None and mlp.up.bias is None and mlp.down.bias is None
+
+
+def test_swiglu_with_biases_and_dropout_by_hand():
+    ones, halves = nnx.initializers.ones, nnx.initializers.constant(0.5)
+    biases = {"bias": True, "bias_init": ones}
+    mlp = MLP("swiglu", 4, 6, EXACT, nnx.Rngs(0), first_init=halves, **biases)
+    (drop,) = layer_drops(jax.random.key(1), (2,), 1, range(1))
+    drops = group_drops(drop, 0.5, 2)
+    inner = X.sum(-1, keepdims=True) / 2 + 1  # gate and up are alike
+    hidden = jnp.broadcast_to(jax.nn.silu(inner) * inner, (2, 3, 6))
+    kept = drops[0](jnp.ones_like(hidden))
+    assert set(np.unique(kept)) == {0, 2}
+    # The last bias is the caller's to add.
+    expected = (kept * hidden) @ mlp.down.kernel[...]
+    np.testing.assert_allclose(mlp(X, PACKING, drops), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gelu_by_hand():
+    mlp = MLP("gelu", 4, 6, EXACT, nnx.Rngs(0), bias=True)
+    mlp.up.bias[...] = jnp.arange(6.0)
+    hidden = X @ mlp.up.kernel[...] + jnp.arange(6.0)
+    bent = hidden * (1 + jnp.tanh((2 / np.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)))
+    expected = bent / 2 @ mlp.down.kernel[...]
+    np.testing.assert_allclose(mlp(X, PACKING), expected, atol=1e-5)
