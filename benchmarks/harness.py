@@ -152,7 +152,8 @@ def counted(lowered: jax.stages.Lowered) -> float:
     """XLA's count of the operations of one run, before its passes.
 
     What is computed again is in it, custom kernels are not, and a loop's body is
-    counted once. Takes seconds for large programs; NaN where there is no count.
+    counted once. Takes seconds for large programs. NaN where there is no count, as of
+    GPUs: a process on the CPU counts instead.
     """
     return float((lowered.cost_analysis() or {}).get("flops", math.nan))
 

@@ -12,9 +12,18 @@ def table(columns: list[str], rows: list[list[object]]) -> str:
 
 
 def source(rows: list[dict]) -> str:
-    """What rows were measured on: every card, set of versions, flags and commit."""
-    found = dict.fromkeys(map(_facts, rows))
-    return "Measured on " + "; ".join(found) + "." if found else ""
+    """What rows were measured on: every card, set of versions, flags and commit.
+
+    What most rows were measured on stands alone; the others are named.
+    """
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(_facts(row), []).append(f"`{row['case']}`")
+    if not found:
+        return ""
+    first, *others = sorted(found, key=lambda facts: -len(found[facts]))
+    others = [f"{', '.join(found[facts])}: {facts}" for facts in others]
+    return "Measured on " + "; ".join([first, *others]) + "."
 
 
 def _facts(row: dict) -> str:

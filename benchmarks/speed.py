@@ -3,10 +3,12 @@
 python -m benchmarks.speed --jobs 5 --cache CACHE
 python -m benchmarks.speed --only 'pixnerd-*' --deadline 570 --cache CACHE
 python -m benchmarks.speed --markdown [--into benchmarks/RESULTS.md]
+python -m benchmarks.speed --phase count --json benchmarks/results/operations.jsonl
 
 Rows are appended to results/speed.jsonl as they come, and `--markdown` renders the
-newest of each from there. On a machine that gives a command little time, `--phase
-compile` and `--phase measure` in two commands share the folder `--cache`.
+newest of each from there, with the newest count of operations, which takes no device.
+On a machine that gives a command little time, `--phase compile` and `--phase measure`
+in two commands share the folder `--cache`.
 """
 
 import argparse
@@ -19,9 +21,10 @@ from benchmarks.case import FLOW, SAMPLE, TRAIN, Case
 
 PIXNERD, PIXGEN = "configs/pixnerd.py:xl16_256", "configs/pixelgen.py:xl_256"
 RESULTS = harness.RESULTS / "speed.jsonl"
+OPERATIONS = harness.RESULTS / "operations.jsonl"
 COLUMNS = ["case", "official", "plain XLA", "must", "aim", "**ours**", "times as fast"]
 COLUMNS += ["arithmetic limit", "MFU", "peak GB: ours", "official", "plain XLA"]
-COLUMNS += ["compile s: cold", "with cache"]
+COLUMNS += ["compile s: cold", "with cache", "TFLOP: formula", "XLA"]
 # What a unit makes of a measured row; more is better for the rate alone.
 UNITS = {
     "ms": lambda row: row["ms"],
@@ -225,9 +228,8 @@ def line(row: Row, measured: dict | None) -> list[object]:
     asked, memory = [row.title, *asked], [row.official_gb, row.plain_gb]
     if measured is None or "failed" in measured:
         why = "" if measured is None else f"failed: {measured['failed']}"
-        return [*asked, why, "", "", "", "", *memory, "", ""]
+        return [*asked, why, "", "", "", "", *memory, "", "", "", ""]
     ours = UNITS[row.unit](measured)
-    limit = UNITS[row.unit](_at_the_limit(measured))
     times = ours / row.official if row.unit == RATE else row.official / ours
     cold = measured.get("cold_compile_s")
     if cold is not None:
@@ -236,20 +238,29 @@ def line(row: Row, measured: dict | None) -> list[object]:
         *asked,
         f"**{_figure(ours, row.unit)}**",
         f"{times:.2f}",
-        _figure(limit, row.unit),
-        f"{100 * measured['mfu']:.1f} %",
+        *_at_the_limit(row, measured),
         _rounded(measured.get("peak_gb")),
         *memory,
         cold,
         _rounded(measured.get("warm_compile_s")),
+        *_operations(row, measured),
     ]
 
 
-def _at_the_limit(measured: dict) -> dict:
-    """The row as the arithmetic alone would make it, at the measured matmul rate."""
-    factor = measured["ms"] / measured["limit_ms"]
-    rate = measured["images_s"] * factor
-    return measured | {"ms": measured["limit_ms"], "images_s": rate}
+def _at_the_limit(row: Row, measured: dict) -> tuple[str, str]:
+    """What the arithmetic alone takes at the measured matmul rate, and the share."""
+    if "mfu" not in measured:
+        return "", ""
+    rate = measured["images_s"] / measured["mfu"]
+    alone = measured | {"ms": measured["limit_ms"], "images_s": rate}
+    return _figure(UNITS[row.unit](alone), row.unit), f"{100 * measured['mfu']:.1f} %"
+
+
+def _operations(row: Row, measured: dict) -> tuple[str, str]:
+    """Of a run; XLA counts one step of a sampler's loop, which says nothing."""
+    known = "model_tflop" in measured and row.case.what == TRAIN
+    by_xla = measured["xla_tflop"] if known else None
+    return _rounded(measured.get("model_tflop")), _rounded(by_xla)
 
 
 def _figure(value: float | None, unit: str) -> str:
@@ -260,8 +271,16 @@ def _rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def render(measured: dict[str, dict]) -> str:
-    """The table in Markdown with what it was measured on."""
+def render(measured: dict[str, dict], counts: dict[str, dict] | None = None) -> str:
+    """The table in Markdown with what it was measured on.
+
+    `counts` are the operations of rows that do not hold their own.
+    """
+    counts = counts or {}
+    measured = {
+        name: suite.with_operations(row, counts.get(name, {}))
+        for name, row in measured.items()
+    }
     lines = [line(row, measured.get(row.case.name)) for row in ROWS]
     mine = [measured[r.case.name] for r in ROWS if r.case.name in measured]
     done = [row for row in mine if "failed" not in row]
@@ -273,7 +292,8 @@ def main() -> None:
     args = arguments()
     if not args.markdown:
         suite.run([row.case for row in chosen(args.only)], args)
-    text = render(newest(harness.read(args.json)))
+    counts = newest(harness.read(OPERATIONS))
+    text = render(newest(harness.read(args.json)), counts)
     if args.into:
         markdown.fill(args.into, "speed", text)
     else:

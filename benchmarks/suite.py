@@ -1,11 +1,11 @@
-"""Cases in two phases: all compiled in parallel, then each measured alone.
+"""Cases: all counted and compiled in parallel, then each measured alone.
 
 Compiling a large step takes a minute of a few cores and hardly any of the device, so
 several processes compile at once, into JAX's persistent cache. Then one process after
 the other takes its program from there and has the device to itself, so that its peak
 memory is its own. Every row is on disk as soon as it is there. What the compiler tries
 out on the device while others do the same can be misjudged: `--jobs 1` compiles as
-quietly as it measures.
+quietly as it measures. Operations are counted on the CPU.
 """
 
 import argparse
@@ -24,12 +24,14 @@ from concurrent import futures
 
 from benchmarks import harness
 from benchmarks.case import FIELDS, Case, changes
-from benchmarks.worker import COMPILE, MEASURE
+from benchmarks.worker import COMPILE, COUNT, MEASURE
 
-COLD = "cold.jsonl"  # in the cache's folder: how long each case took to compile
+# In the cache's folder: how long each case took to compile, and its operations.
+COLD, OPERATIONS = "cold.jsonl", "operations.jsonl"
 CORES_A_JOB = 3  # of the host, that compiling a program keeps busy
 # Processes that compile at once share the device; one that measures has it all.
 ENVIRONMENTS = {
+    COUNT: {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"},
     COMPILE: {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     MEASURE: {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"},
 }
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--jobs", type=int, default=jobs, help="processes that compile at once")
     add("--cache", type=pathlib.Path, help="folder of programs; else a temporary one")
-    add("--phase", choices=[COMPILE, MEASURE, "both"], default="both")
+    add("--phase", choices=[COUNT, COMPILE, MEASURE, "all"], default="all")
     add("--compile_budget", type=float, default=400, help="seconds to compile a case")
     add("--budget", type=float, default=120, help="seconds to measure a case")
     add("--deadline", type=float, default=math.inf, help="seconds for all together")
@@ -111,21 +113,36 @@ class Suite:
                     self._remember(case, row, workers)
         return found
 
+    def count(self, cases: list[Case]) -> dict[str, dict]:
+        """The operations of all cases, by the cases' keys; known ones stay known."""
+
+        def one(case: Case) -> dict:
+            known = self._known(OPERATIONS, case)
+            row = known or _row(self._worker(COUNT, case, self.compile_budget))
+            if not known and "failed" not in row:
+                harness.append(self.cache / OPERATIONS, {"case": case.key, **row})
+            say(f"counted {case.label}", row, ("model_tflop", "xla_tflop"))
+            return row
+
+        with futures.ThreadPoolExecutor(max(1, min(self.jobs, len(cases)))) as pool:
+            rows = list(pool.map(one, cases))
+        return {case.key: row for case, row in zip(cases, rows, strict=True)}
+
     def measure(self, case: Case) -> dict:
         """The record of one case, measured alone."""
         record = self._worker(MEASURE, case, self.budget)
         row = {"case": case.label, **dataclasses.asdict(case), **_row(record)}
+        row = with_operations(row, self._known(OPERATIONS, case))
         return {**record, "rows": [self._with_compile_times(case, row)]}
 
     def _remember(self, case: Case, row: dict, at_once: int) -> dict:
-        """What is known once: how long compiling took, and XLA's count."""
+        """How long compiling took, which is known once."""
         cold = {"cold_compile_s": row["compile_s"], "at_once": at_once}
-        cold["xla_tflop"] = row["xla_tflop"]
         harness.append(self.cache / COLD, {"case": case.key, **cold})
         return cold
 
-    def _remembered(self, case: Case) -> dict:
-        path = self.cache / COLD
+    def _known(self, file: str, case: Case) -> dict:
+        path = self.cache / file
         lines = path.read_text().splitlines() if path.exists() else []
         known = {one.pop("case"): one for one in map(json.loads, lines)}
         return known.get(case.key, {})
@@ -133,7 +150,7 @@ class Suite:
     def _with_compile_times(self, case: Case, row: dict) -> dict:
         """The row with compile times told apart: with an empty cache and a full one."""
         if row.get("cached"):
-            times = self._remembered(case) | {"warm_compile_s": row["compile_s"]}
+            times = self._known(COLD, case) | {"warm_compile_s": row["compile_s"]}
         elif "cached" in row:  # nothing was there: compiled here, alone
             times = self._remember(case, row, at_once=1)
         else:
@@ -157,27 +174,46 @@ class Suite:
             ),
         }
         for name, value in ENVIRONMENTS[phase].items():
-            environment[name] = os.environ.get(name, value)
+            environment[name] = value if phase == COUNT else os.environ.get(name, value)
         found = harness.in_own_process(command, environment, limit)
         return _failed(found["failed"]) if "failed" in found else found
 
 
 def run(cases: list[Case], args: argparse.Namespace) -> list[dict]:
-    """Compile and measure the cases; every row goes to `args.json` at once."""
+    """Count, compile and measure the cases; every row goes to `args.json` at once."""
     rows = []
     with opened(args) as suite:
-        done = {} if args.phase == MEASURE else suite.compile(cases)
+        counts = suite.count(cases) if args.phase != COMPILE else {}
+        done = suite.compile(cases) if args.phase in (COMPILE, "all") else {}
         for case in cases if args.phase != COMPILE else ():
             broken = done.get(case.key, {}).get("failed")
-            if broken:
-                what = {"case": case.label, **dataclasses.asdict(case)}
+            what = {"case": case.label, **dataclasses.asdict(case)}
+            if args.phase == COUNT:
+                row = {**what, **counts[case.key]}
+                record = {**harness.environment(), "rows": [row]}
+            elif broken:
                 record = _failed(f"compiling: {broken}", what)
             else:
                 record = suite.measure(case)
+                columns = ("ms", "images_s", "mfu", "peak_gb")
+                say(case.label, _row(record), columns)
             harness.append(args.json, record)
             rows += record["rows"]
-            say(case.label, rows[-1], ("ms", "images_s", "mfu", "peak_gb"))
     return rows
+
+
+def with_operations(row: dict, counts: dict) -> dict:
+    """A measured row with its operations and what the machine's matmul rate allows.
+
+    `limit_ms` is the arithmetic at the measured rate, `mfu` how much of that rate is
+    used. Nothing is added where nothing was measured or counted.
+    """
+    if "ms" not in row or not counts:
+        return row
+    peak = row["matmul_tflops"] * row.get("mesh_size", 1)
+    limit = counts["model_tflop"] / peak * 1e3
+    counted = {k: counts[k] for k in ("model_tflop", "xla_tflop")}
+    return {**row, **counted, "limit_ms": limit, "mfu": limit / row["ms"]}
 
 
 def run_and_print(cases: list[Case], args: argparse.Namespace) -> None:

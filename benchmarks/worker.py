@@ -1,4 +1,4 @@
-"""One case in a process of its own: compiled into the cache, or measured.
+"""One case in a process of its own: counted, compiled into the cache, or measured.
 
 python -m benchmarks.worker measure --case '{"what": "train", ...}'
 
@@ -20,7 +20,17 @@ import numpy as np  # isort: skip
 from benchmarks.case import Case, build  # isort: skip
 from benchmarks.work import Work  # isort: skip
 
-COMPILE, MEASURE = "compile", "measure"
+COUNT, COMPILE, MEASURE = "count", "compile", "measure"
+
+
+def counted(work: Work) -> dict:
+    """The operations of a run, by the models' formulas and as XLA counts them.
+
+    Meant for the CPU, which needs no device and counts what a GPU's plugin does not.
+    """
+    with jax.set_mesh(work.mesh):
+        by_xla = harness.counted(work.program.lower(*work.shapes))
+    return {"model_tflop": work.flops / 1e12, "xla_tflop": by_xla / 1e12}
 
 
 def precompiled(work: Work) -> dict:
@@ -28,15 +38,15 @@ def precompiled(work: Work) -> dict:
     with jax.set_mesh(work.mesh):
         harness.compiled(work.setup)
         found = harness.compiled(work.program, *work.shapes)
-    return {"compile_s": found.seconds, "cached": found.cached, **_counted(found)}
+    return {"compile_s": found.seconds, "cached": found.cached}
 
 
 def timed(work: Work, repeats: int, limit: float = math.inf) -> dict:
-    """Speed, memory and compile time, and what the machine's own rates allow.
+    """Speed, memory and compile time, and the machine's own rates.
 
-    `limit_ms` is the arithmetic at the measured matmul rate, `bytes_limit_ms` what has
-    to be read and written once at the measured copy rate. `setup_peak_gb` is the peak
-    before the first run: the program's own is `peak_gb` only where that is more.
+    `bytes_limit_ms` is what has to be read and written once at the measured copy rate.
+    `setup_peak_gb` is the peak before the first run: the program's own is `peak_gb`
+    only where that is more.
     """
     rates = harness.machine_rates()
     with jax.set_mesh(work.mesh):
@@ -58,14 +68,12 @@ def timed(work: Work, repeats: int, limit: float = math.inf) -> dict:
     if not finite:
         raise RuntimeError("The result is not finite: this case does not work.")
     seconds = statistics.median(times)
-    peak = rates["matmul_tflops"] * 1e12 * work.mesh.size
     return {
         "ms": seconds * 1e3,
         "fastest_ms": min(times) * 1e3,
         "repeats": len(times),
         "images_s": work.images / seconds,
-        "mfu": work.flops / seconds / peak,
-        "limit_ms": work.flops / peak * 1e3,
+        "mesh_size": work.mesh.size,
         "bytes_limit_ms": work.moved / rates["copy_tbs"] / 1e9,
         **harness.memory(built.program),
         "setup_peak_gb": setup_peak,
@@ -74,36 +82,31 @@ def timed(work: Work, repeats: int, limit: float = math.inf) -> dict:
         "trace_s": built.trace_seconds,
         "setup_s": setup_seconds,
         "network_calls": work.calls,
-        "model_tflop": work.flops / 1e12,
-        **_counted(built),
         **rates,
     }
 
 
-def _counted(built: harness.Compiled) -> dict:
-    """XLA's count, where it was not made before: counting takes seconds."""
-    if built.cached:
-        return {}
-    return {"xla_tflop": harness.counted(built.lowered) / 1e12}
+PHASES = {
+    COUNT: lambda work, args: counted(work),
+    COMPILE: lambda work, args: precompiled(work),
+    MEASURE: lambda work, args: timed(work, args.repeats, args.seconds),
+}
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = harness.parser(__doc__)
-    parser.add_argument("phase", choices=[COMPILE, MEASURE])
+    parser.add_argument("phase", choices=PHASES)
     parser.add_argument("--case", required=True, help="as JSON")
     parser.add_argument("--seconds", type=float, default=math.inf, help="to time for")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Compile or measure, and hand the record over."""
+    """Count, compile or measure, and hand the record over."""
     args = arguments()
     work = build(Case.from_json(args.case))
-    if args.phase == COMPILE:
-        found = precompiled(work)
-    else:
-        found = timed(work, args.repeats, args.seconds)
+    found = PHASES[args.phase](work, args)
     print(harness.ROW + json.dumps(harness.record([found])), flush=True)
 
 

@@ -53,7 +53,8 @@ def test_a_step_is_compiled_then_measured_from_the_cache(tmp_path):
     (row,) = harness.read(record)
     assert row["case"] == "batch=2 unroll=1 depth=2" and row["device"] == "cpu"
     assert row["ms"] > 0 and row["images_s"] > 0 and row["peak_gb"] is None
-    assert row["program_gb"] > 0 and row["xla_tflop"] > 0
+    assert row["program_gb"] > 0 and row["xla_tflop"] > row["model_tflop"] > 0
+    assert row["mfu"] == pytest.approx(row["limit_ms"] / row["ms"])
     assert row["warm_compile_s"] < row["cold_compile_s"] and row["at_once"] == 1
     assert "batch=2" in run.stdout
 
@@ -98,7 +99,7 @@ def test_long_runs_are_repeated_less():
 def test_cold_times_are_remembered_with_the_cache(tmp_path):
     with suite.opened(arguments(tmp_path)) as opened:
         case = Case.parse(f"train {SMALL} 2")
-        first = {"compile_s": 40.0, "cached": False, "xla_tflop": 1.0}
+        first = {"compile_s": 40.0, "cached": False}
         opened._remember(case, first, at_once=5)
         row = opened._with_compile_times(case, {"compile_s": 2.0, "cached": True})
         assert row["cold_compile_s"] == 40.0 and row["warm_compile_s"] == 2.0

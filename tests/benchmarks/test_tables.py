@@ -9,8 +9,12 @@ from benchmarks import harness, markdown, scaling, speed
 
 FACTS = {"device": "a card", "jax": "1.0", "xla_flags": "--flag", "commit": "abc"}
 SPEEDS = {"ms": 55.3, "images_s": 200.0, "limit_ms": 27.65, "mfu": 0.5}
+SPEEDS |= {"model_tflop": 25.7, "xla_tflop": 30.2, "matmul_tflops": 700.0}
 SPEEDS |= {"peak_gb": 20.04, "program_gb": 19.0, "cold_compile_s": 41.4}
 SPEEDS |= {"at_once": 5, "warm_compile_s": 3.21}
+
+
+COUNTED = {"limit_ms", "mfu", "model_tflop", "xla_tflop"}
 
 
 def written(path, *rows: dict):
@@ -39,8 +43,30 @@ def test_the_table_renders_from_a_record(tmp_path):
     cells = [cell.strip() for cell in lines[2].split("|")]
     assert "**55.3 ms**" in cells and "2.00" in cells and "27.65 ms" in cells
     assert "50.0 %" in cells and "41 (5 at once)" in cells and "3.2" in cells
+    assert cells[-3:-1] == ["25.7", "30.2"]
     assert "failed: out of memory" in lines[3]
     assert "a card" in lines[-1] and "abc" in lines[-1]
+
+
+def test_operations_counted_elsewhere_give_limit_and_share():
+    row = next(row for row in speed.ROWS if row.case.name == "pixelgen-full-32")
+    own = {k: v for k, v in measured(row.case).items() if k not in COUNTED}
+    counts = {row.case.name: {"model_tflop": 7.0, "xla_tflop": 8.0}}
+    text = speed.render({row.case.name: {**FACTS, **own}}, counts)
+    assert "| 10 ms | 18.1 % |" in text and "| 7.0 | 8.0 |" in text
+    assert "**55.3 ms** | 2.64 |  |  |" in speed.render(
+        {row.case.name: {**FACTS, **own}}
+    )
+
+
+def test_rows_of_another_commit_are_named():
+    rows = [{**FACTS, "case": name} for name in "abc"]
+    rows[1] = {**rows[1], "commit": "other"}
+    text = markdown.source(rows)
+    assert text == (
+        "Measured on a card, jax 1.0, `--flag`, commit abc; "
+        "`b`: a card, jax 1.0, `--flag`, commit other."
+    )
 
 
 def test_rates_and_images_have_their_own_ratio():
