@@ -4,9 +4,17 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-DEVICES = "--xla_force_host_platform_device_count"
-if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+
+
+def add_xla_flags(**added: object) -> None:
+    """Add flags to $XLA_FLAGS, but for those it holds. Before jax is imported."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    for name, value in added.items():
+        flags += "" if name in flags else f" --{name}={value}"
+    os.environ["XLA_FLAGS"] = flags.strip()
+
+
+add_xla_flags(xla_force_host_platform_device_count=8)
 
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
@@ -15,6 +23,26 @@ from absl import flags  # noqa: E402
 flags.FLAGS.mark_as_parsed()
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config):
+    """Fast tests mostly compile, twice as fast without optimisation.
+
+    Slow ones mostly run; they also run what a user's programs are.
+    """
+    if config.option.markexpr == "not slow":
+        add_xla_flags(
+            xla_backend_optimization_level=0,
+            xla_llvm_disable_expensive_passes="true",
+        )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """The tests of a file share what its fixtures train: one process runs them all."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 def golden_dir() -> pathlib.Path | None:

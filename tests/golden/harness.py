@@ -200,6 +200,11 @@ def blocks(stack: Stack | None) -> list[nnx.Module]:
     return [nnx.merge(graph, slice_of(i)) for i in range(stack.depth)]
 
 
+def biased(layer: nnx.Linear, branch: jax.Array) -> jax.Array:
+    """An attention's or MLP's result with its last bias, which a block adds."""
+    return branch if layer.bias is None else branch + layer.bias[...]
+
+
 @functools.cache
 def pixnerd_model(
     fixture: Fixture, baseline: bool = False, tap: int | None = None, remat="none"

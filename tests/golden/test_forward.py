@@ -43,10 +43,11 @@ def parts(block: Block, x: Array, cond: Array, rope: tuple) -> dict:
     modulation = block.modulation(cond)[:, None]
     shift1, scale1, gate1, shift2, scale2, _ = jnp.split(modulation, 6, -1)
     z = modulate(block.norm1(x), shift1, scale1)
-    # The block adds the projection's bias.
-    attn = block.attention(z, Packing.of([x]), rope) + block.attention.out.bias[...]
-    x = gated(x, gate1, attn)
-    return {"attn": attn, "mlp": block.mlp(modulate(block.norm2(x), shift2, scale2))}
+    packing = Packing.of([x])
+    attn = harness.biased(block.attention.out, block.attention(z, packing, rope))
+    z = modulate(block.norm2(gated(x, gate1, attn)), shift2, scale2)
+    mlp = harness.biased(block.mlp.down, block.mlp(z, packing))
+    return {"attn": attn, "mlp": mlp}
 
 
 def field(

@@ -52,14 +52,14 @@ def branches(block: Block, x: Array, cond: Array, packing, rope, text) -> dict:
     modulation = block.modulation(cond)[:, None]
     shift1, scale1, gate1, shift2, scale2, _ = jnp.split(modulation, 6, -1)
     norm1 = modulate(layer_normalise(x), shift1, scale1)
-    bias = block.attention.out.bias  # the block adds it
     attn1 = block.attention(norm1, packing, rope)
-    out = {"norm1": norm1, "attn1": attn1 if bias is None else attn1 + bias[...]}
+    out = {"norm1": norm1, "attn1": harness.biased(block.attention.out, attn1)}
     x = gated(x, gate1, out["attn1"])
     if text is not None:
         out["attn2"] = block.cross_attention(block.norm2(x), packing, rope, text)
         x = x + out["attn2"]
-    return out | {"mlp": block.mlp(modulate(block.norm3(x), shift2, scale2))}
+    made = block.mlp(modulate(block.norm3(x), shift2, scale2), packing)
+    return out | {"mlp": harness.biased(block.mlp.down, made)}
 
 
 def check_forward(fixture, case: str, image, t, cond: Cond) -> None:

@@ -24,9 +24,11 @@ def branches(block: Block, x: Sequence, cond: Array) -> dict:
     modulation = block.modulation(cond)[:, None]
     shift1, scale1, gate1, shift2, scale2, _ = jnp.split(modulation, 6, -1)
     z = modulate(block.norm1(x.tokens), shift1, scale1)
-    attn = block.attention(z, x.packing, x.rope) + block.attention.out.bias[...]
+    attn = block.attention(z, x.packing, x.rope)
+    attn = harness.biased(block.attention.out, attn)
     z = modulate(block.norm2(gated(x.tokens, gate1, attn)), shift2, scale2)
-    return {"attn": attn, "mlp": block.mlp(z)}
+    mlp = harness.biased(block.mlp.down, block.mlp(z, x.packing))
+    return {"attn": attn, "mlp": mlp}
 
 
 def intermediates(model: PixelGenModel, start: int, image, t, labels) -> dict:

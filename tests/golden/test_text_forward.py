@@ -27,9 +27,11 @@ def branches(block: Block, x: Array, cond: Array, *attended) -> dict:
     shift1, scale1, gate1, shift2, scale2, _ = jnp.split(modulation, 6, -1)
     packing, rope, drop, text = attended
     z = modulate(block.norm1(x), shift1, scale1)
-    attn = block.attention(z, packing, rope, drop, text) + block.attention.out.bias[...]
+    attn = block.attention(z, packing, rope, drop, text)
+    attn = harness.biased(block.attention.out, attn)
     z = modulate(block.norm2(gated(x, gate1, attn)), shift2, scale2)
-    return {"attn": attn, "mlp": block.mlp(z)}
+    mlp = harness.biased(block.mlp.down, block.mlp(z, packing))
+    return {"attn": attn, "mlp": mlp}
 
 
 def trunk(model: TextTrunk, image: Array, tokens: Array, t: Array, states: Array):
