@@ -18,6 +18,7 @@ import pathlib
 
 from benchmarks import cascade, harness, markdown, perceptual, suite
 from benchmarks.case import FLOW, SAMPLE, TRAIN, Case
+from benchmarks.worker import COUNT
 
 PIXNERD, PIXGEN = "configs/pixnerd.py:xl16_256", "configs/pixelgen.py:xl_256"
 RESULTS = harness.RESULTS / "speed.jsonl"
@@ -290,8 +291,12 @@ def render(measured: dict[str, dict], counts: dict[str, dict] | None = None) -> 
 def main() -> None:
     """Measure the rows and print the table, or only render what was measured."""
     args = arguments()
+    cases = [row.case for row in chosen(args.only)]
+    if args.phase == COUNT and not args.markdown:
+        suite.run_and_print(cases, args)
+        return
     if not args.markdown:
-        suite.run([row.case for row in chosen(args.only)], args)
+        suite.run(cases, args)
     counts = newest(harness.read(OPERATIONS))
     text = render(newest(harness.read(args.json)), counts)
     if args.into:

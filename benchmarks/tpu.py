@@ -5,7 +5,8 @@ python -m benchmarks.tpu --topology v5e:2x4 --batch 64 --program train sampler
 
 No TPU is needed: libtpu's compiler takes a description of the chips. Everything
 reported is predicted, for each device; nothing runs. All loops over layers are written
-out, because XLA counts the body of a loop once; "loops" says how many are left.
+out, because XLA counts the body of a loop once; "loops_counted_once" says how many are
+left where the costs are counted, "loops" how many the program has.
 
 `--table FILE` prints the rows of a file that `--json FILE` wrote as Markdown.
 
@@ -65,10 +66,20 @@ OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 class Part(NamedTuple):
-    """A compiled program, and how often the body of its one loop over steps runs."""
+    """A compiled program without loops, and how often what it does is done.
+
+    Less than once corrects for what other parts count too often.
+    """
 
     program: object
     times: int = 1
+
+
+class Programs(NamedTuple):
+    """A program as it would run, and the parts that its costs are the sum of."""
+
+    whole: object
+    parts: tuple[Part, ...]
 
 
 def arguments() -> argparse.Namespace:
@@ -92,12 +103,12 @@ def measure(config: str, topology: str, batch: int, program: str, terms: str) ->
     row = {"config": experiment.name, "topology": topology, "batch": batch}
     row |= {"program": program, "terms": terms}
     try:
-        parts = PROGRAMS[program](experiment, tpu_devices(topology), batch)
+        programs = PROGRAMS[program](experiment, tpu_devices(topology), batch)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {**row, "fits": False, "why": str(error).splitlines()[0]}
-    return row | prediction(parts, _chip(row))
+    return row | prediction(programs, _chip(row))
 
 
 def written_out(config: Experiment, terms: str = "all") -> Experiment:
@@ -119,7 +130,7 @@ def tpu_devices(topology: str) -> list:
     return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
 
 
-def train_parts(config: Experiment, devices: list, batch: int) -> list[Part]:
+def training(config: Experiment, devices: list, batch: int) -> Programs:
     """The training step, compiled; parameters and optimizer split over `devices`."""
     mesh = sharding.MeshShape(data=1, fsdp=-1).build(devices)
     recipe, size = config.recipe(), config.data.image_size
@@ -131,17 +142,20 @@ def train_parts(config: Experiment, devices: list, batch: int) -> list[Part]:
         on(sharding.batch_sharding(mesh), given),
         jax.tree.map(on, sharding.state_sharding(frozen, mesh), frozen),
     )
-    return [Part(compiled(make_step(recipe), mesh, *inputs, donate_argnums=0))]
+    step = compiled(make_step(recipe), mesh, *inputs, donate_argnums=0)
+    return Programs(step, (Part(step),))
 
 
-def sampler_parts(config: Experiment, devices: list, batch: int) -> list[Part]:
-    """The Euler sampler of one stage, compiled twice: guided always, and never.
+def sampling(config: Experiment, devices: list, batch: int) -> Programs:
+    """The Euler sampler of one stage.
 
-    Each has one loop, over steps that are all alike; together they are the config's.
+    XLA counts the body of its loops over steps once; the parts are a guided step and
+    one without guidance, each as a sampler of its own, and what happens once in all.
     """
     config.sampling.solver = Euler()
-    size, guidance = config.data.image_size, config.sampling.guidance
-    times = config.sampling.grid.times(0)[:-1]
+    size, settings = config.data.image_size, config.sampling
+    guidance, grid = settings.guidance, settings.grid
+    times = grid.times(0)[:-1]
     guided = int(np.sum(guidance.active(times)))
     mesh = sharding.MeshShape().build(devices)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -152,15 +166,21 @@ def sampler_parts(config: Experiment, devices: list, batch: int) -> list[Part]:
         on(whole, jax.ShapeDtypeStruct((), np.uint32)),
         False,
     )
-    parts = []
-    for scale, count in ((guidance.scale, guided), (1.0, len(times) - guided)):
-        config.sampling.guidance = dataclasses.replace(
-            guidance, scale=scale, low=-np.inf, high=np.inf
-        )
+
+    def program() -> object:
         trace = config.generator(size, size).trace
-        program = compiled(trace, mesh, *inputs, static_argnums=4)
-        parts.append(Part(program, count))
-    return parts
+        return compiled(trace, mesh, *inputs, static_argnums=4)
+
+    whole = program()
+    settings.grid = dataclasses.replace(grid, steps=1)
+    # The weights are made ready once, but in each of these.
+    prepared = compiled(config.network().prepare, mesh, inputs[0])
+    parts = [Part(prepared, 1 - len(times))]
+    for scale, count in ((guidance.scale, guided), (1.0, len(times) - guided)):
+        always = {"scale": scale, "low": -np.inf, "high": np.inf}
+        settings.guidance = dataclasses.replace(guidance, **always)
+        parts.append(Part(program(), count))
+    return Programs(whole, tuple(parts))
 
 
 def on(layout: jax.sharding.Sharding, shapes: object) -> object:
@@ -176,29 +196,31 @@ def compiled(function: Callable, mesh: Mesh, *inputs: object, **how: object) -> 
     return lowered.compile(compiler_options=OPTIONS)
 
 
-def prediction(parts: list[Part], chip: Chip) -> dict:
-    """Operations, bytes and memory of programs run one after another, and their time.
+def prediction(programs: Programs, chip: Chip) -> dict:
+    """Operations, bytes and memory of a program, and its time.
 
     It is the larger of what the operations need at the chip's rate, a true bound, and
     what XLA's bytes need at its bandwidth. Those hold what moves inside the chip too,
     from and to its vector memory, so the time may be too long.
     """
+    whole, parts = programs
     flops = sum(part.times * _cost(part, "flops") for part in parts)
     moved = sum(part.times * _cost(part, "bytes accessed") for part in parts)
-    memory = [part.program.memory_analysis() for part in parts]
-    peak = max(m.peak_memory_in_bytes for m in memory)
+    memory = whole.memory_analysis()
+    peak = memory.peak_memory_in_bytes
     compute, traffic = flops / chip.flops, moved / chip.bandwidth
     return {
         "tflop": flops / 1e12,
         "gbytes": moved / 1e9,
-        "arguments_gb": max(m.argument_size_in_bytes for m in memory) / 1e9,
-        "temporary_gb": max(m.temp_size_in_bytes for m in memory) / 1e9,
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
+        "temporary_gb": memory.temp_size_in_bytes / 1e9,
         "peak_gb": peak / 1e9,
         "fits": peak < chip.memory,
         "flops_ms": compute * 1e3,
         "bytes_ms": traffic * 1e3,
         "predicted_ms": max(compute, traffic) * 1e3,
-        "loops": max(_loops(part.program) for part in parts),
+        "loops": _loops(whole),
+        "loops_counted_once": max(_loops(part.program) for part in parts),
     }
 
 
@@ -211,7 +233,7 @@ def _loops(program: object) -> int:
     return len(re.findall(r" while\(", program.as_text()))
 
 
-PROGRAMS = {"train": train_parts, "sampler": sampler_parts}
+PROGRAMS = {"train": training, "sampler": sampling}
 COLUMNS = {
     "program": lambda r: f"{r['config']}, {_kind(r)}",
     "chips": lambda r: r["topology"],

@@ -49,9 +49,9 @@ def test_the_table_has_a_line_for_each_row_of_the_results():
 @needs_libtpu
 def test_a_training_step_compiles_for_eight_chips_and_is_counted():
     config = tiny()
-    parts = tpu.train_parts(config, tpu.tpu_devices("v5e:2x4"), 64)
-    found = tpu.prediction(parts, tpu.CHIPS["v5e"])
-    assert found["fits"] and found["loops"] == 0
+    programs = tpu.training(config, tpu.tpu_devices("v5e:2x4"), 64)
+    found = tpu.prediction(programs, tpu.CHIPS["v5e"])
+    assert found["fits"] and found["loops"] == found["loops_counted_once"] == 0
     expected = TRAINING_PASSES * config.model.flops(64, 64) * 8
     assert found["tflop"] * 1e12 == pytest.approx(expected, rel=0.25)
     assert found["predicted_ms"] >= found["flops_ms"] > 0
@@ -62,11 +62,11 @@ def test_a_training_step_compiles_for_eight_chips_and_is_counted():
 @needs_libtpu
 def test_a_sampler_compiles_and_all_of_its_steps_are_counted():
     config = tiny()
-    parts = tpu.sampler_parts(config, tpu.tpu_devices("v5e:2x2"), 32)
-    assert [part.times for part in parts] == [4, 1]
-    found = tpu.prediction(parts, tpu.CHIPS["v5e"])
+    programs = tpu.sampling(config, tpu.tpu_devices("v5e:2x2"), 32)
+    assert [part.times for part in programs.parts] == [1 - 5, 4, 1]
+    found = tpu.prediction(programs, tpu.CHIPS["v5e"])
     calls = 2 * 4 + 1  # a guided step asks the network twice
-    assert found["loops"] == 1
+    assert found["loops"] == 1 and found["loops_counted_once"] == 0
     expected = calls * config.model.flops(64, 64) * 8
     assert found["tflop"] * 1e12 == pytest.approx(expected, rel=0.25)
 
