@@ -59,12 +59,12 @@ def normal(*shapes: tuple[int, ...], dtype: str = "bfloat16") -> tuple[Array, ..
     return tuple(jax.random.normal(key, s).astype(dtype) for key, s in pairs)
 
 
-def with_gradient(function: Callable[..., Array]) -> Callable[..., tuple]:
-    """A function of the inputs and a cotangent: the result and all gradients."""
+def with_gradient(function: Callable, outs: int = 1) -> Callable[..., tuple]:
+    """A function of the inputs and `outs` cotangents: the result and all gradients."""
 
     def both(*inputs: Array) -> tuple:
-        out, pull = jax.vjp(function, *inputs[:-1])
-        return out, pull(inputs[-1])
+        out, pull = jax.vjp(function, *inputs[:-outs])
+        return out, pull(jax.tree.unflatten(jax.tree.structure(out), inputs[-outs:]))
 
     return both
 
@@ -179,22 +179,12 @@ def blocks() -> Iterator[tuple[str, Entry]]:
                 kernels: functools.partial(function, packing, kernels)
                 for kernels in ("xla", "auto")
             }
-            both = {k: _with_gradients(f, len(outs)) for k, f in forward.items()}
+            both = {k: with_gradient(f, len(outs)) for k, f in forward.items()}
             inputs = functools.partial(normal, *shapes)
             yield f"{name} {title} forward", Entry(inputs=inputs, variants=forward)
             inputs = functools.partial(normal, *shapes, *outs)
             name = f"{name} {title} forward and backward"
             yield name, Entry(inputs=inputs, variants=both)
-
-
-def _with_gradients(function: Callable[..., tuple], outs: int) -> Callable[..., tuple]:
-    """`with_gradient` for a function of several results."""
-
-    def both(*inputs: Array) -> tuple:
-        out, pull = jax.vjp(function, *inputs[:-outs])
-        return out, pull(tuple(inputs[-outs:]))
-
-    return both
 
 
 def _between(packing: Packing, kernels: str, *arrays: Array) -> tuple[Array, Array]:

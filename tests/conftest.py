@@ -26,15 +26,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config):
-    """Fast tests mostly compile, twice as fast without optimisation.
+    """Fast tests mostly compile, which takes less with little optimisation.
 
     Slow ones mostly run; they also run what a user's programs are.
     """
     if config.option.markexpr == "not slow":
-        add_xla_flags(
-            xla_backend_optimization_level=0,
-            xla_llvm_disable_expensive_passes="true",
-        )
+        add_xla_flags(xla_backend_optimization_level=1)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -24,15 +24,14 @@ def flags(monkeypatch):
     return configured
 
 
-def test_flags_are_added_and_the_users_are_kept(flags, monkeypatch):
-    own = {TRITON: "false", "--xla_gpu_x": "2"}
-    monkeypatch.setitem(backend.FLAGS, "gpu", own)
-    assert flags()["XLA_FLAGS"] == f"{TRITON}=false --xla_gpu_x=2"
+def test_flags_are_added_and_the_users_are_kept(flags):
+    merger = "--xla_gpu_dot_merger_threshold_mb=0"
+    assert flags()["XLA_FLAGS"] == f"{TRITON}=false {merger}"
     given = f"{TRITON}=true --x=1"
-    assert flags(XLA_FLAGS=given)["XLA_FLAGS"] == f"{given} --xla_gpu_x=2"
+    assert flags(XLA_FLAGS=given)["XLA_FLAGS"] == f"{given} {merger}"
     # A longer name is another flag.
     longer = f"{TRITON}_any=true"
-    expected = f"{longer} {TRITON}=false --xla_gpu_x=2"
+    expected = f"{longer} {TRITON}=false {merger}"
     assert flags(XLA_FLAGS=longer)["XLA_FLAGS"] == expected
 
 

@@ -9,7 +9,7 @@ from flax import nnx, traverse_util
 from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import take_apart
+from pixelflow_jax.nn.stack import take_apart, written_out_blocks
 
 # Where every denoiser keeps its last matrix, from the tokens to pixels.
 LAST_KERNEL = ("decoder", "linear", "kernel")
@@ -111,7 +111,8 @@ def network(config: DenoiserConfig, precision: Precision) -> Network:
     def build(key: Array) -> Denoiser:
         return config.build(nnx.Rngs(params=key), precision)
 
-    graph = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+    module = nnx.eval_shape(build, jax.random.key(0))
+    graph, stacks = nnx.graphdef(module), written_out_blocks(module)
 
     def init(key: Array) -> dict:
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
@@ -121,8 +122,7 @@ def network(config: DenoiserConfig, precision: Precision) -> Network:
             return nnx.merge(graph, precision.cast(params))(*args, **kwargs)
 
     def prepare(params: dict) -> dict:
-        params = precision.cast(params)
-        return params if config.loop.unroll else take_apart(params)
+        return take_apart(precision.cast(params), stacks)
 
     def ahead(params: dict, *args: object) -> object:
         with jax.default_matmul_precision(precision.matmul):

@@ -120,10 +120,14 @@ def dropout(x: Array, rate: float, keys: Array, active: Array | None = None) -> 
     keep = kept_of(rate, active)
     seeds = jax.random.key_data(keys).reshape(len(x), -1, *[1] * (x.ndim - 1))
     number = jax.lax.broadcasted_iota(jnp.uint32, (math.prod(x.shape[1:]),), 0)
-    bits = hashed(seeds[:, 0], seeds[:, -1], number.reshape(x.shape[1:]))
-    kept = (bits >> 8).astype(jnp.int32) < keep
+    kept = survives(seeds[:, 0], seeds[:, -1], number.reshape(x.shape[1:]), keep)
     scaled = x.astype(jnp.float32) * (KEEP_ALL / keep.astype(jnp.float32))
     return jnp.where(kept, scaled, 0).astype(x.dtype)
+
+
+def survives(one: Array, other: Array, number: Array, keep: Array) -> Array:
+    """Whether the elements of these numbers are among the `keep` of `KEEP_ALL`."""
+    return (hashed(one, other, number) >> 8).astype(jnp.int32) < keep
 
 
 def hashed(one: Array, other: Array, number: Array) -> Array:

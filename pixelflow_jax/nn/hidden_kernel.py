@@ -15,7 +15,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pixelflow_jax.nn.dropout import KEEP_ALL, hashed
+from pixelflow_jax.nn.dropout import KEEP_ALL, survives
 from pixelflow_jax.nn.tiling import group_of
 
 WARPS = 4
@@ -180,7 +180,7 @@ def _mask(drop: Dropped | None, step, hidden: int, shape: tuple) -> Array | None
     number = (drop.token + step * ROWS + along(0)) * hidden + drop.column + along(1)
     one, other, keep = drop.seeds
     seeds = (seed.astype(jnp.uint32) for seed in (one, other))
-    kept = (hashed(*seeds, number.astype(jnp.uint32)) >> 8).astype(jnp.int32) < keep
+    kept = survives(*seeds, number.astype(jnp.uint32), keep)
     return jnp.where(kept, KEEP_ALL / keep.astype(jnp.float32), 0.0)
 
 

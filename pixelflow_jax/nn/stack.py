@@ -101,7 +101,7 @@ class Stack(nnx.Module):
 
         loop = Loop(remat=self.remat, unroll=self.unroll)
         if self.unroll:
-            layers = (_together(params), _stacked(drops), None)
+            layers = (params, _stacked(drops), None)
             return run_layers(block, layers, x, loop)
         vectors = vectors or [None] * self.depth
         each = zip(layers_of(params), drops, vectors, strict=True)
@@ -180,35 +180,42 @@ class Apart(tuple):
         return cls(layers)
 
 
-def take_apart(params: dict) -> dict:
-    """A model's parameters with the arrays of all stacks, under "blocks", apart."""
-
-    is_apart = lambda node: isinstance(node, Apart)
-    one = lambda a: a if is_apart(a) else Apart(_unstack(a))
-
-    def below(name: str, node: Any) -> Any:
-        if not isinstance(node, dict):
-            return node
-        if name == "blocks":
-            return jax.tree.map(one, node, is_leaf=is_apart)
-        return {key: below(key, value) for key, value in node.items()}
-
-    return below("", params)
+def written_out_blocks(module: nnx.Module) -> list[tuple]:
+    """Where in a module's parameters the blocks of its written-out stacks lie."""
+    return [
+        (*path, "blocks")
+        for path, node in nnx.iter_modules(module)
+        if isinstance(node, Stack) and not node.unroll
+    ]
 
 
-def _together(params: Any) -> Any:
-    """The layers in one array each, wherever they are apart."""
-    is_apart = lambda node: isinstance(node, Apart)
-    stack = lambda a: jnp.stack(a) if is_apart(a) else a
-    return jax.tree.map(stack, params, is_leaf=is_apart)
+def take_apart(params: dict, paths: list[tuple]) -> dict:
+    """Parameters whose stacked arrays below the `paths` are apart."""
+    for path in paths:
+        params = _apart_below(params, path)
+    return params
+
+
+def _apart_below(params: dict, path: tuple) -> dict:
+    if not path:
+        return jax.tree.map(_as_apart, params, is_leaf=_is_apart)
+    name, *rest = path
+    return {**params, name: _apart_below(params[name], rest)}
 
 
 def layers_of(params: Any) -> list:
     """Every layer of a stacked pytree; their gradients meet in one concatenation."""
-    is_apart = lambda node: isinstance(node, Apart)
-    leaves, structure = jax.tree.flatten(params, is_leaf=is_apart)
-    apart = (leaf if is_apart(leaf) else _unstack(leaf) for leaf in leaves)
+    leaves, structure = jax.tree.flatten(params, is_leaf=_is_apart)
+    apart = map(_as_apart, leaves)
     return [jax.tree.unflatten(structure, layer) for layer in zip(*apart, strict=True)]
+
+
+def _is_apart(node: Any) -> bool:
+    return isinstance(node, Apart)
+
+
+def _as_apart(leaf: Any) -> Apart:
+    return leaf if _is_apart(leaf) else Apart(_unstack(leaf))
 
 
 @jax.custom_vjp

@@ -126,6 +126,7 @@ def draws(jaxpr) -> int:
         ((0.3, 0.2), 0, 6),  # three places in each of two blocks
         ((0.3, 0.0), 0, 4),
         ((0.0, 0.2), 0, 2),
+        ((0.3, 0.0), 1, 4),  # scanned
         ((0.0, 0.0), 1, 0),
     ],
 )

@@ -159,7 +159,7 @@ def test_the_kernel_runs_on_each_device_s_part_of_a_batch():
         apart = program(params, z, condition)
         assert "shard_map" in str(jax.make_jaxpr(gradients)(params, z, condition))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
         alone,
         apart,
     )

@@ -11,7 +11,7 @@ from pixelflow_jax.nn.layers import RMSNorm
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack, take_apart
+from pixelflow_jax.nn.stack import Loop, Stack, take_apart, written_out_blocks
 
 EXACT = Precision(compute="float32", matmul="highest")
 
@@ -181,9 +181,11 @@ def test_only_the_layers_of_the_range_drop_and_each_has_a_mask_of_its_own(writte
 
 @pytest.mark.parametrize("unroll", [0, 2])
 def test_layers_taken_apart_run_as_they_did_together(unroll):
-    graph, params = nnx.split(build(unroll=unroll))
+    stack = build(unroll=unroll)
+    (graph, params), paths = nnx.split(stack), written_out_blocks(stack)
+    assert paths == ([] if unroll else [("blocks",)])
     pure = {"blocks": nnx.to_pure_dict(params)["blocks"], "other": {"blocks": {}}}
-    apart = take_apart(take_apart(pure))  # twice is as good as once
+    apart = take_apart(take_apart(pure, paths), paths)  # twice is as good as once
     assert len(apart["blocks"]["norm"]["weight"]) == 5 and apart["other"] == {
         "blocks": {}
     }
