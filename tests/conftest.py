@@ -26,12 +26,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config):
-    """Fast tests mostly compile, which takes less with little optimisation.
+    """Fast tests mostly compile, twice as fast without optimisation.
 
-    Slow ones mostly run; they also run what a user's programs are.
+    Slow ones mostly run; they run what users do, and so do those among them whose
+    bounds only an optimised program keeps.
     """
     if config.option.markexpr == "not slow":
-        add_xla_flags(xla_backend_optimization_level=1)
+        add_xla_flags(
+            xla_backend_optimization_level=0,
+            xla_llvm_disable_expensive_passes="true",
+        )
 
 
 @pytest.hookimpl(optionalhook=True)

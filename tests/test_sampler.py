@@ -69,6 +69,7 @@ def test_an_image_does_not_depend_on_its_batch(model, stochastic):
         assert (jnp.abs(changed - some).max((1, 2, 3)) > 1e-2).all()
 
 
+@pytest.mark.slow  # its bound asks for optimised programs
 @pytest.mark.parametrize(
     "shape", [MeshShape(), MeshShape(data=2, fsdp=4)], ids=["data", "fsdp"]
 )

@@ -143,6 +143,7 @@ def test_the_kernel_refuses_sizes_it_does_not_know():
         block(normal(0, 1, 1, 64, 16), normal(1, 1, 1, 12))
 
 
+@pytest.mark.slow  # its bound asks for optimised programs
 def test_the_kernel_runs_on_each_device_s_part_of_a_batch():
     block = FieldBlock(8, 16, 16, ("first",), EXACT, nnx.Rngs(0), "pallas")
     graph, params = nnx.split(block)
