@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import retrieval
-from pixelflow_jax.data.colours import COLOURS, main_colour
-from pixelflow_jax.data.emoji import EmojiSource
+from pixelflow_jax.data.emoji.colours import COLOURS, main_colour
+from pixelflow_jax.data.emoji.source import EmojiSource
 
 OBJECTS = ("apple", "car", "house", "heart", "cat face", "dog face", "bird", "fish")
 OBJECTS += ("star", "balloon")

@@ -12,10 +12,10 @@ import itertools
 
 from benchmarks import harness, suite
 from benchmarks.case import TRAIN, Case, changes
+from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.flow.guidance import ClassifierFree, stage_ramp
 from pixelflow_jax.flow.path import Pyramid
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.nodes import to_dict
 
 XL = "configs/pixelflow.py:xl4_256"
 # A stage's Euler steps, the largest guidance scale and the tiny last step.

@@ -5,11 +5,11 @@ import json
 import re
 
 from benchmarks import harness, layouts, work
-from pixelflow_jax.draw import SOLVERS
+from pixelflow_jax.cli.sample import SOLVERS
+from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.models.base import Network
-from pixelflow_jax.nodes import to_dict
-from pixelflow_jax.objective import FlowMatching
+from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.models.interface import Network
 
 TRAIN, SAMPLE = "train", "sample"
 # Short names of fields that are changed often.

@@ -17,10 +17,12 @@ import tempfile
 import numpy as np
 
 from benchmarks import harness
-from pixelflow_jax.convert import tables, variants
-from pixelflow_jax.models.base import DenoiserConfig
-from pixelflow_jax.weightfiles import pytorch, safe
-from pixelflow_jax.weightfiles.stored import Stored
+from pixelflow_jax.convert import variants
+from pixelflow_jax.models.interface import DenoiserConfig
+from pixelflow_jax.tensors import mapping as tables
+from pixelflow_jax.tensors import safetensors_files as safe
+from pixelflow_jax.tensors import torch_files as pytorch
+from pixelflow_jax.tensors.lazy import Stored
 
 # Says its own peak: what os.wait4 tells begins at the memory of the process it forks.
 COMMAND = """

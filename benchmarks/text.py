@@ -25,16 +25,16 @@ import numpy as np  # isort: skip
 from jax import Array  # isort: skip
 
 from benchmarks import work, worker  # isort: skip
-from pixelflow_jax.conditioning import Text  # isort: skip
+from pixelflow_jax.conditioning.conditioner import Text  # isort: skip
 from pixelflow_jax.data.loader import Data  # isort: skip
 from pixelflow_jax.experiment import Experiment  # isort: skip
-from pixelflow_jax.models.base import Cond, DenoiserConfig, count  # isort: skip
+from pixelflow_jax.models.interface import Cond, DenoiserConfig, count  # isort: skip
 from pixelflow_jax.models.pixnerd_text import PixNerdText  # isort: skip
 from pixelflow_jax.nn.stack import Loop  # isort: skip
-from pixelflow_jax.teachers.qwen3 import VARIANTS as QWENS  # isort: skip
-from pixelflow_jax.teachers.qwen3 import Qwen3, Qwen3Geometry  # isort: skip
-from pixelflow_jax.teachers.t5 import VARIANTS as T5S  # isort: skip
-from pixelflow_jax.teachers.t5 import T5, T5Geometry  # isort: skip
+from pixelflow_jax.encoders.qwen3 import VARIANTS as QWENS  # isort: skip
+from pixelflow_jax.encoders.qwen3 import Qwen3, Qwen3Geometry  # isort: skip
+from pixelflow_jax.encoders.t5 import VARIANTS as T5S  # isort: skip
+from pixelflow_jax.encoders.t5 import T5, T5Geometry  # isort: skip
 
 TINY = {"width": 64, "hidden": 96, "depth": 2, "heads": 2, "vocabulary": 1000}
 BY = ("jax", "jax-xla", "torch", "torch-eager", "step")

@@ -27,7 +27,7 @@ import jax  # isort: skip
 
 from benchmarks import ask, efficientnet, retrieval  # isort: skip
 from pixelflow_jax import Pipeline  # isort: skip
-from pixelflow_jax.data.emoji import Emoji  # isort: skip
+from pixelflow_jax.data.emoji.source import Emoji  # isort: skip
 
 
 def parser(description: str) -> argparse.ArgumentParser:

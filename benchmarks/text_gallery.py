@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import text_alignment  # first: it sets the compiler's flags
 
 from pixelflow_jax import Pipeline  # isort: skip
-from pixelflow_jax.data.emoji import EmojiSource  # isort: skip
+from pixelflow_jax.data.emoji.source import EmojiSource  # isort: skip
 from pixelflow_jax.data.images import captioned_grid, grid, save_png  # isort: skip
 
 COUNT, COLUMNS = 24, 6

@@ -46,8 +46,8 @@ from pixelflow_jax import sharding  # isort: skip  # noqa: E402
 from pixelflow_jax.experiment import Experiment  # isort: skip  # noqa: E402
 from pixelflow_jax.flow.solver import Euler  # isort: skip  # noqa: E402
 from pixelflow_jax.nn.stack import Loop  # isort: skip  # noqa: E402
-from pixelflow_jax.nodes import walk  # isort: skip  # noqa: E402
-from pixelflow_jax.objective import FlowMatching  # isort: skip  # noqa: E402
+from pixelflow_jax.config_io import walk  # isort: skip  # noqa: E402
+from pixelflow_jax.losses.objective import FlowMatching  # isort: skip  # noqa: E402
 from pixelflow_jax.training.step import abstract_state, make_step  # isort: skip  # noqa: E402
 
 

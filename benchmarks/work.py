@@ -14,9 +14,9 @@ from pixelflow_jax import sharding
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.solver import Heun
-from pixelflow_jax.models.base import count
+from pixelflow_jax.losses.perceptual import Lpips, PDino
+from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.perceptual import Lpips, PDino
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.step import Recipe, abstract_state, fresh_state, make_step
 from pixelflow_jax.training.throughput import TRAINING_PASSES

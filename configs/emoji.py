@@ -3,9 +3,9 @@
 python -m pixelflow_jax.main --config=configs/emoji.py --workdir=runs/emoji
 """
 
-from pixelflow_jax.data.emoji import DRAWN, EASY, Emoji
+from pixelflow_jax.data.emoji.source import DRAWN, EASY, Emoji
 from pixelflow_jax.data.loader import Data
-from pixelflow_jax.experiment import Experiment, Sampling, choose_variant
+from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.solver import AdamsBashforth
@@ -13,6 +13,7 @@ from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW

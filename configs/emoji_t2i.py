@@ -15,10 +15,11 @@ tokens (4 x 4), whatever its size: heights and widths in multiples of 8 (4) can 
 drawn, such as 64 x 64, 96 x 96 and 128 x 64.
 """
 
-from pixelflow_jax.conditioning import Text
-from pixelflow_jax.data.emoji import DRAWN, EASY, Emoji
+from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.data.emoji.source import DRAWN, EASY, Emoji
 from pixelflow_jax.data.loader import Data
-from pixelflow_jax.experiment import Experiment, Sampling, choose_variant
+from pixelflow_jax.encoders.bert import Bert
+from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.solver import AdamsBashforth
@@ -27,7 +28,7 @@ from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.teachers.bert import Bert
+from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW

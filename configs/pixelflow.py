@@ -26,17 +26,18 @@ with probability 0.1, Lanczos resize to 1.125 x, random crop, flip.
 
 import dataclasses
 
-from pixelflow_jax.data.emoji import DRAWN, Emoji
+from pixelflow_jax.data.emoji.source import DRAWN, Emoji
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.data.transforms import RandomCrop
-from pixelflow_jax.experiment import Experiment, Sampling, choose_variant
+from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree, stage_ramp
 from pixelflow_jax.flow.path import Pyramid
 from pixelflow_jax.flow.time import Grid, Uniform
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.presets import PRESETS
+from pixelflow_jax.sampling.presets import PRESETS
+from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW

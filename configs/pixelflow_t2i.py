@@ -21,16 +21,16 @@ those of ImageNet here. Sampling as in the official demo: Euler, 10 steps a stag
 on all of them (--preset=euler10_cfg4).
 """
 
-from pixelflow_jax.conditioning import Text
+from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.transforms import RandomCrop
+from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.flow.path import Pyramid
 from pixelflow_jax.flow.time import Uniform
 from pixelflow_jax.models.pixelflow import PixelFlow
-from pixelflow_jax.presets import PRESETS
-from pixelflow_jax.teachers.t5 import T5
+from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.training.optimizer import AdamW
 
 FIRST = 32  # pixels of the first stage

@@ -27,22 +27,23 @@ effect on P-DINO; --config.terms[3].gate=paper gates it as the paper says.
 
 import dataclasses
 
-from pixelflow_jax.data.emoji import EASY, Emoji
+from pixelflow_jax.data.emoji.source import EASY, Emoji
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
-from pixelflow_jax.experiment import Experiment, Sampling, choose_variant
+from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
+from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.objective import FlowMatching
-from pixelflow_jax.perceptual import Lpips, PDino, Repa
-from pixelflow_jax.presets import PRESETS, jit_heun50
-from pixelflow_jax.training.balance import Balance
+from pixelflow_jax.sampling.presets import PRESETS, jit_heun50
+from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW

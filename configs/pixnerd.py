@@ -24,11 +24,11 @@ import dataclasses
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.experiment import Experiment, choose_variant
+from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.perceptual import Repa
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.objective import FlowMatching
-from pixelflow_jax.perceptual import Repa
-from pixelflow_jax.presets import PRESETS
+from pixelflow_jax.sampling.presets import PRESETS
 
 EPOCH = 1_281_167 // 256
 # Layers not scanned, all gated branches kept: 8 % faster, compiles in 40 s.

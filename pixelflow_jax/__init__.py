@@ -13,7 +13,7 @@ compat.check()
 
 def __getattr__(name: str) -> object:
     if name == "Pipeline":
-        from pixelflow_jax.pipeline import Pipeline
+        from pixelflow_jax.pretrained.pipeline import Pipeline
 
         return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,25 +8,30 @@ import jax
 import numpy as np
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning import ClassLabels, Text
+from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.config_io import from_dict, mistyped, to_dict, walk
 from pixelflow_jax.data.buckets import Buckets
-from pixelflow_jax.data.emoji import Emoji
+from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import BatchLoader, Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.source import spread_captions
 from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.data.transforms import CenterCrop, RandomCrop
-from pixelflow_jax.evaluation.generate import Generator
+from pixelflow_jax.encoders.bert import Bert, BertGeometry
+from pixelflow_jax.encoders.qwen3 import Qwen3, Qwen3Geometry
+from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
-from pixelflow_jax.evaluation.preview import Preview
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Pyramid, Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
-from pixelflow_jax.models.base import Network, network
+from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.objective import FlowMatching, term_name
+from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
+from pixelflow_jax.models.interface import Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
@@ -34,19 +39,15 @@ from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.nodes import from_dict, mistyped, to_dict, walk
-from pixelflow_jax.objective import FlowMatching, term_name
-from pixelflow_jax.perceptual import Lpips, PDino, Repa
-from pixelflow_jax.teachers.bert import Bert, BertGeometry
+from pixelflow_jax.pretrained.finetune import KINDS, Initial
+from pixelflow_jax.sampling.batches import Generator
+from pixelflow_jax.sampling.preview import Preview
+from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.lpips import LpipsNet
-from pixelflow_jax.teachers.qwen3 import Qwen3, Qwen3Geometry
 from pixelflow_jax.teachers.suite import Teachers, together
-from pixelflow_jax.teachers.t5 import T5, T5Geometry
-from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.checkpoint import Checkpointing
-from pixelflow_jax.training.initial import KINDS, Initial
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import Run
 from pixelflow_jax.training.optimizer import AdamW
@@ -55,25 +56,6 @@ from pixelflow_jax.training.step import Recipe
 
 class ConfigError(ValueError):
     """Fields that do not make sense, alone or together; lists all of them."""
-
-
-@dataclasses.dataclass(kw_only=True)
-class Sampling:
-    """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5).
-
-    `doubled` gives every image a twin, as the official PixelFlow sampler does with
-    Dopri5, where it changes the step sizes: see `sampler.follow`.
-    """
-
-    solver: Euler | Heun | AdamsBashforth | Dopri5 = dataclasses.field(
-        default_factory=Euler
-    )
-    grid: Grid = dataclasses.field(default_factory=Grid)
-    guidance: ClassifierFree | AutoGuidance = dataclasses.field(
-        default_factory=lambda: ClassifierFree(scale=3.5, low=0.1, high=1.0)
-    )
-    batch_size: int = 64
-    doubled: bool = False
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -37,14 +37,16 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from pixelflow_jax import backend, draw, published
+from pixelflow_jax import backend
+from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.experiment import NODES, ConfigError, Experiment
-from pixelflow_jax.hub import HubError
-from pixelflow_jax.pipeline import Pipeline, PipelineError
-from pixelflow_jax.teachers.weights import TeacherError
+from pixelflow_jax.pretrained import weights as published
+from pixelflow_jax.pretrained.finetune import InitialError
+from pixelflow_jax.pretrained.pipeline import Pipeline, PipelineError
+from pixelflow_jax.tensors.hub import HubError
+from pixelflow_jax.tensors.official import TeacherError
 from pixelflow_jax.training.checkpoint import CheckpointError
-from pixelflow_jax.training.initial import InitialError
 from pixelflow_jax.training.loop import DivergedError, train
 
 # What a user can mend: reported in one paragraph, without a traceback.

@@ -10,33 +10,28 @@ import pytest
 import pixelflow_jax.data.loader
 import pixelflow_jax.experiment
 import pixelflow_jax.sharding
-from pixelflow_jax.conditioning import ClassLabels, Text
+from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.config_io import walk
 from pixelflow_jax.data.loader import Data
-from pixelflow_jax.experiment import (
-    NODES,
-    ConfigError,
-    Experiment,
-    Sampling,
-    choose_variant,
-)
+from pixelflow_jax.encoders.t5 import T5, T5Geometry
+from pixelflow_jax.experiment import NODES, ConfigError, Experiment, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.nodes import walk
-from pixelflow_jax.objective import FlowMatching
-from pixelflow_jax.perceptual import Lpips, PDino, Repa
+from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.suite import Teachers
-from pixelflow_jax.teachers.t5 import T5, T5Geometry
-from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW

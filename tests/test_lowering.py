@@ -16,10 +16,10 @@ import pytest
 
 from configs import pixelflow, pixelgen, pixelgen_t2i, pixnerd, pixnerd_t2i
 from pixelflow_jax import sharding
+from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.losses.objective import FlowMatching, term_name
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.nodes import walk
-from pixelflow_jax.objective import FlowMatching, term_name
 from pixelflow_jax.training.step import abstract_state, make_step
 
 BATCH = 8

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from pixelflow_jax.models.base import network
+from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.sharding import (

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import Pipeline
-from pixelflow_jax.conditioning import Text
-from pixelflow_jax.experiment import Experiment, Sampling
+from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.encoders.t5 import T5, T5Geometry
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.base import DenoiserConfig
+from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.teachers.t5 import T5, T5Geometry
+from pixelflow_jax.sampling.settings import Sampling
 
 EXACT = Precision(compute="float32", matmul="highest")
 SIZE, LENGTH = 16, 6

@@ -16,9 +16,9 @@ from pixelflow_jax.convert.infer import Fields
 from pixelflow_jax.convert.official import PREFERENCE
 from pixelflow_jax.convert.variants import EXECUTION, FAMILIES, fields
 from pixelflow_jax.experiment import ConfigError, Experiment
-from pixelflow_jax.pipeline import PipelineError
+from pixelflow_jax.pretrained.pipeline import PipelineError
+from pixelflow_jax.tensors.lazy import WeightFileError
 from pixelflow_jax.training.checkpoint import CheckpointError
-from pixelflow_jax.weightfiles.stored import WeightFileError
 
 COMMAND = "python -m pixelflow_jax.convert"
 DESCRIPTION = """Converts the official weights of PixelFlow, PixNerd, PixelGen and JiT

@@ -6,16 +6,19 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pixelflow_jax import published
-from pixelflow_jax.convert import official, released, tables, variants
+from pixelflow_jax.convert import official, released, variants
 from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.convert.infer import Fields
-from pixelflow_jax.description import Description
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.models.base import DenoiserConfig, count
+from pixelflow_jax.models.interface import DenoiserConfig, count
 from pixelflow_jax.nn.embed import sincos_table
-from pixelflow_jax.weightfiles import pytorch, reader, safe
-from pixelflow_jax.weightfiles.stored import Stored
+from pixelflow_jax.pretrained import weights as published
+from pixelflow_jax.pretrained.card import Description
+from pixelflow_jax.tensors import mapping as tables
+from pixelflow_jax.tensors import reader
+from pixelflow_jax.tensors import safetensors_files as safe
+from pixelflow_jax.tensors import torch_files as pytorch
+from pixelflow_jax.tensors.lazy import Stored
 
 Progress = Callable[[int], object]  # is told bytes that were written
 UNKNOWN = "data and batch of the training are not known, the config's are defaults"

@@ -5,11 +5,11 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
-from pixelflow_jax import published
 from pixelflow_jax.convert import actions, official, variants
 from pixelflow_jax.convert.errors import ConvertError
-from pixelflow_jax.weightfiles import reader
-from pixelflow_jax.weightfiles.stored import Stored
+from pixelflow_jax.pretrained import weights as published
+from pixelflow_jax.tensors import reader
+from pixelflow_jax.tensors.lazy import Stored
 
 LAYER = re.compile(r"(?<=blocks\.)\d+(?=\.)")  # its number, inside a name
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pixelflow_jax.convert.errors import ConvertError
-from pixelflow_jax.weightfiles.stored import Stored
+from pixelflow_jax.tensors.lazy import Stored
 
 RAW = "raw"
 # What is taken when nothing is asked for: what the official programs sample with.

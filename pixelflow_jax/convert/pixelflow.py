@@ -1,7 +1,7 @@
 """PixelFlow's official state dict, for classes and for text."""
 
-from pixelflow_jax.convert.tables import Row, linear_rows, patch_convolution, same
 from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.tensors.mapping import Row, linear_rows, patch_convolution, same
 
 
 def table(config: PixelFlow) -> list[Row]:

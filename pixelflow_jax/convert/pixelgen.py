@@ -1,8 +1,8 @@
 """PixelGen's official state dict, class-conditional (JiT)."""
 
 from pixelflow_jax.convert.pixnerd import attention_rows, embedding_rows
-from pixelflow_jax.convert.tables import Row, leading, linear_rows, patch_convolution
 from pixelflow_jax.models.pixelgen import PixelGen
+from pixelflow_jax.tensors.mapping import Row, leading, linear_rows, patch_convolution
 
 
 def table(config: PixelGen) -> list[Row]:

@@ -1,14 +1,14 @@
 """PixelGen's official state dict, text-to-image (JiT)."""
 
-from pixelflow_jax.convert.tables import (
+from pixelflow_jax.convert.text_trunk import trunk_rows
+from pixelflow_jax.models.pixelgen_text import PixelGenText
+from pixelflow_jax.tensors.mapping import (
     Row,
     leading,
     linear_rows,
     patch_inputs,
     patch_outputs,
 )
-from pixelflow_jax.convert.text_trunk import trunk_rows
-from pixelflow_jax.models.pixelgen_text import PixelGenText
 
 
 def table(config: PixelGenText) -> list[Row]:

@@ -2,23 +2,24 @@
 
 import dataclasses
 
-from pixelflow_jax import presets
-from pixelflow_jax.conditioning import ClassLabels, Text
+from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
 from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
-from pixelflow_jax.experiment import Experiment, Sampling
+from pixelflow_jax.encoders.qwen3 import Qwen3
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import stage_ramp
 from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.time import LogitNormal, Uniform
-from pixelflow_jax.models.base import DenoiserConfig
+from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
-from pixelflow_jax.teachers.qwen3 import Qwen3
+from pixelflow_jax.sampling import presets
+from pixelflow_jax.sampling.settings import Sampling
 
 JIT = "jit"  # the family that shares PixelGen's network and not its sampler
 KICKOFF = 8  # tokens along a side of PixelFlow's first stage

@@ -1,8 +1,8 @@
 """The part of an official state dict that the text-to-image models share."""
 
 from pixelflow_jax.convert.pixnerd import attention_rows, time_rows
-from pixelflow_jax.convert.tables import Row, leading, linear_rows
 from pixelflow_jax.models.text_trunk import TextConfig
+from pixelflow_jax.tensors.mapping import Row, leading, linear_rows
 
 
 def trunk_rows(config: TextConfig) -> list[Row]:

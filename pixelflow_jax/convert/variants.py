@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
+from pixelflow_jax.config_io import mistyped
 from pixelflow_jax.convert import (
     infer,
     pixelflow,
@@ -15,16 +16,15 @@ from pixelflow_jax.convert import (
 )
 from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.convert.infer import Fields, Sizes, Told
-from pixelflow_jax.convert.tables import Row
-from pixelflow_jax.models.base import DenoiserConfig
+from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import LinearDecoder, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nodes import mistyped
-from pixelflow_jax.weightfiles.stored import Stored
+from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.tensors.mapping import Row
 
 # How a model is computed: no tensor tells, and no result depends on it.
 EXECUTION = ("attention", "loop", "decoder.loop", "decoder.kernel")

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from pixelflow_jax.data.buckets import Buckets
-from pixelflow_jax.data.emoji import Emoji
+from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.plan import Collate, Plan, Prepare, Reader, Stream
 from pixelflow_jax.data.source import Source, SourceConfig, spread_captions

@@ -9,12 +9,12 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning import Conditioner
+from pixelflow_jax.conditioning.conditioner import Conditioner
 from pixelflow_jax.flow.path import Stage, image_noise
 from pixelflow_jax.flow.prediction import Prediction
-from pixelflow_jax.models.base import Cond, Network
-from pixelflow_jax.objective import Context, FlowMatching
-from pixelflow_jax.sampler import image_keys
+from pixelflow_jax.losses.objective import Context, FlowMatching
+from pixelflow_jax.models.interface import Cond, Network
+from pixelflow_jax.sampling.sampler import image_keys
 
 TIMES = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
 

@@ -15,8 +15,8 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.models.base import Cond, Output
-from pixelflow_jax.models.checks import trunk_problems
+from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.attention import attend_packed
 from pixelflow_jax.nn.block import (
     GATE1,

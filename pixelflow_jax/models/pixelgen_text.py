@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.base import Cond, Output
+from pixelflow_jax.models.interface import Cond, Output
 from pixelflow_jax.models.pixelgen import places_of
 from pixelflow_jax.models.text_trunk import Ahead, TextTrunk, text_flops, text_problems
 from pixelflow_jax.nn.block import XAVIER

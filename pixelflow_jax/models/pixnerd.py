@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.base import Cond, Output
-from pixelflow_jax.models.checks import trunk_problems
+from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.block import Block, block_flops
 from pixelflow_jax.nn.decoder import Patches, TokenDecoder
 from pixelflow_jax.nn.embed import (

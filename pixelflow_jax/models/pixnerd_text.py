@@ -9,7 +9,7 @@ import math
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.base import Cond, Output
+from pixelflow_jax.models.interface import Cond, Output
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.text_trunk import Ahead, TextTrunk, text_flops, text_problems
 from pixelflow_jax.nn.block import TORCH

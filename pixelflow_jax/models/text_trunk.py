@@ -11,8 +11,8 @@ import jax
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.base import Cond
-from pixelflow_jax.models.checks import trunk_problems
+from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.block import Block, Initial, block_flops
 from pixelflow_jax.nn.embed import TimeEmbed, pack_tables, rotary_table
 from pixelflow_jax.nn.packing import Packing

@@ -24,7 +24,7 @@ from pixelflow_jax.teachers.dinov2_table import (
     table,
 )
 from pixelflow_jax.teachers.resize import bicubic, resample
-from pixelflow_jax.teachers.weights import Origin, load, read, shapes
+from pixelflow_jax.tensors.official import Origin, load, read, shapes
 
 # Of ImageNet's pixels in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)

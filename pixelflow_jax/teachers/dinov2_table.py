@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pixelflow_jax.teachers.weights import Row
+from pixelflow_jax.tensors.official import Row
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.teachers.weights import Origin, Row, load, packaged, read, shapes
+from pixelflow_jax.tensors.official import Origin, Row, load, packaged, read, shapes
 
 # Of images in [-1, 1].
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)

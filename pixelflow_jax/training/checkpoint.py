@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import jax
 import orbax.checkpoint as ocp
 
-from pixelflow_jax.nodes import beneath, differences
+from pixelflow_jax.config_io import beneath, differences
 from pixelflow_jax.training.state import TrainState
 
 # What may change between two sittings of the same run: none of it alters a step.

@@ -12,12 +12,12 @@ import optax
 from jax import Array
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning import Conditioner, drop
+from pixelflow_jax.conditioning.conditioner import Conditioner, drop
 from pixelflow_jax.flow.path import Point, Stage
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.flow.time import TimeLaw
-from pixelflow_jax.models.base import LAST_KERNEL, Cond, DenoiserConfig, Network
-from pixelflow_jax.objective import (
+from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.objective import (
     Context,
     FlowMatching,
     Term,
@@ -27,8 +27,8 @@ from pixelflow_jax.objective import (
     split_keys,
     term_name,
 )
+from pixelflow_jax.models.interface import LAST_KERNEL, Cond, DenoiserConfig, Network
 from pixelflow_jax.teachers.suite import Needs, Teachers, together
-from pixelflow_jax.training.balance import Balance
 from pixelflow_jax.training.state import TrainState, averaged, create
 
 Step = Callable[[TrainState, dict, dict], tuple[TrainState, dict[str, Array]]]

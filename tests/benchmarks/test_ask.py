@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import ask
-from pixelflow_jax.data.colours import main_colour
-from pixelflow_jax.data.emoji import Emoji
+from pixelflow_jax.data.emoji.colours import main_colour
+from pixelflow_jax.data.emoji.source import Emoji
 
 PAPER, RED, BLUE = (255, 255, 255), (220, 30, 30), (40, 60, 220)
 

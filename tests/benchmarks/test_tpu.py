@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks import tpu
 from configs import pixnerd
+from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.nodes import walk
 from pixelflow_jax.training.throughput import TRAINING_PASSES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

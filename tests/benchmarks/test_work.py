@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import work
 from benchmarks.case import Case, build
-from pixelflow_jax.models.base import count
+from pixelflow_jax.models.interface import count
 
 SMALL = "configs/pixelgen.py:emoji_clean"
 

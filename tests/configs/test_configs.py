@@ -14,12 +14,12 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from pixelflow_jax.conditioning import ClassLabels
+from pixelflow_jax.conditioning.conditioner import ClassLabels
+from pixelflow_jax.config_io import mistyped, walk
 from pixelflow_jax.experiment import NODES, ConfigError, Experiment
 from pixelflow_jax.flow.solver import AdamsBashforth
-from pixelflow_jax.models.base import count, misfitting
-from pixelflow_jax.nodes import mistyped, walk
-from pixelflow_jax.presets import PRESETS
+from pixelflow_jax.models.interface import count, misfitting
+from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.training.step import make_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

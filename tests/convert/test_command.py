@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pixelflow_jax.convert import tables, variants
+from pixelflow_jax.convert import variants
 from pixelflow_jax.convert.__main__ import main
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.pixelflow import PixelFlow
@@ -19,7 +19,8 @@ from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.embed import sincos_table
-from pixelflow_jax.pipeline import Pipeline
+from pixelflow_jax.pretrained.pipeline import Pipeline
+from pixelflow_jax.tensors import mapping as tables
 from tests.convert import checkpoints
 from tests.convert.checkpoints import refused, run
 

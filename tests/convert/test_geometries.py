@@ -10,9 +10,10 @@ import re
 import numpy as np
 import pytest
 
-from pixelflow_jax.convert import tables, variants
-from pixelflow_jax.models.base import count
-from pixelflow_jax.weightfiles.stored import Stored
+from pixelflow_jax.convert import variants
+from pixelflow_jax.models.interface import count
+from pixelflow_jax.tensors import mapping as tables
+from pixelflow_jax.tensors.lazy import Stored
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 Shapes = dict[str, tuple[int, ...]]

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pixelflow_jax.convert import variants
-from pixelflow_jax.models.base import Cond, DenoiserConfig, network
+from pixelflow_jax.models.interface import Cond, DenoiserConfig, network
 from tests.convert import checkpoints
 from tests.golden import harness
 

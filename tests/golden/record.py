@@ -30,14 +30,15 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from pixelflow_jax.conditioning import drop
-from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd, tables
+from pixelflow_jax.conditioning.conditioner import drop
+from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Stage, block_noise, pyramid
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
-from pixelflow_jax.models.base import Cond, Network, network
+from pixelflow_jax.losses.objective import Context, FlowMatching
+from pixelflow_jax.models.interface import Cond, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
@@ -45,8 +46,8 @@ from pixelflow_jax.nn.embed import rotary_table
 from pixelflow_jax.nn.field import dct_features
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.objective import Context, FlowMatching
-from pixelflow_jax.sampler import denoise
+from pixelflow_jax.sampling.sampler import denoise
+from pixelflow_jax.tensors import mapping as tables
 
 FILE = pathlib.Path(__file__).with_name("recorded.safetensors")
 TOLERANCE = 5e-5  # of the larger of 1 and the largest value

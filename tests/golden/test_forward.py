@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from pixelflow_jax.models.base import Cond
+from pixelflow_jax.models.interface import Cond
 from pixelflow_jax.models.pixnerd import TIME_PERIOD, Block, FieldDecoder, PixNerdModel
 from pixelflow_jax.models.text_trunk import text_rope
 from pixelflow_jax.nn.embed import rotary_table, sinusoid

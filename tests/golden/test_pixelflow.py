@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.conditioning import ClassLabels, drop
-from pixelflow_jax.convert import tables
+from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
 from pixelflow_jax.flow.path import double, halve, pyramid
 from pixelflow_jax.flow.prediction import PredictVelocity
-from pixelflow_jax.models.base import Cond
+from pixelflow_jax.losses.objective import Context, FlowMatching
+from pixelflow_jax.models.interface import Cond
 from pixelflow_jax.models.pixelflow import PERIOD, Block, PixelFlowModel
 from pixelflow_jax.nn.embed import TimeEmbed, rotary_table, sinusoid
 from pixelflow_jax.nn.layers import gated, layer_normalise, modulate
 from pixelflow_jax.nn.patch import patchify
-from pixelflow_jax.objective import Context, FlowMatching
+from pixelflow_jax.tensors import mapping as tables
 from tests.golden import harness
 
 TABLE = 5e-6  # of rotary tables; angles of times reach 999, where float32 ends sooner

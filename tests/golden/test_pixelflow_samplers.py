@@ -16,8 +16,8 @@ from pixelflow_jax.flow.path import pyramid
 from pixelflow_jax.flow.prediction import PredictVelocity
 from pixelflow_jax.flow.solver import Euler, Solution, Solver
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.base import Cond
-from pixelflow_jax.sampler import Noise, Samples, denoise, follow
+from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.sampling.sampler import Noise, Samples, denoise, follow
 from tests.golden import harness
 
 SAMPLERS = 2e-5

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.convert import tables
-from pixelflow_jax.models.base import Cond
+from pixelflow_jax.models.interface import Cond
 from pixelflow_jax.models.pixelgen import TIME_PERIOD, PixelGenModel, Sequence
 from pixelflow_jax.nn.block import Block
 from pixelflow_jax.nn.embed import TimeEmbed, sincos_table, sinusoid
 from pixelflow_jax.nn.layers import gated, modulate
 from pixelflow_jax.nn.patch import patchify
+from pixelflow_jax.tensors import mapping as tables
 from tests.golden import harness
 
 TABLE = 5e-6  # of tables, whose angles are float32 on one side or both

@@ -13,15 +13,15 @@ import numpy as np
 import optax
 from jax import Array
 
-from pixelflow_jax.conditioning import ClassLabels, drop
-from pixelflow_jax.convert import tables
+from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
 from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.time import LogitNormal, Uniform
-from pixelflow_jax.objective import FlowMatching
-from pixelflow_jax.perceptual import Lpips, PDino, Repa, project
+from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa, project
 from pixelflow_jax.teachers.suite import Teachers
-from pixelflow_jax.training.balance import Balance
+from pixelflow_jax.tensors import mapping as tables
 from pixelflow_jax.training.step import Drawn, Recipe
 from tests.golden import harness
 

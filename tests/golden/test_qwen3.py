@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from pixelflow_jax.teachers.qwen3 import Qwen3, Qwen3Geometry
+from pixelflow_jax.encoders.qwen3 import Qwen3, Qwen3Geometry
 from tests.golden import harness
 from tests.golden.harness import EXACT, Fixture, close, take
 

@@ -21,8 +21,8 @@ from pixelflow_jax.flow.solver import (
     adams_weights,
 )
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.base import Cond
-from pixelflow_jax.sampler import Model, denoise
+from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.sampling.sampler import Model, denoise
 from tests.golden import harness
 
 # The reference computes multistep weights in float32, where they cancel: with the

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from pixelflow_jax.teachers.t5 import T5, T5Geometry, buckets
+from pixelflow_jax.encoders.t5 import T5, T5Geometry, buckets
 from tests.golden import harness
 from tests.golden.harness import EXACT, Fixture, close, take
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelflow_jax.teachers import dinov2_table, lpips, weights
+from pixelflow_jax.teachers import dinov2_table, lpips
 from pixelflow_jax.teachers.dinov2 import DinoV2, Interpolation
 from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.lpips import LpipsNet
+from pixelflow_jax.tensors import official as weights
 from tests.golden import harness
 from tests.golden.harness import EXACT, Fixture, close, nchw, nhwc, take
 

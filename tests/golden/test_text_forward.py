@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.convert import tables
-from pixelflow_jax.models.base import Cond
+from pixelflow_jax.models.interface import Cond
 from pixelflow_jax.models.text_trunk import TextTrunk, text_rope
 from pixelflow_jax.nn.block import Block
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.layers import gated, modulate
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import patchify
+from pixelflow_jax.tensors import mapping as tables
 from tests.golden import harness
 from tests.golden.test_forward import channels_first, field
 

@@ -9,14 +9,14 @@ import numpy as np
 import optax
 from jax import Array
 
-from pixelflow_jax.conditioning import ClassLabels, drop
-from pixelflow_jax.convert import tables
+from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
 from pixelflow_jax.flow.path import Stage, Straight
 from pixelflow_jax.flow.prediction import PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, Uniform
-from pixelflow_jax.objective import FlowMatching
-from pixelflow_jax.perceptual import LAST, Repa, project
+from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.perceptual import LAST, Repa, project
 from pixelflow_jax.teachers.suite import Teachers
+from pixelflow_jax.tensors import mapping as tables
 from pixelflow_jax.training.step import Drawn, Recipe
 from tests.golden import harness
 

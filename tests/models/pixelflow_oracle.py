@@ -6,11 +6,12 @@ import re
 import jax
 import numpy as np
 
-from pixelflow_jax.convert import pixelflow, tables
-from pixelflow_jax.models.base import Cond, network
+from pixelflow_jax.convert import pixelflow
+from pixelflow_jax.models.interface import Cond, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.tensors import mapping as tables
 
 EXACT = Precision(compute="float32", matmul="highest")
 CLASS = PixelFlow(

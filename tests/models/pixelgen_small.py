@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelflow_jax.convert import pixelgen, tables
-from pixelflow_jax.models.base import Cond, Network, network
+from pixelflow_jax.convert import pixelgen
+from pixelflow_jax.models.interface import Cond, Network, network
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.tensors import mapping as tables
 
 EXACT = Precision(compute="float32", matmul="highest")
 SMALL = PixelGen(

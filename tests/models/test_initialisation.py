@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.models.base import Cond, network
+from pixelflow_jax.models.interface import Cond, network
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from tests.golden.record import EXACT
 

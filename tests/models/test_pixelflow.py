@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelflow_jax.convert import pixelflow, tables
-from pixelflow_jax.models.base import Cond, count, network
+from pixelflow_jax.convert import pixelflow
+from pixelflow_jax.models.interface import Cond, count, network
 from pixelflow_jax.models.pixelflow import PERIOD, PixelFlow
 from pixelflow_jax.nn.embed import rotary_table, sinusoid
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import SAVED, Loop
 from pixelflow_jax.sharding import MeshShape, state_sharding
+from pixelflow_jax.tensors import mapping as tables
 from tests.models.pixelflow_oracle import (
     BOTH,
     CLASS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelflow_jax.models.base import Cond, count, network
+from pixelflow_jax.models.interface import Cond, count, network
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.precision import Precision

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.convert import pixelgen, tables
-from pixelflow_jax.models.base import network
+from pixelflow_jax.convert import pixelgen
+from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.sharding import MeshShape, batch_sharding
+from pixelflow_jax.tensors import mapping as tables
 from tests.jaxprs import names
 from tests.models.pixelgen_small import (
     EXACT,

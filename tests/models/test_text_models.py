@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.convert import pixelgen_text, pixnerd_text, tables
-from pixelflow_jax.models.base import LAST_KERNEL, Cond, count, network
+from pixelflow_jax.convert import pixelgen_text, pixnerd_text
+from pixelflow_jax.models.interface import LAST_KERNEL, Cond, count, network
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.tensors import mapping as tables
 
 EXACT = Precision(compute="float32", matmul="highest")
 WIDTHS = {"width": 16, "heads": 2, "depth": 2, "text_depth": 1, "tap": 1}

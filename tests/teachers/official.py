@@ -7,7 +7,7 @@ import numpy as np
 
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.teachers.dinov2_table import Geometry
-from pixelflow_jax.teachers.weights import Row
+from pixelflow_jax.tensors.official import Row
 
 EXACT = Precision(compute="float32", matmul="highest")
 TINY = Geometry(width=24, heads=3, depth=3, grid=3)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.models.base import count
+from pixelflow_jax.models.interface import count
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import VARIANTS, Geometry
 from pixelflow_jax.teachers.lpips import LpipsNet
@@ -132,7 +132,7 @@ def test_shards_of_transformers_load(shards, tmp_path):
 def test_a_pth_of_torch_hub_loads(archive, tmp_path):
     """The names torch.hub uses, in the file format it uses."""
     from pixelflow_jax.teachers.dinov2_table import table
-    from pixelflow_jax.teachers.weights import load
+    from pixelflow_jax.tensors.official import load
     from tests.teachers import official
 
     theirs = official.tensors(table(TINY, 4))

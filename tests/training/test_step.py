@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
+from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.models.pixnerd import NeuralField
-from pixelflow_jax.objective import FlowMatching
 from pixelflow_jax.training.optimizer import AdamW
 from pixelflow_jax.training.state import averaged
 from pixelflow_jax.training.step import fresh_state, make_step

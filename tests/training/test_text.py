@@ -7,26 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax import prepare
-from pixelflow_jax.conditioning import ClassLabels, Text
+from pixelflow_jax.cli import prepare, text_features
+from pixelflow_jax.cli.text_features import write_features
+from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
 from pixelflow_jax.data.buckets import Buckets
-from pixelflow_jax.data.emoji import Emoji
+from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.features import Features
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
+from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.experiment import ConfigError, Experiment
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Loop
 from pixelflow_jax.sharding import MeshShape
-from pixelflow_jax.teachers.t5 import T5, T5Geometry
-from pixelflow_jax.training import text_features
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.step import fresh_state, make_step
-from pixelflow_jax.training.text_features import write_features
 from tests.data.words import WordReader
 from tests.training import tiny
 

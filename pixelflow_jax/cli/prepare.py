@@ -1,0 +1,380 @@
+"""Prepares and shows data: `python -m pixelflow_jax.prepare --help`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from pixelflow_jax.data.emoji.source import Emoji
+from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.data.folder import ImageFolder
+from pixelflow_jax.data.images import captioned_grid, grid, save_png
+from pixelflow_jax.data.prepare.parquet import Parquet
+from pixelflow_jax.data.prepare.shard_writer import FORMATS, Encoding, write_shards
+from pixelflow_jax.data.prepare.tars import Tars
+from pixelflow_jax.data.shards import Shards
+from pixelflow_jax.data.transforms import center_crop
+
+COMMAND = "python -m pixelflow_jax.prepare"
+EXAMPLES = f"""examples:
+  {COMMAND} shards ~/imagenet/train /data/imagenet256 --size 256
+  {COMMAND} shards ~/photos /data/photos --size 256 --no-labels --format webp
+  {COMMAND} shards --captions ~/captioned /data/captioned --size 256
+  {COMMAND} shards --tars '~/blip3o/{{00000..00099}}.tar' /data/blip3o --size 512
+  {COMMAND} shards --parquet ~/parquet /data/mixed --size 256 --keep-aspect
+  {COMMAND} shards --emoji /data/emoji64 --size 64 --rich-captions
+  {COMMAND} preview ~/imagenet/train look.png --rows 5
+  {COMMAND} preview --shards /data/blip3o look.png
+  {COMMAND} preview --emoji look.png --size 64
+  {COMMAND} text-features /data/blip3o --config=configs/pixelflow_t2i.py:256
+
+A killed `shards` or `text-features` continues where it stopped when the same command is
+run again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code (0, 1 on an error, 130 on Ctrl-C)."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.overrides = [text for text in rest if text.startswith("--config.")]
+    unknown = [text for text in rest if text not in arguments.overrides]
+    if unknown or (rest and arguments.run is not run_text_features):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    try:
+        arguments.run(arguments)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped: the same command continues from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_shards(arguments: argparse.Namespace) -> None:
+    """Writes images, with their classes or captions, as shards."""
+    source_path, out = _source_and_out(arguments)
+    if arguments.emoji and arguments.size is None:
+        raise DataError("--emoji needs --size: emoji are drawn at any size.")
+    encoding = Encoding(
+        size=arguments.size,
+        keep_aspect=arguments.keep_aspect,
+        format=arguments.format or ("keep" if arguments.size is None else "png"),
+        quality=arguments.quality,
+    )
+    holdout = arguments.holdout
+    config = _config(arguments, source_path, holdout)
+    splits = ("train", "test") if holdout > 0 else ("train",)
+    print("Listing the images ...", flush=True)
+    indices = write_shards(
+        {split: config.open(split, arguments.size or 0) for split in splits},
+        Path(out).expanduser(),
+        encoding,
+        description=repr(config),
+        num_shards=arguments.shards,
+        workers=arguments.workers,
+        max_corrupt=arguments.max_corrupt,
+        overwrite=arguments.overwrite,
+    )
+    for split, index in indices.items():
+        print(
+            f"{split}: {index['count']} images in {len(index['shards'])} shards, "
+            f"{index['captions']} captions, {index['bare']} images without, "
+            f"{index['unreadable']} images left out"
+        )
+    print(f"Ready: Shards(path={out!r})")
+
+
+def run_preview(arguments: argparse.Namespace) -> None:
+    """Writes a grid of examples, a row a class, and prints the count of each class.
+
+    Where there is one class only, each image stands above its caption instead.
+    """
+    source_path, out = _source_and_out(arguments, default_out="preview.png")
+    if arguments.shards:
+        config = Shards(path=source_path)
+    else:
+        config = _config(arguments, source_path, holdout=0.0)
+    if min(arguments.rows, arguments.columns, arguments.size) < 1:
+        raise DataError("--rows, --columns and --size must be at least 1.")
+    source = config.open("train", arguments.size)
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    for name, count in zip(source.class_names, counts, strict=True):
+        print(f"{count:8d}  {name}")
+    print(f"{len(source):8d}  in all")
+    picture = _examples(source, arguments)
+    save_png(Path(out).expanduser(), picture)
+    print(f"Written: {out}")
+
+
+def run_text_features(arguments: argparse.Namespace) -> None:
+    """Encodes the captions of shards once, for training without the encoder."""
+    # Here, because the processes that write shards import this file and need no jax.
+    from pixelflow_jax import backend
+    from pixelflow_jax.cli.text_features import write_features
+    from pixelflow_jax.experiment import ConfigError
+    from pixelflow_jax.tensors.official import TeacherError
+
+    if len(arguments.paths) != 1:
+        raise DataError(f"Give one folder of shards (see {COMMAND} --help).")
+    backend.configure()
+    backend.keep_programs()
+    try:
+        config = _load_config(arguments.config, arguments.overrides)
+        out = write_features(
+            config.conditioner,
+            config.model,
+            Path(arguments.paths[0]).expanduser(),
+            mesh=config.mesh.build(),
+            batch_size=arguments.batch_size,
+            overwrite=arguments.overwrite,
+        )
+    except (ConfigError, TeacherError) as error:
+        raise DataError(str(error)) from error
+    print(f"Ready: --config.conditioner.features={out}")
+
+
+def _load_config(path: str, overrides: list[str]):
+    """The Experiment of a config file, changed by flags such as --config.seed=1."""
+    from ml_collections import config_flags
+
+    argv = ["prepare", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return values.config
+    except Exception as error:  # config files are code: anything may go wrong in them
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{' '.join(argv[1:])} cannot be used ({reason}): correct the path, the "
+            "variant or the fields."
+        ) from error
+
+
+def _config(arguments: argparse.Namespace, path: str, holdout: float):
+    """The source that the flags name."""
+    allow = arguments.allow_missing_captions
+    if arguments.emoji:
+        captions = "rich" if arguments.rich_captions else "names"
+        return Emoji(holdout=holdout, captions=captions)
+    if arguments.tars:
+        return Tars(
+            path=path,
+            caption_key=arguments.caption_key,
+            allow_missing=allow,
+            holdout=holdout,
+        )
+    if arguments.parquet:
+        config = Parquet(
+            path=path,
+            image_column=arguments.image_column,
+            caption_column=arguments.caption_column,
+            allow_missing=allow,
+            holdout=holdout,
+        )
+        print("Columns: {} (images), {} (captions)".format(*config.columns()))
+        return config
+    return ImageFolder(
+        path=path,
+        labels=not (arguments.no_labels or arguments.captions),
+        captions=arguments.captions,
+        allow_missing=allow,
+        holdout=holdout,
+    )
+
+
+def _examples(source, arguments: argparse.Namespace) -> np.ndarray:
+    """A grid of randomly chosen images, one class a row; uint8 [h, w, 3]."""
+    rng = np.random.default_rng(arguments.seed)
+    filled = np.unique(source.labels)
+    if len(filled) == 1:
+        return _captioned_examples(source, arguments, rng.permutation(len(source)))
+    chosen = filled[: arguments.rows]
+    orders = {
+        int(c): rng.permutation(np.flatnonzero(source.labels == c)) for c in chosen
+    }
+    blank = np.full((arguments.size, arguments.size, 3), 255, np.uint8)
+    cells, labels = [], []
+    supplies = {label: _readable(source, order) for label, order in orders.items()}
+    for label in map(int, chosen):
+        labels.append(source.class_names[label])
+        for _ in range(arguments.columns):
+            record = next(supplies[label], None)
+            image = blank if record is None else record["image"]
+            cells.append(center_crop(image, arguments.size))
+    scale = max(1, 64 // arguments.size)
+    return grid(np.stack(cells), arguments.columns, labels, scale=scale)
+
+
+def _captioned_examples(
+    source, arguments: argparse.Namespace, order: np.ndarray
+) -> np.ndarray:
+    wanted = range(arguments.rows * arguments.columns)
+    records = [r for _, r in zip(wanted, _readable(source, order), strict=False)]
+    if not records:
+        raise DataError("None of the images can be used: there is nothing to show.")
+    images = [center_crop(record["image"], arguments.size) for record in records]
+    captions = [" / ".join(record["captions"]) for record in records]
+    scale = max(1, 64 // arguments.size)
+    if not any(captions):
+        return grid(np.stack(images), arguments.columns, scale=scale)
+    return captioned_grid(np.stack(images), captions, arguments.columns, scale=scale)
+
+
+def _readable(source, order: np.ndarray):
+    for index in order:
+        try:
+            yield source[int(index)]
+        except UnreadableImage as error:
+            print(f"skipped: {error}", file=sys.stderr)
+
+
+def _source_and_out(
+    arguments: argparse.Namespace, default_out: str | None = None
+) -> tuple[str, str]:
+    """Sorts the positional paths: emoji have no SOURCE, a preview may omit OUT."""
+    paths = list(arguments.paths)
+    source = "" if arguments.emoji else paths.pop(0) if paths else None
+    out = paths.pop(0) if paths else default_out
+    if source is None or out is None or paths:
+        raise DataError(
+            f"Give SOURCE and OUT, or --emoji and OUT (see {COMMAND} --help), not "
+            f"{' '.join(arguments.paths) or 'nothing'}."
+        )
+    return source, out
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=raw
+    )
+    names = "{shards,preview,text-features}"
+    commands = parser.add_subparsers(required=True, metavar=names)
+    shards = commands.add_parser(
+        "shards",
+        help="write images with their classes or captions as shards",
+        description="Writes OUT/train (and OUT/test with --holdout) as ArrayRecord.",
+        epilog=EXAMPLES,
+        formatter_class=raw,
+    )
+    shards.set_defaults(run=run_shards)
+    _add_source(shards, "SOURCE_FOLDER OUT")
+    _add_shard_options(shards)
+    preview = commands.add_parser(
+        "preview",
+        help="write a grid of examples as PNG and count the classes",
+        description="Writes a grid of examples, a row a class, or each image above its "
+        "caption where there are no classes, and counts the classes.",
+        epilog=EXAMPLES,
+        formatter_class=raw,
+    )
+    preview.set_defaults(run=run_preview)
+    _add_source(preview, "SOURCE [OUT.png]")
+    add = preview.add_argument
+    add("--shards", action="store_true", help="SOURCE is a folder of shards")
+    add("--rows", type=int, default=10, help="classes to show (%(default)s)")
+    add("--columns", type=int, default=10, help="images of each (%(default)s)")
+    add("--size", type=int, default=64, help="pixels of an image (%(default)s)")
+    add("--seed", type=int, default=0, help="which examples (%(default)s)")
+    features = commands.add_parser(
+        "text-features",
+        help="encode the captions of shards once, ahead of training",
+        description="Encodes all captions of SHARDS with the text encoder of a config "
+        "and writes the states to SHARDS/features. Fields of the config are set as in "
+        "training: --config.conditioner.encoder.weights=...",
+        epilog=EXAMPLES,
+        formatter_class=raw,
+    )
+    features.set_defaults(run=run_text_features)
+    add = features.add_argument
+    add("paths", nargs="*", metavar="SHARDS", help="a folder that `shards` wrote")
+    add("--config", required=True, help="config file, with ':variant' behind it")
+    add("--batch-size", type=int, default=64, help="captions at once (%(default)s)")
+    add("--overwrite", action="store_true", help="discard earlier features")
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser, metavar: str) -> None:
+    add = parser.add_argument
+    add("paths", nargs="*", metavar=metavar, help="leave SOURCE out with --emoji")
+    kinds = parser.add_mutually_exclusive_group()
+    kind = kinds.add_argument
+    kind("--emoji", action="store_true", help="the built-in emoji instead of a folder")
+    kind(
+        "--captions",
+        action="store_true",
+        help="a folder in which each image has a .txt of its name, a caption a line",
+    )
+    kind(
+        "--tars",
+        action="store_true",
+        help="WebDataset tars (.jpg, .png or .webp with .txt or .json): a file, a "
+        "folder, or a pattern such as 'x/{000..012}.tar'",
+    )
+    kind("--parquet", action="store_true", help="parquet files, named in the same way")
+    kind(
+        "--no-labels",
+        action="store_true",
+        help="sub-folders are not classes: all images are of one class",
+    )
+    add("--caption-key", default="", help="of the .json files in tars (default: usual)")
+    add("--image-column", default="", help="of parquet files (default: guessed)")
+    add("--caption-column", default="", help="of parquet files (default: guessed)")
+    add(
+        "--rich-captions",
+        action="store_true",
+        help="emoji: other names and the colours of the drawings, too",
+    )
+    add(
+        "--allow-missing-captions",
+        action="store_true",
+        help="keep images without a readable caption, with an empty one",
+    )
+
+
+def _add_shard_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--size", type=int, help="ADM centre crop to this size (default: no crop)")
+    add(
+        "--keep-aspect",
+        action="store_true",
+        help="cut nothing off: --size is the short side, for aspect-ratio buckets",
+    )
+    add("--shards", type=int, default=0, help="train shards (one per 1000 images)")
+    add(
+        "--workers",
+        type=int,
+        default=min(16, os.cpu_count() or 1),
+        help="processes (%(default)s)",
+    )
+    add(
+        "--holdout",
+        type=float,
+        default=0.0,
+        help="share kept for OUT/test, by a hash of the name (%(default)s)",
+    )
+    add(
+        "--format",
+        choices=FORMATS,
+        help="png with --size; without, keep: the files as they are",
+    )
+    add(
+        "--quality",
+        type=int,
+        default=95,
+        help="of JPEG and WebP (%(default)s; WebP 100 is lossless)",
+    )
+    add(
+        "--max-corrupt",
+        type=float,
+        default=0.01,
+        help="fail when more than this share cannot be used (%(default)s)",
+    )
+    add("--overwrite", action="store_true", help="discard earlier shards in OUT")

@@ -1,0 +1,102 @@
+"""Train a tiny PixNerd on emoji, then look: the three-minute tour behind `make demo`.
+
+Draws two grids, a row a class: from the model just trained, and from the one in
+assets/. Run it again and it goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import runpy
+import time
+
+from pixelflow_jax import backend
+from pixelflow_jax.data.images import grid, save_png
+from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.pretrained.pipeline import Pipeline
+from pixelflow_jax.training.loop import train
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "emoji.py"
+SHIPPED = ROOT / "assets" / "emoji.safetensors"
+SHOWN = ("Smileys & Emotion", "People & Body", "Food & Drink", "Flags")  # of its nine
+
+NEXT = """
+Look at these pictures:
+  just trained, in {minutes:.1f} minutes:  {fresh}
+  the shipped model:             {shipped}
+
+Try next:
+  {python} -m pixelflow_jax.main --workdir={workdir} --mode=sample --trajectory
+  {python} -m pixelflow_jax.main --workdir={workdir} --mode=sample \\
+      --weights=assets/emoji.safetensors --classes=flags,food-drink --guidance=2.5
+  {python} -m pixelflow_jax.main --workdir=runs/longer --config=configs/emoji.py:demo \\
+      --config.steps=6000
+  {python} -m pixelflow_jax.prepare preview YOUR/FOLDER/OF/IMAGES
+"""
+
+
+def load_config() -> Experiment:
+    """The demo's config; FileNotFoundError outside a checkout of the repository."""
+    for path in (CONFIG, SHIPPED):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: the tour needs a checkout of the repository, with "
+                "the package installed from it by `pip install -e .`."
+            )
+    return runpy.run_path(str(CONFIG))["get_config"]("demo")
+
+
+def draw(
+    pipeline: Pipeline, path: pathlib.Path, classes: tuple[str, ...], scale: int
+) -> None:
+    """Write a grid of eight samples of each class, a row a class."""
+    wanted = [name for name in classes for _ in range(8)]
+    guidance = dataclasses.replace(pipeline.config.sampling.guidance, scale=2.0)
+    images = pipeline(
+        wanted, seed=1, grid=Grid(steps=20), guidance=guidance, progress=True
+    )
+    save_png(path, grid(images, columns=8, row_labels=list(classes), scale=scale))
+
+
+def on_cpu(pipeline: Pipeline) -> Pipeline:
+    """The pipeline computing in float32, which CPUs are faster in."""
+    precision = dataclasses.replace(pipeline.config.precision, compute="float32")
+    config = dataclasses.replace(pipeline.config, precision=precision)
+    return dataclasses.replace(pipeline, config=config)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, draw both grids, and say where they lie."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pixelflow_jax.quickstart", description=__doc__
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, default="runs/demo")
+    parser.add_argument("--steps", type=int, help="train for fewer or more steps")
+    args = parser.parse_args(argv)
+    backend.configure()
+    backend.keep_programs()
+    config = load_config()
+    config.steps = args.steps or config.steps
+    config.optimizer.warmup = min(config.optimizer.warmup, config.steps)
+    started = time.monotonic()
+    print(
+        f"Training {config.name}: {config.steps} steps, about three minutes on 2 cores"
+    )
+    train(config.run(), args.workdir)
+    minutes = (time.monotonic() - started) / 60
+    fresh, shipped = args.workdir / "fresh.png", args.workdir / "shipped.png"
+    print("Sampling from the new model, then from the shipped one")
+    own = Pipeline.from_pretrained(args.workdir)
+    draw(own, fresh, own.class_names, scale=3)
+    draw(on_cpu(Pipeline.from_pretrained(SHIPPED)), shipped, SHOWN, scale=1)
+    print(
+        NEXT.format(
+            minutes=minutes,
+            fresh=fresh,
+            shipped=shipped,
+            workdir=args.workdir,
+            python=".venv/bin/python" if (ROOT / ".venv").exists() else "python",
+        )
+    )

@@ -1,0 +1,212 @@
+"""What --mode=sample draws: its flags, and what they make of a model's settings."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from pixelflow_jax.conditioning.prompts import read_prompts
+from pixelflow_jax.flow.dopri5 import Dopri5
+from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.pretrained.pipeline import Pipeline, PipelineError
+from pixelflow_jax.sampling.output import write_samples
+from pixelflow_jax.sampling.presets import PRESETS
+from pixelflow_jax.sampling.settings import Sampling
+
+SOLVERS = {
+    "euler": Euler(),
+    "sde": Euler(step="sde"),
+    "sde_mean": Euler(step="sde_mean"),
+    "sde_preserve": Euler(step="sde_preserve"),
+    "sid2": Euler(step="sid2"),
+    "heun": Heun(),
+    "heun_reuse": Heun(reuse=True),
+    **{f"adams{order}": AdamsBashforth(order=order) for order in (1, 2, 3, 4)},
+    "dopri5": Dopri5(),
+}
+
+CLASSES = flags.DEFINE_list(
+    "classes", [], "Class names or numbers to sample. Default: all."
+)
+PROMPTS = flags.DEFINE_multi_string(
+    "prompt", None, "Prompt to draw, for models of text; may be given several times."
+)
+PROMPTS_FILE = flags.DEFINE_string(
+    "prompts_file", "", "File of prompts in UTF-8, one a line; # begins a comment."
+)
+NEGATIVE = flags.DEFINE_string(
+    "negative_prompt", "", "What guidance leads away from, for models of text."
+)
+COUNT = flags.DEFINE_integer("count", 8, "Images per class or prompt.", lower_bound=1)
+SEED = flags.DEFINE_integer(
+    "sample_seed", 0, "Seed of the samples.", lower_bound=0, upper_bound=2**32 - 1
+)
+SOLVER = flags.DEFINE_enum(
+    "solver", None, sorted(SOLVERS), "Solver. Default: the config's."
+)
+PRESET = flags.DEFINE_enum(
+    "preset", None, sorted(PRESETS), "Sampling settings of a paper's table, to vary."
+)
+STEPS = flags.DEFINE_list(
+    "sample_steps", None, "Solver steps: one number, or one a stage such as 10,20,30,30"
+)
+GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 turns it off.")
+GUIDE = flags.DEFINE_string(
+    "guide", None, "Run or weights of a weaker model to guide by (autoguidance)."
+)
+INTERVAL = flags.DEFINE_list(
+    "guidance_interval", None, "Times between which guidance acts, such as 0.1,1."
+)
+SHIFT = flags.DEFINE_float("shift", None, "Timestep shift; above 1 favours noise.")
+HEIGHT = flags.DEFINE_integer(
+    "height", None, "Image height. Default: the training size.", lower_bound=1
+)
+WIDTH = flags.DEFINE_integer(
+    "width", None, "Image width. Default: the training size.", lower_bound=1
+)
+TRAJECTORY = flags.DEFINE_bool(
+    "trajectory", False, "Also write the clean image implied at each step, as a GIF."
+)
+STAGES = flags.DEFINE_bool(
+    "stages", False, "Also write the states at the end of each stage, side by side."
+)
+
+
+def run_sampling(
+    pipeline: Pipeline, workdir: pathlib.Path, ema: str = ""
+) -> dict[str, pathlib.Path]:
+    """Draw what the flags ask for, to WORKDIR/samples; returns where it lies.
+
+    `ema` is the average that the pipeline holds, for the folder's name.
+    """
+    sampling = changed(pipeline.config.sampling)
+    wanted, count = _wanted(pipeline), COUNT.value
+    generated = pipeline.generate(
+        wanted,
+        negative_prompt=NEGATIVE.value,
+        images_per_prompt=count,
+        seed=SEED.value,
+        height=HEIGHT.value or 0,
+        width=WIDTH.value or 0,
+        sampling=sampling,
+        record=TRAJECTORY.value,
+        progress=True,
+    )
+    steps = sampling.grid.stage_steps or (sampling.grid.steps,)
+    solver = SOLVER.value or type(sampling.solver).__name__.lower()
+    name = (
+        f"step{pipeline.step:08d}-{solver}{'-'.join(map(str, steps))}"
+        f"-cfg{sampling.guidance.scale:g}-seed{SEED.value}{_variant(ema)}"
+    )
+    labels = None
+    if pipeline.reads_text:
+        texts = np.array([*wanted, NEGATIVE.value])
+        name += f"-prompts{hashlib.sha256(texts.tobytes()).hexdigest()[:8]}"
+    else:
+        labels = np.repeat(pipeline.labels(wanted), count)
+        wanted = [pipeline.class_names[label] for label in labels[::count]]
+    facts = {"seed": SEED.value, "negative_prompt": NEGATIVE.value}
+    return write_samples(
+        workdir / "samples" / name,
+        generated,
+        [one for one in wanted for _ in range(count)],
+        columns=count,
+        labels=labels,
+        stages=STAGES.value,
+        facts={name: value for name, value in facts.items() if value != ""},
+    )
+
+
+def _wanted(pipeline: Pipeline) -> list[str]:
+    """The classes or the prompts that the flags name."""
+    prompts, path = list(PROMPTS.value or ()), PROMPTS_FILE.value
+    if not pipeline.reads_text:
+        if prompts or path:
+            raise PipelineError(
+                "This model draws classes, not prompts: name them by --classes."
+            )
+        return CLASSES.value or list(pipeline.class_names)
+    if CLASSES.value:
+        raise PipelineError(
+            "This model draws from prompts and knows no classes: give --prompt or "
+            "--prompts_file instead of --classes."
+        )
+    if path:
+        found = read_prompts(path)
+        print(
+            f"   prompts: {len(found.prompts)} in {path}, where {found.blank} blank "
+            f"lines and {found.comments} comments were skipped"
+        )
+        prompts += found.prompts
+    if not prompts:
+        raise PipelineError(
+            'This model draws from prompts: give --prompt="a red apple", as often as '
+            "you like, or --prompts_file."
+        )
+    return prompts
+
+
+def changed(sampling: Sampling) -> Sampling:
+    """The checkpoint's or a preset's settings, changed by the flags."""
+    if PRESET.value:
+        sampling = PRESETS[PRESET.value]()
+    grid = _replaced(sampling.grid, **_steps(STEPS.value), shift=SHIFT.value)
+    guidance = sampling.guidance
+    if GUIDE.value:
+        same = {name: getattr(guidance, name) for name in ("low", "high", "closed")}
+        guidance = AutoGuidance(scale=guidance.scale, weights=GUIDE.value, **same)
+    guidance = _replaced(guidance, scale=GUIDANCE.value)
+    guidance = _with_interval(guidance, INTERVAL.value)
+    solver = SOLVERS[SOLVER.value] if SOLVER.value else sampling.solver
+    return dataclasses.replace(sampling, solver=solver, grid=grid, guidance=guidance)
+
+
+def _steps(text: list[str] | None) -> dict:
+    """The grid's fields for one number of steps, or one a stage."""
+    if not text:
+        return {}
+    try:
+        numbers = tuple(int(part) for part in text)
+    except ValueError:
+        raise PipelineError(
+            f"--sample_steps={','.join(text)} must be a number, or one a stage such as "
+            "10,20,30,30."
+        ) from None
+    if len(numbers) == 1:
+        return {"steps": numbers[0], "stage_steps": ()}
+    return {"stage_steps": numbers}
+
+
+def _variant(ema: str) -> str:
+    """What the name of a samples folder says of the flags that are rarely given."""
+    interval = ",".join(INTERVAL.value or [])
+    given = {
+        "ema": ema,
+        "preset": PRESET.value,
+        "guide": GUIDE.value and pathlib.Path(GUIDE.value).stem,
+        "interval": interval,
+        "shift": SHIFT.value,
+        "height": HEIGHT.value,
+        "width": WIDTH.value,
+    }
+    return "".join(f"-{name}{value}" for name, value in given.items() if value)
+
+
+def _replaced(node: object, **changes: object) -> object:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(node, **given)
+
+
+def _with_interval(guidance: Guidance, text: list[str] | None) -> Guidance:
+    if not text:
+        return guidance
+    try:
+        low, high = map(float, text)
+    except ValueError:
+        raise PipelineError(
+            f"--guidance_interval={','.join(text)} must be two times, such as 0.1,1."
+        ) from None
+    return dataclasses.replace(guidance, low=low, high=high)

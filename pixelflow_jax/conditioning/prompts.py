@@ -1,0 +1,122 @@
+"""Prompts: read from files, and turned into what a text model is conditioned on."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from pixelflow_jax import sharding
+from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.data.plan import Reader
+
+
+class PromptError(ValueError):
+    """What was given as a prompt is none."""
+
+
+class PromptFile(NamedTuple):
+    """The prompts of a file, and how many of its lines hold none."""
+
+    prompts: list[str]
+    blank: int
+    comments: int
+
+
+def read_prompts(path: str | pathlib.Path) -> PromptFile:
+    """A prompt a line, in UTF-8; blank lines and those that begin with # are skipped.
+
+    Raises DataError for a file that is absent, in another encoding, or without prompts.
+    """
+    path = pathlib.Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"The prompts in {path} cannot be read: {error.strerror}."
+        ) from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path} is not UTF-8: byte {error.start} (0x{content[error.start]:02x}, "
+            f"in line {line}) belongs to no character. Save it as UTF-8, such as by "
+            f"iconv -f latin1 -t utf-8."
+        ) from error
+    lines = [line.strip() for line in text.split("\n")]
+    filled = [line for line in lines if line]
+    prompts = [line for line in filled if not line.startswith("#")]
+    blank = len(lines) - len(filled) - (not lines[-1])  # the end of the last line
+    found = PromptFile(prompts, blank, len(filled) - len(prompts))
+    if not prompts:
+        raise DataError(
+            f"{path} holds no prompts, only {found.blank} blank lines and "
+            f"{found.comments} comments (#): write one prompt a line."
+        )
+    return found
+
+
+class Prompts:
+    """The tokenizer and the encoder of a text model, opened when they are first used.
+
+    `conditioner` is the model's, made to read prompts where it read captions ahead of
+    time.
+    """
+
+    def __init__(self, conditioner: Text):
+        self.conditioner = dataclasses.replace(conditioner, features="")
+        self._reader: Reader | None = None
+        self._frozen: dict | None = None
+
+    def load(self, mesh: Mesh) -> dict:
+        """The encoder's parameters on the devices; TeacherError without its weights."""
+        if self._frozen is None:
+            self._frozen = sharding.place(self.conditioner.load(), mesh)
+        return self._frozen
+
+    def read(
+        self, prompts: Sequence[str], negative: str | Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """What the conditioner reads for prompts with negatives, one for all or each.
+
+        "tokens" int32 and "mask" bool [n, length], and the same of the negatives as
+        "negative_tokens" and "negative_mask". Every distinct text is read once. Raises
+        PromptError for what is no prompt, TeacherError without a tokenizer.
+        """
+        negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
+        if len(negatives) != len(prompts):
+            raise PromptError(
+                f"There are {len(negatives)} negative prompts for {len(prompts)} "
+                "prompts: give one for all, or one for each."
+            )
+        distinct = list(dict.fromkeys([*prompts, *negatives]))
+        for text in distinct:
+            _refuse_other(text)
+        if self._reader is None:
+            self._reader = self.conditioner.reader()
+        arrays = self._reader(distinct)
+        places = {text: place for place, text in enumerate(distinct)}
+        given = {}
+        for prefix, texts in (("", prompts), ("negative_", negatives)):
+            rows = [places[text] for text in texts]
+            given |= {f"{prefix}{name}": array[rows] for name, array in arrays.items()}
+        return given
+
+
+def _refuse_other(text: object) -> None:
+    """PromptError for what is no text, or cannot be written as one."""
+    if not isinstance(text, str):
+        raise PromptError(
+            f"This model draws from prompts, which are str, not {text!r}."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The prompt {text!r:.60} is not UTF-8: it came from bytes of another "
+            "encoding."
+        ) from error

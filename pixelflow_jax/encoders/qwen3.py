@@ -1,0 +1,269 @@
+"""Qwen3, frozen, as an encoder of texts: the condition of PixNerd and PixelGen."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pixelflow_jax.encoders import shared as encoders
+from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
+from pixelflow_jax.nn.embed import rotate_halves
+from pixelflow_jax.nn.heads import split_heads
+from pixelflow_jax.nn.layers import rms_normalise
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.tensors.official import Origin, Row, load, read, shapes
+
+
+@dataclasses.dataclass(kw_only=True)
+class Qwen3Geometry:
+    """The sizes of a network of Qwen3's kind.
+
+    `hidden`: the gated MLP's width; each of `kv_heads` heads of keys and values serves
+    heads / kv_heads heads of queries; `heads` times `head_width` need not be `width`.
+    `period` is the rotary embedding's longest (its base), `padding` the number of the
+    token <|endoftext|>.
+    """
+
+    width: int
+    hidden: int
+    depth: int
+    heads: int
+    kv_heads: int = 8
+    head_width: int = 128
+    vocabulary: int = 151_936
+    period: float = 1_000_000.0
+    padding: int = 151_643
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        if found := encoders.sizes_problems(self, tokens=("padding",)):
+            return found
+        if self.heads % self.kv_heads:
+            found.append(
+                f"geometry.heads={self.heads} must be a multiple of "
+                f"geometry.kv_heads={self.kv_heads}"
+            )
+        if self.head_width % 2:
+            found.append(f"geometry.head_width={self.head_width} must be even")
+        return found
+
+
+VARIANTS = {
+    "qwen3-0.6b": Qwen3Geometry(width=1024, hidden=3072, depth=28, heads=16),
+    "qwen3-1.7b": Qwen3Geometry(width=2048, hidden=6144, depth=28, heads=16),
+    "qwen3-4b": Qwen3Geometry(width=2560, hidden=9728, depth=36, heads=32),
+    "qwen3-8b": Qwen3Geometry(width=4096, hidden=12_288, depth=36, heads=32),
+}
+PREFIX = "model."  # of a language model's file; the network's own file has none
+IGNORED = r"lm_head\.weight"
+EMPTY = ("attend", "zero")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Qwen3:
+    """A frozen Qwen3; `weights` names its file (see `teachers.weights.read`).
+
+    `variant` is one of the published sizes, `geometry` any other in its place. States
+    are those of PixNerd and PixelGen: behind the final norm, of every position, padding
+    included, without a chat template. Padding is on the right; it sees the text before
+    it, and no text sees it. `embed_width` cuts the states' features off, or fills them
+    up with zeros, to another width than the network's own (0).
+
+    The empty text is nothing but padding, and what a token sees that may see nothing
+    was decided by the attention's backend. `empty_text` names both answers: with
+    "attend" it sees what is there, tokens that are all alike; with "zero" attention
+    gives nothing. transformers 4.51 and 4.52, the first that know Qwen3, do the former
+    on a GPU; so do all with eager attention. From 4.53 on, with PyTorch 2.5 or later,
+    SDPA does the latter. PixNerd pins PyTorch 2.5.0 and no transformers; its models
+    were trained when 4.51 and 4.52 were current, so "attend" is the default. PixelGen
+    names no versions, and came when newer ones were current: "zero" is worth a try
+    there. The two conditions differ much: sample a model with the one it was trained
+    with.
+
+    In bfloat16 the rotary embedding's frequencies are rounded like the weights, as the
+    official code rounds them by casting the whole network. At the 128th token that
+    moves states by about as much as the rest of half precision.
+
+    `attention` is "auto", "xla" or "cudnn", and `loop.unroll` counts as for other
+    stacks; both change speed alone. Source: Yang et al. 2025, "Qwen3 Technical Report".
+    """
+
+    variant: str = "qwen3-1.7b"
+    geometry: Qwen3Geometry | None = None
+    weights: str = ""
+    tokenizer: str = ""
+    empty_text: str = "attend"
+    embed_width: int = 0
+    attention: str = "auto"
+    precision: Precision = dataclasses.field(default_factory=Precision)
+    loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none"))
+
+    @property
+    def sizes(self) -> Qwen3Geometry:
+        """The network's sizes."""
+        return self.geometry or VARIANTS[self.variant]
+
+    @property
+    def width(self) -> int:
+        """The width of its states."""
+        return self.embed_width or self.sizes.width
+
+    def load(self, field: str = "conditioner.encoder.weights") -> dict:
+        """The parameters (numpy): matrices in the compute type, the rest float32.
+
+        Understands transformers' names, of a language model or of the network alone.
+        Raises TeacherError, which names the config `field`, for absent, unreadable or
+        other weights.
+        """
+        origin = self._origin(field)
+        tensors = read(self.weights, origin)
+        tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+        name = origin.described(self.weights)
+        return load(table(self.sizes), tensors, name, IGNORED, self.precision)
+
+    def shapes(self) -> dict:
+        """What `load` returns, as shapes; reads nothing."""
+        return jax.eval_shape(self.precision.cast, shapes(table(self.sizes)))
+
+    def states(self, params: dict, tokens: Array, mask: Array | None = None) -> Array:
+        """The last hidden states after the final norm, float32 [b, n, width].
+
+        `tokens` [b, n] are integers below the vocabulary's size (beyond, a state is not
+        a number), `mask` [b, n] is True where a token counts, from the first on; None:
+        everywhere. States of tokens that count do not depend on padding; padding has
+        states, too. Gradients never reach the parameters.
+        """
+        encoders.check_tokens("Qwen3", tokens, mask)
+        params = self.precision.cast(jax.lax.stop_gradient(params))
+        with jax.default_matmul_precision(self.precision.matmul):
+            x = self.embedded(params, tokens)
+            turns = self.turns(tokens.shape[1])
+
+            def block(params: dict, x: Array) -> Array:
+                return self.block(params, x, turns, mask)
+
+            x = encoders.run_blocks(block, params["blocks"], x, self.loop)
+        return self._fitted(_norm(params["norm"], x))
+
+    def embedded(self, params: dict, tokens: Array) -> Array:
+        """The tokens' embeddings, float32 [b, n, width]."""
+        return encoders.look_up(params["embedding"]["kernel"], tokens)
+
+    def turns(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines of the rotary embedding, float32 [n, head_width / 2]."""
+        half = self.sizes.head_width // 2
+        frequencies = self.sizes.period ** (-np.arange(half) / half)
+        frequencies = frequencies.astype(self.precision.dtype).astype(np.float64)
+        angles = np.arange(length)[:, None] * frequencies
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def block(
+        self,
+        params: dict,
+        x: Array,
+        turns: tuple[np.ndarray, np.ndarray],
+        mask: Array | None = None,
+    ) -> Array:
+        """Attention and gated MLP before which x is normalised, float32 [b, n, width].
+
+        x stays float32: residuals grow so large that half precision would lose what
+        later blocks add.
+        """
+        dtype, sizes = self.precision.dtype, self.sizes
+        own = params["attention"]
+        z = _norm(params["norm1"], x).astype(dtype)
+        q = split_heads(z @ own["q"]["kernel"], sizes.heads)
+        k, v = jnp.split(z @ own["kv"]["kernel"], 2, -1)
+        k, v = (split_heads(part, sizes.kv_heads) for part in (k, v))
+        q = rotate_halves(_norm(own["q_norm"], q).astype(dtype), *turns)
+        k = rotate_halves(_norm(own["k_norm"], k).astype(dtype), *turns)
+        mixed = self._attend(q, k, v, mask)
+        x = x + (mixed @ own["out"]["kernel"]).astype(x.dtype)
+        z = _norm(params["norm2"], x).astype(dtype)
+        return x + encoders.gated_mlp(params["mlp"], z, jax.nn.silu).astype(x.dtype)
+
+    def _attend(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+        """Causal attention; where a row has no tokens at all, as `empty_text` says."""
+        if mask is None:
+            return encoders.attend(q, k, v, None, self.attention, causal=True)
+        some = mask.astype(bool).any(-1, keepdims=True)  # [b, 1]
+        seen = mask.astype(bool) | ~some
+        mixed = encoders.attend(q, k, v, seen, self.attention, causal=True)
+        if self.empty_text == "attend":
+            return mixed
+        return jnp.where(some[..., None], mixed, 0)
+
+    def problems(self) -> list[str]:
+        """What is wrong with this config."""
+        found = encoders.problems(self, VARIANTS)
+        if self.empty_text not in EMPTY:
+            found.append(f"empty_text={self.empty_text!r} is neither of {EMPTY}")
+        if self.embed_width < 0:
+            found.append(f"embed_width={self.embed_width} must be at least 0")
+        return found
+
+    def empty(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [length] and mask bool [length] of "": nothing but padding."""
+        return self._frame.around([], length)
+
+    def reader(self, length: int) -> TextReader:
+        """What turns texts into its tokens [n, length]."""
+        origin = self._origin("conditioner.encoder.tokenizer", "tokenizer files")
+        folder = self.tokenizer or self.weights
+        return TextReader(folder, origin, self._frame, self.sizes.vocabulary, length)
+
+    def identity(self) -> dict:
+        """All that determines its states, as JSON-able values."""
+        return encoders.identity(self, empty_text=self.empty_text, width=self.width)
+
+    @property
+    def _frame(self) -> Frame:
+        return Frame("Qwen2Tokenizer", Special("<|endoftext|>", self.sizes.padding))
+
+    def _origin(self, field: str, what: str = "weights") -> Origin:
+        repository = f"Qwen/{self.variant.replace('qwen', 'Qwen').replace('b', 'B')}"
+        return encoders.origin(self, "a Qwen3", repository, field, what=what)
+
+    def _fitted(self, states: Array) -> Array:
+        """Features cut off or filled up with zeros to `width`."""
+        missing = max(0, self.width - states.shape[-1])
+        return jnp.pad(states, ((0, 0), (0, 0), (0, missing)))[..., : self.width]
+
+
+def table(geometry: Qwen3Geometry) -> list[Row]:
+    """How our parameters are made of transformers' weights."""
+    d, hidden, head = geometry.width, geometry.hidden, geometry.head_width
+    inner, kv = geometry.heads * head, geometry.kv_heads * head
+    own = "self_attn"
+    linears = {
+        "attention/q": (f"{own}.q_proj", d, inner, ("",)),
+        "attention/kv": (f"{own}.{{part}}_proj", d, kv, ("k", "v")),
+        "attention/out": (f"{own}.o_proj", inner, d, ("",)),
+        "mlp/gate": ("mlp.gate_proj", d, hidden, ("",)),
+        "mlp/up": ("mlp.up_proj", d, hidden, ("",)),
+        "mlp/down": ("mlp.down_proj", hidden, d, ("",)),
+    }
+    blocks = [
+        Row("norm1/weight", "input_layernorm.weight", (d,)),
+        Row("norm2/weight", "post_attention_layernorm.weight", (d,)),
+        Row("attention/q_norm/weight", f"{own}.q_norm.weight", (head,)),
+        Row("attention/k_norm/weight", f"{own}.k_norm.weight", (head,)),
+    ]
+    for ours, (theirs, inputs, outputs, parts) in linears.items():
+        shape = (outputs, inputs)
+        row = Row(f"{ours}/kernel", f"{theirs}.weight", shape, np.transpose, parts)
+        blocks.append(row)
+    return [
+        # By this name it is cast like the matrices: half the memory of a large table.
+        Row("embedding/kernel", "embed_tokens.weight", (geometry.vocabulary, d)),
+        Row("norm/weight", "norm.weight", (d,)),
+        *encoders.stacked(blocks, geometry.depth, "layers.{i}."),
+    ]
+
+
+def _norm(params: dict, x: Array) -> Array:
+    """x / rms(x) * weight over the last axis, eps 1e-6, float32."""
+    return rms_normalise(x) * params["weight"]

@@ -1,0 +1,264 @@
+"""The encoder of T5 v1.1 and Flan-T5, frozen: the text condition of PixelFlow."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pixelflow_jax.encoders import shared as encoders
+from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
+from pixelflow_jax.nn.heads import split_heads
+from pixelflow_jax.nn.layers import rms_normalise
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.tensors.official import (
+    Origin,
+    Row,
+    TeacherError,
+    load,
+    read,
+    shapes,
+)
+
+
+@dataclasses.dataclass(kw_only=True)
+class T5Geometry:
+    """The sizes of an encoder of T5 v1.1's kind.
+
+    `hidden`: the gated MLP's width; `buckets`, `max_distance`: how many learned values
+    a head has for the distances between tokens, and where the last bucket ends at the
+    latest. `heads` times `head_width` need not be `width`.
+    """
+
+    width: int
+    hidden: int
+    depth: int
+    heads: int
+    head_width: int = 64
+    vocabulary: int = 32128
+    buckets: int = 32
+    max_distance: int = 128
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        if found := encoders.sizes_problems(self):
+            return found
+        if self.buckets < 4 or self.buckets % 2:
+            return [f"geometry.buckets={self.buckets} must be even and at least 4"]
+        if self.max_distance <= self.buckets // 4:
+            return [
+                f"geometry.max_distance={self.max_distance} must be larger than a "
+                f"quarter of geometry.buckets={self.buckets}"
+            ]
+        return []
+
+
+VARIANTS = {
+    "flan-t5-small": T5Geometry(width=512, hidden=1024, depth=8, heads=6),
+    "flan-t5-base": T5Geometry(width=768, hidden=2048, depth=12, heads=12),
+    "flan-t5-large": T5Geometry(width=1024, hidden=2816, depth=24, heads=16),
+    "flan-t5-xl": T5Geometry(width=2048, hidden=5120, depth=24, heads=32),
+    "flan-t5-xxl": T5Geometry(width=4096, hidden=10240, depth=24, heads=64),
+}
+
+# Two names of one matrix: the first is shared with the decoder.
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
+IGNORED = r"decoder\..*|lm_head\.weight"  # encoders and decoders come in one file
+FRAME = Frame("T5Tokenizer", Special("<pad>", 0), after=(Special("</s>", 1),))
+
+
+@dataclasses.dataclass(kw_only=True)
+class T5:
+    """A frozen T5 encoder; `weights` names its file (see `teachers.weights.read`).
+
+    `variant` is one of the published sizes (T5 v1.1's are the same), `geometry` any
+    other size in its place. `tokenizer` is a folder, that of the weights if "". No
+    gradient passes, so `loop.remat` has nothing to keep; `loop.unroll` counts as for
+    other stacks, `attention` is "auto", "xla" or "cudnn". Source: Raffel et al. 2020;
+    Chung et al. 2022; Shazeer 2020 for the gated MLP.
+    """
+
+    variant: str = "flan-t5-xl"
+    geometry: T5Geometry | None = None
+    weights: str = ""
+    tokenizer: str = ""
+    attention: str = "auto"
+    precision: Precision = dataclasses.field(default_factory=Precision)
+    loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none"))
+
+    @property
+    def sizes(self) -> T5Geometry:
+        """The network's sizes."""
+        return self.geometry or VARIANTS[self.variant]
+
+    @property
+    def width(self) -> int:
+        """The width of its states."""
+        return self.sizes.width
+
+    def load(self, field: str = "conditioner.encoder.weights") -> dict:
+        """The parameters (numpy): matrices in the compute type, the rest float32.
+
+        Understands transformers' names, with or without a decoder. Raises TeacherError,
+        which names the config `field`, for absent, unreadable or other weights.
+        """
+        origin = self._origin(field)
+        tensors = read(self.weights, origin)
+        name = origin.described(self.weights)
+        embedding = _agreed_embedding(tensors, name)
+        rows = table(self.sizes, embedding)
+        return load(rows, tensors, name, IGNORED, self.precision)
+
+    def shapes(self) -> dict:
+        """What `load` returns, as shapes; reads nothing."""
+        return jax.eval_shape(self.precision.cast, shapes(table(self.sizes)))
+
+    def states(self, params: dict, tokens: Array, mask: Array | None = None) -> Array:
+        """The last hidden states after the final norm, float32 [b, n, width].
+
+        `tokens` [b, n] are integers below the vocabulary's size (beyond, a
+        state is not a number), `mask` [b, n] is True where a token counts; None:
+        everywhere. States of tokens that count do not depend on the others; these have
+        states, too. Gradients never reach the parameters.
+        """
+        encoders.check_tokens("T5", tokens, mask)
+        params = self.precision.cast(jax.lax.stop_gradient(params))
+        with jax.default_matmul_precision(self.precision.matmul):
+            x = self.embedded(params, tokens)
+            bias = self.bias(params, tokens.shape[1])
+
+            def block(params: dict, x: Array) -> Array:
+                return self.block(params, x, bias, mask)
+
+            x = encoders.run_blocks(block, params["blocks"], x, self.loop)
+        return _norm(params["norm"], x)
+
+    def embedded(self, params: dict, tokens: Array) -> Array:
+        """The tokens' embeddings, unscaled, float32 [b, n, width]."""
+        return encoders.look_up(params["embedding"], tokens)
+
+    def bias(self, params: dict, length: int) -> Array:
+        """What all blocks add to their attention logits, float32 [1, heads, n, n].
+
+        Rows are queries, columns keys.
+        """
+        sizes = self.sizes
+        offsets = np.arange(1 - length, length)
+        numbers = buckets(offsets, sizes.buckets, sizes.max_distance)
+        by_offset = params["relative_bias"].astype(jnp.float32)[numbers]
+        places = jnp.arange(length)
+        offset = places[None, :] - places[:, None]  # key minus query
+        return jnp.moveaxis(by_offset[offset + length - 1], -1, 0)[None]
+
+    def block(
+        self, params: dict, x: Array, bias: Array, mask: Array | None = None
+    ) -> Array:
+        """Attention and gated MLP before which x is normalised, [b, n, width].
+
+        The logits are not scaled: the trained queries are small enough. x stays
+        float32: unnormalised residuals grow so large that half precision would lose
+        what later blocks add.
+        """
+        dtype, heads = self.precision.dtype, self.sizes.heads
+        own = params["attention"]
+        qkv = _norm(params["norm1"], x).astype(dtype) @ own["qkv"]["kernel"]
+        q, k, v = (split_heads(part, heads) for part in jnp.split(qkv, 3, -1))
+        how = {"bias": bias, "scale": 1.0}
+        mixed = encoders.attend(q, k, v, mask, self.attention, **how)
+        x = x + (mixed @ own["out"]["kernel"]).astype(x.dtype)
+        z = _norm(params["norm2"], x).astype(dtype)
+        return x + encoders.gated_mlp(params["mlp"], z, jax.nn.gelu).astype(x.dtype)
+
+    def problems(self) -> list[str]:
+        """What is wrong with this config."""
+        return encoders.problems(self, VARIANTS)
+
+    def empty(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [length] and mask bool [length] of "": the end alone."""
+        return FRAME.around([], length)
+
+    def reader(self, length: int) -> TextReader:
+        """What turns texts into its tokens [n, length]."""
+        origin = self._origin("conditioner.encoder.tokenizer", "tokenizer files")
+        folder = self.tokenizer or self.weights
+        return TextReader(folder, origin, FRAME, self.sizes.vocabulary, length)
+
+    def identity(self) -> dict:
+        """All that determines its states, as JSON-able values."""
+        return encoders.identity(self)
+
+    def _origin(self, field: str, what: str = "weights") -> Origin:
+        kind, repository = "a T5 encoder", f"google/{self.variant}"
+        return encoders.origin(self, kind, repository, field, what=what)
+
+
+def buckets(offsets: np.ndarray, count: int, max_distance: int) -> np.ndarray:
+    """The bucket of each offset (key's place minus query's), integers below `count`.
+
+    The upper half is for positive offsets. In each half, the first half is for one
+    distance each, the rest for ranges that grow geometrically up to `max_distance`, the
+    last one without end.
+    """
+    half = count // 2
+    single = half // 2
+    distance = np.abs(offsets)
+    # In float32, which decides where a range begins, as for the trained network.
+    ratio = np.maximum(distance, single).astype(np.float32) / np.float32(single)
+    steps = np.log(ratio) / np.float32(np.log(max_distance / single))
+    ranged = single + (steps * np.float32(half - single)).astype(np.int64)
+    number = np.where(distance < single, distance, np.minimum(ranged, half - 1))
+    return number + half * (offsets > 0)
+
+
+def table(geometry: T5Geometry, embedding: str = EMBEDDINGS[0]) -> list[Row]:
+    """How our parameters are made of transformers' weights.
+
+    `embedding` is the name by which the file knows the tokens' embeddings.
+    """
+    d, hidden = geometry.width, geometry.hidden
+    inner = geometry.heads * geometry.head_width
+    first = "layer.0.SelfAttention"
+    bias = f"encoder.block.0.{first}.relative_attention_bias.weight"
+    linears = {
+        "attention/out": (f"{first}.o", inner, d),
+        "mlp/gate": ("layer.1.DenseReluDense.wi_0", d, hidden),
+        "mlp/up": ("layer.1.DenseReluDense.wi_1", d, hidden),
+        "mlp/down": ("layer.1.DenseReluDense.wo", hidden, d),
+    }
+    parts = {"layout": np.transpose, "parts": ("q", "k", "v")}
+    blocks = [
+        Row("norm1/weight", "layer.0.layer_norm.weight", (d,)),
+        Row("norm2/weight", "layer.1.layer_norm.weight", (d,)),
+        Row("attention/qkv/kernel", f"{first}.{{part}}.weight", (inner, d), **parts),
+    ]
+    for ours, (theirs, inputs, outputs) in linears.items():
+        shape = (outputs, inputs)
+        blocks.append(Row(f"{ours}/kernel", f"{theirs}.weight", shape, np.transpose))
+    return [
+        Row("embedding", embedding, (geometry.vocabulary, d)),
+        Row("relative_bias", bias, (geometry.buckets, geometry.heads)),
+        Row("norm/weight", "encoder.final_layer_norm.weight", (d,)),
+        *encoders.stacked(blocks, geometry.depth, "encoder.block.{i}."),
+    ]
+
+
+def _agreed_embedding(tensors: dict[str, Stored], name: str) -> str:
+    """The name of the tokens' embeddings; of two that agree, one is taken out."""
+    there = [key for key in EMBEDDINGS if key in tensors]
+    if len(there) < 2:
+        return (there or EMBEDDINGS)[0]
+    if not np.array_equal(*(tensors[key] for key in there)):
+        raise TeacherError(
+            f"{name} holds two different matrices {' and '.join(there)}: they are one "
+            "in T5. Take them from one checkpoint, or leave one out."
+        )
+    del tensors[there[1]]
+    return there[0]
+
+
+def _norm(params: dict, x: Array) -> Array:
+    """x / rms(x) * weight, eps 1e-6, float32."""
+    return rms_normalise(x) * params["weight"]

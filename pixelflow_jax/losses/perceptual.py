@@ -1,0 +1,234 @@
+"""Loss terms that look through frozen networks: REPA, LPIPS and P-DINO."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pixelflow_jax.losses.objective import Context, deal, negative_weight
+from pixelflow_jax.models.interface import DenoiserConfig
+from pixelflow_jax.nn.layers import torch_default, torch_default_bias
+from pixelflow_jax.teachers.suite import Needs, Teachers, enlarged
+
+LAST = -1  # the teacher's last block
+
+
+@dataclasses.dataclass(kw_only=True)
+class Repa:
+    """Alignment of the tap's tokens with DINOv2's of the real image (Yu et al. 2025).
+
+    Three linear layers with SiLU between (`hidden` wide; 0: as wide as the model) map
+    the tokens behind block `model.tap` to the teacher's width; the value is 1 - cosine,
+    meant over tokens. `teacher_layer` is the DINOv2 block, counted from the end if
+    negative. The official code cuts the model's tokens off at the teacher's number,
+    which is harmless where both grids agree (a patch of 16): grid="truncate".
+    grid="resize" resamples them to the teacher's grid, as cascades and other patches
+    need.
+    """
+
+    weight: float = 0.5
+    hidden: int = 0
+    teacher_layer: int = LAST
+    grid: str = "truncate"
+    perceptual = False
+
+    def __call__(self, context: Context) -> Array:
+        """1 - cosine for every image, float32 [b]."""
+        taps, points = context.output.tap, context.points
+        dealt = deal(context.seen.full[self.teacher_layer], len(taps))
+        values = []
+        for tokens, features, point in zip(taps, dealt, points, strict=True):
+            tokens = self._on_grid(tokens, point.x_t.shape, features.shape[1])
+            projected = project(context.heads["Repa"], tokens)
+            values.append(1 - _cosine(projected, features).mean(-1))
+        return jnp.concatenate(values)
+
+    def _on_grid(self, tokens: Array, image: tuple[int, ...], wanted: int) -> Array:
+        """Tokens [b, n, d] of an image, as [b, wanted, d]."""
+        b, n, d = tokens.shape
+        if n == wanted:
+            return tokens
+        if self.grid == "truncate" and n > wanted:
+            return tokens[:, :wanted]
+        if self.grid == "truncate":
+            raise ValueError(
+                f"REPA: the teacher has {wanted} tokens and the model {n}: set the "
+                'term\'s grid="resize".'
+            )
+        _, height, width, _ = image
+        rows = round((n * height / width) ** 0.5)
+        ours = tokens.reshape(b, rows, n // rows, d).astype(jnp.float32)
+        theirs = round((wanted * height / width) ** 0.5)
+        shape = (b, theirs, wanted // theirs, d)
+        return jax.image.resize(ours, shape, "linear").reshape(b, wanted, d)
+
+    def needs(self) -> Needs:
+        """One layer of the real images at full size."""
+        return Needs(full=(self.teacher_layer,))
+
+    def head(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
+        """The projector, with PyTorch's default initialisation."""
+        hidden = self.hidden or model.width
+        widths = (model.width, hidden, hidden, teachers.dino.width)
+        layers = {}
+        for index, own in enumerate(jax.random.split(key, len(widths) - 1)):
+            one, two = jax.random.split(own)
+            shape = widths[index], widths[index + 1]
+            layers[f"linear{index}"] = {
+                "kernel": torch_default(one, shape, jnp.float32),
+                "bias": torch_default_bias(shape[0])(two, shape[1:]),
+            }
+        return layers
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        found = negative_weight(self)
+        if self.grid not in ("truncate", "resize"):
+            found.append(f'Repa.grid must be "truncate" or "resize", not {self.grid!r}')
+        if self.hidden < 0:
+            found.append(f"Repa.hidden={self.hidden} must not be negative")
+        return found
+
+
+def project(layers: dict, tokens: Array) -> Array:
+    """Linear, SiLU, Linear, SiLU, Linear on [..., width], in the tokens' type.
+
+    Returns float32 [..., features].
+    """
+    last = len(layers) - 1
+    for index in range(len(layers)):
+        layer = layers[f"linear{index}"]
+        kernel = layer["kernel"].astype(tokens.dtype)
+        tokens = tokens @ kernel + layer["bias"].astype(tokens.dtype)
+        tokens = jax.nn.silu(tokens) if index < last else tokens
+    return tokens.astype(jnp.float32)
+
+
+def _cosine(a: Array, b: Array) -> Array:
+    """Cosine over the last axis, norms not below 1e-8; float32."""
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    scale = jnp.maximum(_length(a), 1e-8) * jnp.maximum(_length(b), 1e-8)
+    return jnp.sum(a * b, -1) / scale
+
+
+def _length(a: Array) -> Array:
+    # The root's gradient at 0 is not finite; a length that small counts as 1e-8 anyway.
+    return jnp.sqrt(jnp.maximum(jnp.sum(a * a, -1), 1e-16))
+
+
+@dataclasses.dataclass(kw_only=True)
+class Lpips:
+    """LPIPS between the predicted and the real clean image (Zhang et al. 2018).
+
+    Images whose point holds less than the share `threshold` of data are left out of
+    the mean (PixelGen's noise gating; 0 lets all in). Both images are first resized by
+    16 / `patch`, as PixelGen does for patches other than 16. Stages of a cascade are
+    compared at their own size, small ones enlarged (`teachers.suite.enlarged`).
+    """
+
+    weight: float = 0.1
+    threshold: float = 0.0
+    patch: int = 16
+    perceptual = True
+
+    def __call__(self, context: Context) -> Array:
+        """The distance of every image, scaled so that their mean is the gated mean."""
+        values = []
+        for ours, point in zip(context.clean(), context.points, strict=True):
+            pair = (self._sized(image) for image in (ours, point.clean))
+            values.append(
+                context.teachers.lpips.distance(context.frozen["lpips"], *pair)
+            )
+        return _gated(jnp.concatenate(values), context, self.threshold)
+
+    def _sized(self, image: Array) -> Array:
+        image = enlarged(image)
+        b, height, width, c = image.shape
+        if self.patch == 16:
+            return image
+        size = (b, height * 16 // self.patch, width * 16 // self.patch, c)
+        return jax.image.resize(image, size, "linear")  # smooths where it shrinks
+
+    def needs(self) -> Needs:
+        """The LPIPS network."""
+        return Needs(lpips=True)
+
+    def head(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
+        """None."""
+        return {}
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        found = [*negative_weight(self), *_threshold_problems(self)]
+        if self.patch < 1:
+            found.append(f"Lpips.patch={self.patch} must be at least 1")
+        return found
+
+
+@dataclasses.dataclass(kw_only=True)
+class PDino:
+    """1 - cosine between DINOv2's tokens of the predicted and the real clean image.
+
+    The mean over tokens and over `layers` (numbers of blocks, counted from 0, or from
+    the end if negative), each behind the teacher's final norm. PixelGen's paper leaves
+    images with less than the share `threshold` of data out, which is gate="paper". Its
+    code's mask lies across the wrong axis: every image counts, unless all of the batch
+    are masked, when the value is 1 and without gradient: gate="official", the default,
+    so that published recipes reproduce.
+    """
+
+    weight: float = 0.01
+    layers: tuple[int, ...] = (LAST,)
+    threshold: float = 0.0
+    gate: str = "official"
+    perceptual = True
+
+    def __call__(self, context: Context) -> Array:
+        """The distance of every image, float32 [b]."""
+        values = []
+        for ours, seen in zip(context.clean(), context.seen.staged, strict=True):
+            found = context.teachers.dino.features(
+                context.frozen["dino"], enlarged(ours), self.layers
+            )
+            cosines = [_cosine(found[layer], seen[layer]).mean(-1) for layer in found]
+            values.append(1 - sum(cosines) / len(cosines))
+        value = jnp.concatenate(values)
+        if self.gate == "paper":
+            return _gated(value, context, self.threshold)
+        if self.threshold == 0:
+            return value
+        any_clean = jnp.any(context.data_share() >= self.threshold)
+        return jnp.where(any_clean, value, 1.0)
+
+    def needs(self) -> Needs:
+        """Its layers of the real images at the stages' sizes."""
+        return Needs(staged=tuple(self.layers))
+
+    def head(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
+        """None."""
+        return {}
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        found = [*negative_weight(self), *_threshold_problems(self)]
+        if self.gate not in ("official", "paper"):
+            found.append(f'PDino.gate must be "official" or "paper", not {self.gate!r}')
+        if not self.layers:
+            found.append("PDino.layers is empty: name at least one block")
+        return found
+
+
+def _threshold_problems(term: Lpips | PDino) -> list[str]:
+    if 0 <= term.threshold <= 1:
+        return []
+    name = type(term).__name__
+    return [f"{name}.threshold={term.threshold} must lie in [0, 1]"]
+
+
+def _gated(values: Array, context: Context, threshold: float) -> Array:
+    """Values [b] whose plain mean is the mean over images with enough data; else 0."""
+    if threshold == 0:
+        return values
+    inside = (context.data_share() >= threshold).astype(jnp.float32)
+    return values * inside * (len(values) / jnp.maximum(inside.sum(), 1))

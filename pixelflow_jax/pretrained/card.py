@@ -1,0 +1,219 @@
+"""What weights say of themselves: JSON for the machine, a model card for people."""
+
+import dataclasses
+import json
+
+from pixelflow_jax import sharding
+from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.models.interface import count
+from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.models.pixelgen import PixelGen
+from pixelflow_jax.models.pixelgen_text import PixelGenText
+from pixelflow_jax.models.pixnerd import PixNerd
+from pixelflow_jax.models.pixnerd_text import PixNerdText
+
+FORMAT = "pixelflow_jax"
+VERSION = 1  # of the format; raised when older code could not read it
+PICTURE = "samples.png"
+
+PIXELFLOW = """@article{chen2025pixelflow,
+  title = {PixelFlow: Pixel-Space Generative Models with Flow},
+  author = {Chen, Shoufa and Ge, Chongjian and Zhang, Shilong and Sun, Peize and
+            Luo, Ping},
+  journal = {arXiv:2504.07963},
+  year = {2025}
+}"""
+PIXNERD = """@article{wang2025pixnerd,
+  title = {PixNerd: Pixel Neural Field Diffusion},
+  author = {Wang, Shuai and Gao, Ziteng and Zhu, Chenhui and Huang, Weilin and
+            Wang, Limin},
+  journal = {arXiv:2507.23268},
+  year = {2025}
+}"""
+PIXELGEN = """@article{ma2026pixelgen,
+  title = {PixelGen: Pixel Diffusion Beats Latent Diffusion with Perceptual Loss},
+  author = {Ma, Zehong and Xu, Ruihan and Zhang, Shiliang},
+  journal = {arXiv:2602.02493},
+  year = {2026}
+}
+
+@article{li2025jit,
+  title = {Back to Basics: Let Denoising Generative Models Denoise},
+  author = {Li, Tianhong and He, Kaiming},
+  journal = {arXiv:2511.13720},
+  year = {2025}
+}"""
+CITATIONS = {
+    PixelFlow: PIXELFLOW,
+    PixNerd: PIXNERD,
+    PixNerdText: PIXNERD,
+    PixelGen: PIXELGEN,
+    PixelGenText: PIXELGEN,
+}
+
+
+class PipelineError(ValueError):
+    """Weights that cannot be loaded, or a request the model cannot serve."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """What comes with weights.
+
+    `class_names` gives labels names; `step` is how long the weights were trained;
+    `origin` says in words where they come from.
+    """
+
+    config: Experiment
+    class_names: tuple[str, ...]
+    step: int
+    origin: str = ""
+
+    def to_dict(self) -> dict:
+        """The description as JSON-able dicts."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "config": self.config.to_dict(),
+            "class_names": list(self.class_names),
+            "step": self.step,
+            "origin": self.origin,
+        }
+
+    @staticmethod
+    def from_dict(data: dict, where: str) -> "Description":
+        """What `to_dict` wrote; PipelineError for that of another version."""
+        # Single files of before the format had a version are of the first one.
+        version = data.get("version", VERSION)
+        if version != VERSION:
+            raise PipelineError(
+                f"{where} is of version {version} of the format; this pixelflow_jax "
+                f"reads version {VERSION}: install the one that wrote it, or a newer "
+                "one (pip install -U pixelflow_jax)."
+            )
+        missing = sorted({"config", "class_names", "step"} - set(data))
+        if missing:
+            raise PipelineError(
+                f"{where} lacks {', '.join(missing)}: it is damaged. Fetch or export "
+                "the weights again."
+            )
+        return Description(
+            config=on_any_devices(data["config"]),
+            class_names=tuple(data["class_names"]),
+            step=data["step"],
+            origin=data.get("origin", ""),
+        )
+
+    def card(self, name: str, dtype: str, picture: bool) -> str:
+        """The model card: Markdown with the front matter that the Hub reads.
+
+        `name` is what to load the weights by, `dtype` the type they are stored in;
+        with `picture`, samples.png is shown.
+        """
+        config, model = self.config, type(self.config.model).__name__
+        reads_text = isinstance(config.conditioner, Text)
+        sort = "text-to-image" if reads_text else "class-conditional"
+        # Converted weights may know their classes by number alone.
+        asked = ["a red fox in the snow"] if reads_text else [*self.class_names, 0][:1]
+        size = config.data.image_size
+        task = "text-to-image" if reads_text else "unconditional-image-generation"
+        tags = ["pixelflow_jax", "jax", "flow-matching", "pixel-space", model.lower()]
+        shown = f"\n![samples of the model]({PICTURE})\n" if picture else ""
+        return TEMPLATE.format(
+            library=FORMAT,
+            task=task,
+            tags="".join(f"\n  - {tag}" for tag in [*tags, sort]),
+            title=config.name,
+            summary=f"A {sort} {model} for images of {size} x {size} pixels.",
+            shown=shown,
+            table="\n".join(f"| {k} | {v} |" for k, v in self._facts(dtype)),
+            name=json.dumps(name),
+            asked=json.dumps(asked, ensure_ascii=False),
+            size=size,
+            citation=CITATIONS[type(config.model)],
+            config=json.dumps(config.to_dict(), indent=1),
+        )
+
+    def _facts(self, dtype: str) -> list[tuple[str, str]]:
+        config = self.config
+        parameters = count(config.network().shapes()) / 1e6
+        sampling, names = config.sampling, ", ".join(self.class_names)
+        # A conversion knows neither names nor, sometimes, how long it was trained.
+        if self.class_names and all(name.isdigit() for name in self.class_names):
+            names = "by number"
+        trained = f"{self.step:,} steps of batch {config.batch_size}"
+        facts = [
+            ("model", type(config.model).__name__),
+            ("parameters", f"{parameters:.4g} million, {dtype}"),
+            ("weights", self.origin),
+            ("trained", trained if self.step else ""),
+            ("data", f"`{config.data.source!r}`"),
+            (f"{len(self.class_names)} classes", names),
+            ("solver", f"`{sampling.solver!r}`"),
+            ("steps", f"`{sampling.grid!r}`"),
+            ("guidance", f"`{sampling.guidance!r}`"),
+        ]
+        # A bar or a line break would end the cell.
+        cells = [(k, " ".join(v.replace("|", "\\|").split())) for k, v in facts]
+        return [(k, v) for k, v in cells if v]
+
+
+TEMPLATE = """---
+library_name: {library}
+pipeline_tag: {task}
+tags:{tags}
+---
+
+# {title}
+
+{summary} It generates pixels directly, without a VAE.
+{shown}
+| | |
+|---|---|
+{table}
+
+Solver, steps and guidance are the defaults; every call may choose others.
+
+## Load
+
+```python
+from pixelflow_jax import Pipeline
+
+pipeline = Pipeline.from_pretrained({name})
+images = pipeline({asked}, seed=0)  # uint8 [1, {size}, {size}, 3]
+```
+
+## Licence
+
+Not stated: add `license:` to the front matter of this file.
+
+## Citation
+
+```bibtex
+{citation}
+```
+
+<details>
+<summary>Training config</summary>
+
+```json
+{config}
+```
+
+</details>
+"""
+
+
+def on_any_devices(config: dict) -> Experiment:
+    """The config that weights came with, for the devices that are there."""
+    try:
+        experiment = Experiment.from_dict(config)
+    except ConfigError as error:
+        raise PipelineError(
+            f"These weights belong to another version of pixelflow_jax: {error}"
+        ) from error
+    if not isinstance(experiment, Experiment):
+        raise PipelineError("These weights come with something else than an Experiment")
+    experiment.mesh = sharding.MeshShape()
+    return experiment

@@ -1,0 +1,401 @@
+"""Weights on disk and on the Hub: found, read, and written.
+
+A published folder holds `config.json` (`Description`), `model.safetensors` (parameters
+by their path, of any floating-point type), and `README.md`, a model card. The same in a
+single file: the description lies in the metadata of a `.safetensors` file. A training
+run's workdir is read from its newest checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from pixelflow_jax import sharding
+from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.data.images import save_png
+from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.models.interface import misfitting
+from pixelflow_jax.pretrained.card import (
+    FORMAT,
+    PICTURE,
+    Description,
+    PipelineError,
+    on_any_devices,
+)
+from pixelflow_jax.pretrained.finetune import Initial, InitialError, compare, described
+from pixelflow_jax.tensors import hub, reader
+from pixelflow_jax.tensors import safetensors_files as safe
+from pixelflow_jax.tensors.lazy import Stored, WeightFileError
+from pixelflow_jax.training.checkpoint import Checkpointer
+
+LOG = logging.getLogger(__name__)
+CONFIG, CARD = "config.json", "README.md"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PARTIAL = ".partial"  # the folder inside a folder where files wait until all are whole
+DTYPES = ("float32", "bfloat16")
+RAW, BOTH = "raw", "both"
+# What a folder of other people's weights holds.
+FOREIGN = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+CONVERT = (
+    "If these are weights of the official code, convert them: "
+    "`python -m pixelflow_jax.convert from-torch FILE FOLDER`."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """Weights that were found, to be read.
+
+    `averages` names the sets of weights to choose from, the first one being the usual
+    one; `tensors` finds those of one set.
+    """
+
+    where: str
+    description: Description
+    averages: tuple[str, ...]
+    tensors: Callable[[str], Mapping[str, Stored]]
+
+    def open(self, ema: str) -> Mapping[str, Stored]:
+        """A set's parameters by path, of the type they are stored in, not read yet.
+
+        Raises PipelineError for files that are damaged, or hold other parameters than
+        the config's; CheckpointError for a damaged checkpoint.
+        """
+        try:
+            tensors = self.tensors(ema)
+        except WeightFileError as error:
+            raise PipelineError(str(error)) from error
+        shapes = self.description.config.network().shapes()
+        if problems := misfitting(dict(tensors), shapes):
+            raise PipelineError(
+                f"{self.where} does not hold the weights of the model its own config "
+                "describes:\n  " + "\n  ".join(problems)
+            )
+        return tensors
+
+    def read(self, ema: str) -> dict:
+        """A set's parameters as a nested dict, float32; raises what `open` does."""
+        opened = self.open(ema).items()
+        flat = {name: jnp.asarray(tensor.read(), "float32") for name, tensor in opened}
+        return traverse_util.unflatten_dict(flat, sep="/")
+
+    def choose(self, ema: str) -> str:
+        """The set called `ema` ("": the usual one); PipelineError where there is none.
+
+        Published weights are one set without a name.
+        """
+        if not ema or ema in self.averages:
+            return ema or self.averages[0]
+        if self.averages == ("",):
+            raise PipelineError(
+                f"{self.where} holds one set of weights, so there is no average "
+                f"{ema!r} to choose: leave it away, or load the run's workdir."
+            )
+        raise PipelineError(
+            f"This run has no average {ema!r}; choose one of "
+            f"{', '.join(self.averages)}."
+        )
+
+    def origin(self, ema: str) -> str:
+        """Where a set of weights comes from, in words."""
+        if not ema:
+            return self.description.origin
+        step, name = self.description.step, self.description.config.name
+        which = "without averaging" if ema == RAW else f"average with decay {ema}"
+        return f"step {step:,} of the run {name!r}, {which}"
+
+
+def find(name: str | pathlib.Path, revision: str | None = None) -> Found:
+    """The weights called `name`; their parameters are not read yet.
+
+    `name` is a published folder, a `.safetensors` file of ours, a run's workdir, or,
+    where nothing lies at such a path, "organisation/name" on the Hugging Face Hub,
+    at `revision`. A revision may also follow the name after an "@". A `pathlib.Path` is
+    never looked for on the Hub. Raises PipelineError, or CheckpointError for a damaged
+    checkpoint.
+    """
+    path = _locate(name, revision)
+    if path.is_file() and path.suffix == ".safetensors":
+        return _found_file(path)
+    if (path / "checkpoints").is_dir():
+        return _found_run(path)
+    if path.is_dir():
+        return _found_folder(path)
+    raise PipelineError(
+        f"No weights at {path}: give a published folder, a .safetensors file written "
+        f"by Pipeline.save, or a training run's workdir (it holds checkpoints/). "
+        f"{CONVERT}"
+    )
+
+
+def _locate(name: str | pathlib.Path, revision: str | None) -> pathlib.Path:
+    """The path that `name` is, or that the Hub's files of that name were saved to."""
+    path = pathlib.Path(name).expanduser()
+    named = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([^@]+))?", str(name))
+    if path.exists() and revision:
+        raise PipelineError(
+            f"{name} lies on this disk and has no revision {revision!r}: leave the "
+            "revision away."
+        )
+    if path.suffix == ".safetensors" and not path.exists():
+        raise PipelineError(f"There is no file {path}.")
+    if path.exists() or isinstance(name, pathlib.Path) or not named:
+        return path
+    wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors"]
+    try:
+        return hub.fetch(named[1], wanted, revision or named[2])
+    except hub.HubError as error:
+        raise PipelineError(f"There is no {path} on this disk, and {error}") from error
+
+
+def _found_run(workdir: pathlib.Path) -> Found:
+    with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
+        step = saved.latest()
+        if step is None:
+            raise PipelineError(
+                f"{workdir}/checkpoints holds no complete checkpoint yet: train first."
+            )
+        config = on_any_devices(saved.config(step))
+
+    def tensors(ema: str) -> dict[str, Stored]:
+        whole = sharding.replicated(config.mesh.build())
+        shapes = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
+            config.network().shapes(),
+        )
+        with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
+            params = saved.restore_weights(step, shapes, ema)
+        flat = traverse_util.flatten_dict(params, sep="/")
+        return {name: Stored.of(array) for name, array in flat.items()}
+
+    names = _class_names(config)
+    description = Description(config=config, class_names=names, step=step)
+    averages = (*map(str, config.ema), RAW)
+    return Found(
+        where=str(workdir), description=description, averages=averages, tensors=tensors
+    )
+
+
+def _class_names(config: Experiment) -> tuple[str, ...]:
+    """The data set's class names, or numbers where the data set is not at hand."""
+    if isinstance(config.conditioner, Text):
+        return ()
+    try:
+        return config.data.class_names
+    except DataError as error:
+        LOG.warning("Classes go by their numbers, without the data set: %s", error)
+        return tuple(map(str, range(config.model.num_classes)))
+
+
+def _found_file(path: pathlib.Path) -> Found:
+    try:
+        tensors = reader.tensors(path)
+    except WeightFileError as error:
+        raise PipelineError(str(error)) from error
+    data = _parsed(safe.metadata(path).get(FORMAT, "null"), path)
+    if not isinstance(data, dict):
+        raise PipelineError(
+            f"{path} was not written by Pipeline.save: its metadata hold no "
+            f"{FORMAT!r}, and so no config. {CONVERT}"
+        )
+    return Found(
+        where=str(path),
+        description=Description.from_dict(data, str(path)),
+        averages=("",),
+        tensors=lambda _: tensors,
+    )
+
+
+def _found_folder(folder: pathlib.Path) -> Found:
+    data = _read_config(folder)
+    return Found(
+        where=str(folder),
+        description=Description.from_dict(data, f"{folder}/{CONFIG}"),
+        averages=("",),
+        tensors=lambda _: reader.tensors(folder),
+    )
+
+
+def _parsed(content: str | bytes, where: pathlib.Path) -> object:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise PipelineError(
+            f"{where} cannot be read ({error}): fetch or export the weights again."
+        ) from error
+
+
+def _read_config(folder: pathlib.Path) -> dict:
+    """What config.json says; PipelineError where it is absent or not ours."""
+    try:
+        content = (folder / CONFIG).read_bytes()
+    except FileNotFoundError:
+        foreign = [p.name for p in folder.iterdir() if p.suffix in FOREIGN]
+        found = f" (only {', '.join(sorted(foreign)[:5])})" if foreign else ""
+        raise PipelineError(
+            f"No weights at {folder} that can be loaded: it holds no {CONFIG}{found}. A"
+            " published folder has one, and is written anew where writing was cut "
+            f"short; a training run's workdir holds checkpoints/. {CONVERT}"
+        ) from None
+    data = _parsed(content, folder / CONFIG)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PipelineError(
+            f"{folder}/{CONFIG} is not of the format {FORMAT!r}: no published folder of"
+            f" ours, nor the workdir of a run that has saved something. {CONVERT}"
+        )
+    return data
+
+
+def is_ours(path: pathlib.Path) -> bool:
+    """Whether something at a path has one of our formats, be it damaged or not."""
+    if (path / "checkpoints").is_dir():
+        return True
+    try:
+        if (path / CONFIG).is_file():
+            return json.loads((path / CONFIG).read_text("utf-8"))["format"] == FORMAT
+        return path.suffix == ".safetensors" and FORMAT in safe.metadata(path)
+    except Exception:  # whoever opens it next says what is wrong
+        return False
+
+
+def cast(params: dict, dtype: str) -> dict[str, Stored]:
+    """Parameters by path, as one of `DTYPES`, to be written; PipelineError else."""
+    if dtype not in DTYPES:
+        raise PipelineError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
+    flat = traverse_util.flatten_dict(params, sep="/").items()
+    return {name: Stored.of(np.asarray(a, jnp.dtype(dtype))) for name, a in flat}
+
+
+def write_file(
+    path: pathlib.Path, tensors: Mapping[str, Stored], description: Description
+) -> None:
+    """Write parameters and description as one `.safetensors` file, or nothing."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safe.write(path, tensors, {FORMAT: json.dumps(description.to_dict())})
+
+
+def write_folder(
+    folder: pathlib.Path,
+    tensors: Mapping[str, Stored],
+    description: Description,
+    *,
+    picture: np.ndarray | None = None,
+    name: str = "",
+    advance: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Write a published folder, or replace the one that lies there.
+
+    The tensors, by path, are read part by part and keep their types; `advance` is told
+    the bytes after each part. `picture`, uint8 [h, w, 3], is shown in the card, which
+    tells to load the weights by `name` ("": the folder's path). Where they cannot be
+    read or written, all stays as it was. Raises PipelineError, for a workdir as well.
+    """
+    if (folder / "checkpoints").exists():
+        raise PipelineError(
+            f"{folder} is the workdir of a training run: export to another folder."
+        )
+    dtype = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
+    card = description.card(name or str(folder), dtype, picture is not None)
+    config = json.dumps(description.to_dict(), indent=1)
+    with _writing(folder), _appearing(folder) as partial:
+        safe.write(partial / WEIGHTS, tensors, {"format": FORMAT}, advance)
+        if picture is not None:
+            save_png(partial / PICTURE, picture)
+        (partial / CARD).write_text(card, "utf-8")
+        (partial / CONFIG).write_text(config, "utf-8")
+
+
+@contextlib.contextmanager
+def _appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A partial folder, whose files are moved to `folder` where the block succeeds."""
+    folder = folder.absolute()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    partial.mkdir()
+    try:
+        yield partial
+        new = []
+        # The config comes last: a folder that was cut short has none, and is refused.
+        for stale in (CONFIG, INDEX, PICTURE):
+            (folder / stale).unlink(missing_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == CONFIG):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for path in new:
+            path.rmdir()
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns a failed write into a PipelineError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise PipelineError(
+            f"{path} cannot be written ({error}): give a path that this user may write "
+            "to, on a disk with room."
+        ) from error
+
+
+def initial(config: Experiment) -> Initial:
+    """What the run of `config` begins with: the weights that `config.init_from` names.
+
+    See `training.initial` for the rule. Raises InitialError for weights of another
+    model, and PipelineError for those that cannot be loaded.
+    """
+    found = find(config.init_from)
+    theirs = found.description.config
+    fit = compare(theirs.model, config.model)
+    both = config.init_ema == BOTH
+    try:
+        fit.check(config.init_reset)
+        first = found.choose(RAW if both else config.init_ema)
+        chosen = {str(d): found.choose(str(d)) if both else first for d in config.ema}
+    except (InitialError, PipelineError) as error:
+        raise InitialError(
+            f"The run cannot begin with init_from={config.init_from!r}. {error}"
+        ) from error
+    read = {name: fit.take(found.read(name)) for name in {first, *chosen.values()}}
+    lines = [f"init_from={config.init_from}: {found.origin(first)}"]
+    if both:
+        lines.append(f"averages: from those of the same decay, {', '.join(chosen)}")
+    lines += [*fit.report(), *_other_differences(found.description, config)]
+    ema = {decay: read[name] for decay, name in chosen.items()}
+    return Initial(read[first], ema, "\n".join(lines))
+
+
+def _other_differences(theirs: Description, config: Experiment) -> list[str]:
+    """What differs besides shapes, and a user may want to know of; in lines."""
+    nodes = [
+        {
+            "model": one.model,
+            "prediction": one.prediction,
+            "path": one.path,
+            "conditioner": one.conditioner,
+        }
+        for one in (theirs.config, config)
+    ]
+    lines = described(*nodes)
+    if 0 < theirs.config.model.num_classes == config.model.num_classes:
+        old, new = theirs.class_names, config.data.class_names
+        pairs = enumerate(zip(old, new, strict=True))
+        others = [f"class {i}: {a!r} -> {b!r}" for i, (a, b) in pairs if a != b]
+        lines += others[:5] + ["and more classes"] * (len(others) > 5)
+    listed = [f"  {line}" for line in lines]
+    return ["what else differs (there -> here):", *listed] if listed else []

@@ -1,0 +1,27 @@
+"""How images are drawn, as a node of the config."""
+
+import dataclasses
+
+from pixelflow_jax.flow.dopri5 import Dopri5
+from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.flow.time import Grid
+
+
+@dataclasses.dataclass(kw_only=True)
+class Sampling:
+    """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5).
+
+    `doubled` gives every image a twin, as the official PixelFlow sampler does with
+    Dopri5, where it changes the step sizes: see `sampler.follow`.
+    """
+
+    solver: Euler | Heun | AdamsBashforth | Dopri5 = dataclasses.field(
+        default_factory=Euler
+    )
+    grid: Grid = dataclasses.field(default_factory=Grid)
+    guidance: ClassifierFree | AutoGuidance = dataclasses.field(
+        default_factory=lambda: ClassifierFree(scale=3.5, low=0.1, high=1.0)
+    )
+    batch_size: int = 64
+    doubled: bool = False

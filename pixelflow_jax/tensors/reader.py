@@ -1,0 +1,103 @@
+"""Opens weight files of any kind by their path: one file, or a folder of shards."""
+
+import json
+import pathlib
+from collections.abc import Callable
+
+from pixelflow_jax.tensors import safetensors_files as safe
+from pixelflow_jax.tensors import torch_files as pytorch
+from pixelflow_jax.tensors.lazy import Stored, WeightFileError
+
+# What transformers and diffusers call the weights in a folder.
+WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+
+READERS: dict[str, Callable[[pathlib.Path], object]] = {
+    ".safetensors": safe.opened,
+    ".pth": pytorch.opened,
+    ".pt": pytorch.opened,
+    ".bin": pytorch.opened,
+    ".ckpt": pytorch.opened,
+}
+
+
+def files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The weight files of a folder: one, or the shards that an index names.
+
+    A path that is no folder stands for itself. Raises WeightFileError.
+    """
+    if not path.is_dir():
+        return [path]
+    for name in WHOLE:
+        if (path / name).is_file():
+            return [path / name]
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            return _shards(index)
+    found = sorted(file for file in path.iterdir() if file.suffix in READERS)
+    if len(found) == 1:
+        return found
+    listed = ", ".join(file.name for file in found) or "no weight file"
+    raise WeightFileError(
+        f"{path} holds neither {WHOLE[0]} nor its index, but {listed}: name one file, "
+        "or bring the index where these are shards."
+    )
+
+
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+    """The files that an index names; all of them must be there."""
+    try:
+        where = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = sorted({str(name) for name in where.values()})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise WeightFileError(
+            f"{index} cannot be read ({first_line(error)}): is it whole? Download it "
+            "again."
+        ) from error
+    # A name with folders in it would lead out of this one.
+    absent = [n for n in names if "/" in n or not (index.parent / n).is_file()]
+    if absent:
+        raise WeightFileError(f"{index.parent} lacks shards: {', '.join(absent)}")
+    return [index.parent / name for name in names]
+
+
+def opened(path: pathlib.Path) -> object:
+    """What a file holds, without its tensors' values: they are `Stored`.
+
+    That is a dict of tensors for safetensors; a PyTorch file may nest dicts and lists
+    and hold other things. Raises WeightFileError.
+    """
+    if path.suffix not in READERS:
+        raise WeightFileError(
+            f"{path} is of no known kind of weight file: {', '.join(READERS)}"
+        )
+    try:
+        return READERS[path.suffix](path)
+    except WeightFileError:
+        raise
+    except Exception as error:  # each format and damage has an exception of its own
+        raise WeightFileError(
+            f"{path} cannot be read ({first_line(error)}): is it whole? Download it "
+            "again."
+        ) from error
+
+
+def tensors(path: pathlib.Path) -> dict[str, Stored]:
+    """The tensors of a file or of a folder's files, which hold nothing else.
+
+    Raises WeightFileError.
+    """
+    found: dict[str, Stored] = {}
+    for file in files(path):
+        content = opened(file)
+        values = content.values() if isinstance(content, dict) else [None]
+        if not all(isinstance(value, Stored) for value in values):
+            raise WeightFileError(
+                f"{file} holds something else than a dict of tensors."
+            )
+        found |= content
+    return found
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]

@@ -1,0 +1,225 @@
+"""Image i depends on (seed, i) and its label alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.models.interface import network
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.sampling import sampler
+from pixelflow_jax.sampling.batches import Generator
+from pixelflow_jax.sharding import MeshShape, replicated
+from tests.jaxprs import equations
+from tests.training import tiny
+
+LABELS = np.array([0, 1, 2, 0, 1, 2, 1])
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return on(tiny.experiment("unused").generator(16, 16), 1)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random weights; a fresh decoder is zero and would draw nothing but noise."""
+    network = tiny.experiment("unused").network()
+    fresh = jax.jit(network.init)(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.device_get(jax.tree.unflatten(tree, noisy))
+
+
+@pytest.fixture(scope="module")
+def expected(generator, params):
+    return generator(params, LABELS, seed=1, record=True)
+
+
+def on(generator, devices, **fields):
+    mesh = MeshShape().build(jax.devices()[:devices])
+    return dataclasses.replace(generator, mesh=mesh, **fields)
+
+
+def test_shapes_and_that_labels_matter(generator, params, expected):
+    assert expected.images.shape == (7, 16, 16, 3)
+    assert expected.clean.shape == (3, 7, 16, 16, 3)
+    other = generator(params, LABELS[::-1], seed=1).images
+    same = LABELS == LABELS[::-1]
+    changed = np.abs(other - expected.images).max((1, 2, 3)) > 1e-4
+    np.testing.assert_array_equal(changed, ~same)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
+def test_any_batch_size(generator, params, expected, batch_size):
+    drawn = on(generator, 1, batch_size=batch_size)(params, LABELS, seed=1)
+    np.testing.assert_allclose(drawn.images, expected.images, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_any_number_of_devices(generator, params, expected, devices):
+    drawn = on(generator, devices)(params, LABELS, seed=1, record=True)
+    np.testing.assert_allclose(drawn.images, expected.images, atol=1e-5)
+    np.testing.assert_allclose(drawn.clean, expected.clean, atol=1e-5)
+
+
+def test_any_place_in_the_order(generator, params, expected):
+    later = generator(params, LABELS[3:], seed=1, first=3).images
+    np.testing.assert_allclose(later, expected.images[3:], atol=1e-5)
+
+
+def test_another_seed_is_another_image(generator, params, expected):
+    other = generator(params, LABELS, seed=2).images
+    assert (np.abs(other - expected.images).max((1, 2, 3)) > 0.1).all()
+
+
+def test_the_last_clean_image_of_euler_is_the_result(expected):
+    np.testing.assert_allclose(expected.clean[-1], expected.images, atol=1e-5)
+
+
+def test_nothing_to_sample_is_refused(generator, params):
+    with pytest.raises(ValueError, match="at least one label"):
+        generator(params, [])
+
+
+def test_checking_computes_nothing_and_finds_what_sampling_would(generator):
+    generator.check()
+    broken = dataclasses.replace(
+        generator, grid=dataclasses.replace(generator.grid, steps=0)
+    )
+    with pytest.raises(ValueError, match="grid.steps"):
+        broken.check()
+
+
+def casts(generator, params) -> tuple[set, set]:
+    """Shapes of the matrices that are cast in a loop over the steps, and outside one.
+
+    Matrices are told by their shapes, or by those of one layer of a stack.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    kernels = {leaf.shape for path, leaf in leaves if path[-1].key == "kernel"}
+    shapes = kernels | {shape[1:] for shape in kernels if len(shape) == 3}
+    example = generator.conditioner.example(5)
+    index, seed = (jax.ShapeDtypeStruct(s, np.uint32) for s in ((5,), ()))
+    program = jax.make_jaxpr(generator.trace, static_argnums=4)(
+        *(params, index, example, seed, False, params)
+    )
+    found = {True: set(), False: set()}
+    for equation, looped in equations(program):
+        if equation.primitive.name == "convert_element_type":
+            given = equation.invars[0].aval
+            types = given.dtype, equation.params["new_dtype"]
+            if types == (jnp.float32, jnp.bfloat16) and given.shape in shapes:
+                found[looped].add(given.shape)
+    return found[True], found[False]
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), AdamsBashforth()], ids=str)
+@pytest.mark.parametrize(
+    "guidance", [ClassifierFree, AutoGuidance], ids=lambda cls: cls.__name__
+)
+def test_weights_are_cast_ahead_of_the_steps(generator, params, solver, guidance):
+    half = network(generator.model, Precision())
+    guidance = guidance(scale=2.0, low=0.1)
+    fields = {"network": half, "guide": half, "solver": solver, "guidance": guidance}
+    half = dataclasses.replace(generator, **fields)
+    looped, ahead = casts(half, params)
+    assert ahead and not looped
+    # ... and would be found in the loop, were it the network that casts them.
+    lazy = dataclasses.replace(half.network, prepare=lambda params: params)
+    assert casts(dataclasses.replace(half, network=lazy, guide=lazy), params)[0]
+
+
+def test_casting_twice_is_casting_once(params):
+    prepare = network(tiny.model(), Precision()).prepare
+    once = prepare(params)
+    types = {str(leaf.dtype) for leaf in jax.tree.leaves(once)}
+    assert types == {"bfloat16", "float32"}
+    tiny.assert_identical(prepare(once), once)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(once):
+        is_matrix = any(getattr(part, "key", "") == "kernel" for part in path)
+        assert (leaf.dtype == jnp.bfloat16) == is_matrix
+
+
+def test_casting_ahead_changes_no_image(generator, params):
+    half = network(generator.model, Precision())
+    lazy = dataclasses.replace(half, prepare=lambda params: params)
+    ahead, late = (
+        dataclasses.replace(generator, network=one)(params, LABELS, seed=1).images
+        for one in (half, lazy)
+    )
+    np.testing.assert_allclose(ahead, late, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), AdamsBashforth()], ids=repr)
+def test_what_depends_on_time_alone_is_made_ahead_of_the_steps(
+    generator, params, solver, monkeypatch
+):
+    """The same images as without; the loop holds fewer products by one a block."""
+    written_out = tiny.model(loop=Loop(remat="none", unroll=0))
+    ahead = dataclasses.replace(
+        generator,
+        network=network(written_out, Precision(compute="float32")),
+        solver=solver,
+        guidance=ClassifierFree(scale=2.0, low=0.3),
+    )
+    plain = dataclasses.replace(ahead.network, ahead=None)
+    late = dataclasses.replace(ahead, network=plain)
+    images = [one(params, LABELS, seed=1).images for one in (ahead, late)]
+    np.testing.assert_allclose(*images, atol=2e-5)
+
+    def products(one: Generator) -> int:
+        index, seed = np.arange(2, dtype=np.uint32), np.uint32(0)
+        labels = {"label": np.arange(2, dtype=np.int32)}
+        jaxpr = jax.make_jaxpr(one.trace, static_argnums=4)
+        traced = jaxpr(params, index, labels, seed, False).jaxpr
+        inside = (e for e, loops in equations(traced) if loops)
+        return sum(e.primitive.name == "dot_general" for e in inside)
+
+    runs = 2  # unguided, guided
+    embeds = 2  # of the time
+    spared = runs * (tiny.model().depth + embeds)
+    assert products(late) - products(ahead) == spared
+    monkeypatch.setattr(sampler, "AHEAD_BYTES", 0)
+    assert products(ahead) == products(late)
+
+
+def compilations(caplog) -> list[str]:
+    return [r.message for r in caplog.records if "XLA compilation" in r.message]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_what_was_compiled_ahead_is_not_compiled_again(
+    generator, params, devices, caplog
+):
+    ours = on(generator, devices)
+    with jax.log_compiles():
+        ours.compile(params, LABELS[:3], record=True)
+        assert compilations(caplog)
+        caplog.clear()
+        drawn = ours(params, LABELS[2:5], seed=3, first=2, record=True)
+        assert not compilations(caplog)
+        assert len(ours._programs) == 1
+        if devices == 1:
+            ours(params, LABELS[:4])
+            assert compilations(caplog) and len(ours._programs) == 2
+    again = generator(params, LABELS[2:5], seed=3, first=2, record=True)
+    np.testing.assert_allclose(drawn.clean, again.clean, atol=1e-5)
+
+
+def test_arrays_that_lie_elsewhere_have_a_program_of_their_own(generator, params):
+    ours = on(generator, 8)
+    spread = jax.device_put(params, replicated(ours.mesh))
+    images = [ours(given, LABELS[:2]).images for given in (params, spread, params)]
+    assert len(ours._programs) == 2
+    for one in images[1:]:
+        np.testing.assert_allclose(one, images[0], atol=1e-5)
