@@ -16,15 +16,15 @@ TRAIN, SAMPLE = "train", "sample"
 FIELDS = {
     "attention": "model.attention",
     "depth": "model.depth",
-    "field_remat": "model.decoder.loop.remat",
-    "remat": "model.loop.remat",
+    "field_remat": "model.decoder.stack.remat",
+    "remat": "model.stack.remat",
     "size": "data.image_size",
     "solver": "sampling.solver",
     "steps": "sampling.grid.steps",
-    "unroll": "model.loop.unroll",
+    "unroll": "model.stack.unroll",
 }
 # Flow matching alone, without teachers: one more short name, with its only value.
-FLOW = {"terms": [to_dict(FlowMatching())], "balance": None}
+FLOW = {"terms": [to_dict(FlowMatching())], "adaptive_weight": None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,10 +113,10 @@ def build(case: Case) -> work.Work:
         return work.sampling(config, case.batch)
     if case.what != TRAIN:
         raise ValueError(f"A case is {TRAIN!r} or {SAMPLE!r}, not {case.what!r}.")
-    recipe = config.recipe()
-    apply = layouts.LAYOUTS[case.layout](recipe.network.apply)
-    network = Network(recipe.network.init, apply)
-    return work.training(config, dataclasses.replace(recipe, network=network))
+    objective = config.objective()
+    apply = layouts.LAYOUTS[case.layout](objective.network.apply)
+    network = Network(objective.network.init, apply)
+    return work.training(config, dataclasses.replace(objective, network=network))
 
 
 def _value(value: object) -> object:

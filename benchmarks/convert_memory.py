@@ -22,7 +22,7 @@ from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.tensors import mapping as tables
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
-from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 # Says its own peak: what os.wait4 tells begins at the memory of the process it forks.
 COMMAND = """
@@ -35,7 +35,7 @@ sys.exit(code)
 """
 
 
-def official(model: DenoiserConfig) -> dict[str, Stored]:
+def official(model: DenoiserConfig) -> dict[str, LazyTensor]:
     """Official tensors of a model, drawn when they are read."""
     shapes, found = variants.shapes_of(model), {}
     for row in variants.table_of(model):
@@ -45,11 +45,11 @@ def official(model: DenoiserConfig) -> dict[str, Stored]:
     }
 
 
-def _random(shape: tuple[int, ...], seed: int) -> Stored:
+def _random(shape: tuple[int, ...], seed: int) -> LazyTensor:
     def fetch(i: int | None) -> np.ndarray:
         return np.random.default_rng(seed).random(shape, np.float32)
 
-    return Stored(shape, np.dtype(np.float32), fetch)
+    return LazyTensor(shape, np.dtype(np.float32), fetch)
 
 
 def peak(*arguments: object) -> int:

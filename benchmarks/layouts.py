@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.interface import Condition, Output
 
 Apply = Callable[..., Output]
 
@@ -13,13 +13,16 @@ Apply = Callable[..., Output]
 def separate(apply: Apply) -> Apply:
     """One forward pass for each group."""
 
-    def run(params: dict, groups, clocks, conds, *, key: Array | None = None) -> Output:
+    def run(
+        params: dict, groups, timesteps, conds, *, key: Array | None = None
+    ) -> Output:
         parts = [
-            apply(params, (image,), (clock,), (cond,), key=key)
-            for image, clock, cond in zip(groups, clocks, conds, strict=True)
+            apply(params, (image,), (timestep,), (cond,), key=key)
+            for image, timestep, cond in zip(groups, timesteps, conds, strict=True)
         ]
         return Output(
-            tuple(part.pred[0] for part in parts), tuple(part.tap[0] for part in parts)
+            tuple(part.pred[0] for part in parts),
+            tuple(part.features[0] for part in parts),
         )
 
     return run
@@ -28,7 +31,9 @@ def separate(apply: Apply) -> Apply:
 def padded(apply: Apply) -> Apply:
     """All images padded to the size of the largest, in one group."""
 
-    def run(params: dict, groups, clocks, conds, *, key: Array | None = None) -> Output:
+    def run(
+        params: dict, groups, timesteps, conds, *, key: Array | None = None
+    ) -> Output:
         height, width = groups[-1].shape[1:3]
         wide = [
             jnp.pad(
@@ -38,9 +43,9 @@ def padded(apply: Apply) -> Apply:
             )
             for image in groups
         ]
-        labels = Cond(labels=jnp.concatenate([cond.labels for cond in conds]))
-        clock = jnp.concatenate(clocks)
-        out = apply(params, (jnp.concatenate(wide),), (clock,), (labels,), key=key)
+        labels = Condition(labels=jnp.concatenate([cond.labels for cond in conds]))
+        timestep = jnp.concatenate(timesteps)
+        out = apply(params, (jnp.concatenate(wide),), (timestep,), (labels,), key=key)
         parts, start = [], 0
         for image in groups:
             own = out.pred[0][start : start + len(image)]

@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
 
 def case(config: str, batch: int, terms: str, balance: bool) -> Case:
     """The case of one choice of terms."""
-    changes = {} if balance else {"balance": FLOW["balance"]}
+    changes = {} if balance else {"adaptive_weight": FLOW["adaptive_weight"]}
     if terms != OWN:
         changes["terms"] = [to_dict(one) for one in (FlowMatching(), *TERMS[terms])]
     name = f"{terms}, batch {batch}"

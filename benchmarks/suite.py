@@ -87,7 +87,7 @@ def combinations(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-    """How cases are run; see `add_arguments`. `deadline` is a time of the clock."""
+    """How cases are run; see `add_arguments`. `deadline` is a time of the timestep."""
 
     cache: pathlib.Path
     jobs: int

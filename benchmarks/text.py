@@ -28,9 +28,9 @@ from benchmarks import work, worker  # isort: skip
 from pixelflow_jax.conditioning.conditioner import Text  # isort: skip
 from pixelflow_jax.data.loader import Data  # isort: skip
 from pixelflow_jax.experiment import Experiment  # isort: skip
-from pixelflow_jax.models.interface import Cond, DenoiserConfig, count  # isort: skip
+from pixelflow_jax.models.interface import Condition, DenoiserConfig, count  # isort: skip
 from pixelflow_jax.models.pixnerd_text import PixNerdText  # isort: skip
-from pixelflow_jax.nn.stack import Loop  # isort: skip
+from pixelflow_jax.nn.stack import StackConfig  # isort: skip
 from pixelflow_jax.encoders.qwen3 import VARIANTS as QWENS  # isort: skip
 from pixelflow_jax.encoders.qwen3 import Qwen3, Qwen3Geometry  # isort: skip
 from pixelflow_jax.encoders.t5 import VARIANTS as T5S  # isort: skip
@@ -83,9 +83,9 @@ def measure(args: argparse.Namespace, variant: dict) -> dict:
 
 def build(variant: dict) -> Qwen3 | T5:
     """The encoder that a variant names, or a tiny one of its kind."""
-    name, loop = variant["encoder"], Loop(remat="none", unroll=variant["unroll"])
+    name, loop = variant["encoder"], StackConfig(remat="none", unroll=variant["unroll"])
     qwen = name in QWENS
-    fields: dict[str, Any] = {"variant": name, "loop": loop}
+    fields: dict[str, Any] = {"variant": name, "stack": loop}
     if variant["tiny"]:
         make = functools.partial(Qwen3Geometry, padding=3) if qwen else T5Geometry
         fields["geometry"] = make(**TINY | ({"kv_heads": 1} if qwen else {}))
@@ -244,13 +244,15 @@ class Given:
 
     drop: float = 0.1
 
-    def encode(self, frozen: dict, batch: dict) -> Cond:
+    def encode(self, frozen_params: dict, batch: dict) -> Condition:
         """The given states."""
-        return Cond(text=batch["states"], mask=batch["mask"])
+        return Condition(text=batch["states"], mask=batch["mask"])
 
-    def null(self, frozen: dict, cond: Cond, model: DenoiserConfig) -> Cond:
+    def null(
+        self, frozen_params: dict, cond: Condition, model: DenoiserConfig
+    ) -> Condition:
         """Those of the empty text, which are as large."""
-        return Cond(text=jnp.zeros_like(cond.text), mask=cond.mask)
+        return Condition(text=jnp.zeros_like(cond.text), mask=cond.mask)
 
 
 def steps(
@@ -266,7 +268,7 @@ def steps(
     size = 256
     if variant["tiny"]:
         size, small = 32, {"width": 64, "heads": 4, "depth": 2, "text_depth": 1}
-        model = dataclasses.replace(model, **small, tap=1)
+        model = dataclasses.replace(model, **small, feature_layer=1)
     config = Experiment(
         name="text",
         batch_size=variant["batch"],
@@ -275,14 +277,16 @@ def steps(
         conditioner=Text(encoder=encoder, length=length),
     )
     config.validate()
-    recipe = config.recipe()
-    frozen = {"text": drawn(encoder)}
+    objective = config.objective()
+    frozen_params = {"text": drawn(encoder)}
     texts = {"tokens": tokens, "mask": mask}
-    whole = worker.timed(work.training(config, recipe, frozen, texts), repeats)
-    states = jax.jit(encoder.states)(frozen["text"], tokens, mask)
+    whole = worker.timed(
+        work.training(config, objective, frozen_params, texts), repeats
+    )
+    states = jax.jit(encoder.states)(frozen_params["text"], tokens, mask)
     before = {"states": np.asarray(states), "mask": mask}
-    recipe = dataclasses.replace(recipe, conditioner=Given())
-    without = worker.timed(work.training(config, recipe, {}, before), repeats)
+    objective = dataclasses.replace(objective, conditioner=Given())
+    without = worker.timed(work.training(config, objective, {}, before), repeats)
     return {
         "step_ms": whole["ms"],
         "from_states_ms": without["ms"],

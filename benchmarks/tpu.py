@@ -45,7 +45,7 @@ from jax.sharding import Mesh  # isort: skip  # noqa: E402
 from pixelflow_jax import sharding  # isort: skip  # noqa: E402
 from pixelflow_jax.experiment import Experiment  # isort: skip  # noqa: E402
 from pixelflow_jax.flow.solver import Euler  # isort: skip  # noqa: E402
-from pixelflow_jax.nn.stack import Loop  # isort: skip  # noqa: E402
+from pixelflow_jax.nn.stack import StackConfig  # isort: skip  # noqa: E402
 from pixelflow_jax.config_io import walk  # isort: skip  # noqa: E402
 from pixelflow_jax.losses.objective import FlowMatching  # isort: skip  # noqa: E402
 from pixelflow_jax.training.step import abstract_state, make_step  # isort: skip  # noqa: E402
@@ -118,10 +118,10 @@ def written_out(config: Experiment, terms: str = "all") -> Experiment:
     """
     if terms == "flow":
         config.terms = [FlowMatching()]
-    config.balance = None
+    config.adaptive_weight = None
     for _, node in walk(config):
-        if isinstance(node, Loop):
-            node.unroll = 0
+        if isinstance(node, StackConfig):
+            node.scan = False
     return config
 
 
@@ -133,16 +133,16 @@ def tpu_devices(topology: str) -> list:
 def training(config: Experiment, devices: list, batch: int) -> Programs:
     """The training step, compiled; parameters and optimizer split over `devices`."""
     mesh = sharding.MeshShape(data=1, fsdp=-1).build(devices)
-    recipe, size = config.recipe(), config.data.image_size
+    objective, size = config.objective(), config.data.image_size
     image = jax.ShapeDtypeStruct((batch, size, size, 3), np.float32)
     given = {"image": image, **config.conditioner.example(batch)}
-    frozen = recipe.frozen_shapes()
+    frozen_params = objective.frozen_shapes()
     inputs = (
-        abstract_state(recipe, config.ema, mesh),
+        abstract_state(objective, config.ema, mesh),
         on(sharding.batch_sharding(mesh), given),
-        jax.tree.map(on, sharding.state_sharding(frozen, mesh), frozen),
+        jax.tree.map(on, sharding.state_sharding(frozen_params, mesh), frozen_params),
     )
-    step = compiled(make_step(recipe), mesh, *inputs, donate_argnums=0)
+    step = compiled(make_step(objective), mesh, *inputs, donate_argnums=0)
     return Programs(step, (Part(step),))
 
 
@@ -174,7 +174,7 @@ def sampling(config: Experiment, devices: list, batch: int) -> Programs:
     whole = program()
     settings.grid = dataclasses.replace(grid, steps=1)
     # The weights are made ready once, but in each of these.
-    prepared = compiled(config.network().prepare, mesh, inputs[0])
+    prepared = compiled(config.network().cast_for_inference, mesh, inputs[0])
     parts = [Part(prepared, 1 - len(times))]
     for scale, count in ((guidance.scale, guided), (1.0, len(times) - guided)):
         always = {"scale": scale, "low": -np.inf, "high": np.inf}

@@ -16,9 +16,14 @@ from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.losses.perceptual import Lpips, PDino
 from pixelflow_jax.models.interface import count
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.training.state import TrainState
-from pixelflow_jax.training.step import Recipe, abstract_state, fresh_state, make_step
+from pixelflow_jax.training.step import (
+    Objective,
+    abstract_state,
+    fresh_state,
+    make_step,
+)
 from pixelflow_jax.training.throughput import TRAINING_PASSES
 
 # A step of AdamW and an average reads gradient, parameter, two moments and the average,
@@ -57,33 +62,35 @@ class Work:
 
 def training(
     config: Experiment,
-    recipe: Recipe | None = None,
-    frozen: dict | None = None,
+    objective: Objective | None = None,
+    frozen_params: dict | None = None,
     conditions: dict[str, np.ndarray] | None = None,
 ) -> Work:
-    """The training step of `config`, or of another `recipe`, on random images.
+    """The training step of `config`, or of another `objective`, on random images.
 
-    `frozen` are the parameters of frozen networks (None: random ones of their shapes),
+    `frozen_params` are the parameters of frozen networks (None: random ones of their shapes),
     `conditions` those of the images (None: random labels).
     """
-    recipe, mesh = recipe or config.recipe(), config.mesh.build()
+    objective, mesh = objective or config.objective(), config.mesh.build()
     size, batch = config.data.image_size, config.batch_size
-    teachers = {} if frozen is not None else recipe.frozen_shapes()
-    made = abstract_state(recipe, config.ema, mesh), _everywhere(teachers, mesh)
+    teachers = {} if frozen_params is not None else objective.frozen_shapes()
+    made = abstract_state(objective, config.ema, mesh), _everywhere(teachers, mesh)
     # As in nearly all steps: the adaptive weight moves once in fifty, late in a run.
-    step = make_step(recipe, balancing=False)
+    step = make_step(objective, balancing=False)
 
-    def train(state: TrainState, teachers: dict, frozen: dict, batch: dict) -> tuple:
-        return step(state, batch, {**teachers, **frozen})
+    def train(
+        state: TrainState, teachers: dict, frozen_params: dict, batch: dict
+    ) -> tuple:
+        return step(state, batch, {**teachers, **frozen_params})
 
     def setup() -> tuple:
-        return fresh_state(recipe, config.ema, mesh), jax.tree.map(_waves, teachers)
+        return fresh_state(objective, config.ema, mesh), jax.tree.map(_waves, teachers)
 
     def given() -> tuple:
-        return frozen or {}, random_batch(config, mesh, conditions)
+        return frozen_params or {}, random_batch(config, mesh, conditions)
 
-    flops = TRAINING_PASSES * recipe.forward_flops(size, size)
-    flops += teacher_flops(recipe, size)
+    flops = TRAINING_PASSES * objective.forward_flops(size, size)
+    flops += teacher_flops(objective, size)
     return Work(
         program=jax.jit(train, donate_argnums=0),
         setup=jax.jit(setup, out_shardings=jax.tree.map(lambda a: a.sharding, made)),
@@ -94,7 +101,7 @@ def training(
         mesh=mesh,
         images=batch,
         flops=batch * flops,
-        calls=len(recipe.stages),
+        calls=len(objective.stages),
         moved=STEP_BYTES * count(made[0].params),
     )
 
@@ -167,19 +174,19 @@ def sampling_cost(config: Experiment) -> Cost:
     return Cost(calls, runs, flops)
 
 
-def teacher_flops(recipe: Recipe, size: int) -> float:
+def teacher_flops(objective: Objective, size: int) -> float:
     """What the teachers add to a step, an image, by XLA's count of their forward pass.
 
     Real images are looked at once; the predicted ones also send a gradient back, which
     takes one more pass, for no gradient reaches a teacher's weights.
     """
-    shapes = recipe.teachers.shapes(recipe.needs)
+    shapes = objective.teachers.shapes(objective.required_features)
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    dino, lpips = recipe.teachers.dino, recipe.teachers.lpips
+    dino, lpips = objective.teachers.dino, objective.teachers.lpips
     # XLA counts neither a loop's repeats nor cuDNN's attention.
-    plain = Loop(remat="none", unroll=0)
-    dino = dataclasses.replace(dino, attention="xla", loop=plain)
-    terms = {type(term) for term in recipe.terms}
+    plain = StackConfig(remat="none", scan=False)
+    dino = dataclasses.replace(dino, attention="xla", stack=plain)
+    terms = {type(term) for term in objective.terms}
     passes = {"dino": 1 + 2 * (PDino in terms), "lpips": 3 * (Lpips in terms)}
     looks = {"dino": dino.features, "lpips": lpips.features}
     return sum(

@@ -12,7 +12,7 @@ from pixelflow_jax.flow.solver import AdamsBashforth
 from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
@@ -37,9 +37,9 @@ def shipped() -> Experiment:
             width=200,
             heads=5,
             depth=6,
-            tap=3,
+            feature_layer=3,
             decoder=NeuralField(width=16, depth=2),
-            loop=Loop(remat="none", unroll=0),
+            stack=StackConfig(remat="none", scan=False),
         ),
         prediction=PredictClean(),
         time=LogitNormal(mean=-0.4),
@@ -71,9 +71,9 @@ def demo() -> Experiment:
             width=128,
             heads=4,
             depth=3,
-            tap=1,
+            feature_layer=1,
             decoder=NeuralField(width=16, depth=2),
-            loop=Loop(remat="none", unroll=0),
+            stack=StackConfig(remat="none", scan=False),
         ),
         prediction=PredictClean(),
         time=LogitNormal(mean=-0.4),

@@ -27,7 +27,7 @@ from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
@@ -57,9 +57,9 @@ def denoiser(image_size: int, width: int, depth: int, field: int) -> PixNerdText
         text_length=LENGTH,
         mask_text=True,
         canvas=(image_size, image_size),
-        tap=depth // 2,
+        feature_layer=depth // 2,
         decoder=NeuralField(width=field, depth=2, encoding="cosine"),
-        loop=Loop(remat="none", unroll=0),
+        stack=StackConfig(remat="none", scan=False),
     )
 
 

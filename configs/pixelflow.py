@@ -35,7 +35,7 @@ from pixelflow_jax.flow.guidance import ClassifierFree, stage_ramp
 from pixelflow_jax.flow.path import Pyramid
 from pixelflow_jax.flow.time import Grid, Uniform
 from pixelflow_jax.models.pixelflow import PixelFlow
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
@@ -43,7 +43,7 @@ from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
 
 # Layers not scanned, all gated branches kept: a third faster, compiles longer.
-XL = PixelFlow(loop=Loop(remat="branches", unroll=0))
+XL = PixelFlow(stack=StackConfig(remat="branches", scan=False))
 # Patch, size and steps; the first stage has 2x2 tokens.
 PATCHES = {
     "patch2_64": (2, 64, 600_000),
@@ -113,8 +113,8 @@ def emoji() -> Experiment:
             width=320,
             heads=8,
             depth=8,
-            tap=4,
-            loop=Loop(remat="none", unroll=0),
+            feature_layer=4,
+            stack=StackConfig(remat="none", scan=False),
         ),
         time=Uniform(),
         optimizer=AdamW(lr=1e-3, warmup=500, schedule="cosine", clip=1.0),

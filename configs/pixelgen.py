@@ -36,12 +36,12 @@ from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
-from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.presets import PRESETS, jit_heun50
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
@@ -52,17 +52,35 @@ IMAGES = 1_281_167
 EPOCH = IMAGES // 256
 # Layers not scanned: faster, compiles longer. "branches" would keep one more array of a
 # block instead of computing a product again.
-WRITTEN_OUT = Loop(remat="mlp", unroll=0)
-XL = PixelGen(loop=WRITTEN_OUT)
+WRITTEN_OUT = StackConfig(remat="mlp", scan=False)
+XL = PixelGen(stack=WRITTEN_OUT)
 L = dataclasses.replace(XL, width=1024, depth=24, bottleneck=128, dropout=0.0)
 UNGUIDED = Sampling(guidance=ClassifierFree())  # Euler, 50 steps
 TERMS = [FlowMatching(), Repa()]
 
 # JiT's sizes, the block where class tokens enter, and dropout.
 JIT = {
-    "b": {"width": 768, "heads": 12, "depth": 12, "context_start": 4, "tap": 4},
-    "l": {"width": 1024, "heads": 16, "depth": 24, "context_start": 8, "tap": 8},
-    "h": {"width": 1280, "heads": 16, "depth": 32, "context_start": 10, "tap": 10},
+    "b": {
+        "width": 768,
+        "heads": 12,
+        "depth": 12,
+        "context_start": 4,
+        "feature_layer": 4,
+    },
+    "l": {
+        "width": 1024,
+        "heads": 16,
+        "depth": 24,
+        "context_start": 8,
+        "feature_layer": 8,
+    },
+    "h": {
+        "width": 1280,
+        "heads": 16,
+        "depth": 32,
+        "context_start": 10,
+        "feature_layer": 10,
+    },
 }
 JIT_BOTTLENECK = {"b": 128, "l": 128, "h": 256}
 JIT_DROPOUT = {"b": 0.0, "l": 0.0, "h": 0.2}
@@ -128,7 +146,9 @@ def xl() -> Experiment:
     terms = [*TERMS, Lpips(threshold=0.3), PDino(threshold=0.3)]
     config = imagenet("xl_256", XL, terms, 160 * EPOCH)
     guided = PRESETS["pixelgen_heun50"]()
-    return dataclasses.replace(config, balance=Balance(), sampling=guided)
+    return dataclasses.replace(
+        config, adaptive_weight=AdaptiveWeight(), sampling=guided
+    )
 
 
 def xl_unguided() -> Experiment:
@@ -146,7 +166,7 @@ def plain_jit(size: str, pixels: int) -> Experiment:
         image_size=pixels,
         bottleneck=JIT_BOTTLENECK[size],
         dropout=JIT_DROPOUT[size],
-        loop=WRITTEN_OUT,
+        stack=WRITTEN_OUT,
         **JIT[size],
     )
     epoch = IMAGES // 1024
@@ -174,9 +194,9 @@ def emoji(name: str, prediction: PredictClean | PredictVelocity) -> Experiment:
         bottleneck=48,
         context_length=4,
         context_start=1,
-        tap=1,
+        feature_layer=1,
         dropout=0.0,
-        loop=Loop(remat="none", unroll=0),
+        stack=StackConfig(remat="none", scan=False),
     )
     return Experiment(
         name=f"pixelgen_emoji_{name}",
@@ -194,6 +214,6 @@ def emoji(name: str, prediction: PredictClean | PredictVelocity) -> Experiment:
         sampling=Sampling(
             solver=Heun(),
             grid=Grid(steps=25),
-            guidance=ClassifierFree(scale=1.5, low=0.1, closed="high"),
+            guidance=ClassifierFree(scale=1.5, low=0.1, interval="(]"),
         ),
     )

@@ -27,14 +27,14 @@ from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.losses.perceptual import Repa
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.presets import PRESETS
 
 EPOCH = 1_281_167 // 256
 # Layers not scanned, all gated branches kept: 8 % faster, compiles in 40 s.
-WRITTEN_OUT = Loop(remat="branches", unroll=0)
-XL = PixNerd(loop=WRITTEN_OUT)
-L = PixNerd(width=1024, depth=22, decoder=NeuralField(depth=2), loop=WRITTEN_OUT)
+WRITTEN_OUT = StackConfig(remat="branches", scan=False)
+XL = PixNerd(stack=WRITTEN_OUT)
+L = PixNerd(width=1024, depth=22, decoder=NeuralField(depth=2), stack=WRITTEN_OUT)
 FIELDS = {
     "field_36ch": {"width": 36},
     "field_72ch": {"width": 72},

@@ -94,7 +94,7 @@ def _is_list(field: dataclasses.Field) -> bool:
     return getattr(field.type, "__origin__", field.type) is list
 
 
-def mistyped(node: object) -> list[str]:
+def type_errors(node: object) -> list[str]:
     """Scalars, and tuples of them, whose type is not the one their field declares."""
     found = []
     for path, one in walk(node):
@@ -158,6 +158,6 @@ def differences(old: object, new: object, path: str = "") -> dict[str, tuple]:
     return {} if old == new else {path: (old, new)}
 
 
-def beneath(path: str, roots: Iterable[str]) -> bool:
+def is_under(path: str, roots: Iterable[str]) -> bool:
     """Whether the field at `path` is one of `roots`, or a part of one."""
     return any(path == r or path.startswith((f"{r}.", f"{r}[")) for r in roots)

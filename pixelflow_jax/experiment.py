@@ -9,7 +9,7 @@ import numpy as np
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
-from pixelflow_jax.config_io import from_dict, mistyped, to_dict, walk
+from pixelflow_jax.config_io import from_dict, to_dict, type_errors, walk
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.folder import ImageFolder
@@ -28,7 +28,7 @@ from pixelflow_jax.flow.path import Pyramid, Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
-from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.objective import FlowMatching, term_name
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.interface import Network, network
@@ -38,7 +38,7 @@ from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.finetune import KINDS, Initial
 from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.sampling.preview import Preview
@@ -46,12 +46,12 @@ from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.lpips import LpipsNet
-from pixelflow_jax.teachers.suite import Teachers, together
+from pixelflow_jax.teachers.suite import Teachers, union
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
-from pixelflow_jax.training.loop import Run
+from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.optimizer import AdamW
-from pixelflow_jax.training.step import Recipe
+from pixelflow_jax.training.step import Objective
 
 
 class ConfigError(ValueError):
@@ -65,7 +65,7 @@ class Experiment:
     `ema` lists the decays of the weight averages; the first one is drawn from.
     `accumulate` splits each batch into that many parts, one after the other.
     `path` leads from noise to data, in one stage or in a cascade. `teachers` are the
-    frozen networks some terms look through, `balance` their adaptive weight.
+    frozen networks some terms look through, `adaptive_weight` their adaptive weight.
     `init_from` names weights to begin with instead of random ones: all that
     `Pipeline.from_pretrained` reads. All averages begin there too, at the average
     `init_ema` of a run ("": its first, "raw": none); "both" begins the weights with its
@@ -94,7 +94,7 @@ class Experiment:
         default_factory=lambda: [FlowMatching()]
     )
     teachers: Teachers = dataclasses.field(default_factory=Teachers)
-    balance: Balance | None = None
+    adaptive_weight: AdaptiveWeight | None = None
     conditioner: ClassLabels | Text = dataclasses.field(default_factory=ClassLabels)
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     ema: tuple[float, ...] = (0.9999,)
@@ -119,7 +119,7 @@ class Experiment:
     def validate(self) -> None:
         """Raises ConfigError with all that is wrong, before anything is built."""
         # Each check presumes that those before it found nothing.
-        problems = mistyped(self) or self._problems() or self._term_problems()
+        problems = type_errors(self) or self._problems() or self._term_problems()
         if not problems:
             size = self.data.image_size
             automatic = isinstance(self.sampling.guidance, AutoGuidance)
@@ -138,7 +138,9 @@ class Experiment:
             *self._own_problems(),
             *_message(self.precision.check),
         ]
-        loops = [(path, node) for path, node in walk(self) if isinstance(node, Loop)]
+        loops = [
+            (path, node) for path, node in walk(self) if isinstance(node, StackConfig)
+        ]
         for path, loop in loops:
             found += [f"{path}: {message}" for message in _message(loop.check)]
         return found
@@ -189,13 +191,13 @@ class Experiment:
     def size_problems(self, height: int, width: int) -> list[str]:
         """Why the model cannot see or draw images of `height` x `width`."""
         stages = self.stages()
-        smallest = 2 ** max(stage.halvings for stage in stages)
+        smallest = 2 ** max(stage.log2_downscale for stage in stages)
         unit = self.model.patch * smallest
         if len(stages) > 1 and (height % unit or width % unit):
             return [
                 f"the image size {height} x {width} must be a multiple of {unit}: "
                 f"model.patch={self.model.patch} times 2 for each of the "
-                f"{len(stages) - 1} halvings of path.num_stages={len(stages)}"
+                f"{len(stages) - 1} log2_downscale of path.num_stages={len(stages)}"
             ]
         return self.model.problems(height // smallest, width // smallest)
 
@@ -205,31 +207,33 @@ class Experiment:
         names = [term_name(term) for term in self.terms]
         if len(set(names)) < len(names):
             found.append(f"terms {names}: each kind may be there once")
-        needs = together(term.needs() for term in self.terms)
+        required = union(term.required_features() for term in self.terms)
         for shape in self.data.shapes:
-            seen = self.teachers.problems(needs, *shape)
+            seen = self.teachers.problems(required, *shape)
             found += [problem for problem in seen if problem not in found]
-        if self.balance is not None:
-            found += self.balance.problems()
+        if self.adaptive_weight is not None:
+            found += self.adaptive_weight.problems()
             if not any(term.perceptual for term in self.terms):
                 found.append("balance is set but no term is perceptual: remove it")
         return found or _message(self._trace_loss)
 
     def _trace_loss(self) -> None:
         """Trace the loss without compiling it; raises what it would raise."""
-        recipe = self.recipe()
-        count = len(recipe.stages)
+        objective = self.objective()
+        count = len(objective.stages)
         shape = (count, *self.data.shapes[0], self.model.channels)
         image = jax.ShapeDtypeStruct(shape, "float32")
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
 
-        def loss(params: dict, batch: dict, keys: jax.Array, frozen: dict) -> jax.Array:
-            drawn = recipe.draw(batch, keys, frozen)
-            return recipe.loss(params, drawn, frozen, recipe.carry())[0]
+        def loss(
+            params: dict, batch: dict, keys: jax.Array, frozen_params: dict
+        ) -> jax.Array:
+            drawn = objective.draw(batch, keys, frozen_params)
+            return objective.loss(params, drawn, frozen_params, objective.carry())[0]
 
-        params = jax.eval_shape(recipe.init, jax.random.key(0))
+        params = jax.eval_shape(objective.init, jax.random.key(0))
         batch = {"image": image, **self.conditioner.example(count)}
-        jax.eval_shape(loss, params, batch, keys, recipe.frozen_shapes())
+        jax.eval_shape(loss, params, batch, keys, objective.frozen_shapes())
 
     def validate_data(self) -> None:
         """Raises ConfigError where the model cannot learn from the data set."""
@@ -269,9 +273,9 @@ class Experiment:
             mesh=self.mesh.build(),
         )
 
-    def recipe(self) -> Recipe:
+    def objective(self) -> Objective:
         """What a training step is made of."""
-        return Recipe(
+        return Objective(
             model=self.model,
             network=self.network(),
             stages=self.stages(),
@@ -284,10 +288,10 @@ class Experiment:
             seed=self.seed,
             accumulate=self.accumulate,
             teachers=self.teachers,
-            balance=self.balance,
+            adaptive_weight=self.adaptive_weight,
         )
 
-    def run(self, initial: Callable[[], Initial] | None = None) -> Run:
+    def run(self, initial: Callable[[], Initial] | None = None) -> TrainingRun:
         """A training run, ready for `training.loop.train`; validates first.
 
         `initial` reads what `init_from` names (`published.initial` does); it is called
@@ -297,22 +301,22 @@ class Experiment:
         self.validate_data()
         if bool(self.init_from) != (initial is not None):
             raise ConfigError("init_from and the initial parameters go together.")
-        recipe = self.recipe()
-        return Run(
-            recipe=recipe,
+        objective = self.objective()
+        return TrainingRun(
+            objective=objective,
             ema=self.ema,
             mesh=self.mesh.build(),
             open_data=self._open_data,
             preview=self._preview(),
             steps=self.steps,
             batch_size=self.batch_size,
-            forward_flops=self._forward_flops(recipe),
+            forward_flops=self._forward_flops(objective),
             precision=self.precision.compute,
             checkpointing=self.checkpoint,
             logging=self.log,
             config=self.to_dict(),
             initial=initial,
-            frozen=recipe.load_frozen(),
+            frozen_params=objective.load_frozen(),
         )
 
     def _open_data(self, start: int) -> BatchLoader:
@@ -326,11 +330,11 @@ class Experiment:
             reader=self.conditioner.reader(),
         )
 
-    def _forward_flops(self, recipe: Recipe) -> float:
+    def _forward_flops(self, objective: Objective) -> float:
         """Operations of a forward pass for one image, in the mean over the data."""
         streams = self.data.streams("train")
         counts = [len(stream.records) for stream in streams]
-        flops = [recipe.forward_flops(*stream.shape) for stream in streams]
+        flops = [objective.forward_flops(*stream.shape) for stream in streams]
         return float(np.average(flops, weights=counts))
 
     def _preview(self) -> Preview:
@@ -377,8 +381,8 @@ class Experiment:
             repeat=False,
             reader=self.conditioner.reader(),
         ) as batches:
-            frozen = self.conditioner.load()
-            return loss(params, batches, self.mesh.build(), frozen)
+            frozen_params = self.conditioner.load()
+            return loss(params, batches, self.mesh.build(), frozen_params)
 
 
 def choose_variant(name: str, variants: dict) -> Experiment:
@@ -393,12 +397,12 @@ def choose_variant(name: str, variants: dict) -> Experiment:
 
 # Every class a config may hold: what a config file is read back into.
 NODES = (
-    *(AdamW, AdamsBashforth, AutoGuidance, Balance, Buckets),
+    *(AdamW, AdamsBashforth, AutoGuidance, AdaptiveWeight, Buckets),
     *(Bert, BertGeometry, Qwen3, Qwen3Geometry),
     *(CenterCrop, Checkpointing),
     *(ClassLabels, ClassifierFree, Data, DinoV2, Dopri5, Emoji, Euler, Experiment),
     *(FlowMatching, Geometry, Grid, Heun, ImageFolder, LinearDecoder, Logging),
-    *(LogitNormal, Loop, Lpips, LpipsNet, NeuralField, PDino),
+    *(LogitNormal, StackConfig, Lpips, LpipsNet, NeuralField, PDino),
     *(PixelFlow, PixelGen, PixelGenText, PixNerd, PixNerdText),
     *(Precision, PredictClean, PredictVelocity, Pyramid, RandomCrop, Repa, Sampling),
     *(Shards, Straight, T5, T5Geometry, Teachers, Text, Tfds, Uniform),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pixelflow_jax.config_io import differences, from_dict, mistyped, to_dict, walk
+from pixelflow_jax.config_io import differences, from_dict, to_dict, type_errors, walk
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -123,10 +123,10 @@ def test_walking_finds_every_node_with_its_path():
     ids=str,
 )
 def test_values_of_another_type_are_named(changes, message):
-    (problem,) = mistyped(dataclasses.replace(example(), **changes))
+    (problem,) = type_errors(dataclasses.replace(example(), **changes))
     assert problem.startswith(message)
 
 
 def test_whole_numbers_are_floats_too():
-    assert mistyped(example()) == []
-    assert mistyped(Root(title="t", leaf=Leaf(rate=1), pair=(1, 2))) == []
+    assert type_errors(example()) == []
+    assert type_errors(Root(title="t", leaf=Leaf(rate=1), pair=(1, 2))) == []

@@ -19,7 +19,7 @@ from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.pixelflow import PixelFlow
@@ -27,7 +27,7 @@ from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.teachers.dinov2 import DinoV2
@@ -75,12 +75,18 @@ BAD = [
     ({"model": tiny.model(patch=0)}, "model.patch=0 must be at least 1"),
     ({"model": tiny.model(heads=0)}, "model.heads=0 must be at least 1"),
     ({"model": tiny.model(heads=5)}, "model.heads=5 must divide model.width=32"),
-    ({"model": tiny.model(tap=3)}, "model.tap=3 must lie in 0..depth=2"),
-    ({"model": tiny.model(attention="fast")}, "fast"),
-    ({"model": tiny.model(loop=Loop(remat="some"))}, "model.loop: loop.remat must be"),
     (
-        {"model": tiny.model(decoder=NeuralField(loop=Loop(unroll=-1)))},
-        "model.decoder.loop: loop.unroll must be",
+        {"model": tiny.model(feature_layer=3)},
+        "model.feature_layer=3 must lie in 0..depth=2",
+    ),
+    ({"model": tiny.model(attention="fast")}, "fast"),
+    (
+        {"model": tiny.model(stack=StackConfig(remat="some"))},
+        "model.stack: stack.remat must be",
+    ),
+    (
+        {"model": tiny.model(decoder=NeuralField(stack=StackConfig(unroll=-1)))},
+        "model.decoder.stack: stack.unroll must be",
     ),
     ({"model": tiny.model(decoder=NeuralField(encoding="fft"))}, "decoder.encoding"),
     ({"sampling": Sampling(batch_size=0)}, "sampling.batch_size must be at least 1"),
@@ -104,7 +110,7 @@ BAD = [
     ({"terms": [FlowMatching(), Lpips(patch=0)]}, "Lpips.patch=0"),
     ({"terms": [FlowMatching(), PDino(layers=(12,))]}, "12"),
     ({"terms": [FlowMatching(), Repa(teacher_layer=-13)]}, "-13"),
-    ({"balance": Balance()}, "no term is perceptual"),
+    ({"adaptive_weight": AdaptiveWeight()}, "no term is perceptual"),
     (
         {"terms": [FlowMatching(), Repa()], "teachers": Teachers(dino=GIANT)},
         "teachers.dino",
@@ -133,8 +139,8 @@ BAD = [
         "conditioner ClassLabels needs model.num_classes",
     ),
     (
-        {"sampling": Sampling(guidance=ClassifierFree(closed="left"))},
-        "guidance.closed must be",
+        {"sampling": Sampling(guidance=ClassifierFree(interval="left"))},
+        "guidance.interval must be",
     ),
     ({"sampling": Sampling(solver=AdamsBashforth(order=5))}, "order must be 1, 2, 3"),
     ({"sampling": Sampling(solver=Euler(step="sed"))}, "Euler.step must be"),
@@ -153,7 +159,7 @@ def test_everything_wrong_is_listed_at_once(images):
     config = tiny.experiment(
         images,
         ema=(2.0,),
-        model=tiny.model(patch=5, tap=9),
+        model=tiny.model(patch=5, feature_layer=9),
         optimizer=AdamW(lr=0.0),
         checkpoint=Checkpointing(keep=0),
         log=Logging(preview_count=0),
@@ -196,7 +202,10 @@ def config_classes() -> set[type]:
     package = pixelflow_jax
     for module in (package.experiment, package.data.loader, package.sharding):
         for _, cls in inspect.getmembers(module, inspect.isclass):
-            if dataclasses.is_dataclass(cls) and not cls.__dataclass_params__.frozen:
+            if (
+                dataclasses.is_dataclass(cls)
+                and not cls.__dataclass_params__.frozen_params
+            ):
                 found.add(cls)
     keyword = lambda cls: all(field.kw_only for field in dataclasses.fields(cls))
     return {cls for cls in found if keyword(cls)}
@@ -235,12 +244,14 @@ def test_the_seed_fixes_weights_data_and_noise(images):
 
 def test_the_recipe_takes_every_part_from_the_config(images):
     config = tiny.experiment(images, accumulate=1)
-    recipe = config.recipe()
-    assert recipe.terms is config.terms and recipe.conditioner is config.conditioner
-    assert recipe.prediction is config.prediction and recipe.time is config.time
-    assert recipe.seed == 3 and recipe.accumulate == 1
-    assert float(recipe.learning_rate(6)) == pytest.approx(1e-2)
-    shapes = recipe.network.shapes()
+    objective = config.objective()
+    assert (
+        objective.terms is config.terms and objective.conditioner is config.conditioner
+    )
+    assert objective.prediction is config.prediction and objective.time is config.time
+    assert objective.seed == 3 and objective.accumulate == 1
+    assert float(objective.learning_rate(6)) == pytest.approx(1e-2)
+    shapes = objective.network.shapes()
     assert jax.tree.leaves(shapes)[0].dtype == "float32"
 
 
@@ -258,7 +269,7 @@ def test_a_text_model_traces_but_needs_captions(images):
     config = tiny.experiment(
         images,
         model=PixelFlow(
-            num_classes=0, text_width=16, width=32, heads=4, depth=2, tap=1
+            num_classes=0, text_width=16, width=32, heads=4, depth=2, feature_layer=1
         ),
         conditioner=Text(encoder=encoder, length=8),
     )

@@ -19,7 +19,7 @@ from pixelflow_jax import sharding
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.objective import FlowMatching, term_name
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.training.step import abstract_state, make_step
 
 BATCH = 8
@@ -35,19 +35,19 @@ CALL = re.compile(r'(?:custom_call\s+@|call_target_name = )"?([\w.$]+)')
 TALK = re.compile(r"stablehlo\.(infeed|outfeed|send|recv)\b")  # with the host
 
 FAMILIES = {
-    "pixnerd": (pixnerd.get_config, "xl16_256", {"depth": 2, "tap": 1}),
+    "pixnerd": (pixnerd.get_config, "xl16_256", {"depth": 2, "feature_layer": 1}),
     "pixelgen": (
         *(pixelgen.get_config, "xl_256"),
-        {"depth": 4, "tap": 1, "context_start": 2},
+        {"depth": 4, "feature_layer": 1, "context_start": 2},
     ),
-    "pixelflow": (pixelflow.get_config, "xl4_256", {"depth": 2, "tap": 1}),
+    "pixelflow": (pixelflow.get_config, "xl4_256", {"depth": 2, "feature_layer": 1}),
     "pixnerd_text": (
         *(pixnerd_t2i.get_config, "pretrain_256"),
-        {"depth": 2, "tap": 1, "text_depth": 1},
+        {"depth": 2, "feature_layer": 1, "text_depth": 1},
     ),
     "pixelgen_text": (
         *(pixelgen_t2i.get_config, "pretrain_256"),
-        {"depth": 2, "tap": 1, "text_depth": 1},
+        {"depth": 2, "feature_layer": 1, "text_depth": 1},
     ),
 }
 MESHES = {
@@ -67,8 +67,8 @@ def shallow(family: str) -> Experiment:
     config = get_config(variant)
     config.model = dataclasses.replace(config.model, **small)
     for _, node in walk(config):
-        if isinstance(node, Loop):
-            node.unroll = 1
+        if isinstance(node, StackConfig):
+            node.scan = True
     assert config.precision.compute == "bfloat16"
     return config
 
@@ -79,17 +79,17 @@ def on(layout: jax.sharding.Sharding, shapes: object) -> object:
 
 
 def traced_step(config: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
-    recipe, size = config.recipe(), config.data.image_size
+    objective, size = config.objective(), config.data.image_size
     image = jax.ShapeDtypeStruct((BATCH, size, size, 3), np.float32)
     batch = {"image": image, **config.conditioner.example(BATCH)}
-    frozen = recipe.frozen_shapes()
+    frozen_params = objective.frozen_shapes()
     inputs = (
-        abstract_state(recipe, config.ema, mesh),
+        abstract_state(objective, config.ema, mesh),
         on(sharding.batch_sharding(mesh), batch),
-        jax.tree.map(on, sharding.state_sharding(frozen, mesh), frozen),
+        jax.tree.map(on, sharding.state_sharding(frozen_params, mesh), frozen_params),
     )
     with jax.set_mesh(mesh):
-        return jax.jit(make_step(recipe), donate_argnums=0).trace(*inputs)
+        return jax.jit(make_step(objective), donate_argnums=0).trace(*inputs)
 
 
 def traced_sampler(config: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
@@ -103,8 +103,8 @@ def traced_sampler(config: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Tr
         on(whole, jax.ShapeDtypeStruct((), np.uint32)),
     )
     with jax.set_mesh(mesh):
-        frozen = on(whole, config.conditioner.shapes())
-        return jax.jit(program).trace(*inputs, frozen=frozen)
+        frozen_params = on(whole, config.conditioner.shapes())
+        return jax.jit(program).trace(*inputs, frozen_params=frozen_params)
 
 
 PROGRAMS = {"step": traced_step, "sampler": traced_sampler}
@@ -137,8 +137,8 @@ def test_pixelgen_lowers_with_all_of_its_loss():
     config = shallow("pixelgen")
     names = [term_name(term) for term in config.terms]
     assert names == ["FlowMatching", "Repa", "Lpips", "PDino"]
-    assert config.balance is not None
-    assert set(config.recipe().frozen_shapes()) == {"dino", "lpips"}
+    assert config.adaptive_weight is not None
+    assert set(config.objective().frozen_shapes()) == {"dino", "lpips"}
 
 
 def test_an_exported_step_is_for_tpus_and_has_no_effects():
@@ -146,11 +146,11 @@ def test_an_exported_step_is_for_tpus_and_has_no_effects():
     config = shallow("pixnerd")
     config.terms = [FlowMatching()]
     mesh = sharding.MeshShape().build(jax.devices()[:1])
-    recipe = config.recipe()
+    objective = config.objective()
     image = jax.ShapeDtypeStruct((BATCH, 256, 256, 3), np.float32)
     batch = {"image": image, **config.conditioner.example(BATCH)}
-    export = jax.export.export(jax.jit(make_step(recipe)), platforms=["tpu"])
-    exported = export(abstract_state(recipe, config.ema, mesh), batch, {})
+    export = jax.export.export(jax.jit(make_step(objective)), platforms=["tpu"])
+    exported = export(abstract_state(objective, config.ema, mesh), batch, {})
     assert exported.platforms == ("tpu",)
     assert not exported.ordered_effects and not exported.unordered_effects
     assert foreign(exported.mlir_module()) == []

@@ -64,7 +64,7 @@ MODEL = PixNerd(
     width=8,
     heads=2,
     depth=32,
-    tap=16,
+    feature_layer=16,
     decoder=NeuralField(width=4, depth=2),
 )
 

@@ -29,7 +29,7 @@ ENCODER = T5(
     geometry=T5Geometry(width=16, hidden=24, depth=1, heads=2, vocabulary=30),
     precision=EXACT,
 )
-WIDTHS = {"width": 32, "heads": 4, "depth": 2, "tap": 1, "text_width": 16}
+WIDTHS = {"width": 32, "heads": 4, "depth": 2, "feature_layer": 1, "text_width": 16}
 TEXTS = {"text_depth": 1, "text_length": LENGTH}
 FIELD = dataclasses.replace(text_field(), width=8, depth=1)
 MODELS: dict[str, DenoiserConfig] = {
@@ -42,7 +42,7 @@ MODELS: dict[str, DenoiserConfig] = {
 }
 
 
-class Reader:
+class CaptionEncoder:
     """Letters as tokens: what stands in for a tokenizer, which is a file of others."""
 
     def __init__(self, length: int):
@@ -82,7 +82,7 @@ def encoder_without_files() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(T5, "load", load)
-        patch.setattr(T5, "reader", lambda self, n: Reader(n), raising=False)
+        patch.setattr(T5, "reader", lambda self, n: CaptionEncoder(n), raising=False)
         yield loaded
 
 

@@ -156,7 +156,7 @@ def changed(sampling: Sampling) -> Sampling:
     grid = _replaced(sampling.grid, **_steps(STEPS.value), shift=SHIFT.value)
     guidance = sampling.guidance
     if GUIDE.value:
-        same = {name: getattr(guidance, name) for name in ("low", "high", "closed")}
+        same = {name: getattr(guidance, name) for name in ("low", "high", "interval")}
         guidance = AutoGuidance(scale=guidance.scale, weights=GUIDE.value, **same)
     guidance = _replaced(guidance, scale=GUIDANCE.value)
     guidance = _with_interval(guidance, INTERVAL.value)

@@ -121,8 +121,8 @@ class Encoder:
         states = np.asarray(null.text[0].astype(jnp.bfloat16))
         return {"states": states.view(np.uint16), "mask": np.asarray(null.mask[0])}
 
-    def _encode(self, frozen: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-        cond = self._conditioner.encode(frozen, batch)
+    def _encode(self, frozen_params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        cond = self._conditioner.encode(frozen_params, batch)
         return cond.text.astype(jnp.bfloat16), cond.mask
 
 

@@ -9,14 +9,14 @@ from jax import Array
 
 from pixelflow_jax.config_io import differences
 from pixelflow_jax.data.features import Features
-from pixelflow_jax.data.plan import Reader
+from pixelflow_jax.data.plan import CaptionEncoder
 from pixelflow_jax.data.shards import ShardSource
 from pixelflow_jax.data.source import Source, spread_captions
 from pixelflow_jax.encoders.bert import Bert
 from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.flow.path import per_image
-from pixelflow_jax.models.interface import Cond, DenoiserConfig
+from pixelflow_jax.models.interface import Condition, DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd_text import PixNerdText
@@ -28,20 +28,20 @@ FIXED_LENGTH = (PixNerdText, PixelGenText)
 
 
 class Conditioner(Protocol):
-    """Turns batches into conditions; `frozen` are the parameters of what it loads."""
+    """Turns batches into conditions; `frozen_params` are the parameters of what it loads."""
 
     drop: float
 
-    def encode(self, frozen: dict, batch: dict) -> Cond:
+    def encode(self, frozen_params: dict, batch: dict) -> Condition:
         """The condition of a batch."""
 
     def null(
         self,
-        frozen: dict,
-        cond: Cond,
+        frozen_params: dict,
+        cond: Condition,
         model: DenoiserConfig,
         batch: dict | None = None,
-    ) -> Cond:
+    ) -> Condition:
         """The unconditional twin of `cond`, or what `batch` names in its place."""
 
     def example(self, count: int) -> dict:
@@ -53,7 +53,7 @@ class Conditioner(Protocol):
     def shapes(self) -> dict:
         """The same as shapes; reads nothing."""
 
-    def reader(self) -> Reader | None:
+    def reader(self) -> CaptionEncoder | None:
         """What turns captions into entries of a batch; None if none are read."""
 
     def problems(self, model: DenoiserConfig) -> list[str]:
@@ -72,19 +72,19 @@ class ClassLabels:
 
     drop: float = 0.1
 
-    def encode(self, frozen: dict, batch: dict) -> Cond:
+    def encode(self, frozen_params: dict, batch: dict) -> Condition:
         """`batch["label"]`, int32 [b]."""
-        return Cond(labels=batch["label"])
+        return Condition(labels=batch["label"])
 
     def null(
         self,
-        frozen: dict,
-        cond: Cond,
+        frozen_params: dict,
+        cond: Condition,
         model: DenoiserConfig,
         batch: dict | None = None,
-    ) -> Cond:
+    ) -> Condition:
         """The null class for every image."""
-        return Cond(labels=jnp.full_like(cond.labels, model.num_classes))
+        return Condition(labels=jnp.full_like(cond.labels, model.num_classes))
 
     def example(self, count: int) -> dict:
         """Labels [count]."""
@@ -143,47 +143,51 @@ class Text:
     drop: float = 0.1
     features: str = ""
 
-    def reader(self) -> Reader:
+    def reader(self) -> CaptionEncoder:
         """The encoder's tokenizer, or the stored features."""
         if self.features:
             return Features(self.features)
         return self.encoder.reader(self.length)
 
-    def encode(self, frozen: dict, batch: dict) -> Cond:
+    def encode(self, frozen_params: dict, batch: dict) -> Condition:
         """States [b, l, width] of the last layer, with their mask."""
         if self.features:
-            return Cond(text=batch["text"].astype(jnp.float32), mask=batch["mask"])
+            return Condition(text=batch["text"].astype(jnp.float32), mask=batch["mask"])
         tokens, mask = batch["tokens"], batch["mask"]
         if tokens.shape[1] > self.length:
             raise ValueError(
                 f"A text of {tokens.shape[1]} tokens is longer than conditioner.length="
                 f"{self.length}: shorten it, or raise conditioner.length."
             )
-        return Cond(text=self.encoder.states(frozen["text"], tokens, mask), mask=mask)
+        return Condition(
+            text=self.encoder.states(frozen_params["text"], tokens, mask), mask=mask
+        )
 
     def null(
         self,
-        frozen: dict,
-        cond: Cond,
+        frozen_params: dict,
+        cond: Condition,
         model: DenoiserConfig,
         batch: dict | None = None,
-    ) -> Cond:
+    ) -> Condition:
         """The empty text for every image, or the negative one that `batch` gives it.
 
         That is "negative_tokens" and "negative_mask", of the shape of the texts.
         """
         if batch and "negative_tokens" in batch:
             names = ("tokens", "mask")
-            return self.encode(frozen, {n: batch[f"negative_{n}"] for n in names})
+            return self.encode(
+                frozen_params, {n: batch[f"negative_{n}"] for n in names}
+            )
         b, length, _ = cond.text.shape
         if self.features:
-            stored = frozen["text"]
+            stored = frozen_params["text"]
             states = stored["text"][None].astype(jnp.float32)
-            one = Cond(text=states, mask=stored["mask"][None])
+            one = Condition(text=states, mask=stored["mask"][None])
         else:
             tokens, mask = (jnp.asarray(a)[None] for a in self.encoder.empty(length))
-            states = self.encoder.states(frozen["text"], tokens, mask)
-            one = Cond(text=states, mask=mask)
+            states = self.encoder.states(frozen_params["text"], tokens, mask)
+            one = Condition(text=states, mask=mask)
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (b, *a.shape[1:])), one)
 
     def example(self, count: int) -> dict:
@@ -299,7 +303,7 @@ def drop_problems(rate: float) -> list[str]:
     return [] if 0 <= rate <= 1 else ["conditioner.drop must lie in [0, 1]"]
 
 
-def drop(draw: Array, cond: Cond, null: Cond, rate: float) -> Cond:
+def drop(draw: Array, cond: Condition, null: Condition, rate: float) -> Condition:
     """`null` where the uniform `draw` [b] lies below `rate`, `cond` elsewhere."""
     dropped = draw < rate
     return jax.tree.map(lambda c, n: jnp.where(per_image(dropped, c), n, c), cond, null)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.data.errors import DataError
-from pixelflow_jax.data.plan import Reader
+from pixelflow_jax.data.plan import CaptionEncoder
 
 
 class PromptError(ValueError):
@@ -69,7 +69,7 @@ class Prompts:
 
     def __init__(self, conditioner: Text):
         self.conditioner = dataclasses.replace(conditioner, features="")
-        self._reader: Reader | None = None
+        self._reader: CaptionEncoder | None = None
         self._frozen: dict | None = None
 
     def load(self, mesh: Mesh) -> dict:

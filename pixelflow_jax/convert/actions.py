@@ -18,7 +18,7 @@ from pixelflow_jax.tensors import mapping as tables
 from pixelflow_jax.tensors import reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
-from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 Progress = Callable[[int], object]  # is told bytes that were written
 UNKNOWN = "data and batch of the training are not known, the config's are defaults"
@@ -34,7 +34,7 @@ class Understood:
 
     model: DenoiserConfig
     family: str
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, LazyTensor]
     table: list[tables.Row]
     origin: str
     step: int
@@ -113,8 +113,8 @@ def _family(variant: variants.Variant, weights: official.Weights) -> str:
 
 
 def _resized(
-    model: DenoiserConfig, tensors: Mapping[str, Stored], size: int
-) -> tuple[DenoiserConfig, dict[str, Stored], list[str]]:
+    model: DenoiserConfig, tensors: Mapping[str, LazyTensor], size: int
+) -> tuple[DenoiserConfig, dict[str, LazyTensor], list[str]]:
     """The model for images of another size, whose table of positions is computed."""
     if size % model.patch:
         raise ConvertError(
@@ -127,7 +127,7 @@ def _resized(
         f"{POSITIONS} of {sides[0]} x {sides[0]} patches replaced by a computed one of "
         f"{sides[1]} x {sides[1]}, as the official code does at another resolution"
     )
-    resized = {**tensors, POSITIONS: Stored.of(values.astype(dtype))}
+    resized = {**tensors, POSITIONS: LazyTensor.of(values.astype(dtype))}
     return dataclasses.replace(model, image_size=size), resized, [note]
 
 
@@ -188,12 +188,12 @@ def to_safetensors(
     safe.write(out, weights.tensors, {"format": "pt"}, advance)
 
 
-def plain(tensors: Mapping[str, Stored], step: int) -> dict:
+def plain(tensors: Mapping[str, LazyTensor], step: int) -> dict:
     """The bare state dict, as PixelFlow is released."""
     return dict(tensors)
 
 
-def lightning(tensors: Mapping[str, Stored], step: int) -> dict:
+def lightning(tensors: Mapping[str, LazyTensor], step: int) -> dict:
     """A checkpoint of PixNerd's and PixelGen's programs, both sets of weights equal."""
     prefixes = ("denoiser.", "ema_denoiser.")
     names = {prefix + k: t for prefix in prefixes for k, t in tensors.items()}
@@ -206,18 +206,18 @@ def lightning(tensors: Mapping[str, Stored], step: int) -> dict:
     }
 
 
-def training(tensors: Mapping[str, Stored], step: int) -> dict:
+def training(tensors: Mapping[str, LazyTensor], step: int) -> dict:
     """What PixelFlow's training program resumes from, without the optimizer."""
     return {"model": dict(tensors), "ema": dict(tensors)}
 
 
-def jit(tensors: Mapping[str, Stored], step: int) -> dict:
+def jit(tensors: Mapping[str, LazyTensor], step: int) -> dict:
     """What JiT's program samples from, the weights and both averages equal."""
     named = {f"net.{key}": tensor for key, tensor in tensors.items()}
     return {"model": named, "model_ema1": named, "model_ema2": named}
 
 
-LAYOUTS: dict[str, Callable[[Mapping[str, Stored], int], dict]] = {
+LAYOUTS: dict[str, Callable[[Mapping[str, LazyTensor], int], dict]] = {
     "plain": plain,
     "lightning": lightning,
     "pixelflow": training,

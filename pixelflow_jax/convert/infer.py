@@ -33,7 +33,7 @@ RELEASED_JIT = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class InferredConfig:
     """What tensors say of a model: `told` for certain, `assumed` where they cannot.
 
     Fields that are in neither have the default of the model's class.
@@ -71,7 +71,7 @@ class Sizes:
         return sum(1 for _ in itertools.takewhile(there, itertools.count(first)))
 
 
-def pixelflow(sizes: Sizes, given: Fields) -> Told:
+def pixelflow(sizes: Sizes, given: Fields) -> InferredConfig:
     """PixelFlow, for classes or text."""
     blocks, patches = "transformer_blocks", "patch_embed.proj.weight"
     first, second = f"{blocks}.0.attn1", f"{blocks}.0.attn2"
@@ -90,10 +90,10 @@ def pixelflow(sizes: Sizes, given: Fields) -> Told:
         "attention_bias": any(bias in sizes for bias in biases),
     }
     heads = width // HEAD_WIDTH if width and not width % HEAD_WIDTH else None
-    return _sorted(told, {"heads": heads, "tap": _tap(PixelFlow(), depth)})
+    return _sorted(told, {"heads": heads, "feature_layer": _tap(PixelFlow(), depth)})
 
 
-def pixnerd(sizes: Sizes, given: Fields) -> Told:
+def pixnerd(sizes: Sizes, given: Fields) -> InferredConfig:
     """PixNerd on classes."""
     told = _trunk(sizes) | _field(sizes)
     rows = sizes.axis(("y_embedder.embedding_table.weight", 0))
@@ -102,31 +102,31 @@ def pixnerd(sizes: Sizes, given: Fields) -> Told:
     told["decoder.output_norm"] = "final_layer.norm.weight" in sizes or None
     encoding = _encoding(sizes, told["channels"])
     field = {"encoding": encoding, "normalised": NeuralField().normalised}
-    return _sorted(told, {"tap": _tap(PixNerd(), depth)} | _decoder(field))
+    return _sorted(told, {"feature_layer": _tap(PixNerd(), depth)} | _decoder(field))
 
 
-def baseline(sizes: Sizes, given: Fields) -> Told:
+def baseline(sizes: Sizes, given: Fields) -> InferredConfig:
     """The plain DiT on pixels, PixNerd with a linear decoder."""
     told = _trunk(sizes)
     rows = sizes.axis(("y_embedder.embedding_table.weight", 0))
     depth = sizes.layers("blocks", "norm1.weight", "norm2.weight")
     told |= {"num_classes": rows and rows - 1, "depth": depth}
     inputs = sizes.axis(("final_layer.linear.bias", 0), ("x_embedder.proj.weight", 1))
-    assumed = _patch(inputs, given) | {"tap": _tap(PixNerd(), depth)}
+    assumed = _patch(inputs, given) | {"feature_layer": _tap(PixNerd(), depth)}
     return _sorted(told, assumed)
 
 
-def pixnerd_text(sizes: Sizes, given: Fields) -> Told:
+def pixnerd_text(sizes: Sizes, given: Fields) -> InferredConfig:
     """PixNerd on text."""
     told = _trunk(sizes) | _text(sizes) | _field(sizes)
     field = {"encoding": "cosine", "normalised": ("first",), "output_norm": False}
-    assumed = {"tap": _tap(PixNerdText(), told["depth"]), "mask_text": False}
+    assumed = {"feature_layer": _tap(PixNerdText(), told["depth"]), "mask_text": False}
     # The official program draws every size on the canvas of its released weights.
     assumed["canvas"] = (512, 512) if told["patch"] == PixNerdText.patch else ()
     return _sorted(told, assumed | _decoder(field))
 
 
-def pixelgen(sizes: Sizes, given: Fields) -> Told:
+def pixelgen(sizes: Sizes, given: Fields) -> InferredConfig:
     """PixelGen on classes, and JiT."""
     told = _trunk(sizes)
     patches, neck = "x_embedder.proj1.weight", "x_embedder.proj2.weight"
@@ -147,11 +147,15 @@ def pixelgen(sizes: Sizes, given: Fields) -> Told:
         "context_length": sizes.axis(("in_context_posemb", 1)),
     }
     start, dropout = RELEASED_JIT.get((depth, told["width"]), (depth // 3, 0.0))
-    assumed = {"context_start": start, "tap": start or depth // 2, "dropout": dropout}
+    assumed = {
+        "context_start": start,
+        "feature_layer": start or depth // 2,
+        "dropout": dropout,
+    }
     return _sorted(told, assumed | {"attention_dropout": 0.0})
 
 
-def pixelgen_text(sizes: Sizes, given: Fields) -> Told:
+def pixelgen_text(sizes: Sizes, given: Fields) -> InferredConfig:
     """PixelGen on text."""
     told = _trunk(sizes) | _text(sizes)
     inputs = sizes.axis(("final_layer.linear.bias", 0), ("x_embedder.proj1.weight", 1))
@@ -163,7 +167,7 @@ def pixelgen_text(sizes: Sizes, given: Fields) -> Told:
         ),
     }
     tap = _tap(PixelGenText(), told["depth"])
-    return _sorted(told, patch | {"tap": tap, "mask_text": False})
+    return _sorted(told, patch | {"feature_layer": tap, "mask_text": False})
 
 
 def _trunk(sizes: Sizes) -> Fields:
@@ -243,10 +247,10 @@ def _mlp_ratio(width: int | None, hidden: int | None) -> float | None:
 
 def _tap(default: object, depth: int) -> int:
     """The published tap, in the middle of a model that is as shallow."""
-    return default.tap if default.tap < depth else depth // 2
+    return default.feature_layer if default.feature_layer < depth else depth // 2
 
 
-def _sorted(told: Fields, assumed: Fields) -> Told:
-    return Told(
+def _sorted(told: Fields, assumed: Fields) -> InferredConfig:
+    return InferredConfig(
         *({k: v for k, v in f.items() if v is not None} for f in (told, assumed))
     )

@@ -9,7 +9,7 @@ from pixelflow_jax.convert import actions, official, variants
 from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.tensors import reader
-from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 LAYER = re.compile(r"(?<=blocks\.)\d+(?=\.)")  # its number, inside a name
 
@@ -50,20 +50,20 @@ def report(path: pathlib.Path, *, every: bool = False) -> Iterator[str]:
     yield from (f"besides: {note}" for note in checkpoint.notes)
 
 
-def flat(content: object, prefix: str = "") -> dict[str, Stored]:
+def flat(content: object, prefix: str = "") -> dict[str, LazyTensor]:
     """All tensors of nested dicts and lists, by the path that leads to each."""
-    if isinstance(content, Stored):
+    if isinstance(content, LazyTensor):
         return {prefix: content}
     if isinstance(content, list):
         content = dict(enumerate(content))
-    found: dict[str, Stored] = {}
+    found: dict[str, LazyTensor] = {}
     if isinstance(content, Mapping):
         for key, value in content.items():
             found |= flat(value, f"{prefix}: {key}" if prefix else str(key))
     return found
 
 
-def table(tensors: Mapping[str, Stored], every: bool) -> Iterator[str]:
+def table(tensors: Mapping[str, LazyTensor], every: bool) -> Iterator[str]:
     """A line for each tensor, or for the tensors that differ in their layer alone."""
     groups: dict[tuple, list[str]] = {}
     for key, tensor in tensors.items():

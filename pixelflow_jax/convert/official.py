@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pixelflow_jax.convert.errors import ConvertError
-from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 RAW = "raw"
 # What is taken when nothing is asked for: what the official programs sample with.
@@ -61,7 +61,7 @@ class Weights:
 
     name: str
     place: str
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, LazyTensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,19 +118,19 @@ def checkpoint(content: object) -> Checkpoint:
     )
 
 
-def _groups(content: Mapping) -> Iterator[tuple[str, dict[str, Stored]]]:
+def _groups(content: Mapping) -> Iterator[tuple[str, dict[str, LazyTensor]]]:
     """The state dicts of a file, by the names of `GROUPS`."""
     for group in GROUPS:
         found = content if not group else content.get(group)
         if isinstance(found, Mapping):
-            tensors = {k: v for k, v in found.items() if isinstance(v, Stored)}
+            tensors = {k: v for k, v in found.items() if isinstance(v, LazyTensor)}
             if tensors:
                 yield group, tensors
 
 
 def _divided(
-    tensors: Mapping[str, Stored],
-) -> tuple[dict[str, dict[str, Stored]], dict[str, Stored]]:
+    tensors: Mapping[str, LazyTensor],
+) -> tuple[dict[str, dict[str, LazyTensor]], dict[str, LazyTensor]]:
     """The models of a state dict, by the prefix of their names, and the other tensors.
 
     Without any of the prefixes, all that is not known to be something else is one.
@@ -138,7 +138,7 @@ def _divided(
     bare = {WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
     if len(bare) < len(tensors):
         raise ConvertError("This file names tensors twice, with and without a wrapper.")
-    models: dict[str, dict[str, Stored]] = {}
+    models: dict[str, dict[str, LazyTensor]] = {}
     others = {}
     for key, tensor in bare.items():
         prefix = next(prefix for prefix in PREFIXES if key.startswith(prefix))
@@ -156,7 +156,7 @@ def _meaning(key: str, table: Mapping[str, str]) -> str:
     return next((text for p, text in table.items() if re.fullmatch(p, key)), "")
 
 
-def _beside(tensors: Mapping[str, Stored]) -> list[str]:
+def _beside(tensors: Mapping[str, LazyTensor]) -> list[str]:
     """What the known ones of some tensors are, a line for each kind."""
     meanings = {key: _meaning(key, BESIDE) for key in tensors}
     return [

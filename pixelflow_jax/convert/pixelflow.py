@@ -19,10 +19,10 @@ def table(config: PixelFlow) -> list[Row]:
     ]
     if config.num_classes:
         rows.append(Row("class_embed/table", "class_embedder.embedding_table.weight"))
-    if config.tap:
-        rows += _blocks(config, "early", range(config.tap))
-    if config.tap < config.depth:
-        rows += _blocks(config, "late", range(config.tap, config.depth))
+    if config.feature_layer:
+        rows += _blocks(config, "early", range(config.feature_layer))
+    if config.feature_layer < config.depth:
+        rows += _blocks(config, "late", range(config.feature_layer, config.depth))
     return rows
 
 

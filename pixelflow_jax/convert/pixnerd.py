@@ -16,10 +16,10 @@ def table(config: PixNerd) -> list[Row]:
     embedder = "s_embedder.proj" if field else "x_embedder.proj"
     layout = patch_inputs(config.channels, config.patch)
     rows = linear_rows("patch_embed", embedder, layout=layout) + embedding_rows()
-    if config.tap:
-        rows += _blocks("early", range(config.tap))
-    if config.tap < config.depth:
-        rows += _blocks("late", range(config.tap, config.depth))
+    if config.feature_layer:
+        rows += _blocks("early", range(config.feature_layer))
+    if config.feature_layer < config.depth:
+        rows += _blocks("late", range(config.feature_layer, config.depth))
     return rows + (
         field_rows(config.depth, config.decoder) if field else _tokens(config)
     )

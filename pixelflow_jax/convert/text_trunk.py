@@ -17,7 +17,10 @@ def trunk_rows(config: TextConfig) -> list[Row]:
     if config.text_depth:
         blocks = range(config.text_depth)
         rows += _blocks("trunk/refine", blocks, "text_refine_blocks", "qkv")
-    cuts = {"early": range(config.tap), "late": range(config.tap, config.depth)}
+    cuts = {
+        "early": range(config.feature_layer),
+        "late": range(config.feature_layer, config.depth),
+    }
     for name, layers in cuts.items():
         if layers:
             rows += _joint(f"trunk/{name}", layers)

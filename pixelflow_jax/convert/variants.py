@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
-from pixelflow_jax.config_io import mistyped
+from pixelflow_jax.config_io import type_errors
 from pixelflow_jax.convert import (
     infer,
     pixelflow,
@@ -15,7 +15,7 @@ from pixelflow_jax.convert import (
     pixnerd_text,
 )
 from pixelflow_jax.convert.errors import ConvertError
-from pixelflow_jax.convert.infer import Fields, Sizes, Told
+from pixelflow_jax.convert.infer import Fields, InferredConfig, Sizes
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
@@ -23,11 +23,11 @@ from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import LinearDecoder, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.mapping import Row
 
 # How a model is computed: no tensor tells, and no result depends on it.
-EXECUTION = ("attention", "loop", "decoder.loop", "decoder.kernel")
+EXECUTION = ("attention", "stack", "decoder.stack", "decoder.kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Variant:
     families: tuple[str, ...]
     model: DenoiserConfig
     marks: tuple[str, ...]
-    read: Callable[[Sizes, Fields], Told]
+    read: Callable[[Sizes, Fields], InferredConfig]
     table: Callable[..., list[Row]]
 
     def likeness(self, keys: Mapping[str, object]) -> float:
@@ -145,7 +145,7 @@ def shapes_of(model: DenoiserConfig) -> dict:
     return nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
 
 
-def variant_of(tensors: Mapping[str, Stored], family: str) -> Variant:
+def variant_of(tensors: Mapping[str, LazyTensor], family: str) -> Variant:
     """The variant of a state dict; ConvertError for none, or one of another family."""
     found = guess(tensors)
     if found is None:
@@ -173,7 +173,7 @@ class Inferred:
 
 
 def inferred(
-    variant: Variant, tensors: Mapping[str, Stored], given: Fields, source: str
+    variant: Variant, tensors: Mapping[str, LazyTensor], given: Fields, source: str
 ) -> Inferred:
     """The config of a state dict's model; `given` fields go before assumed ones.
 
@@ -196,7 +196,7 @@ def inferred(
     ]
     if not problems:
         model = replaced(variant.model, {**read.assumed, **given, **read.told})
-        problems = mistyped(model)
+        problems = type_errors(model)
         if given and not problems:  # what is assumed need not make a model that runs
             canvas = getattr(model, "canvas", ())
             smallest = canvas if len(canvas) == 2 else (model.patch, model.patch)

@@ -59,7 +59,7 @@ def from_json(content: bytes, name: str, key: str = "") -> tuple[str, ...]:
     return clean(found if isinstance(found, list) else [found] if found else [], name)
 
 
-def permitted(
+def allow_missing(
     read: Callable[[], tuple[str, ...]], allow_missing: bool
 ) -> tuple[str, ...]:
     """What `read` returns; one empty caption where it finds none and that is allowed.

@@ -29,7 +29,7 @@ OPENED = ("_table", "_records")
 
 
 class Features:
-    """Stored features as a `plan.Reader`: {"text" [n, length, width], "mask"}.
+    """Stored features as a `plan.CaptionEncoder`: {"text" [n, length, width], "mask"}.
 
     `path` is the folder of shards they were prepared for, or their own. States are
     bfloat16; where `padding` is false, those of padding were not stored and are zero.
@@ -57,7 +57,7 @@ class Features:
             raise DataError(
                 f"{self.folder} holds no features of the caption "
                 f"{texts[absent[0]]!r}: it was made for other captions. Run `python -m "
-                "pixelflow_jax.cli.prepare text-features` on the shards you train on."
+                "pixelflow_jax.prepare text-features` on the shards you train on."
             )
         found = [self._unpack(self._records[int(order[p])]) for p in places]
         states, masks = zip(*found, strict=True)

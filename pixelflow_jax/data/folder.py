@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixelflow_jax.data.captions import clean, from_text, permitted
+from pixelflow_jax.data.captions import allow_missing, clean, from_text
 from pixelflow_jax.data.errors import DataError, NoCaption, UnreadableImage
 from pixelflow_jax.data.source import (
     UNLABELLED,
@@ -153,7 +153,7 @@ class FolderSource:
         if not self._captions and not file.exists():
             names = self.class_names
             return ("",) if names == UNLABELLED else (names[label],)
-        return permitted(lambda: _file_captions(file, name), self._allow_missing)
+        return allow_missing(lambda: _file_captions(file, name), self._allow_missing)
 
 
 def _file_captions(file: Path, name: str) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def save_animation(path: str | Path, frames: np.ndarray, fps: float) -> None:
         "save_all": True,
         "append_images": rest,
         "duration": [round(1000 / fps)] * len(rest) + [HOLD_MS],
-        "loop": 0,
+        "stack": 0,
     }
     if options["format"] == "WEBP":
         options["lossless"] = True

@@ -17,7 +17,7 @@ from absl import flags
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.errors import DataError
-from pixelflow_jax.data.plan import Collate, Plan, Prepare, Reader, Stream
+from pixelflow_jax.data.plan import Bucket, CaptionEncoder, Collate, Plan, Prepare
 from pixelflow_jax.data.source import Source, SourceConfig, spread_captions
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
 
@@ -68,11 +68,11 @@ class Data:
             return ((self.image_size, self.image_size),)
         return self.buckets.shapes(self.image_size)
 
-    def streams(self, split: str) -> tuple[Stream, ...]:
+    def streams(self, split: str) -> tuple[Bucket, ...]:
         """The records of each shape that there are any of; DataError without sizes."""
         source = self.open(split)
         if self.buckets is None:
-            return (Stream(range(len(source)), self.shapes[0]),)
+            return (Bucket(range(len(source)), self.shapes[0]),)
         if source.sizes is None:
             raise DataError(
                 f"data.buckets needs the sizes of all images, and "
@@ -81,7 +81,7 @@ class Data:
             )
         numbers = self.buckets.assign(source.sizes, self.image_size)
         streams = [
-            Stream(np.flatnonzero(numbers == number), shape)
+            Bucket(np.flatnonzero(numbers == number), shape)
             for number, shape in enumerate(self.shapes)
         ]
         return tuple(stream for stream in streams if len(stream.records))
@@ -112,7 +112,7 @@ class Data:
         process_count: int = 1,
         shuffle: bool = True,
         repeat: bool = True,
-        reader: Reader | None = None,
+        reader: CaptionEncoder | None = None,
     ) -> "BatchLoader":
         """This process's part of every global batch, from batch number `start` on.
 
@@ -307,7 +307,7 @@ class BatchLoader:
             )
 
 
-def _print(source: Source, reader: Reader) -> str:
+def _print(source: Source, reader: CaptionEncoder) -> str:
     """What tells this reader and these captions from others: shapes and a digest."""
     entries = reader(spread_captions(source, 1))
     shapes = [f"{name} {a.dtype}{list(a.shape[1:])}" for name, a in entries.items()]

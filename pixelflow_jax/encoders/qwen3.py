@@ -13,7 +13,7 @@ from pixelflow_jax.nn.embed import rotate_halves
 from pixelflow_jax.nn.heads import split_heads
 from pixelflow_jax.nn.layers import rms_normalise
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.official import Origin, Row, load, read, shapes
 
 
@@ -87,7 +87,7 @@ class Qwen3:
     official code rounds them by casting the whole network. At the 128th token that
     moves states by about as much as the rest of half precision.
 
-    `attention` is "auto", "xla" or "cudnn", and `loop.unroll` counts as for other
+    `attention` is "auto", "xla" or "cudnn", and `stack.unroll` counts as for other
     stacks; both change speed alone. Source: Yang et al. 2025, "Qwen3 Technical Report".
     """
 
@@ -99,7 +99,9 @@ class Qwen3:
     embed_width: int = 0
     attention: str = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
-    loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none"))
+    stack: StackConfig = dataclasses.field(
+        default_factory=lambda: StackConfig(remat="none")
+    )
 
     @property
     def sizes(self) -> Qwen3Geometry:
@@ -145,7 +147,7 @@ class Qwen3:
             def block(params: dict, x: Array) -> Array:
                 return self.block(params, x, turns, mask)
 
-            x = encoders.run_blocks(block, params["blocks"], x, self.loop)
+            x = encoders.run_blocks(block, params["blocks"], x, self.stack)
         return self._fitted(_norm(params["norm"], x))
 
     def embedded(self, params: dict, tokens: Array) -> Array:

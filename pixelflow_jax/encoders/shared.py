@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.attention import IMPLEMENTATIONS, cudnn_fits
-from pixelflow_jax.nn.stack import Loop, layers_of, run_layers
+from pixelflow_jax.nn.stack import StackConfig, layers_of, run_layers
 from pixelflow_jax.tensors.official import Origin, Row
 
 # cuDNN's attention takes masks and biases of lengths that this divides, at least.
@@ -82,10 +82,10 @@ def gated_mlp(params: dict, x: Array, activation: Callable[[Array], Array]) -> A
 
 
 def run_blocks(
-    block: Callable[[dict, Array], Array], blocks: dict, x: Array, loop: Loop
+    block: Callable[[dict, Array], Array], blocks: dict, x: Array, stack: StackConfig
 ) -> Array:
     """All blocks in sequence, by a scan over their leading axis or written out."""
-    return run_layers(block, blocks if loop.unroll else layers_of(blocks), x, loop)
+    return run_layers(block, blocks if stack.scan else layers_of(blocks), x, stack)
 
 
 def stacked(rows: list[Row], depth: int, theirs: str) -> list[Row]:
@@ -124,7 +124,7 @@ def problems(config: Any, variants: Mapping[str, object]) -> list[str]:
     if config.attention not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
         found.append(f"attention={config.attention!r} is not one of {known}")
-    for part in (config.precision, config.loop):
+    for part in (config.precision, config.stack):
         try:
             part.check()
         except ValueError as error:

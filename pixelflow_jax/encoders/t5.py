@@ -12,8 +12,8 @@ from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.nn.heads import split_heads
 from pixelflow_jax.nn.layers import rms_normalise
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
-from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.official import (
     Origin,
     Row,
@@ -76,7 +76,7 @@ class T5:
 
     `variant` is one of the published sizes (T5 v1.1's are the same), `geometry` any
     other size in its place. `tokenizer` is a folder, that of the weights if "". No
-    gradient passes, so `loop.remat` has nothing to keep; `loop.unroll` counts as for
+    gradient passes, so `stack.remat` has nothing to keep; `stack.unroll` counts as for
     other stacks, `attention` is "auto", "xla" or "cudnn". Source: Raffel et al. 2020;
     Chung et al. 2022; Shazeer 2020 for the gated MLP.
     """
@@ -87,7 +87,9 @@ class T5:
     tokenizer: str = ""
     attention: str = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
-    loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none"))
+    stack: StackConfig = dataclasses.field(
+        default_factory=lambda: StackConfig(remat="none")
+    )
 
     @property
     def sizes(self) -> T5Geometry:
@@ -133,7 +135,7 @@ class T5:
             def block(params: dict, x: Array) -> Array:
                 return self.block(params, x, bias, mask)
 
-            x = encoders.run_blocks(block, params["blocks"], x, self.loop)
+            x = encoders.run_blocks(block, params["blocks"], x, self.stack)
         return _norm(params["norm"], x)
 
     def embedded(self, params: dict, tokens: Array) -> Array:
@@ -245,7 +247,7 @@ def table(geometry: T5Geometry, embedding: str = EMBEDDINGS[0]) -> list[Row]:
     ]
 
 
-def _agreed_embedding(tensors: dict[str, Stored], name: str) -> str:
+def _agreed_embedding(tensors: dict[str, LazyTensor], name: str) -> str:
     """The name of the tokens' embeddings; of two that agree, one is taken out."""
     there = [key for key in EMBEDDINGS if key in tensors]
     if len(there) < 2:

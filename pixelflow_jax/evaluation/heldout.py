@@ -13,7 +13,7 @@ from pixelflow_jax.conditioning.conditioner import Conditioner
 from pixelflow_jax.flow.path import Stage, image_noise
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.losses.objective import Context, FlowMatching
-from pixelflow_jax.models.interface import Cond, Network
+from pixelflow_jax.models.interface import Condition, Network
 from pixelflow_jax.sampling.sampler import image_keys
 
 TIMES = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
@@ -38,17 +38,19 @@ class HeldoutLoss:
         params: dict,
         batches: Iterable[dict],
         mesh: jax.sharding.Mesh,
-        frozen: dict | None = None,
+        frozen_params: dict | None = None,
     ) -> dict[str, float]:
         """Means over the batches of one pass.
 
-        Their "weight" [b] is 0 for images that only fill the last batch. `frozen` are
+        Their "weight" [b] is 0 for images that only fill the last batch. `frozen_params` are
         the conditioner's parameters.
         """
-        frozen = jax.device_put(frozen or {}, sharding.replicated(mesh))
+        frozen_params = jax.device_put(frozen_params or {}, sharding.replicated(mesh))
 
-        def errors(params: dict, batch: dict, first: Array, frozen: dict) -> Array:
-            cond = self.conditioner.encode(frozen, batch)
+        def errors(
+            params: dict, batch: dict, first: Array, frozen_params: dict
+        ) -> Array:
+            cond = self.conditioner.encode(frozen_params, batch)
             return jax.lax.map(
                 lambda t: self._error(params, batch, cond, first, t), jnp.asarray(TIMES)
             )
@@ -58,7 +60,9 @@ class HeldoutLoss:
         with jax.set_mesh(mesh):
             for batch in batches:
                 arrays = sharding.global_batch(batch, mesh)
-                total += np.asarray(program(params, arrays, first, frozen), np.float64)
+                total += np.asarray(
+                    program(params, arrays, first, frozen_params), np.float64
+                )
                 weight += float(arrays["weight"].sum())
                 first += len(arrays["weight"])
         means = dict(zip(TIMES, total / weight, strict=True))
@@ -66,7 +70,7 @@ class HeldoutLoss:
         return {"loss": float(np.mean(list(means.values()))), **by_time}
 
     def _error(
-        self, params: dict, batch: dict, cond: Cond, first: Array, t: Array
+        self, params: dict, batch: dict, cond: Condition, first: Array, t: Array
     ) -> Array:
         """Sum over the batch of the weighted error at time `t`, mean over stages."""
         images = batch["image"]
@@ -76,7 +80,9 @@ class HeldoutLoss:
         for stage in self.stages:
             noise = image_noise(keys, *stage.size(height, width), channels)
             point = stage.draw(images, noise, jnp.full(count, t))
-            output = self.network.apply(params, (point.x_t,), (point.clock,), (cond,))
+            output = self.network.apply(
+                params, (point.x_t,), (point.timestep,), (cond,)
+            )
             context = Context((point,), output, self.prediction, (stage,))
             values.append(FlowMatching()(context))
         return jnp.sum(sum(values) / len(values) * batch["weight"])

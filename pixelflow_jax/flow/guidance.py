@@ -20,7 +20,7 @@ from pixelflow_jax.flow.path import per_image
 Field = Callable[[Array, Array, Array], Array]
 Pair = Callable[[Array, Array, Array], tuple[Array, Array]]
 
-CLOSED = ("neither", "low", "high", "both")
+INTERVALS = ("()", "[)", "(]", "[]")
 # PixelFlow's stage-wise guidance: shares of scale - 1 on its four stages.
 RAMP = (0.0, 1 / 6, 2 / 3, 1.0)
 
@@ -110,8 +110,8 @@ def stage_ramp(num_stages: int) -> tuple[float, ...]:
 class ClassifierFree:
     """null + scale * (cond - null) inside the interval (low, high), cond outside.
 
-    `closed` says which ends belong to the interval: "neither" (PixNerd), "high"
-    (PixelGen's Euler and Heun), "low" or "both". Ends are compared in float32. The
+    `interval` says which ends belong to it: "()" for neither (PixNerd), "(]" for the
+    upper one (PixelGen's Euler and Heun), "[)" or "[]". Ends are compared in float32. The
     defaults guide everywhere. Outside the interval, and where the scale is 1, the null
     half is not computed. `ramp` holds the share of scale - 1 that each stage gets;
     empty stands for the full scale everywhere. `rescale` phi moves each guided
@@ -123,7 +123,7 @@ class ClassifierFree:
     scale: float = 1.0
     low: float = -np.inf
     high: float = np.inf
-    closed: str = "neither"
+    interval: str = "()"
     ramp: tuple[float, ...] = ()
     rescale: float = 0.0
 
@@ -175,7 +175,7 @@ class AutoGuidance:
     scale: float = 1.0
     low: float = -np.inf
     high: float = np.inf
-    closed: str = "neither"
+    interval: str = "()"
     weights: str = ""
     ema: str = ""
 
@@ -206,11 +206,11 @@ class AutoGuidance:
 
 
 def _interval_problems(guidance: ClassifierFree | AutoGuidance) -> list[str]:
-    if guidance.closed in CLOSED:
+    if guidance.interval in INTERVALS:
         return []
     return [
-        'guidance.closed must be "neither", "low", "high" or "both", not '
-        f'"{guidance.closed}".'
+        'guidance.interval must be "()", "[)", "(]" or "[]", not '
+        f'"{guidance.interval}".'
     ]
 
 
@@ -224,8 +224,8 @@ def _between(
 ) -> Array | np.ndarray:
     """Whether time `t` lies inside the interval."""
     low, high = np.float32(guidance.low), np.float32(guidance.high)
-    above = t >= low if guidance.closed in ("low", "both") else t > low
-    below = t <= high if guidance.closed in ("high", "both") else t < high
+    above = t >= low if guidance.interval.startswith("[") else t > low
+    below = t <= high if guidance.interval.endswith("]") else t < high
     return above & below
 
 

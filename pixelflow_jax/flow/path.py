@@ -26,7 +26,7 @@ class Point(NamedTuple):
 
     x_t: Array
     t: Array  # in-stage time, 0 at the stage's start
-    clock: Array  # the time the network is told
+    timestep: Array  # the time the network is told
     start: Array
     end: Array
     clean: Array  # the image at this stage's resolution
@@ -36,18 +36,18 @@ class Point(NamedTuple):
 class Stage:
     """One segment of the path.
 
-    `halvings` is how many times the full-size image is halved to this stage's
+    `log2_downscale` is how many times the full-size image is halved to this stage's
     resolution; `start` and `end` are the data weights of the two end points;
-    `clock` is what the network is told at t = 0 and t = 1. `jump` weighs the doubled
+    `timestep_range` is what the network is told at t = 0 and t = 1. `jump` weighs the doubled
     image of the previous stage and the fresh noise at this stage's beginning, `gamma`
     is the correlation of that noise inside a block of 2x2. `noise_scale` multiplies all
     noise.
     """
 
-    halvings: int = 0
+    log2_downscale: int = 0
     start: float = 0.0
     end: float = 1.0
-    clock: tuple[float, float] = (0.0, 1.0)
+    timestep_range: tuple[float, float] = (0.0, 1.0)
     jump: tuple[float, float] = (0.0, 1.0)
     gamma: float = 0.0
     noise_scale: float = 1.0
@@ -57,19 +57,19 @@ class Stage:
 
         `image` [b, H, W, c] is full size, `noise` [b, h, w, c] has the stage's size.
         """
-        clean = halve(image, self.halvings)
+        clean = downsample2(image, self.log2_downscale)
         if self.noise_scale != 1:
             noise = self.noise_scale * noise
         start = noise
         if self.start > 0:
-            coarse = double(halve(clean, 1))
+            coarse = upsample2(downsample2(clean, 1))
             start = self.start * coarse + (1 - self.start) * noise
         end = clean
         if self.end < 1:
             end = self.end * clean + (1 - self.end) * noise
         weight = per_image(t, image)
         x_t = weight * end + (1 - weight) * start
-        return Point(x_t, t, self.to_clock(t), start, end, clean)
+        return Point(x_t, t, self.timestep(t), start, end, clean)
 
     def clean(self, start: Array, end: Array) -> Array:
         """The clean image of a segment between `start` and `end` [b, h, w, c].
@@ -83,11 +83,11 @@ class Stage:
         s, e = self.start, self.end
         if s == 0:  # the start is the noise itself
             return (end - (1 - e) * start) / e
-        low_start, low_end = halve(start, 1), halve(end, 1)
+        low_start, low_end = downsample2(start, 1), downsample2(end, 1)
         low = ((1 - s) * low_end - (1 - e) * low_start) / (e - s)
-        noise = (start - double(low_start)) / (1 - s)
-        fine = (end - double(low_end) - (1 - e) * noise) / e
-        return double(low) + fine
+        noise = (start - upsample2(low_start)) / (1 - s)
+        fine = (end - upsample2(low_end) - (1 - e) * noise) / e
+        return upsample2(low) + fine
 
     def begin(self, previous: Array | None, noise: Array) -> Array:
         """Where sampling starts, from the previous stage's result and fresh noise.
@@ -100,16 +100,16 @@ class Stage:
         if previous is None:
             return noise
         kept, fresh = self.jump
-        return kept * double(previous) + fresh * noise
+        return kept * upsample2(previous) + fresh * noise
 
-    def to_clock(self, t: Array) -> Array:
+    def timestep(self, t: Array) -> Array:
         """The time the network is told at in-stage time `t`."""
-        low, high = self.clock
+        low, high = self.timestep_range
         return low + (high - low) * t
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """This stage's image size, for a full size of `height` x `width`."""
-        return height >> self.halvings, width >> self.halvings
+        return height >> self.log2_downscale, width >> self.log2_downscale
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -161,7 +161,7 @@ def pyramid(
     The path is cut at equal times. A stage begins where its predecessor ended, but the
     doubled image's noise is correlated inside blocks; fresh noise of correlation
     `gamma` (in [-1/3, 0)) whitens it, which moves the start back towards the noise by
-    the factor r(s) = 1 / (sqrt(1 - 1/gamma) (1 - s) + s). The clock divides 0 ..
+    the factor r(s) = 1 / (sqrt(1 - 1/gamma) (1 - s) + s). The timestep divides 0 ..
     `num_train_timesteps` among the stages in proportion to their lengths, with the
     official code's integer roundings. Sources: PixelFlow section 3.2, and Jin et al.
     2024 (Pyramidal Flow Matching) for the correction.
@@ -177,13 +177,13 @@ def pyramid(
     ends = [*cuts[1:], 1.0]
     ratios = [1.0] + [rectification(s, gamma) for s in cuts[1:]]
     starts = [r * s for r, s in zip(ratios, cuts, strict=True)]
-    clocks = _clocks([e - s for s, e in zip(starts, ends, strict=True)], total)
+    ranges = _timestep_ranges([e - s for s, e in zip(starts, ends, strict=True)], total)
     return tuple(
         Stage(
-            halvings=num_stages - 1 - k,
+            log2_downscale=num_stages - 1 - k,
             start=starts[k],
             end=ends[k],
-            clock=clocks[k],
+            timestep_range=ranges[k],
             **_jump(ratios[k], cuts[k], gamma) if k else {},
         )
         for k in range(num_stages)
@@ -200,11 +200,11 @@ def rectification(start: float, gamma: float) -> float:
     return 1 / (math.sqrt(1 - 1 / gamma) * (1 - start) + start)
 
 
-def _clocks(lengths: list[float], total: int) -> list[tuple[float, float]]:
-    """The clock at t = 0 and t = 1 of every stage.
+def _timestep_ranges(lengths: list[float], total: int) -> list[tuple[float, float]]:
+    """The timestep at t = 0 and t = 1 of every stage.
 
     The official table holds `total` times a stage: t = 0, 1/total, ... The last stage's
-    table ends in `total` - 1 exactly, so that its clock runs a little faster.
+    table ends in `total` - 1 exactly, so that its timestep runs a little faster.
     """
     shares = [sum(lengths[:k]) / sum(lengths) for k in range(len(lengths) + 1)]
     marks = [int(total * share) for share in shares[:-1]]
@@ -225,12 +225,12 @@ def block_noise(noise: Array, gamma: float) -> Array:
     gamma = -1/3 (eigenvalue 0) only because 1e-6 is added to the diagonal; this form
     needs neither, so that its variance is 1 and not 1.000001.
     """
-    mean = double(halve(noise, 1))
+    mean = upsample2(downsample2(noise, 1))
     rest, common = math.sqrt(1 - gamma), math.sqrt(max(0.0, 1 + 3 * gamma))
     return rest * (noise - mean) + common * mean
 
 
-def halve(image: Array, times: int) -> Array:
+def downsample2(image: Array, times: int) -> Array:
     """Mean over 2x2 blocks, `times` times (bilinear halving without antialias)."""
     for _ in range(times):
         b, h, w, c = image.shape
@@ -238,7 +238,7 @@ def halve(image: Array, times: int) -> Array:
     return image
 
 
-def double(image: Array) -> Array:
+def upsample2(image: Array) -> Array:
     """Nearest-neighbour upsampling by two."""
     return jnp.repeat(jnp.repeat(image, 2, axis=1), 2, axis=2)
 

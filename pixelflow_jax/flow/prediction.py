@@ -6,7 +6,7 @@ from typing import Protocol
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.flow.path import Point, Stage, double, halve, per_image
+from pixelflow_jax.flow.path import Point, Stage, downsample2, per_image, upsample2
 
 PLAIN = Stage()
 
@@ -63,7 +63,7 @@ class PredictClean:
             # x_t = t * end + (1 - t) * start, solved for the noise in both.
             signal = t * stage.end * out
             if stage.start > 0:
-                signal += (1 - t) * stage.start * double(halve(out, 1))
+                signal += (1 - t) * stage.start * upsample2(downsample2(out, 1))
             share = t * (1 - stage.end) + (1 - t) * (1 - stage.start)
             end = stage.end * out + (1 - stage.end) * (x_t - signal) / share
         return (end - x_t) / self._remaining(t)

@@ -52,7 +52,7 @@ class LogitNormal:
         return warp(jax.nn.sigmoid(self.mean + self.std * draw), self.shift)
 
 
-TimeLaw = Uniform | LogitNormal
+TimeSampler = Uniform | LogitNormal
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -62,15 +62,15 @@ class Grid:
     `steps` counts for every stage of the path, unless `stage_steps` holds one number a
     stage. `last_step` 0 stands for equal steps all the way. The official PixelFlow
     sampler spreads its steps over 0 .. 0.999, which makes the last one tiny:
-    last_step=0.001 is that grid. Its Dopri5 sampler tells the network the clock of
-    0.999 t instead of t: `told`.
+    last_step=0.001 is that grid. Its Dopri5 sampler tells the network the timestep of
+    0.999 t instead of t: `timestep_scale`.
     """
 
     steps: int = 50
     stage_steps: tuple[int, ...] = ()
     last_step: float = 0.0
     shift: float = 1.0
-    told: float = 1.0
+    timestep_scale: float = 1.0
 
     def times(self, stage: int = 0) -> np.ndarray:
         """The nodes of stage number `stage`, float32 [n + 1], from 0 to exactly 1.
@@ -97,11 +97,15 @@ class Grid:
                 f"grid.steps={self.steps} and stage_steps={self.stage_steps} must be "
                 "at least 1"
             )
-        if not 0 <= self.last_step <= 1 or self.shift <= 0 or not 0 < self.told <= 1:
+        if (
+            not 0 <= self.last_step <= 1
+            or self.shift <= 0
+            or not 0 < self.timestep_scale <= 1
+        ):
             found.append(
-                "the time grid needs 0 <= last_step <= 1, shift > 0 and 0 < told <= 1, "
-                f"not last_step={self.last_step}, shift={self.shift} and told="
-                f"{self.told}"
+                "the time grid needs 0 <= last_step <= 1, shift > 0 and 0 < timestep_scale <= 1, "
+                f"not last_step={self.last_step}, shift={self.shift} and timestep_scale="
+                f"{self.timestep_scale}"
             )
         return found
 

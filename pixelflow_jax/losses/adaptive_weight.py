@@ -8,7 +8,7 @@ from jax import Array
 
 
 @dataclasses.dataclass(kw_only=True)
-class Balance:
+class AdaptiveWeight:
     """A running weight that keeps perceptual gradients as large as the flow's.
 
     From step `start` on, every `every` steps, the gradients of the two groups of terms
@@ -24,11 +24,11 @@ class Balance:
     limit: float = 100.0
     ratio: float = 1.0
 
-    def due(self, step: Array | int) -> Array | bool:
+    def is_due(self, step: Array | int) -> Array | bool:
         """Whether the weight moves before step number `step`."""
         return (step >= self.start) & (step % self.every == 0)
 
-    def moved(self, weight: Array, flow: Array, perceptual: Array) -> tuple:
+    def update(self, weight: Array, flow: Array, perceptual: Array) -> tuple:
         """The next weight, and the bounded ratio, from the two gradients."""
         length = _length(flow) / (_length(perceptual) + 1e-4)
         bounded = jnp.clip(length, 0.0, self.limit)

@@ -9,16 +9,16 @@ from jax import Array
 
 from pixelflow_jax.flow.path import Point, Stage, image_noise
 from pixelflow_jax.flow.prediction import Prediction
-from pixelflow_jax.flow.time import TimeLaw
+from pixelflow_jax.flow.time import TimeSampler
 from pixelflow_jax.models.interface import DenoiserConfig, Output
-from pixelflow_jax.teachers.suite import Needs, Seen, Teachers
+from pixelflow_jax.teachers.suite import RequiredFeatures, TargetFeatures, Teachers
 
 
 class Context(NamedTuple):
     """What a loss term may look at; one entry a stage in the tuples.
 
-    `teachers` and `frozen` are the frozen networks and their parameters, `seen` what
-    they make of the real images; `heads` are parameters that serve the loss alone.
+    `teachers` and `frozen_params` are the frozen networks and their parameters, `targets` what
+    they make of the real images; `projectors` are parameters that serve the loss alone.
     """
 
     points: tuple[Point, ...]
@@ -26,9 +26,9 @@ class Context(NamedTuple):
     prediction: Prediction
     stages: tuple[Stage, ...] = (Stage(),)
     teachers: Teachers | None = None
-    frozen: dict | None = None
-    seen: Seen = Seen()
-    heads: dict | None = None
+    frozen_params: dict | None = None
+    targets: TargetFeatures = TargetFeatures()
+    projectors: dict | None = None
 
     def velocity(self) -> tuple[Array, ...]:
         """The velocities that the network's outputs imply, [b_i, h_i, w_i, c] each."""
@@ -66,10 +66,10 @@ class Term(Protocol):
     def __call__(self, context: Context) -> Array:
         """The term's value for every image of the batch, float32 [b]."""
 
-    def needs(self) -> Needs:
+    def required_features(self) -> RequiredFeatures:
         """What the term asks of the teachers."""
 
-    def head(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
+    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
         """Fresh parameters of the term's own; empty for most."""
 
     def problems(self) -> list[str]:
@@ -95,11 +95,11 @@ class FlowMatching:
             errors.append(jnp.mean(error * error, axis=(1, 2, 3)))
         return jnp.concatenate(errors)
 
-    def needs(self) -> Needs:
+    def required_features(self) -> RequiredFeatures:
         """Nothing."""
-        return Needs()
+        return RequiredFeatures()
 
-    def head(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
+    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
         """None."""
         return {}
 
@@ -121,7 +121,7 @@ def term_name(term: Term) -> str:
 
 
 def draw_points(
-    keys: Array, images: Array, stages: tuple[Stage, ...], time: TimeLaw
+    keys: Array, images: Array, stages: tuple[Stage, ...], time: TimeSampler
 ) -> tuple[Point, ...]:
     """Training points for `images` [b, h, w, c], dealt out evenly to the stages.
 
@@ -129,7 +129,11 @@ def draw_points(
     first (coarsest) stages get one image more.
     """
     height, width, channels = images.shape[1:]
-    dealt = zip(deal(images, len(stages)), deal(keys, len(stages)), strict=True)
+    dealt = zip(
+        split_round_robin(images, len(stages)),
+        split_round_robin(keys, len(stages)),
+        strict=True,
+    )
     points = []
     for stage, (part, part_keys) in zip(stages, dealt, strict=True):
         time_keys, noise_keys = split_keys(part_keys, 2)
@@ -139,7 +143,7 @@ def draw_points(
     return tuple(points)
 
 
-def deal(a: Array, parts: int) -> list[Array]:
+def split_round_robin(a: Array, parts: int) -> list[Array]:
     """Row i of [b, ...] goes to part i modulo `parts`, so the first get what is over.
 
     Neighbours go to different parts: a batch that is spread over devices stays where it
@@ -161,7 +165,7 @@ def combine(
 ) -> tuple[Array, dict[str, Array]]:
     """The weighted sum of the terms' batch means, and each mean by name.
 
-    `balance` multiplies the weights of the perceptual terms.
+    `adaptive_weight` multiplies the weights of the perceptual terms.
     """
     means = [jnp.mean(term(context)) for term in terms]
     total = sum(

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.losses.objective import Context, deal, negative_weight
+from pixelflow_jax.losses.objective import Context, negative_weight, split_round_robin
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.nn.layers import torch_default, torch_default_bias
-from pixelflow_jax.teachers.suite import Needs, Teachers, enlarged
+from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers, enlarged
 
 LAST = -1  # the teacher's last block
 
@@ -19,7 +19,7 @@ class Repa:
     """Alignment of the tap's tokens with DINOv2's of the real image (Yu et al. 2025).
 
     Three linear layers with SiLU between (`hidden` wide; 0: as wide as the model) map
-    the tokens behind block `model.tap` to the teacher's width; the value is 1 - cosine,
+    the tokens behind block `model.feature_layer` to the teacher's width; the value is 1 - cosine,
     meant over tokens. `teacher_layer` is the DINOv2 block, counted from the end if
     negative. The official code cuts the model's tokens off at the teacher's number,
     which is harmless where both grids agree (a patch of 16): grid="truncate".
@@ -35,12 +35,12 @@ class Repa:
 
     def __call__(self, context: Context) -> Array:
         """1 - cosine for every image, float32 [b]."""
-        taps, points = context.output.tap, context.points
-        dealt = deal(context.seen.full[self.teacher_layer], len(taps))
+        taps, points = context.output.features, context.points
+        dealt = split_round_robin(context.targets.full[self.teacher_layer], len(taps))
         values = []
         for tokens, features, point in zip(taps, dealt, points, strict=True):
             tokens = self._on_grid(tokens, point.x_t.shape, features.shape[1])
-            projected = project(context.heads["Repa"], tokens)
+            projected = project(context.projectors["Repa"], tokens)
             values.append(1 - _cosine(projected, features).mean(-1))
         return jnp.concatenate(values)
 
@@ -63,11 +63,11 @@ class Repa:
         shape = (b, theirs, wanted // theirs, d)
         return jax.image.resize(ours, shape, "linear").reshape(b, wanted, d)
 
-    def needs(self) -> Needs:
+    def required_features(self) -> RequiredFeatures:
         """One layer of the real images at full size."""
-        return Needs(full=(self.teacher_layer,))
+        return RequiredFeatures(full=(self.teacher_layer,))
 
-    def head(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
+    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
         """The projector, with PyTorch's default initialisation."""
         hidden = self.hidden or model.width
         widths = (model.width, hidden, hidden, teachers.dino.width)
@@ -138,7 +138,7 @@ class Lpips:
         for ours, point in zip(context.clean(), context.points, strict=True):
             pair = (self._sized(image) for image in (ours, point.clean))
             values.append(
-                context.teachers.lpips.distance(context.frozen["lpips"], *pair)
+                context.teachers.lpips.distance(context.frozen_params["lpips"], *pair)
             )
         return _gated(jnp.concatenate(values), context, self.threshold)
 
@@ -150,11 +150,11 @@ class Lpips:
         size = (b, height * 16 // self.patch, width * 16 // self.patch, c)
         return jax.image.resize(image, size, "linear")  # smooths where it shrinks
 
-    def needs(self) -> Needs:
+    def required_features(self) -> RequiredFeatures:
         """The LPIPS network."""
-        return Needs(lpips=True)
+        return RequiredFeatures(lpips=True)
 
-    def head(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
+    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
         """None."""
         return {}
 
@@ -187,9 +187,9 @@ class PDino:
     def __call__(self, context: Context) -> Array:
         """The distance of every image, float32 [b]."""
         values = []
-        for ours, seen in zip(context.clean(), context.seen.staged, strict=True):
+        for ours, seen in zip(context.clean(), context.targets.staged, strict=True):
             found = context.teachers.dino.features(
-                context.frozen["dino"], enlarged(ours), self.layers
+                context.frozen_params["dino"], enlarged(ours), self.layers
             )
             cosines = [_cosine(found[layer], seen[layer]).mean(-1) for layer in found]
             values.append(1 - sum(cosines) / len(cosines))
@@ -201,11 +201,11 @@ class PDino:
         any_clean = jnp.any(context.data_share() >= self.threshold)
         return jnp.where(any_clean, value, 1.0)
 
-    def needs(self) -> Needs:
+    def required_features(self) -> RequiredFeatures:
         """Its layers of the real images at the stages' sizes."""
-        return Needs(staged=tuple(self.layers))
+        return RequiredFeatures(staged=tuple(self.layers))
 
-    def head(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
+    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
         """None."""
         return {}
 

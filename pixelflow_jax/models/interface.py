@@ -9,13 +9,13 @@ from flax import nnx, traverse_util
 from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import take_apart, written_out_blocks
+from pixelflow_jax.nn.stack import unstack_layers, written_out_blocks
 
 # Where every denoiser keeps its last matrix, from the tokens to pixels.
 LAST_KERNEL = ("decoder", "linear", "kernel")
 
 
-class Cond(NamedTuple):
+class Condition(NamedTuple):
     """The condition of a group of images: class labels, or text with its mask."""
 
     labels: Array | None = None  # int32 [b]
@@ -27,7 +27,7 @@ class Output(NamedTuple):
     """Network outputs, one image group each, and the tokens between the two stacks."""
 
     pred: tuple[Array, ...]  # float32 [b_i, h_i, w_i, c]
-    tap: tuple[Array, ...]  # [b_i, n_i, width]
+    features: tuple[Array, ...]  # [b_i, n_i, width]
 
 
 class Denoiser(Protocol):
@@ -36,26 +36,26 @@ class Denoiser(Protocol):
     def __call__(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
         *,
         key: Array | None = None,
-        ahead: object = None,
+        pre: object = None,
     ) -> Output:
-        """Images [b_i, h_i, w_i, c], clocks [b_i] and conditions.
+        """Images [b_i, h_i, w_i, c], timesteps [b_i] and conditions.
 
         `key` is for dropout (None: without): one for the batch, or one an image, in the
-        order of the groups, which makes masks independent of batch and devices. `ahead`
-        is what `ahead(...)` gives for the same arguments, if at hand.
+        order of the groups, which makes masks independent of batch and devices. `pre`
+        is what `precompute(...)` gives for the same arguments, if at hand.
         """
 
-    def ahead(
+    def precompute(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
     ) -> object:
-        """All that depends on clocks and conditions, and of `groups` on shapes alone.
+        """All that depends on timesteps and conditions, and of `groups` on shapes alone.
 
         A pytree of arrays, for a sampler that knows its times.
         """
@@ -86,16 +86,16 @@ class DenoiserConfig(Protocol):
 class Network:
     """A denoiser as functions of a nested dict of parameters.
 
-    `prepare` is for a program that applies them in a loop, to be done once, ahead of
+    `cast_for_inference` is for a program that applies them in a loop, to be done once, ahead of
     it: matrices are cast, and the layers of written-out stacks taken apart. Its result
-    serves `apply` as well; twice is as good as once. `ahead` is the denoiser's, with
+    serves `apply` as well; twice is as good as once. `precompute` is the denoiser's, with
     the parameters first; None: there is none.
     """
 
     init: Callable[[Array], dict]
     apply: Callable[..., Output]
-    prepare: Callable[[dict], dict] = lambda params: params
-    ahead: Callable[..., object] | None = None
+    cast_for_inference: Callable[[dict], dict] = lambda params: params
+    precompute: Callable[..., object] | None = None
 
     def shapes(self) -> dict:
         """The parameters as shapes; allocates nothing."""
@@ -103,7 +103,7 @@ class Network:
 
 
 def network(config: DenoiserConfig, precision: Precision) -> Network:
-    """The config's denoiser: `init(key)`, `apply(params, ...)`, `prepare(params)`.
+    """The config's denoiser: `init(key)`, `apply(params, ...)`, `cast_for_inference(params)`.
 
     `apply` casts matrices to the compute type once and sets the matmul precision.
     """
@@ -121,14 +121,14 @@ def network(config: DenoiserConfig, precision: Precision) -> Network:
         with jax.default_matmul_precision(precision.matmul):
             return nnx.merge(graph, precision.cast(params))(*args, **kwargs)
 
-    def prepare(params: dict) -> dict:
-        return take_apart(precision.cast(params), stacks)
+    def cast_for_inference(params: dict) -> dict:
+        return unstack_layers(precision.cast(params), stacks)
 
-    def ahead(params: dict, *args: object) -> object:
+    def precompute(params: dict, *args: object) -> object:
         with jax.default_matmul_precision(precision.matmul):
-            return nnx.merge(graph, precision.cast(params)).ahead(*args)
+            return nnx.merge(graph, precision.cast(params)).precompute(*args)
 
-    return Network(init, apply, prepare, ahead)
+    return Network(init, apply, cast_for_inference, precompute)
 
 
 def count(params: dict) -> int:
@@ -136,7 +136,7 @@ def count(params: dict) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def misfitting(params: dict, shapes: dict) -> list[str]:
+def shape_errors(params: dict, shapes: dict) -> list[str]:
     """Missing, unexpected and misshapen parameters, by path; empty if all fit."""
     have = traverse_util.flatten_dict(params, sep="/")
     want = traverse_util.flatten_dict(shapes, sep="/")

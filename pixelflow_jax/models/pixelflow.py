@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.interface import Condition, Output
 from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.attention import attend_packed
 from pixelflow_jax.nn.block import (
@@ -49,9 +49,11 @@ from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.residual import between
-from pixelflow_jax.nn.stack import Loop, Stack, layer_vectors
+from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
 
-PERIOD = 10000.0  # of the features of the clock (0 .. 999) and of the width in patches
+PERIOD = (
+    10000.0  # of the features of the timestep (0 .. 999) and of the width in patches
+)
 
 zeros = nnx.initializers.zeros
 
@@ -60,7 +62,7 @@ zeros = nnx.initializers.zeros
 class PixelFlow:
     """Config of the denoiser; the defaults are the class-conditional XL/4 (677M).
 
-    `depth` transformer blocks of `width` and `heads`; the first `tap` of them form the
+    `depth` transformer blocks of `width` and `heads`; the first `feature_layer` of them form the
     early stack, whose output tokens are handed out. `num_classes` 0 leaves the class
     embedding out; otherwise class `num_classes` is the null class. `text_width`, the
     width of the text's states, adds cross-attention to every block; 0 leaves it out.
@@ -74,11 +76,11 @@ class PixelFlow:
     width: int = 1152
     heads: int = 16
     depth: int = 28
-    tap: int = 8
+    feature_layer: int = 8
     text_width: int = 0
     attention_bias: bool = True
     attention: str = "auto"
-    loop: Loop = dataclasses.field(default_factory=Loop)
+    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
     def mlp_width(self) -> int:
@@ -125,7 +127,7 @@ class Text(NamedTuple):
     masks: tuple[Array | None, ...]  # bool [b_i, length_i] a group; None: all is text
 
 
-class Ahead(NamedTuple):
+class Precomputed(NamedTuple):
     """AdaLN conditions, each [b_i, d] a group, and what blocks make of them."""
 
     vectors: tuple[Array, ...]
@@ -142,7 +144,7 @@ class ImageAttention(nnx.Module):
     def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
         d, self.heads = config.width, config.heads
         self.implementation = config.attention
-        self.kernels = config.loop.kernels
+        self.kernels = config.stack.kernels
         self.qkv = _projection(config, d, 3, rngs, precision)
         self.q_norm = RMSNorm(d)
         self.k_norm = RMSNorm(d)
@@ -215,7 +217,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
         d = config.width
-        self.kernels = config.loop.kernels
+        self.kernels = config.stack.kernels
         self.modulation = linear(d, 6 * d, precision, rngs, init=zeros, bias_init=zeros)
         self.attention = ImageAttention(config, rngs, precision)
         has_text = config.text_width > 0
@@ -231,7 +233,7 @@ class Block(nnx.Module):
             bias_init=zeros,
         )
 
-    def vectors(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
+    def modulations(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
         """What shifts, scales and gates the block, [b_i, 6 * width] a group."""
         return modulations(self.modulation, cond)
 
@@ -242,15 +244,15 @@ class Block(nnx.Module):
         packing: Packing,
         rope: tuple[Array, Array],
         text: Text | None,
-        vectors: tuple[Array, ...] | None = None,
+        modulation: tuple[Array, ...] | None = None,
     ) -> Array:
         """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each.
 
-        `vectors`: what `vectors(cond)` gives, if at hand.
+        `modulation`: what `modulations(cond)` gives, if at hand.
         """
-        vectors = vectors or self.vectors(cond)
+        modulation = modulation or self.modulations(cond)
         step = functools.partial(
-            between, vectors=vectors, packing=packing, kernels=self.kernels
+            between, modulation=modulation, packing=packing, kernels=self.kernels
         )
         x, z = step(x, norm="layer", shift=SHIFT1, scale=SCALE1)
         mixed = checkpoint_name(self.attention(z, packing, rope), "attention_branch")
@@ -294,60 +296,60 @@ class PixelFlowModel(nnx.Module):
             def block(rngs: nnx.Rngs) -> Block:
                 return Block(config, rngs, precision)
 
-            return Stack(block, depth, rngs, config.loop) if depth else None
+            return Stack(block, depth, rngs, config.stack) if depth else None
 
-        self.early = stack(config.tap)
-        self.late = stack(config.depth - config.tap)
+        self.early = stack(config.feature_layer)
+        self.late = stack(config.depth - config.feature_layer)
         self.decoder = TokenDecoder(config, rngs, precision)
 
     def __call__(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
         *,
         key: Array | None = None,
-        ahead: Ahead | None = None,
+        pre: Precomputed | None = None,
     ) -> Output:
-        """Prediction for clocks 0 .. 999 and labels in [0, num_classes], text or both.
+        """Prediction for timesteps 0 .. 999 and labels in [0, num_classes], text or both.
 
         Raises ValueError where `conds` lack what the model is conditioned on.
         """
-        vectors, *own = ahead or self.ahead(groups, clocks, conds)
+        vectors, *own = pre or self.precompute(groups, timesteps, conds)
         packing, tokens, rope = self.embed(groups)
         text = self.pack_text(conds)
         for stack, layers in zip((self.early, self.late), own, strict=True):
             if stack is self.late:
-                tap = packing.split(tokens)
+                features = packing.split(tokens)
             if stack is not None:
-                tokens = stack(tokens, vectors, packing, rope, text, vectors=layers)
+                tokens = stack(tokens, vectors, packing, rope, text, modulation=layers)
         parts = zip(groups, packing.split(tokens), vectors, strict=True)
         pred = (self.decoder(image, x, cond, cond) for image, x, cond in parts)
-        return Output(tuple(pred), tuple(tap))
+        return Output(tuple(pred), tuple(features))
 
-    def ahead(
+    def precompute(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
-    ) -> Ahead:
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
+    ) -> Precomputed:
         """See `models.base.Denoiser`."""
-        vectors = self.condition(groups, clocks, conds)
-        return Ahead(
-            vectors, *(layer_vectors(s, vectors) for s in (self.early, self.late))
+        vectors = self.condition(groups, timesteps, conds)
+        return Precomputed(
+            vectors, *(layer_modulations(s, vectors) for s in (self.early, self.late))
         )
 
     def condition(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
     ) -> tuple[Array, ...]:
         """AdaLN conditions of time, size and class, each [b_i, d] a group."""
 
-        def one(image: Array, clock: Array, cond: Cond) -> Array:
+        def one(image: Array, timestep: Array, cond: Condition) -> Array:
             size = jnp.array([image.shape[2] // self.patch])  # the width in patches
-            total = self.time_embed(clock) + self.size_embed(size)
+            total = self.time_embed(timestep) + self.size_embed(size)
             if self.class_embed is not None:
                 if cond.labels is None:
                     raise ValueError(
@@ -357,7 +359,7 @@ class PixelFlowModel(nnx.Module):
                 total = total + self.class_embed(cond.labels)
             return jax.nn.silu(total).astype(self.dtype)
 
-        return tuple(map(one, groups, clocks, conds))
+        return tuple(map(one, groups, timesteps, conds))
 
     def embed(
         self, groups: tuple[Array, ...]
@@ -368,7 +370,7 @@ class PixelFlowModel(nnx.Module):
         tables = [rotary_table(*s, self.head_width, None, halves=True) for s in sizes]
         return packing, self.patch_embed(patches), pack_tables(packing, tables)
 
-    def pack_text(self, conds: tuple[Cond, ...]) -> Text | None:
+    def pack_text(self, conds: tuple[Condition, ...]) -> Text | None:
         """The text of all groups, or None for a model without cross-attention."""
         if not self.text_width:
             return None

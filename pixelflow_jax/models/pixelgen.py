@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.interface import Condition, Output
 from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.block import XAVIER, Block, block_flops
 from pixelflow_jax.nn.decoder import TokenDecoder
@@ -23,16 +23,16 @@ from pixelflow_jax.nn.dropout import layer_drops
 from pixelflow_jax.nn.embed import (
     ClassEmbed,
     TimeEmbed,
+    identity_rope,
     pack_patches,
     pack_tables,
     rotary_table,
     sincos_table,
-    still,
 )
 from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack, layer_vectors
+from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
 
 TIME_PERIOD = 10_000.0  # of the features of t in [0, 1], which is not scaled
 
@@ -44,7 +44,7 @@ class PixelGen:
     """Config of the class-conditional denoiser; the defaults are XL/16 (676M).
 
     `depth` transformer blocks of `width` and `heads` with an MLP of 2/3 `mlp_ratio`
-    times the width; the image tokens after the first `tap` of them are handed out.
+    times the width; the image tokens after the first `feature_layer` of them are handed out.
     Patches are embedded through `bottleneck` channels (0: directly). Before block
     `context_start`, `context_length` tokens of the class are put ahead of the image's
     (0: none). `dropout` (attention output, MLP hidden) and `attention_dropout`
@@ -66,11 +66,11 @@ class PixelGen:
     bottleneck: int = 0
     context_length: int = 32
     context_start: int = 8
-    tap: int = 8
+    feature_layer: int = 8
     dropout: float = 0.1
     attention_dropout: float = 0.0
     attention: str = "auto"
-    loop: Loop = dataclasses.field(default_factory=Loop)
+    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
     def mlp_width(self) -> int:
@@ -80,8 +80,8 @@ class PixelGen:
     @property
     def cuts(self) -> tuple[int, int]:
         """Where the early stack ends and where the late one begins."""
-        start = self.context_start if self.context_length else self.tap
-        return min(self.tap, start), max(self.tap, start)
+        start = self.context_start if self.context_length else self.feature_layer
+        return min(self.feature_layer, start), max(self.feature_layer, start)
 
     @property
     def dropping(self) -> range:
@@ -137,7 +137,7 @@ class PixelGen:
         return 2 * (trunk + embed + decode + d * (TimeEmbed.features + d))
 
 
-class Ahead(NamedTuple):
+class Precomputed(NamedTuple):
     """What the condition makes, each [b_i, d] a group, and what blocks make of it."""
 
     times: tuple[Array, ...]
@@ -163,7 +163,7 @@ class PixelGenModel(nnx.Module):
         d, self.patch = config.width, config.patch
         self.head_width = d // config.heads
         self.depth, self.dropping = config.depth, config.dropping
-        self.drops = bool(config.dropout or config.attention_dropout)
+        self.dropouts = bool(config.dropout or config.attention_dropout)
         self.dtype = precision.dtype
         inputs, neck = config.channels * config.patch**2, config.bottleneck
         init = {"init": xavier, "bias_init": zeros}
@@ -178,7 +178,7 @@ class PixelGenModel(nnx.Module):
         small, length = nnx.initializers.normal(0.02), config.context_length
         self.context = nnx.Param(small(rngs.params(), (length, d))) if length else None
         low, self.high = config.cuts
-        self.low, self.tap_first = low, config.tap == low
+        self.low, self.feature_first = low, config.feature_layer == low
         self.early = _stack(config, low, rngs, precision)
         self.middle = _stack(config, self.high - low, rngs, precision)
         self.late = _stack(config, config.depth - self.high, rngs, precision)
@@ -187,37 +187,42 @@ class PixelGenModel(nnx.Module):
     def __call__(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
         *,
         key: Array | None = None,
-        ahead: Ahead | None = None,
+        pre: Precomputed | None = None,
     ) -> Output:
         """Class-conditional prediction; `conds` hold labels in [0, num_classes].
 
         `key` turns dropout on: one key for all images, or one an image [sum(b_i)] in
         the order of the groups. The masks of an image depend on its key alone.
         """
-        times, classes, vectors, *made = ahead or self.ahead(groups, clocks, conds)
+        times, classes, vectors, *made = pre or self.precompute(
+            groups, timesteps, conds
+        )
         early, middle, late = made
-        drops = [None] * self.depth
-        if self.drops and key is not None:
+        dropouts = [None] * self.depth
+        if self.dropouts and key is not None:
             batches = tuple(map(len, groups))
-            drops = layer_drops(key, batches, self.depth, self.dropping)
+            dropouts = layer_drops(key, batches, self.depth, self.dropping)
 
         def run(
             stack: Stack | None, layers: list | None, first: int, x: Sequence
         ) -> Sequence:
             if stack is None:
                 return x
-            own = {"drops": drops[first : first + stack.depth], "vectors": layers}
+            own = {
+                "dropouts": dropouts[first : first + stack.depth],
+                "modulation": layers,
+            }
             return x._replace(tokens=stack(x.tokens, vectors, *x[1:], **own))
 
         x = self.embed(groups)
         lengths = x.packing.lengths
         x = run(self.early, early, 0, x)
-        if self.tap_first:
-            tap = _image_tokens(x, lengths)
+        if self.feature_first:
+            features = _image_tokens(x, lengths)
             x = self.with_context(
                 run(self.middle, middle, self.low, x), groups, classes
             )
@@ -225,27 +230,27 @@ class PixelGenModel(nnx.Module):
             x = run(
                 self.middle, middle, self.low, self.with_context(x, groups, classes)
             )
-            tap = _image_tokens(x, lengths)
+            features = _image_tokens(x, lengths)
         tokens = _image_tokens(run(self.late, late, self.high, x), lengths)
         parts = zip(groups, tokens, times, vectors, strict=True)
-        return Output(tuple(self.decoder(*part) for part in parts), tap)
+        return Output(tuple(self.decoder(*part) for part in parts), features)
 
-    def ahead(
+    def precompute(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
-    ) -> Ahead:
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
+    ) -> Precomputed:
         """See `models.base.Denoiser`."""
-        found = self.condition(clocks, conds)
+        found = self.condition(timesteps, conds)
         stacks = (self.early, self.middle, self.late)
-        return Ahead(*found, *(layer_vectors(s, found[-1]) for s in stacks))
+        return Precomputed(*found, *(layer_modulations(s, found[-1]) for s in stacks))
 
     def condition(
-        self, clocks: tuple[Array, ...], conds: tuple[Cond, ...]
+        self, timesteps: tuple[Array, ...], conds: tuple[Condition, ...]
     ) -> tuple[tuple[Array, ...], ...]:
         """Embeddings of time and class, and AdaLN conditions; each [b_i, d] a group."""
-        times = tuple(self.time_embed(clock) for clock in clocks)
+        times = tuple(self.time_embed(timestep) for timestep in timesteps)
         classes = tuple(self.class_embed(cond.labels) for cond in conds)
         vectors = tuple(
             jax.nn.silu(one + other).astype(self.dtype)
@@ -294,7 +299,7 @@ class PixelGenModel(nnx.Module):
             rotary_table(*size, self.head_width, None, halves=True, row_first=True)
             for size in self._sizes(groups)
         )
-        return pack_tables(packing, [still(table, context) for table in tables])
+        return pack_tables(packing, [identity_rope(table, context) for table in tables])
 
 
 def places_of(stored: Array, rows: int, columns: int) -> Array:
@@ -325,11 +330,11 @@ def _stack(
             precision,
             rngs,
             attention=config.attention,
-            kernels=config.loop.kernels,
+            kernels=config.stack.kernels,
             bias=True,
             initial=XAVIER,
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
         )
 
-    return Stack(block, depth, rngs, config.loop) if depth else None
+    return Stack(block, depth, rngs, config.stack) if depth else None

@@ -10,16 +10,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.interface import Condition, Output
 from pixelflow_jax.models.pixelgen import places_of
-from pixelflow_jax.models.text_trunk import Ahead, TextTrunk, text_flops, text_problems
+from pixelflow_jax.models.text_trunk import (
+    Precomputed,
+    TextTrunk,
+    text_flops,
+    text_problems,
+)
 from pixelflow_jax.nn.block import XAVIER
 from pixelflow_jax.nn.decoder import TokenDecoder
 from pixelflow_jax.nn.embed import pack_patches, pack_tables, sincos_table
 from pixelflow_jax.nn.layers import linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 
 zeros = nnx.initializers.zeros
 
@@ -29,9 +34,9 @@ class PixelGenText:
     """Config of the text-to-image denoiser; the defaults are XXL/16 for 512 pixels.
 
     `text_depth` blocks on texts and `depth` on images, of `width` and `heads`; the
-    image tokens after the first `tap` of them are handed out. Texts have exactly
+    image tokens after the first `feature_layer` of them are handed out. Texts have exactly
     `text_length` tokens of `text_width`. Padding is read like text, as in the official
-    code; `mask_text` hides what `Cond.mask` excludes. Patches are embedded through
+    code; `mask_text` hides what `Condition.mask` excludes. Patches are embedded through
     `bottleneck` channels.
 
     `image_size` is the size trained on, whose positions are a stored table; any other
@@ -49,9 +54,9 @@ class PixelGenText:
     text_length: int = 128
     mask_text: bool = False
     bottleneck: int = 256
-    tap: int = 6
+    feature_layer: int = 6
     attention: str = "auto"
-    loop: Loop = dataclasses.field(default_factory=Loop)
+    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
     def num_classes(self) -> int:
@@ -99,30 +104,30 @@ class PixelGenTextModel(nnx.Module):
     def __call__(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
         *,
         key: Array | None = None,
-        ahead: Ahead | None = None,
+        pre: Precomputed | None = None,
     ) -> Output:
         """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
 
         Raises ValueError where `conds` hold no text, or one of another shape.
         """
-        ahead = ahead or self.ahead(groups, clocks, conds)
+        ahead = pre or self.precompute(groups, timesteps, conds)
         out = self.trunk(groups, *self.embed(groups), ahead)
         parts = zip(groups, out.tokens, out.times, strict=True)
         pred = (self.decoder(image, x, time, time) for image, x, time in parts)
-        return Output(tuple(pred), tuple(out.tap))
+        return Output(tuple(pred), tuple(out.features))
 
-    def ahead(
+    def precompute(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
-    ) -> Ahead:
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
+    ) -> Precomputed:
         """See `models.base.Denoiser`."""
-        return self.trunk.ahead(clocks, conds)
+        return self.trunk.precompute(timesteps, conds)
 
     def embed(self, groups: tuple[Array, ...]) -> tuple[Packing, Array]:
         """The embedded patches with their positions [rows, n, width]."""

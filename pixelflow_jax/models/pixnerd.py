@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.interface import Condition, Output
 from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.block import Block, block_flops
 from pixelflow_jax.nn.decoder import Patches, TokenDecoder
@@ -34,7 +34,7 @@ from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import Patch, patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack, layer_vectors
+from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
 ROPE_EXTENT = 16.0  # every token grid spans 0..16, whatever its size
@@ -50,7 +50,7 @@ class NeuralField:
     in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct", "sincos", "cosine", or
     "cosine16", which always spans what "cosine" spans in a patch of 16; `normalised`:
     which generated weights get unit columns ("first", "second"), `output_norm`: RMS
-    norm before the last linear layer. `kernel`: see `nn.field.FieldBlock`. `loop`:
+    norm before the last linear layer. `kernel`: see `nn.field.FieldBlock`. `stack`:
     remat "names" keeps only the generated weights for the backward pass, for batches
     that do not fit otherwise.
     """
@@ -62,7 +62,9 @@ class NeuralField:
     normalised: tuple[str, ...] = WEIGHTS
     output_norm: bool = True
     kernel: str = "auto"
-    loop: Loop = dataclasses.field(default_factory=lambda: Loop(remat="none", unroll=0))
+    stack: StackConfig = dataclasses.field(
+        default_factory=lambda: StackConfig(remat="none", scan=False)
+    )
 
     def build(
         self, model: Patches, rngs: nnx.Rngs, precision: Precision
@@ -122,7 +124,7 @@ class LinearDecoder:
 class PixNerd:
     """Config of the class-conditional denoiser; the defaults are XL/16 (700M).
 
-    `depth` transformer blocks of `width` and `heads`; the first `tap` of them form the
+    `depth` transformer blocks of `width` and `heads`; the first `feature_layer` of them form the
     early stack, whose output tokens are handed out. Class `num_classes` is the null
     class. Any image size that `patch` divides works with the same parameters.
     """
@@ -133,12 +135,12 @@ class PixNerd:
     width: int = 1152
     heads: int = 16
     depth: int = 26
-    tap: int = 8
+    feature_layer: int = 8
     decoder: NeuralField | LinearDecoder = dataclasses.field(
         default_factory=NeuralField
     )
     attention: str = "auto"
-    loop: Loop = dataclasses.field(default_factory=Loop)
+    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
     def mlp_width(self) -> int:
@@ -189,7 +191,7 @@ class FieldDecoder(nnx.Module):
             ),
             config.depth,
             rngs,
-            config.loop,
+            config.stack,
         )
         self.norm = RMSNorm(d) if config.output_norm else None
         self.linear = linear(
@@ -223,7 +225,7 @@ class FieldDecoder(nnx.Module):
         return unpatchify(out, patch, *image.shape[1:3])
 
 
-class Ahead(NamedTuple):
+class Precomputed(NamedTuple):
     """Time embeddings and AdaLN conditions, each [b_i, d] a group; what blocks make."""
 
     times: tuple[Array, ...]
@@ -260,51 +262,53 @@ class PixNerdModel(nnx.Module):
                     precision,
                     rngs,
                     attention=config.attention,
-                    kernels=config.loop.kernels,
+                    kernels=config.stack.kernels,
                 )
 
-            return Stack(block, depth, rngs, config.loop) if depth else None
+            return Stack(block, depth, rngs, config.stack) if depth else None
 
-        self.early = stack(config.tap)
-        self.late = stack(config.depth - config.tap)
+        self.early = stack(config.feature_layer)
+        self.late = stack(config.depth - config.feature_layer)
         self.decoder = config.decoder.build(config, rngs, precision)
 
     def __call__(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
         *,
         key: Array | None = None,
-        ahead: Ahead | None = None,
+        pre: Precomputed | None = None,
     ) -> Output:
         """Class-conditional prediction; `conds` hold labels in [0, num_classes]."""
-        times, vectors, *own = ahead or self.ahead(groups, clocks, conds)
+        times, vectors, *own = pre or self.precompute(groups, timesteps, conds)
         packing, tokens, rope = self.embed(groups)
         for stack, layers in zip((self.early, self.late), own, strict=True):
             if stack is self.late:
-                tap = packing.split(tokens)
+                features = packing.split(tokens)
             if stack is not None:
-                tokens = stack(tokens, vectors, packing, rope, vectors=layers)
+                tokens = stack(tokens, vectors, packing, rope, modulation=layers)
         parts = zip(groups, packing.split(tokens), times, vectors, strict=True)
-        return Output(tuple(self.decoder(*part) for part in parts), tuple(tap))
+        return Output(tuple(self.decoder(*part) for part in parts), tuple(features))
 
-    def ahead(
+    def precompute(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
-    ) -> Ahead:
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
+    ) -> Precomputed:
         """See `models.base.Denoiser`."""
-        times, vectors = self.condition(clocks, conds)
+        times, vectors = self.condition(timesteps, conds)
         stacks = (self.early, self.late)
-        return Ahead(times, vectors, *(layer_vectors(s, vectors) for s in stacks))
+        return Precomputed(
+            times, vectors, *(layer_modulations(s, vectors) for s in stacks)
+        )
 
     def condition(
-        self, clocks: tuple[Array, ...], conds: tuple[Cond, ...]
+        self, timesteps: tuple[Array, ...], conds: tuple[Condition, ...]
     ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Time embeddings and AdaLN conditions, each [b_i, d] a group."""
-        times = tuple(self.time_embed(clock) for clock in clocks)
+        times = tuple(self.time_embed(timestep) for timestep in timesteps)
         vectors = tuple(
             jax.nn.silu(time + self.class_embed(cond.labels)).astype(self.dtype)
             for time, cond in zip(times, conds, strict=True)

@@ -9,15 +9,20 @@ import math
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.interface import Condition, Output
 from pixelflow_jax.models.pixnerd import NeuralField
-from pixelflow_jax.models.text_trunk import Ahead, TextTrunk, text_flops, text_problems
+from pixelflow_jax.models.text_trunk import (
+    Precomputed,
+    TextTrunk,
+    text_flops,
+    text_problems,
+)
 from pixelflow_jax.nn.block import TORCH
 from pixelflow_jax.nn.embed import pack_patches
 from pixelflow_jax.nn.layers import linear, xavier
 from pixelflow_jax.nn.patch import Patch, nearest
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 
 zeros = nnx.initializers.zeros
 
@@ -33,9 +38,9 @@ class PixNerdText:
     """Config of the text-to-image denoiser; the defaults are XXL/16 (1.2B).
 
     `text_depth` blocks on texts and `depth` on images, of `width` and `heads`; the
-    image tokens after the first `tap` of them are handed out. Texts have exactly
+    image tokens after the first `feature_layer` of them are handed out. Texts have exactly
     `text_length` tokens of `text_width`. Padding is read like text, as in the official
-    code; `mask_text` hides what `Cond.mask` excludes. Any image size that `patch`
+    code; `mask_text` hides what `Condition.mask` excludes. Any image size that `patch`
     divides works with the same parameters.
 
     `canvas`, a height and a width (512, 512), makes images of any size the same number
@@ -55,10 +60,10 @@ class PixNerdText:
     text_length: int = 128
     mask_text: bool = False
     canvas: tuple[int, ...] = ()
-    tap: int = 6
+    feature_layer: int = 6
     decoder: NeuralField = dataclasses.field(default_factory=text_field)
     attention: str = "auto"
-    loop: Loop = dataclasses.field(default_factory=Loop)
+    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
     def num_classes(self) -> int:
@@ -121,23 +126,23 @@ class PixNerdTextModel(nnx.Module):
         self.trunk = TextTrunk(config, rngs, precision, TORCH, places)
         self.decoder = config.field().build(config, rngs, precision)
 
-    def ahead(
+    def precompute(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
-    ) -> Ahead:
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
+    ) -> Precomputed:
         """See `models.base.Denoiser`."""
-        return self.trunk.ahead(clocks, conds)
+        return self.trunk.precompute(timesteps, conds)
 
     def __call__(
         self,
         groups: tuple[Array, ...],
-        clocks: tuple[Array, ...],
-        conds: tuple[Cond, ...],
+        timesteps: tuple[Array, ...],
+        conds: tuple[Condition, ...],
         *,
         key: Array | None = None,
-        ahead: Ahead | None = None,
+        pre: Precomputed | None = None,
     ) -> Output:
         """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
 
@@ -146,14 +151,14 @@ class PixNerdTextModel(nnx.Module):
         seen = tuple(map(self.seen, groups))
         packing, patches = pack_patches(seen, self.patch, self.dtype)
         tokens = self.patch_embed(patches)
-        ahead = ahead or self.ahead(groups, clocks, conds)
+        ahead = pre or self.precompute(groups, timesteps, conds)
         out = self.trunk(seen, packing, tokens, ahead)
         parts = zip(groups, out.tokens, out.times, strict=True)
         pred = (
             self.decoder(image, x, time, time, self.field_patch(image))
             for image, x, time in parts
         )
-        return Output(tuple(pred), tuple(out.tap))
+        return Output(tuple(pred), tuple(out.features))
 
     def seen(self, image: Array) -> Array:
         """The image [b, h, w, c] as the transformer sees it."""

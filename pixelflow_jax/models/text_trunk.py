@@ -11,13 +11,13 @@ import jax
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.block import Block, Initial, block_flops
 from pixelflow_jax.nn.embed import TimeEmbed, pack_tables, rotary_table
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack, layer_vectors
+from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
 from pixelflow_jax.nn.text_block import JointAttention, Text, TextEmbed
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
@@ -31,13 +31,13 @@ class TextConfig(Protocol):
     width: int
     heads: int
     depth: int
-    tap: int
+    feature_layer: int
     text_depth: int
     text_width: int
     text_length: int
     mask_text: bool
     attention: str
-    loop: Loop
+    stack: StackConfig
 
 
 def mlp_width(config: TextConfig) -> int:
@@ -74,7 +74,7 @@ def text_flops(config: TextConfig, tokens: int) -> float:
     return config.depth * joint + refine + embeds
 
 
-class Ahead(NamedTuple):
+class Precomputed(NamedTuple):
     """What time and text make, a group each, and what blocks make of it."""
 
     times: tuple[Array, ...]  # [b_i, width]
@@ -89,7 +89,7 @@ class Tokens(NamedTuple):
     """What a decoder needs of each group."""
 
     tokens: list[Array]  # [b_i, n_i, width]
-    tap: list[Array]  # the same after `tap` blocks
+    features: list[Array]  # the same after `feature_layer` blocks
     times: tuple[Array, ...]  # [b_i, width]
 
 
@@ -134,54 +134,56 @@ class TextTrunk(nnx.Module):
                     precision,
                     rngs,
                     attention=config.attention,
-                    kernels=config.loop.kernels,
+                    kernels=config.stack.kernels,
                     initial=initial,
                     **attend,
                 )
 
-            return Stack(block, depth, rngs, config.loop) if depth else None
+            return Stack(block, depth, rngs, config.stack) if depth else None
 
         self.refine = stack(config.text_depth)
-        self.early = stack(config.tap, attend=JointAttention)
-        self.late = stack(config.depth - config.tap, attend=JointAttention)
+        self.early = stack(config.feature_layer, attend=JointAttention)
+        self.late = stack(config.depth - config.feature_layer, attend=JointAttention)
 
     def __call__(
         self,
         groups: tuple[Array, ...],
         packing: Packing,
         tokens: Array,
-        ahead: Ahead,
+        pre: Precomputed,
     ) -> Tokens:
         """Embedded images [rows, n, width] of `groups`, under times and texts."""
-        times, vectors, states, masks, *own = ahead
+        times, vectors, states, masks, *own = pre
         packed = Packing.of(states)
         text = Text(packed, packed.join(states), masks)
         rope = self.rope(groups, packing)
         for stack, layers in zip((self.early, self.late), own, strict=True):
             if stack is self.late:
-                tap = packing.split(tokens)
+                features = packing.split(tokens)
             if stack is not None:
                 args = (vectors, packing, rope, None, text)
-                tokens = stack(tokens, *args, vectors=layers)
-        return Tokens(packing.split(tokens), tap, times)
+                tokens = stack(tokens, *args, modulation=layers)
+        return Tokens(packing.split(tokens), features, times)
 
-    def ahead(self, clocks: tuple[Array, ...], conds: tuple[Cond, ...]) -> Ahead:
+    def precompute(
+        self, timesteps: tuple[Array, ...], conds: tuple[Condition, ...]
+    ) -> Precomputed:
         """See `models.base.Denoiser`; ValueError where `conds` hold no text."""
-        times, vectors = self.condition(clocks)
+        times, vectors = self.condition(timesteps)
         text = self.read(conds, vectors)
         states = text.packing.split(text.tokens)
         stacks = (self.early, self.late)
-        layers = (layer_vectors(stack, vectors) for stack in stacks)
-        return Ahead(times, vectors, states, text.masks, *layers)
+        layers = (layer_modulations(stack, vectors) for stack in stacks)
+        return Precomputed(times, vectors, states, text.masks, *layers)
 
     def condition(
-        self, clocks: tuple[Array, ...]
+        self, timesteps: tuple[Array, ...]
     ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Time embeddings and AdaLN conditions, each [b_i, width] a group."""
-        times = tuple(self.time_embed(clock) for clock in clocks)
+        times = tuple(self.time_embed(timestep) for timestep in timesteps)
         return times, tuple(jax.nn.silu(time).astype(self.dtype) for time in times)
 
-    def read(self, conds: tuple[Cond, ...], vectors: tuple[Array, ...]) -> Text:
+    def read(self, conds: tuple[Condition, ...], vectors: tuple[Array, ...]) -> Text:
         """The refined texts; ValueError where `conds` hold none, or lack a mask."""
         text = self.embed_text(conds)
         if self.refine is None:
@@ -189,17 +191,17 @@ class TextTrunk(nnx.Module):
         args = (vectors, text.packing, None, None, text.masks)
         return text._replace(tokens=self.refine(text.tokens, *args))
 
-    def embed_text(self, conds: tuple[Cond, ...]) -> Text:
+    def embed_text(self, conds: tuple[Condition, ...]) -> Text:
         """The texts as the first of their blocks sees them."""
         if any(cond.text is None for cond in conds):
             raise ValueError(
                 "This model reads text, but the condition holds none: give its states "
-                "as Cond.text (conditioner Text does)."
+                "as Condition.text (conditioner Text does)."
             )
         masks = tuple(cond.mask if self.mask_text else None for cond in conds)
         if self.mask_text and any(mask is None for mask in masks):
             raise ValueError(
-                "model.mask_text is on, but the condition holds no mask: give Cond.mask"
+                "model.mask_text is on, but the condition holds no mask: give Condition.mask"
                 ", or set model.mask_text=False."
             )
         tokens = [self.text_embed(cond.text) for cond in conds]

@@ -13,7 +13,7 @@ class Trunk(Protocol):
     width: int
     heads: int
     depth: int
-    tap: int
+    feature_layer: int
     attention: str
 
 
@@ -39,8 +39,10 @@ def trunk_problems(
             f"model.heads={model.heads} must divide model.width={model.width} into "
             "heads whose width is a multiple of 4"
         )
-    if not 0 <= model.tap <= model.depth:
-        found.append(f"model.tap={model.tap} must lie in 0..depth={model.depth}")
+    if not 0 <= model.feature_layer <= model.depth:
+        found.append(
+            f"model.feature_layer={model.feature_layer} must lie in 0..depth={model.depth}"
+        )
     if model.attention not in IMPLEMENTATIONS:
         found.append(
             f"model.attention={model.attention!r} must be one of {IMPLEMENTATIONS}"

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn.dropout import Drop
+from pixelflow_jax.nn.dropout import Dropout
 from pixelflow_jax.nn.heads import queries_keys_values
 from pixelflow_jax.nn.layers import RMSNorm, bias_of, linear, product, torch_default
 from pixelflow_jax.nn.packing import Packing
@@ -23,7 +23,7 @@ def attend(
     v: Array,
     mask: Array | None = None,
     implementation: str = "auto",
-    drop: Drop | None = None,
+    drop: Dropout | None = None,
 ) -> Array:
     """Softmax attention with scale head_width^-0.5.
 
@@ -72,7 +72,7 @@ def _attend_padded(q: Array, k: Array, v: Array) -> Array:
 
 
 def _attend_plainly(
-    q: Array, k: Array, v: Array, mask: Array | None, drop: Drop
+    q: Array, k: Array, v: Array, mask: Array | None, drop: Dropout
 ) -> Array:
     logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5
@@ -90,21 +90,21 @@ def attend_packed(
     sources: Packing | None = None,
     masks: tuple[Array | None, ...] | None = None,
     implementation: str = "auto",
-    drops: tuple[Drop, ...] | None = None,
+    dropouts: tuple[Dropout, ...] | None = None,
 ) -> Array:
     """`attend` for packed tokens: each image looks at its own source alone.
 
     `q` [rows, n, heads, head_width] is packed by `packing`, `k` and `v` by `sources`
     (the same packing if None); `masks` holds one of `attend`'s masks, or None, a group,
-    `drops` one of its functions. Returns [rows, n, heads * head_width].
+    `dropouts` one of its functions. Returns [rows, n, heads * head_width].
     """
     sources = sources or packing
     groups = packing.split(q), sources.split(k), sources.split(v)
     masks = masks or (None,) * len(groups[0])
-    drops = drops or (None,) * len(groups[0])
+    dropouts = dropouts or (None,) * len(groups[0])
     mixed = [
         attend(*group, mask, implementation, drop)
-        for *group, mask, drop in zip(*groups, masks, drops, strict=True)
+        for *group, mask, drop in zip(*groups, masks, dropouts, strict=True)
     ]
     return packing.join([a.reshape(*a.shape[:2], -1) for a in mixed])
 
@@ -154,13 +154,13 @@ class SelfAttention(nnx.Module):
         tokens: Array,
         packing: Packing,
         rope: tuple[Array, Array] | None,
-        drops: tuple[Drop, ...] | None = None,
+        dropouts: tuple[Dropout, ...] | None = None,
         masks: tuple[Array | None, ...] | None = None,
     ) -> Array:
         """Tokens [rows, n, width] to the same; each image attends to itself alone.
 
         The last bias is left to the block, which adds it as it adds the result. Without
-        `rope` nothing turns. `drops`: dropout of the attention probabilities, one
+        `rope` nothing turns. `dropouts`: dropout of the attention probabilities, one
         function a group; `masks`: the tokens to attend to, bool [b_i, n_i] a group.
         """
         q, k, v = queries_keys_values(
@@ -172,6 +172,6 @@ class SelfAttention(nnx.Module):
             bias=bias_of(self.qkv),
             kernels=self.kernels,
         )
-        how = {"implementation": self.implementation, "drops": drops}
+        how = {"implementation": self.implementation, "dropouts": dropouts}
         mixed = attend_packed(q, k, v, packing, masks=masks, **how)
         return product(self.out, mixed)

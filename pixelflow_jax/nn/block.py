@@ -9,7 +9,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.attention import SelfAttention
-from pixelflow_jax.nn.dropout import Dropping, group_drops, packed
+from pixelflow_jax.nn.dropout import DropoutKeys, group_drops, packed
 from pixelflow_jax.nn.layers import (
     RMSNorm,
     bias_of,
@@ -104,7 +104,7 @@ class Block(nnx.Module):
             init = {"init": zeros, "bias_init": zeros}
         self.modulation = linear(width, 6 * width, precision, rngs, **init)
 
-    def vectors(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
+    def modulations(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
         """What shifts, scales and gates the block, [b_i, 6 * width] a group."""
         return modulations(self.modulation, cond)
 
@@ -114,24 +114,24 @@ class Block(nnx.Module):
         cond: tuple[Array, ...],
         packing: Packing,
         rope: tuple[Array, Array] | None,
-        drop: Dropping | None = None,
+        drop: DropoutKeys | None = None,
         beside: object = None,
-        vectors: tuple[Array, ...] | None = None,
+        modulation: tuple[Array, ...] | None = None,
     ) -> Array:
         """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each.
 
         `drop`: this layer's dropout in training. `beside` is for the attention: masks,
-        or the text of a joint one. `vectors`: what `vectors(cond)` gives, if at hand.
+        or the text of a joint one. `modulation`: what `modulations(cond)` gives, if at hand.
         """
-        vectors = vectors or self.vectors(cond)
+        modulation = modulation or self.modulations(cond)
         step = functools.partial(
-            between, vectors=vectors, packing=packing, kernels=self.kernels
+            between, modulation=modulation, packing=packing, kernels=self.kernels
         )
         after = group_drops(drop, self.dropout, PROJECTION)
         inside = group_drops(drop, self.dropout, HIDDEN)
-        drops = group_drops(drop, self.attention_dropout, PROBABILITIES)
+        dropouts = group_drops(drop, self.attention_dropout, PROBABILITIES)
         x, z = step(x, gain=self.norm1.weight[...], shift=SHIFT1, scale=SCALE1)
-        mixed = self.attention(z, packing, rope, drops, beside)
+        mixed = self.attention(z, packing, rope, dropouts, beside)
         mixed = checkpoint_name(mixed, "attention_branch")
         added = {"branch": mixed, "bias": bias_of(self.attention.out), "gate": GATE1}
         if after is not None:

@@ -14,17 +14,17 @@ from pixelflow_jax.nn.packing import Packing
 KEEP_ALL = 2**24  # rates are multiples of 1 / KEEP_ALL
 
 
-class Dropping(NamedTuple):
-    """One layer's dropout: a key an image, [b_i] a group, and whether it drops.
+class DropoutKeys(NamedTuple):
+    """One layer's dropout: a key an image, [b_i] a group, and whether it dropouts.
 
-    `active` is a boolean scalar, or None where the layer drops for certain.
+    `active` is a boolean scalar, or None where the layer dropouts for certain.
     """
 
     keys: tuple[Array, ...]
     active: Array | None = None
 
 
-class Drop(NamedTuple):
+class Dropout(NamedTuple):
     """Drops elements of one group's [b_i, ...]: `dropout` with all but x given."""
 
     keys: Array
@@ -38,7 +38,7 @@ class Drop(NamedTuple):
 
 def layer_drops(
     key: Array, batches: tuple[int, ...], depth: int, layers: range
-) -> list[Dropping | None]:
+) -> list[DropoutKeys | None]:
     """Dropout of each of `depth` layers; None for those that are not in `layers`.
 
     `key` is one key an image, [sum(batches)] in the order of the groups, or a single
@@ -57,51 +57,51 @@ def layer_drops(
     ends = [sum(batches[: i + 1]) for i in range(len(batches))]
     parts = [own[end - b : end] for b, end in zip(batches, ends, strict=True)]
     return [
-        Dropping(tuple(part[:, i] for part in parts)) if i in layers else None
+        DropoutKeys(tuple(part[:, i] for part in parts)) if i in layers else None
         for i in range(depth)
     ]
 
 
 def group_drops(
-    drop: Dropping | None, rate: float, place: int
-) -> tuple[Drop, ...] | None:
-    """For each group a function that drops elements of [b_i, ...]; None: no dropout.
+    drop: DropoutKeys | None, rate: float, place: int
+) -> tuple[Dropout, ...] | None:
+    """For each group a function that dropouts elements of [b_i, ...]; None: no dropout.
 
     `place` tells the uses of one layer's keys apart.
     """
     if drop is None or not rate:
         return None
 
-    def one(keys: Array) -> Drop:
+    def one(keys: Array) -> Dropout:
         own = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
-        return Drop(own, rate, drop.active)
+        return Dropout(own, rate, drop.active)
 
     return tuple(one(keys) for keys in drop.keys)
 
 
-def packed(drops: tuple[Drop, ...], packing: Packing) -> Callable[[Array], Array]:
-    """A function that drops elements of packed tokens [rows, n, ...]."""
+def packed(dropouts: tuple[Dropout, ...], packing: Packing) -> Callable[[Array], Array]:
+    """A function that dropouts elements of packed tokens [rows, n, ...]."""
 
     def apply(tokens: Array) -> Array:
-        pairs = zip(drops, packing.split(tokens), strict=True)
+        pairs = zip(dropouts, packing.split(tokens), strict=True)
         return packing.join([one(part) for one, part in pairs])
 
     return apply
 
 
-def stacked_seeds(drops: tuple[Drop, ...]) -> Array:
-    """What a kernel needs to drop as `drops` of equal batches do: int32 [b, groups, 3].
+def stacked_seeds(dropouts: tuple[Dropout, ...]) -> Array:
+    """What a kernel needs to drop as `dropouts` of equal batches do: int32 [b, groups, 3].
 
     The two seeds of every image and how many of 2^24 elements are kept.
     """
 
-    def one(drop: Drop) -> Array:
+    def one(drop: Dropout) -> Array:
         seeds = jax.random.key_data(drop.keys)
         ends = jnp.stack([seeds[:, 0], seeds[:, -1]], 1).astype(jnp.int32)
         keep = kept_of(drop.rate, drop.active)
         return jnp.concatenate([ends, jnp.full((len(ends), 1), keep, jnp.int32)], 1)
 
-    return jnp.stack([one(drop) for drop in drops], 1)
+    return jnp.stack([one(drop) for drop in dropouts], 1)
 
 
 def kept_of(rate: float, active: Array | None) -> Array:

@@ -55,9 +55,9 @@ class TimeEmbed(nnx.Module):
         self.hidden = linear(self.features, width, precision, rngs, **init)
         self.out = linear(width, width, precision, rngs, **init)
 
-    def __call__(self, clock: Array) -> Array:
+    def __call__(self, timestep: Array) -> Array:
         """Times [b] to embeddings [b, width]."""
-        features = sinusoid(clock, self.features, self.period, self.closed)
+        features = sinusoid(timestep, self.features, self.period, self.closed)
         return self.out(jax.nn.silu(self.hidden(features)))
 
 
@@ -112,7 +112,9 @@ def rotary_table(
     return np.cos(angles), np.sin(angles)
 
 
-def still(table: tuple[np.ndarray, np.ndarray], count: int) -> tuple[np.ndarray, ...]:
+def identity_rope(
+    table: tuple[np.ndarray, np.ndarray], count: int
+) -> tuple[np.ndarray, ...]:
     """A rotary table with `count` tokens before the others that do not turn."""
     cos, sin = table
     ahead = ((count, 0), (0, 0))

@@ -6,7 +6,7 @@ import jax
 from jax import Array
 
 from pixelflow_jax.nn import hidden_kernel
-from pixelflow_jax.nn.dropout import Drop, packed, stacked_seeds
+from pixelflow_jax.nn.dropout import Dropout, packed, stacked_seeds
 from pixelflow_jax.nn.hidden_kernel import How, Inputs
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.residual import chosen
@@ -25,23 +25,23 @@ def down(
     matrix: Array,
     packing: Packing,
     *,
-    drops: tuple[Drop, ...] | None = None,
+    dropouts: tuple[Dropout, ...] | None = None,
     kernels: str = "auto",
 ) -> Array:
     """drop(activation(products + biases)) @ matrix, without the last bias.
 
     `products` are one ("gelu") or two ("swiglu": gate and up) of packed tokens [rows,
     n, hidden], without their `biases` [hidden], of which there may be none; `matrix`
-    [hidden, width]; `drops` one function a group. Returns [rows, n, width]. `kernels`:
+    [hidden, width]; `dropouts` one function a group. Returns [rows, n, width]. `kernels`:
     as in `nn.residual.between`.
     """
     first = products[0]
     known = packing.aligned and hidden_kernel.fits(packing.lengths, first.shape[-1])
     fused = chosen(kernels, known, hidden_kernel.SIZES, first)
     if not fused or tensor_shards() > 1:  # hidden values may lie on several devices
-        return plainly(kind, products, biases, matrix, packing, drops)
+        return plainly(kind, products, biases, matrix, packing, dropouts)
     how = How(kind, packing.lengths, jax.default_backend() != "gpu")
-    seeds = None if drops is None else stacked_seeds(drops)
+    seeds = None if dropouts is None else stacked_seeds(dropouts)
     return _fused(how, Inputs(products, biases, seeds), matrix)
 
 
@@ -51,15 +51,15 @@ def plainly(
     biases: tuple[Array, ...],
     matrix: Array,
     packing: Packing,
-    drops: tuple[Drop, ...] | None,
+    dropouts: tuple[Dropout, ...] | None,
 ) -> Array:
     """`down` as separate operations."""
     if biases:
         pairs = zip(products, biases, strict=True)
         products = [a + bias.astype(a.dtype) for a, bias in pairs]
     hidden = ACTIVATIONS[kind](*products)
-    if drops is not None:
-        hidden = packed(drops, packing)(hidden)
+    if dropouts is not None:
+        hidden = packed(dropouts, packing)(hidden)
     return hidden @ matrix
 
 

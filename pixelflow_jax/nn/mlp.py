@@ -7,7 +7,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn import hidden as inner
-from pixelflow_jax.nn.dropout import Drop
+from pixelflow_jax.nn.dropout import Dropout
 from pixelflow_jax.nn.layers import bias_of, linear, product, torch_default
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
@@ -45,12 +45,12 @@ class MLP(nnx.Module):
         self,
         x: Array,
         packing: Packing,
-        drops: tuple[Drop, ...] | None = None,
+        dropouts: tuple[Dropout, ...] | None = None,
         kernels: str = "auto",
     ) -> Array:
         """Packed tokens [rows, n, width] to the same, without the last bias.
 
-        That one is the caller's to add. `drops` act on the hidden values, one function
+        That one is the caller's to add. `dropouts` act on the hidden values, one function
         a group; `kernels`: as in `nn.residual.between`.
         """
         first = (self.gate, self.up) if self.kind == "swiglu" else (self.up,)
@@ -61,6 +61,6 @@ class MLP(nnx.Module):
             tuple(bias for bias in biases if bias is not None),
             self.down.kernel[...].astype(x.dtype),
             packing,
-            drops=drops,
+            dropouts=dropouts,
             kernels=kernels,
         )

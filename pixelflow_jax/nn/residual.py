@@ -16,7 +16,7 @@ NORMS = {"rms": rms_normalise, "layer": layer_normalise}
 
 def between(
     x: Array,
-    vectors: tuple[Array, ...],
+    modulation: tuple[Array, ...],
     packing: Packing,
     *,
     branch: Array | None = None,
@@ -30,7 +30,7 @@ def between(
 ) -> tuple[Array, Array | None]:
     """x + gate * (branch + bias), and the same normalised and modulated (AdaLN).
 
-    Packed tokens `x` and `branch` [rows, n, width]; `vectors` one modulation an image,
+    Packed tokens `x` and `branch` [rows, n, width]; `modulation` one modulation an image,
     [b_i, chunks * width] a group, of which `gate`, `shift` and `scale` name chunks by
     number: None leaves the sum, or the norm, out. `norm` is "rms" or "layer", `gain`
     its weights. Returns two arrays of x's shape and type, the second None without
@@ -43,12 +43,12 @@ def between(
     how = Between(gate, shift, scale, norm, packing.lengths)
     known = packing.aligned and residual_kernel.fits(packing.lengths, x.shape[-1])
     if not chosen(kernels, known, residual_kernel.SIZES, x):
-        return plainly(how, packing, x, branch, vectors, bias, gain)
+        return plainly(how, packing, x, branch, modulation, bias, gain)
     interpret = jax.default_backend() != "gpu"
-    stacked = jnp.stack(vectors, 1)  # [b, groups, chunks * width]
+    stacked = jnp.stack(modulation, 1)  # [b, groups, chunks * width]
 
-    def run(x: Array, branch: Array | None, vectors: Array, *whole: Array) -> tuple:
-        given = Inputs(x, branch, vectors, *whole)
+    def run(x: Array, branch: Array | None, modulation: Array, *whole: Array) -> tuple:
+        given = Inputs(x, branch, modulation, *whole)
         return residual_kernel.between(how._replace(interpret=interpret), given)
 
     return by_device(run, x, branch, stacked, whole=(bias, gain))
@@ -59,7 +59,7 @@ def plainly(
     packing: Packing,
     x: Array,
     branch: Array | None,
-    vectors: tuple[Array, ...],
+    modulation: tuple[Array, ...],
     bias: Array | None,
     gain: Array | None,
 ) -> tuple[Array, Array | None]:
@@ -67,7 +67,7 @@ def plainly(
     width = x.shape[-1]
 
     def spread(chunk: int) -> Array:
-        own = [v[:, chunk * width : (chunk + 1) * width] for v in vectors]
+        own = [v[:, chunk * width : (chunk + 1) * width] for v in modulation]
         return packing.spread(own).astype(jnp.float32)
 
     if how.gate is not None:
@@ -90,8 +90,8 @@ def chosen(kernels: str, known: bool, sizes: str, x: Array) -> bool:
         raise ValueError(f"kernels must be one of {KERNELS}, not {kernels!r}.")
     if kernels == "pallas" and not known:
         raise ValueError(
-            f'loop.kernels="pallas" needs {sizes}, and groups of alike batches, not '
-            f'{x.shape}: set loop.kernels="auto".'
+            f'stack.kernels="pallas" needs {sizes}, and groups of alike batches, not '
+            f'{x.shape}: set stack.kernels="auto".'
         )
     half = x.dtype in (jnp.bfloat16, jnp.float16)
     suits = known and half and jax.default_backend() == "gpu"

@@ -44,14 +44,14 @@ class Between(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Tokens `x` and `branch` [b, n, width]; `vectors` [b, groups, chunks * width].
+    """Tokens `x` and `branch` [b, n, width]; `modulation` [b, groups, chunks * width].
 
     `bias` [width] of the branch, `gain` [width] of the norm; None: there is none.
     """
 
     x: Array
     branch: Array | None
-    vectors: Array
+    modulation: Array
     bias: Array | None
     gain: Array | None
 
@@ -108,7 +108,7 @@ between.defvjp(_keep, _backward)
 
 def _gathered(how: Between, given: Inputs, tokens: list, sums: dict) -> Inputs:
     """The gradients of all inputs; `sums` are [b, groups, width] each."""
-    b, groups, total = given.vectors.shape
+    b, groups, total = given.modulation.shape
     width = given.x.shape[-1]
     chunks = [jnp.zeros((b, groups, width), jnp.float32)] * (total // width)
     dgain = dbias = None
@@ -122,12 +122,12 @@ def _gathered(how: Between, given: Inputs, tokens: list, sums: dict) -> Inputs:
         chunks[how.scale] = along
         if given.gain is not None:
             start = how.scale * width
-            scale = given.vectors[..., start : start + width].astype(jnp.float32)
+            scale = given.modulation[..., start : start + width].astype(jnp.float32)
             chunks[how.scale] = along * given.gain
             dgain = (along * (1 + scale)).sum((0, 1)).astype(given.gain.dtype)
-    dvectors = jnp.concatenate(chunks, -1).astype(given.vectors.dtype)
+    dmodulation = jnp.concatenate(chunks, -1).astype(given.modulation.dtype)
     dbranch = tokens[1] if how.gate is not None else None
-    return Inputs(tokens[0], dbranch, dvectors, dbias, dgain)
+    return Inputs(tokens[0], dbranch, dmodulation, dbias, dgain)
 
 
 def _sums(how: Between, given: Inputs) -> list[str]:
@@ -153,8 +153,8 @@ def _run(kernel, how, given, cotangents, outs, tile):
     width = given.x.shape[-1]
     tokens = pl.BlockSpec((None, tile, width), lambda i, j: (i, j, 0))
     vector = pl.BlockSpec((width,), lambda i, j: (0,))
-    vectors = pl.BlockSpec((None, *given.vectors.shape[1:]), lambda i, j: (i, 0, 0))
-    specs = Inputs(tokens, tokens, vectors, vector, vector)
+    modulation = pl.BlockSpec((None, *given.modulation.shape[1:]), lambda i, j: (i, 0, 0))
+    specs = Inputs(tokens, tokens, modulation, vector, vector)
     flat = [(a, s) for a, s in zip(given, specs, strict=True) if a is not None]
     flat += [(a, tokens) for a in cotangents]
     sums = lambda out: pl.BlockSpec(
@@ -177,7 +177,7 @@ def _run(kernel, how, given, cotangents, outs, tile):
 def _forward_kernel(how: Between, there: Inputs, width: int, tile: int, *refs):
     given, outs = _named(there, refs)
     group, _ = group_of(pl.program_id(1) * tile, how.lengths)
-    read = functools.partial(_vector, given.vectors, group, width)
+    read = functools.partial(_vector, given.modulation, group, width)
     gate, shift, scale = read(how.gate), read(how.shift), read(how.scale)
     bias, gain = _chunks(given.bias, width), _chunks(given.gain, width)
 
@@ -208,7 +208,7 @@ def _backward_kernel(how: Between, there: Inputs, width: int, tile: int, *refs):
     outs = rest[1 + modulated :]
     dx_ref = outs[0]  # the branch's where there is no norm
     group, _ = group_of(pl.program_id(1) * tile, how.lengths)
-    read = functools.partial(_vector, given.vectors, group, width)
+    read = functools.partial(_vector, given.modulation, group, width)
     gate, scale = read(how.gate), read(how.scale)
     bias, gain = _chunks(given.bias, width), _chunks(given.gain, width)
 

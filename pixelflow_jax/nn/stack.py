@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.nn.dropout import Dropping
+from pixelflow_jax.nn.dropout import DropoutKeys
 from pixelflow_jax.nn.residual import KERNELS
 from pixelflow_jax.sharding import constrain_batch
 
@@ -26,7 +26,7 @@ REMAT = ("none", *BRANCHES, "full")
 
 
 @dataclasses.dataclass(kw_only=True)
-class Loop:
+class StackConfig:
     """How a stack of blocks runs; changes speed and memory, never results.
 
     `remat`: what the backward pass keeps: "none" keeps every intermediate, "names" the
@@ -34,12 +34,14 @@ class Loop:
     also the outputs of attention and MLP, which spares two matrix products a block and
     makes the middle residual cheap to compute again, "mlp" that of the MLP alone, which
     spares the larger of both and takes the memory of "names", and "full" only each
-    block's input. `unroll`: blocks per scan iteration; 0 writes all blocks out, which
-    compiles several times longer and runs a little faster. `kernels`: see
+    block's input. `scan`: one block compiled and run `depth` times, `unroll` of them an
+    iteration; without, all blocks are written out, which compiles several times longer
+    and runs a little faster. `kernels`: see
     `nn.residual.between`.
     """
 
     remat: str = "names"
+    scan: bool = True
     unroll: int = 1
     kernels: str = "auto"
 
@@ -47,15 +49,15 @@ class Loop:
         """Raises ValueError for values that do not exist."""
         if self.remat not in REMAT:
             raise ValueError(
-                f"loop.remat must be one of {', '.join(REMAT)}, not {self.remat!r}."
+                f"stack.remat must be one of {', '.join(REMAT)}, not {self.remat!r}."
             )
         if self.kernels not in KERNELS:
             raise ValueError(
-                f"loop.kernels must be one of {', '.join(KERNELS)}, not "
+                f"stack.kernels must be one of {', '.join(KERNELS)}, not "
                 f"{self.kernels!r}."
             )
-        if self.unroll < 0:
-            raise ValueError(f"loop.unroll must be 0 or more, not {self.unroll}.")
+        if self.unroll < 1:
+            raise ValueError(f"stack.unroll must be at least 1, not {self.unroll}.")
 
 
 class Stack(nnx.Module):
@@ -66,7 +68,7 @@ class Stack(nnx.Module):
         make: Callable[[nnx.Rngs], nnx.Module],
         depth: int,
         rngs: nnx.Rngs,
-        loop: Loop,
+        config: StackConfig,
     ):
         @nnx.split_rngs(splits=depth)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -74,72 +76,73 @@ class Stack(nnx.Module):
             return make(rngs)
 
         self.depth = depth
-        self.unroll = loop.unroll
-        self.remat = loop.remat
+        self.scan = config.scan
+        self.unroll = config.unroll
+        self.remat = config.remat
         self.blocks = create(rngs)
 
     def __call__(
         self,
         x: Array,
         *args: Any,
-        drops: list[Dropping | None] | None = None,
-        vectors: list | None = None,
+        dropouts: list[DropoutKeys | None] | None = None,
+        modulation: list | None = None,
     ) -> Array:
         """Run all blocks on x [batch, ...].
 
-        `drops` holds one argument more for each block: its dropout, or None where it
-        drops nothing. `vectors` is what `layer_vectors` gives, for blocks that take it.
+        `dropouts` holds one argument more for each block: its dropout, or None where it
+        drops nothing. `modulation` is what `layer_modulations` gives, for blocks that take it.
         """
         graph, params = nnx.split(self.blocks)
-        drops = drops or [None] * self.depth
+        dropouts = dropouts or [None] * self.depth
 
         def block(layer: tuple, x: Array) -> Array:
             params, drop, made = layer
             own = () if drop is None else (drop,)
-            known = {} if made is None else {"vectors": made}
+            known = {} if made is None else {"modulation": made}
             return nnx.merge(graph, params)(x, *args, *own, **known)
 
-        loop = Loop(remat=self.remat, unroll=self.unroll)
-        if self.unroll:
-            layers = (params, _stacked(drops), None)
-            return run_layers(block, layers, x, loop)
-        vectors = vectors or [None] * self.depth
-        each = zip(layers_of(params), drops, vectors, strict=True)
-        return run_layers(block, list(each), x, loop)
+        config = StackConfig(remat=self.remat, scan=self.scan, unroll=self.unroll)
+        if self.scan:
+            layers = (params, _stacked(dropouts), None)
+            return run_layers(block, layers, x, config)
+        modulation = modulation or [None] * self.depth
+        each = zip(layers_of(params), dropouts, modulation, strict=True)
+        return run_layers(block, list(each), x, config)
 
 
-def layer_vectors(stack: Stack | None, cond: tuple[Array, ...]) -> list | None:
-    """`block.vectors(cond)` for every block of a written-out stack, else None.
+def layer_modulations(stack: Stack | None, cond: tuple[Array, ...]) -> list | None:
+    """`block.modulations(cond)` for every block of a written-out stack, else None.
 
     They do not depend on what passes through the blocks: a program that runs a network
     in a loop over known times makes them for all times ahead of it.
     """
-    if stack is None or stack.unroll:
+    if stack is None or stack.scan:
         return None
     graph, params = nnx.split(stack.blocks)
-    return [nnx.merge(graph, layer).vectors(cond) for layer in layers_of(params)]
+    return [nnx.merge(graph, layer).modulations(cond) for layer in layers_of(params)]
 
 
 def run_layers(
-    block: Callable[[Any, Array], Array], layers: Any, x: Array, loop: Loop
+    block: Callable[[Any, Array], Array], layers: Any, x: Array, config: StackConfig
 ) -> Array:
-    """x through block(layer, x) for every layer in turn, as `loop` says.
+    """x through block(layer, x) for every layer in turn, as `config` says.
 
-    `layers` is a pytree with a leading layer axis, or, written out (`loop.unroll` 0),
+    `layers` is a pytree with a leading layer axis, or, written out (`config.scan` False),
     the list of all layers.
     """
 
     def body(x: Array, layer: Any) -> tuple[Array, None]:
         return constrain_batch(block(layer, x)), None
 
-    if loop.remat != "none":
-        policy = None if loop.remat == "full" else _keeping(loop.remat)
+    if config.remat != "none":
+        policy = None if config.remat == "full" else _keeping(config.remat)
         # Inside a scan nothing can be merged anyway.
-        body = jax.checkpoint(body, prevent_cse=not loop.unroll, policy=policy)
+        body = jax.checkpoint(body, prevent_cse=not config.scan, policy=policy)
     x = constrain_batch(x)
-    if loop.unroll:
+    if config.scan:
         depth = len(jax.tree.leaves(layers)[0])
-        return jax.lax.scan(body, x, layers, unroll=min(loop.unroll, depth))[0]
+        return jax.lax.scan(body, x, layers, unroll=min(config.unroll, depth))[0]
     for layer in layers:
         x, _ = body(x, layer)
     return x
@@ -163,11 +166,11 @@ def _keeping(remat: str) -> Callable[..., bool]:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Apart(tuple):
+class Unstacked(tuple):
     """The layers of a stacked array as arrays of their own.
 
     A program that runs a written-out stack in a loop takes them apart ahead of it:
-    inside, XLA would cut each layer's vectors out again in every step.
+    inside, XLA would cut each layer's modulation out again in every step.
     """
 
     def tree_flatten_with_keys(self) -> tuple:
@@ -175,7 +178,7 @@ class Apart(tuple):
         return [(jax.tree_util.SequenceKey(i), a) for i, a in enumerate(self)], None
 
     @classmethod
-    def tree_unflatten(cls, _: None, layers: Any) -> "Apart":
+    def tree_unflatten(cls, _: None, layers: Any) -> "Unstacked":
         """The same with other layers."""
         return cls(layers)
 
@@ -185,11 +188,11 @@ def written_out_blocks(module: nnx.Module) -> list[tuple]:
     return [
         (*path, "blocks")
         for path, node in nnx.iter_modules(module)
-        if isinstance(node, Stack) and not node.unroll
+        if isinstance(node, Stack) and not node.scan
     ]
 
 
-def take_apart(params: dict, paths: list[tuple]) -> dict:
+def unstack_layers(params: dict, paths: list[tuple]) -> dict:
     """Parameters whose stacked arrays below the `paths` are apart."""
     for path in paths:
         params = _apart_below(params, path)
@@ -211,11 +214,11 @@ def layers_of(params: Any) -> list:
 
 
 def _is_apart(node: Any) -> bool:
-    return isinstance(node, Apart)
+    return isinstance(node, Unstacked)
 
 
-def _as_apart(leaf: Any) -> Apart:
-    return leaf if _is_apart(leaf) else Apart(_unstack(leaf))
+def _as_apart(leaf: Any) -> Unstacked:
+    return leaf if _is_apart(leaf) else Unstacked(_unstack(leaf))
 
 
 @jax.custom_vjp
@@ -234,16 +237,16 @@ _unstack.defvjp(
 )
 
 
-def _stacked(drops: list[Dropping | None]) -> Dropping | None:
-    """One dropout a layer as one pytree for a scan; None where no layer drops.
+def _stacked(dropouts: list[DropoutKeys | None]) -> DropoutKeys | None:
+    """One dropout a layer as one pytree for a scan; None where no layer dropouts.
 
     Only a flag can tell the layers of a scan apart.
     """
-    given = [drop for drop in drops if drop is not None]
+    given = [drop for drop in dropouts if drop is not None]
     if not given:
         return None
-    filled = [given[0] if drop is None else drop for drop in drops]
+    filled = [given[0] if drop is None else drop for drop in dropouts]
     stacked = jax.tree.map(lambda *keys: jnp.stack(keys), *filled)
-    if len(given) == len(drops):
+    if len(given) == len(dropouts):
         return stacked
-    return stacked._replace(active=jnp.array([drop is not None for drop in drops]))
+    return stacked._replace(active=jnp.array([drop is not None for drop in dropouts]))

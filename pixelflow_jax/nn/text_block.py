@@ -9,7 +9,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.attention import attend_packed
-from pixelflow_jax.nn.dropout import Drop
+from pixelflow_jax.nn.dropout import Dropout
 from pixelflow_jax.nn.heads import queries_keys_values, split_heads
 from pixelflow_jax.nn.layers import RMSNorm, bias_of, linear, product, torch_default
 from pixelflow_jax.nn.packing import Packing
@@ -102,7 +102,7 @@ class JointAttention(nnx.Module):
         tokens: Array,
         packing: Packing,
         rope: tuple[Array, Array],
-        drops: tuple[Drop, ...] | None,
+        dropouts: tuple[Dropout, ...] | None,
         text: Text,
     ) -> Array:
         """Tokens [rows, n, width] to the same, without bias, as `SelfAttention`."""
@@ -120,7 +120,7 @@ class JointAttention(nnx.Module):
         keys = _behind(packing, k, text.packing, self.k_norm(text_k))
         values = _behind(packing, v, text.packing, text_v)
         sources = Packing.of(keys)
-        how = {"implementation": self.implementation, "drops": drops}
+        how = {"implementation": self.implementation, "dropouts": dropouts}
         ends = (sources.join(keys), sources.join(values), packing, sources)
         masks = _widened(text.masks, packing)
         mixed = attend_packed(q, *ends, masks=masks, **how)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from pixelflow_jax.config_io import beneath, differences, to_dict
+from pixelflow_jax.config_io import differences, is_under, to_dict
 from pixelflow_jax.models.interface import DenoiserConfig, network
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.training.checkpoint import FREE
@@ -72,7 +72,7 @@ class Difference(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Compatibility:
     """What one model may take over from another, found from their configs alone."""
 
     theirs: DenoiserConfig
@@ -142,21 +142,21 @@ def described(
 ) -> list[str]:
     """In which fields nodes differ that go by the same names; a line each.
 
-    Fields that change no step are left out, like those beneath `without`.
+    Fields that change no step are left out, like those is_under `without`.
     """
     named = [{k: to_dict(v) for k, v in nodes.items()} for nodes in (theirs, ours)]
     return [
         f"{path}: {old!r} -> {new!r}"
         for path, (old, new) in differences(*named).items()
-        if not beneath(path, (*FREE, *without))
+        if not is_under(path, (*FREE, *without))
     ]
 
 
-def compare(theirs: DenoiserConfig, ours: DenoiserConfig) -> Fit:
+def compare(theirs: DenoiserConfig, ours: DenoiserConfig) -> Compatibility:
     """Which parameters of model `ours` differ from those of model `theirs`, and why."""
     shapes = _shapes(ours)
     if type(theirs) is not type(ours):
-        return Fit(theirs, ours, shapes, ())
+        return Compatibility(theirs, ours, shapes, ())
     have, want = _joined(_shapes(theirs)), _joined(shapes)
     names = sorted(n for n in {*have, *want} if have.get(n) != want.get(n))
     # A parameter belongs to the kinds that change it when taken back one by one; taken
@@ -171,7 +171,7 @@ def compare(theirs: DenoiserConfig, ours: DenoiserConfig) -> Fit:
         explained = together.get(name) == have.get(name)
         shape = have.get(name), want.get(name)
         found.append(Difference(name, *shape, kinds if explained else ()))
-    return Fit(theirs, ours, shapes, tuple(found))
+    return Compatibility(theirs, ours, shapes, tuple(found))
 
 
 def _reason(difference: Difference) -> str:

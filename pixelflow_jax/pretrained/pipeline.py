@@ -281,7 +281,7 @@ class Pipeline:
         )
         given = self._given(wanted, negative_prompt, images_per_prompt)
         # Last, as encoders are large: nothing can be wrong with the request any more.
-        frozen = self._prompts and self._prompts.load(generator.mesh)
+        frozen_params = self._prompts and self._prompts.load(generator.mesh)
         return generator(
             self.params,
             given,
@@ -290,7 +290,7 @@ class Pipeline:
             record=record,
             progress=progress,
             guide_params=guide and guide.params,
-            frozen=frozen,
+            frozen_params=frozen_params,
         )
 
     def compile(
@@ -320,7 +320,7 @@ class Pipeline:
             given,
             record=record,
             guide_params=guide and guide.params,
-            frozen=self._prompts and self._prompts.load(generator.mesh),
+            frozen_params=self._prompts and self._prompts.load(generator.mesh),
         )
 
     def _settings(self, sampling: Sampling | None, **parts: object) -> Experiment:

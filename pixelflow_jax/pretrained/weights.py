@@ -26,7 +26,7 @@ from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.models.interface import misfitting
+from pixelflow_jax.models.interface import shape_errors
 from pixelflow_jax.pretrained.card import (
     FORMAT,
     PICTURE,
@@ -37,7 +37,7 @@ from pixelflow_jax.pretrained.card import (
 from pixelflow_jax.pretrained.finetune import Initial, InitialError, compare, described
 from pixelflow_jax.tensors import hub, reader
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.lazy import Stored, WeightFileError
+from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
 from pixelflow_jax.training.checkpoint import Checkpointer
 
 LOG = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ CONVERT = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class WeightsRef:
     """Weights that were found, to be read.
 
     `averages` names the sets of weights to choose from, the first one being the usual
@@ -65,9 +65,9 @@ class Found:
     where: str
     description: Description
     averages: tuple[str, ...]
-    tensors: Callable[[str], Mapping[str, Stored]]
+    tensors: Callable[[str], Mapping[str, LazyTensor]]
 
-    def open(self, ema: str) -> Mapping[str, Stored]:
+    def open(self, ema: str) -> Mapping[str, LazyTensor]:
         """A set's parameters by path, of the type they are stored in, not read yet.
 
         Raises PipelineError for files that are damaged, or hold other parameters than
@@ -78,7 +78,7 @@ class Found:
         except WeightFileError as error:
             raise PipelineError(str(error)) from error
         shapes = self.description.config.network().shapes()
-        if problems := misfitting(dict(tensors), shapes):
+        if problems := shape_errors(dict(tensors), shapes):
             raise PipelineError(
                 f"{self.where} does not hold the weights of the model its own config "
                 "describes:\n  " + "\n  ".join(problems)
@@ -117,7 +117,7 @@ class Found:
         return f"step {step:,} of the run {name!r}, {which}"
 
 
-def find(name: str | pathlib.Path, revision: str | None = None) -> Found:
+def find(name: str | pathlib.Path, revision: str | None = None) -> WeightsRef:
     """The weights called `name`; their parameters are not read yet.
 
     `name` is a published folder, a `.safetensors` file of ours, a run's workdir, or,
@@ -160,7 +160,7 @@ def _locate(name: str | pathlib.Path, revision: str | None) -> pathlib.Path:
         raise PipelineError(f"There is no {path} on this disk, and {error}") from error
 
 
-def _found_run(workdir: pathlib.Path) -> Found:
+def _found_run(workdir: pathlib.Path) -> WeightsRef:
     with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
         step = saved.latest()
         if step is None:
@@ -169,7 +169,7 @@ def _found_run(workdir: pathlib.Path) -> Found:
             )
         config = on_any_devices(saved.config(step))
 
-    def tensors(ema: str) -> dict[str, Stored]:
+    def tensors(ema: str) -> dict[str, LazyTensor]:
         whole = sharding.replicated(config.mesh.build())
         shapes = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
@@ -178,12 +178,12 @@ def _found_run(workdir: pathlib.Path) -> Found:
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
             params = saved.restore_weights(step, shapes, ema)
         flat = traverse_util.flatten_dict(params, sep="/")
-        return {name: Stored.of(array) for name, array in flat.items()}
+        return {name: LazyTensor.of(array) for name, array in flat.items()}
 
     names = _class_names(config)
     description = Description(config=config, class_names=names, step=step)
     averages = (*map(str, config.ema), RAW)
-    return Found(
+    return WeightsRef(
         where=str(workdir), description=description, averages=averages, tensors=tensors
     )
 
@@ -199,7 +199,7 @@ def _class_names(config: Experiment) -> tuple[str, ...]:
         return tuple(map(str, range(config.model.num_classes)))
 
 
-def _found_file(path: pathlib.Path) -> Found:
+def _found_file(path: pathlib.Path) -> WeightsRef:
     try:
         tensors = reader.tensors(path)
     except WeightFileError as error:
@@ -210,7 +210,7 @@ def _found_file(path: pathlib.Path) -> Found:
             f"{path} was not written by Pipeline.save: its metadata hold no "
             f"{FORMAT!r}, and so no config. {CONVERT}"
         )
-    return Found(
+    return WeightsRef(
         where=str(path),
         description=Description.from_dict(data, str(path)),
         averages=("",),
@@ -218,9 +218,9 @@ def _found_file(path: pathlib.Path) -> Found:
     )
 
 
-def _found_folder(folder: pathlib.Path) -> Found:
+def _found_folder(folder: pathlib.Path) -> WeightsRef:
     data = _read_config(folder)
-    return Found(
+    return WeightsRef(
         where=str(folder),
         description=Description.from_dict(data, f"{folder}/{CONFIG}"),
         averages=("",),
@@ -270,16 +270,16 @@ def is_ours(path: pathlib.Path) -> bool:
         return False
 
 
-def cast(params: dict, dtype: str) -> dict[str, Stored]:
+def cast(params: dict, dtype: str) -> dict[str, LazyTensor]:
     """Parameters by path, as one of `DTYPES`, to be written; PipelineError else."""
     if dtype not in DTYPES:
         raise PipelineError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
     flat = traverse_util.flatten_dict(params, sep="/").items()
-    return {name: Stored.of(np.asarray(a, jnp.dtype(dtype))) for name, a in flat}
+    return {name: LazyTensor.of(np.asarray(a, jnp.dtype(dtype))) for name, a in flat}
 
 
 def write_file(
-    path: pathlib.Path, tensors: Mapping[str, Stored], description: Description
+    path: pathlib.Path, tensors: Mapping[str, LazyTensor], description: Description
 ) -> None:
     """Write parameters and description as one `.safetensors` file, or nothing."""
     with _writing(path):
@@ -289,7 +289,7 @@ def write_file(
 
 def write_folder(
     folder: pathlib.Path,
-    tensors: Mapping[str, Stored],
+    tensors: Mapping[str, LazyTensor],
     description: Description,
     *,
     picture: np.ndarray | None = None,

@@ -66,12 +66,12 @@ class Generator:
         record: bool = False,
         progress: bool = False,
         guide_params: dict | None = None,
-        frozen: dict | None = None,
+        frozen_params: dict | None = None,
     ) -> Generated:
         """One image for each label of `given` [n]; they are numbered from `first` on.
 
         Other conditioners than class labels read a dict of arrays [n, ...], with the
-        parameters `frozen` of their encoders. `record` keeps the clean images implied
+        parameters `frozen_params` of their encoders. `record` keeps the clean images implied
         at every step; `progress` shows a bar; `guide_params` are the parameters of the
         `guide`.
         """
@@ -80,7 +80,7 @@ class Generator:
         if not count:
             raise ValueError("There is nothing to sample: give at least one label.")
         size = self._size(count)
-        fixed = {"guide_params": guide_params, "frozen": frozen}
+        fixed = {"guide_params": guide_params, "frozen_params": frozen_params}
         parts = []
         starts = range(0, count, size)
         with jax.set_mesh(self.mesh):
@@ -105,7 +105,7 @@ class Generator:
         *,
         record: bool = False,
         guide_params: dict | None = None,
-        frozen: dict | None = None,
+        frozen_params: dict | None = None,
     ) -> None:
         """Compile what a call with these arguments runs, so that it starts at once.
 
@@ -116,7 +116,9 @@ class Generator:
         part = {name: a[np.zeros_like(number)] for name, a in given.items()}
         with jax.set_mesh(self.mesh):
             arrays = (params, *self._batch(number, part, 0))
-            self._program(record, *arrays, guide_params=guide_params, frozen=frozen)
+            self._program(
+                record, *arrays, guide_params=guide_params, frozen_params=frozen_params
+            )
 
     def _size(self, count: int) -> int:
         """How many images are drawn at a time where `count` are wanted."""
@@ -155,30 +157,32 @@ class Generator:
         seed: Array,
         record: bool,
         guide_params: dict | None = None,
-        frozen: dict | None = None,
+        frozen_params: dict | None = None,
     ) -> Samples:
         """The program for one batch, as a function of arrays.
 
         Weights are cast here, once, and not by the network in every step.
         """
-        frozen = frozen or {}
-        cond = self.conditioner.encode(frozen, given)
+        frozen_params = frozen_params or {}
+        cond = self.conditioner.encode(frozen_params, given)
         guide = self.guide
         if guide:
-            guide = Model(guide.apply, guide.prepare(guide_params), guide.ahead)
+            guide = Model(
+                guide.apply, guide.cast_for_inference(guide_params), guide.precompute
+            )
         return sample(
             self.network.apply,
-            self.network.prepare(params),
+            self.network.cast_for_inference(params),
             image_keys(seed, index),
             cond,
-            self.conditioner.null(frozen, cond, self.model, given),
+            self.conditioner.null(frozen_params, cond, self.model, given),
             size=(*self.size, self.model.channels),
             stages=self.stages,
             prediction=self.prediction,
             guidance=self.guidance,
             solver=self.solver,
             grid=self.grid,
-            ahead=self.network.ahead,
+            precompute=self.network.precompute,
             guide=guide,
             doubled=self.doubled,
             record=record,
@@ -191,7 +195,7 @@ class Generator:
         program = functools.partial(self.trace, record=False)
         shapes = {
             "guide_params": self.guide and self.guide.shapes(),
-            "frozen": self.conditioner.shapes(),
+            "frozen_params": self.conditioner.shapes(),
         }
         given = self.conditioner.example(1)
         jax.eval_shape(program, self.network.shapes(), index, given, seed, **shapes)

@@ -10,7 +10,7 @@ from pixelflow_jax.sampling.settings import Sampling
 
 TINY = 0.001  # the last step of the official PixelFlow grid: from 0.999 to 1
 JIT_SCALES = {768: 2.9, 1024: 2.4, 1280: 2.2}  # guidance of JiT-B, L and H, by width
-TOLD = 0.999  # of the clock, where its Dopri5 sampler has arrived at t = 1
+TIMESTEP_SCALE = 0.999  # of the timestep, where its Dopri5 sampler has arrived at t = 1
 
 
 def euler30_cfg15() -> Sampling:
@@ -23,7 +23,7 @@ def dopri5_cfg15() -> Sampling:
     """PixelFlow, Table 3b: Dopri5 at tolerance 1e-6, CFG 1.5 everywhere."""
     return Sampling(
         solver=Dopri5(),
-        grid=Grid(steps=30, told=TOLD),
+        grid=Grid(steps=30, timestep_scale=TIMESTEP_SCALE),
         guidance=ClassifierFree(scale=1.5),
         batch_size=16,
     )
@@ -33,7 +33,7 @@ def dopri5_stagewise24() -> Sampling:
     """PixelFlow, Table 3c, the best: Dopri5, CFG up to 2.4 along its four stages."""
     return Sampling(
         solver=Dopri5(),
-        grid=Grid(steps=30, told=TOLD),
+        grid=Grid(steps=30, timestep_scale=TIMESTEP_SCALE),
         guidance=ClassifierFree(scale=2.4, ramp=RAMP),
         batch_size=16,
     )
@@ -55,7 +55,7 @@ def pixelgen_heun50() -> Sampling:
     return Sampling(
         solver=Heun(),
         grid=Grid(steps=50, shift=2.0),
-        guidance=ClassifierFree(scale=2.25, low=0.1, high=0.9, closed="high"),
+        guidance=ClassifierFree(scale=2.25, low=0.1, high=0.9, interval="(]"),
         batch_size=32,
     )
 
@@ -70,7 +70,7 @@ def pixelgen_heun50_unguided() -> Sampling:
 def jit_heun50(width: int = 1024) -> Sampling:
     """JiT of that width as its authors sample: Heun, 50 steps, CFG on [0.1, 1]."""
     scale = JIT_SCALES.get(width, JIT_SCALES[1024])
-    guidance = ClassifierFree(scale=scale, low=0.1, closed="both")
+    guidance = ClassifierFree(scale=scale, low=0.1, interval="[]")
     return Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance)
 
 

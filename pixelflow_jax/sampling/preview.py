@@ -22,12 +22,14 @@ class Preview:
     prompts: tuple[str, ...]
     seed: int
 
-    def __call__(self, params: dict, frozen: dict) -> np.ndarray:
+    def __call__(self, params: dict, frozen_params: dict) -> np.ndarray:
         """A picture, uint8 [h, w, 3], from the denoiser's and the encoder's parameters.
 
-        `frozen` may hold those of other networks, too.
+        `frozen_params` may hold those of other networks, too.
         """
-        drawn = self.generator(params, self.given, seed=self.seed, frozen=frozen)
+        drawn = self.generator(
+            params, self.given, seed=self.seed, frozen_params=frozen_params
+        )
         images = to_uint8(drawn.images)
         columns = min(COLUMNS, len(images))
         if self.prompts:

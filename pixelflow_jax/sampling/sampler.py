@@ -9,11 +9,11 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax.flow.guidance import Branches, Field, Guidance, Pair
-from pixelflow_jax.flow.path import Stage, block_noise, double, image_noise
+from pixelflow_jax.flow.path import Stage, block_noise, image_noise, upsample2
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.flow.solver import Solution, Solver
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.interface import Condition, Output
 
 Apply = Callable[..., Output]
 
@@ -47,15 +47,15 @@ class Model(NamedTuple):
 
     apply: Apply
     params: dict
-    ahead: Callable[..., object] | None = None  # see `models.base.Network`
+    precompute: Callable[..., object] | None = None  # see `models.interface.Network`
 
 
 def sample(
     apply: Apply,
     params: dict,
     keys: Array,
-    cond: Cond,
-    null: Cond,
+    cond: Condition,
+    null: Condition,
     *,
     size: tuple[int, int, int],
     stages: tuple[Stage, ...],
@@ -63,7 +63,7 @@ def sample(
     guidance: Guidance,
     solver: Solver,
     grid: Grid,
-    ahead: Callable[..., object] | None = None,
+    precompute: Callable[..., object] | None = None,
     guide: Model | None = None,
     doubled: bool = False,
     record: bool = False,
@@ -72,7 +72,7 @@ def sample(
 
     Image i depends on `keys[i]` and its condition alone, not on batch or devices. Made
     to be traced once: everything but parameters, `keys`, `cond` and `null` is static.
-    `ahead`: the network's (`models.base.Network`); `guide` is the weaker model of
+    `precompute`: the network's (`models.interface.Network`); `guide` is the weaker model of
     `AutoGuidance`; `doubled`: see `follow`.
     """
     height, width, channels = size
@@ -96,7 +96,12 @@ def sample(
         shape = (len(keys), *stage.size(height, width), channels)
         known = None if times is None else Known(times, shape)
         given = (apply, params, cond, null, stage, prediction, guide)
-        return denoise(*given, told=grid.told, ahead=ahead, known=known)
+        return denoise(
+            *given,
+            timestep_scale=grid.timestep_scale,
+            precompute=precompute,
+            known=known,
+        )
 
     return follow(
         branches,
@@ -173,8 +178,8 @@ def _implied(solution: Solution, times: np.ndarray, stage: Stage, b: int) -> Arr
 
     def at(t: Array, x: Array, v: Array) -> Array:
         clean = stage.clean(x - t * v, x + (1 - t) * v)
-        for _ in range(stage.halvings):
-            clean = double(clean)
+        for _ in range(stage.log2_downscale):
+            clean = upsample2(clean)
         return clean
 
     states, velocities = solution.states[:, :b], solution.velocities[:, :b]
@@ -190,43 +195,43 @@ class Known(NamedTuple):
 
 # What is made ahead of the steps may take as many bytes as this; it matters where a
 # batch is too small to hide reading the weights for it in every step.
-AHEAD_BYTES = 2**28
+PRECOMPUTE_BYTES = 2**28
 
 
 def denoise(
     apply: Apply,
     params: dict,
-    cond: Cond,
-    null: Cond,
+    cond: Condition,
+    null: Condition,
     stage: Stage,
     prediction: Prediction,
     guide: Model | None = None,
-    told: float = 1.0,
-    ahead: Callable[..., object] | None = None,
+    timestep_scale: float = 1.0,
+    precompute: Callable[..., object] | None = None,
     known: Known | None = None,
 ) -> Branches:
     """The velocity fields of a stage: conditional, with the null, and with a guide.
 
     The doubled batch alternates between the two halves, so that a batch that is split
-    over devices stays where it is. The network is told the clock of `told` * t. Where
+    over devices stays where it is. The network is told the timestep of `timestep_scale` * t. Where
     all times are `known`, what the network makes of them is made ahead, at once.
     """
 
-    def clocks(t: Array, count: int) -> Array:
-        return jnp.broadcast_to(stage.to_clock(told * t), (count,))
+    def timesteps(t: Array, count: int) -> Array:
+        return jnp.broadcast_to(stage.timestep(timestep_scale * t), (count,))
 
-    def velocity(model: Model, cond: Cond, count: int) -> Field:
-        table = known and _made_ahead(model, cond, known, clocks, count)
+    def velocity(model: Model, cond: Condition, count: int) -> Field:
+        table = known and _precomputed(model, cond, known, timesteps, count)
 
         def field(x: Array, t: Array, step: Array) -> Array:
-            clock = clocks(t, len(x))
-            made = {"ahead": table(t)} if table else {}
-            out = model.apply(model.params, (x,), (clock,), (cond,), **made).pred[0]
+            timestep = timesteps(t, len(x))
+            made = {"pre": table(t)} if table else {}
+            out = model.apply(model.params, (x,), (timestep,), (cond,), **made).pred[0]
             return prediction.velocity(out, x, t, stage)
 
         return field
 
-    model = Model(apply, params, ahead)
+    model = Model(apply, params, precompute)
     count = len(jax.tree.leaves(cond)[0])
     pair = jax.tree.map(_alternate, cond, null)
     plain, doubled = velocity(model, cond, count), velocity(model, pair, 2 * count)
@@ -245,20 +250,22 @@ def denoise(
     )
 
 
-def _made_ahead(
-    model: Model, cond: Cond, known: Known, clocks: Callable, count: int
+def _precomputed(
+    model: Model, cond: Condition, known: Known, timesteps: Callable, count: int
 ) -> Callable[[Array], object] | None:
     """What the model makes of time and condition, as a function of one of the times.
 
     None where the model does not tell them apart, or for all times it is too much.
     """
-    if model.ahead is None:
+    if model.precompute is None:
         return None
     image = jax.ShapeDtypeStruct((count, *known.shape[1:]), jnp.float32)
-    one = lambda t: model.ahead(model.params, (image,), (clocks(t, count),), (cond,))
+    one = lambda t: model.precompute(
+        model.params, (image,), (timesteps(t, count),), (cond,)
+    )
     times = jnp.asarray(known.times)
     shapes = jax.tree.leaves(jax.eval_shape(jax.vmap(one), times))
-    if sum(a.size * a.dtype.itemsize for a in shapes) > AHEAD_BYTES:
+    if sum(a.size * a.dtype.itemsize for a in shapes) > PRECOMPUTE_BYTES:
         return None
     made = jax.vmap(one)(times)
 

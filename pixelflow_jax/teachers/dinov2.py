@@ -14,7 +14,7 @@ from pixelflow_jax.nn.heads import split_heads
 from pixelflow_jax.nn.layers import gated, layer_normalise
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, layers_of, run_layers
+from pixelflow_jax.nn.stack import StackConfig, layers_of, run_layers
 from pixelflow_jax.teachers.dinov2_table import (
     IGNORED,
     SIZES,
@@ -69,7 +69,7 @@ class DinoV2:
     attention: str = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     # remat="full" takes a quarter of the memory, and 3 % longer on an H100.
-    loop: Loop = dataclasses.field(default_factory=Loop)
+    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
     def sizes(self) -> Geometry:
@@ -123,8 +123,8 @@ class DinoV2:
             found, start = {}, 0
             for end in sorted(set(blocks.values())):
                 part = _between(params["blocks"], start, end + 1)
-                run = part if self.loop.unroll else layers_of(part)
-                x = run_layers(self._block, run, x, self.loop)
+                run = part if self.stack.scan else layers_of(part)
+                x = run_layers(self._block, run, x, self.stack)
                 found[end] = self._finished(params, x)
                 start = end + 1
         return {layer: found[block] for layer, block in blocks.items()}

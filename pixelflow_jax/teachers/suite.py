@@ -13,7 +13,7 @@ from pixelflow_jax.teachers.lpips import LpipsNet
 SMALLEST = 32  # pixels; smaller images give the networks nothing to see
 
 
-class Needs(NamedTuple):
+class RequiredFeatures(NamedTuple):
     """What loss terms ask of the teachers.
 
     `full` and `staged` are DINOv2 layers of the real images at full size and at their
@@ -30,17 +30,17 @@ class Needs(NamedTuple):
         return bool(self.full or self.staged)
 
 
-def together(needs: Iterable[Needs]) -> Needs:
-    """All that any of `needs` asks for."""
-    needs = list(needs)
-    return Needs(
-        full=tuple(sorted({layer for n in needs for layer in n.full})),
-        staged=tuple(sorted({layer for n in needs for layer in n.staged})),
-        lpips=any(n.lpips for n in needs),
+def union(required: Iterable[RequiredFeatures]) -> RequiredFeatures:
+    """All that any of `required` asks for."""
+    required = list(required)
+    return RequiredFeatures(
+        full=tuple(sorted({layer for n in required for layer in n.full})),
+        staged=tuple(sorted({layer for n in required for layer in n.staged})),
+        lpips=any(n.lpips for n in required),
     )
 
 
-class Seen(NamedTuple):
+class TargetFeatures(NamedTuple):
     """DINOv2 tokens [b, n, width] of real images by layer; `staged`: one a stage."""
 
     full: dict[int, Array] | None = None
@@ -58,49 +58,57 @@ class Teachers:
     dino: DinoV2 = dataclasses.field(default_factory=DinoV2)
     lpips: LpipsNet = dataclasses.field(default_factory=LpipsNet)
 
-    def _needed(self, needs: Needs) -> dict[str, DinoV2 | LpipsNet]:
-        chosen = {"dino": needs.dino, "lpips": needs.lpips}
+    def _needed(self, required: RequiredFeatures) -> dict[str, DinoV2 | LpipsNet]:
+        chosen = {"dino": required.dino, "lpips": required.lpips}
         return {name: getattr(self, name) for name, yes in chosen.items() if yes}
 
-    def load(self, needs: Needs) -> dict:
+    def load(self, required: RequiredFeatures) -> dict:
         """The parameters of the needed networks, by name; TeacherError without."""
-        return {name: net.load() for name, net in self._needed(needs).items()}
+        return {name: net.load() for name, net in self._needed(required).items()}
 
-    def shapes(self, needs: Needs) -> dict:
+    def shapes(self, required: RequiredFeatures) -> dict:
         """The same as shapes; reads nothing."""
-        return {name: net.shapes() for name, net in self._needed(needs).items()}
+        return {name: net.shapes() for name, net in self._needed(required).items()}
 
-    def problems(self, needs: Needs, height: int, width: int) -> list[str]:
+    def problems(
+        self, required: RequiredFeatures, height: int, width: int
+    ) -> list[str]:
         """What is wrong with the needed networks for images of that size."""
-        nets = self._needed(needs).items()
+        nets = self._needed(required).items()
         return [
             f"teachers.{name}: {problem}"
             for name, net in nets
             for problem in net.problems(max(height, SMALLEST), max(width, SMALLEST))
         ]
 
-    def observe(
-        self, needs: Needs, frozen: dict, images: Array, staged: tuple[Array, ...]
-    ) -> Seen:
+    def extract_targets(
+        self,
+        required: RequiredFeatures,
+        frozen_params: dict,
+        images: Array,
+        staged: tuple[Array, ...],
+    ) -> TargetFeatures:
         """What DINOv2 sees in the real images, looking at each image once.
 
         `images` [b, h, w, c] are full size, `staged` the same images at their stages'
         sizes. No gradient flows back.
         """
-        if not needs.dino:
-            return Seen()
+        if not required.dino:
+            return TargetFeatures()
         images, staged = jax.lax.stop_gradient((images, staged))
 
         def look(images: Array, layers: tuple[int, ...]) -> dict[int, Array]:
-            return self.dino.features(frozen["dino"], enlarged(images), layers)
+            return self.dino.features(frozen_params["dino"], enlarged(images), layers)
 
         if len(staged) == 1:  # a path of one stage: both are the same images
-            found = look(images, tuple(sorted({*needs.full, *needs.staged})))
-            return Seen(found, (found,))
-        full = look(images, needs.full) if needs.full else None
-        if not needs.staged:
-            return Seen(full)
-        return Seen(full, tuple(look(part, needs.staged) for part in staged))
+            found = look(images, tuple(sorted({*required.full, *required.staged})))
+            return TargetFeatures(found, (found,))
+        full = look(images, required.full) if required.full else None
+        if not required.staged:
+            return TargetFeatures(full)
+        return TargetFeatures(
+            full, tuple(look(part, required.staged) for part in staged)
+        )
 
 
 def enlarged(images: Array) -> Array:

@@ -26,7 +26,7 @@ class WeightFileError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class LazyTensor:
     """A tensor that is read when asked for.
 
     `fetch(None)` returns all of it, `fetch(i)` its i-th part along the first axis.
@@ -40,9 +40,9 @@ class Stored:
     stacked: bool = False
 
     @classmethod
-    def of(cls, array: "np.ndarray | Stored") -> "Stored":
+    def of(cls, array: "np.ndarray | LazyTensor") -> "LazyTensor":
         """An array in memory as a stored tensor; a stored one as it is."""
-        if isinstance(array, Stored):
+        if isinstance(array, LazyTensor):
             return array
         array = np.asarray(array)
         return cls(array.shape, array.dtype, lambda i: array if i is None else array[i])

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.tensors.lazy import LazyTensor
 
-Tensor = np.ndarray | Stored
+Tensor = np.ndarray | LazyTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ def problems(
 ) -> list[str]:
     """Every missing, unexpected and (given the model's `shapes`) misshapen key.
 
-    A key is mistyped where the tensors that become one array of ours differ in type, or
+    A key is type_errors where the tensors that become one array of ours differ in type, or
     are no floating-point numbers.
     """
     wanted = {key for row in table for key in row.keys()}
@@ -174,7 +174,9 @@ def _mistyped(tensors: Mapping[str, Tensor]) -> list[str]:
     types = sorted({str(tensor.dtype) for tensor in tensors.values()})
     if len(types) < 2 and all(re.fullmatch(r"b?float\d+", name) for name in types):
         return []
-    return [f"mistyped: {', '.join(tensors)}: {', '.join(types)}, not one float type"]
+    return [
+        f"type_errors: {', '.join(tensors)}: {', '.join(types)}, not one float type"
+    ]
 
 
 def official_shapes(row: Row, shapes: dict) -> dict[str, tuple[int, ...]]:
@@ -186,7 +188,7 @@ def official_shapes(row: Row, shapes: dict) -> dict[str, tuple[int, ...]]:
     return {k: s for keys in row.layer_keys() for k, s in zip(keys, parts, strict=True)}
 
 
-def imported(table: list[Row], tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
+def imported(table: list[Row], tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
     """Our parameters, flat, from official tensors that fit (see `problems`).
 
     Nothing is read before it is asked for, and then layer by layer.
@@ -194,7 +196,7 @@ def imported(table: list[Row], tensors: Mapping[str, Tensor]) -> dict[str, Store
     found = {}
     for row in table:
         sources = [
-            [Stored.of(tensors[key]) for key in keys] for keys in row.layer_keys()
+            [LazyTensor.of(tensors[key]) for key in keys] for keys in row.layer_keys()
         ]
         empty = [np.broadcast_to(False, source.shape) for source in sources[0]]
         for index, (path, part) in enumerate(
@@ -205,8 +207,8 @@ def imported(table: list[Row], tensors: Mapping[str, Tensor]) -> dict[str, Store
 
 
 def _imported(
-    row: Row, index: int, shape: tuple[int, ...], sources: list[list[Stored]]
-) -> Stored:
+    row: Row, index: int, shape: tuple[int, ...], sources: list[list[LazyTensor]]
+) -> LazyTensor:
     """Our array number `index` of a row; `shape` is that of one layer."""
 
     def layer(i: int) -> np.ndarray:
@@ -215,19 +217,21 @@ def _imported(
 
     dtype = sources[0][0].dtype
     if row.layers is None:
-        return Stored(shape, dtype, lambda i: layer(0) if i is None else layer(0)[i])
+        return LazyTensor(
+            shape, dtype, lambda i: layer(0) if i is None else layer(0)[i]
+        )
 
     def fetch(i: int | None) -> np.ndarray:
         return np.stack([*map(layer, range(len(sources)))]) if i is None else layer(i)
 
-    return Stored((len(sources), *shape), dtype, fetch, stacked=True)
+    return LazyTensor((len(sources), *shape), dtype, fetch, stacked=True)
 
 
-def exported(table: list[Row], params: Mapping[str, Tensor]) -> dict[str, Stored]:
+def exported(table: list[Row], params: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
     """Official tensors from our parameters, flat; the inverse of `imported`."""
     found = {}
     for row in table:
-        ours = [Stored.of(params[path]) for path in row.paths()]
+        ours = [LazyTensor.of(params[path]) for path in row.paths()]
         lead = 0 if row.layers is None else 1
         empty = [np.broadcast_to(False, stored.shape[lead:]) for stored in ours]
         shapes = [part.shape for part in row.split(empty)]
@@ -235,12 +239,12 @@ def exported(table: list[Row], params: Mapping[str, Tensor]) -> dict[str, Stored
             layer = None if row.layers is None else i
             for index, key in enumerate(keys):
                 fetch = _exporting(row, ours, layer, index)
-                found[key] = Stored(shapes[index], ours[0].dtype, fetch)
+                found[key] = LazyTensor(shapes[index], ours[0].dtype, fetch)
     return found
 
 
 def _exporting(
-    row: Row, ours: list[Stored], layer: int | None, index: int
+    row: Row, ours: list[LazyTensor], layer: int | None, index: int
 ) -> Callable[[int | None], np.ndarray]:
     def fetch(i: int | None) -> np.ndarray:
         part = row.split([stored.fetch(layer) for stored in ours])[index]

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from pixelflow_jax.nn.precision import Precision, is_matrix
 from pixelflow_jax.tensors import hub, reader
-from pixelflow_jax.tensors.lazy import Stored, WeightFileError
+from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
 
 
 class TeacherError(ValueError):
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
         return f"{file}, read as {self.network},"
 
 
-def read(weights: str, origin: Origin) -> dict[str, Stored]:
+def read(weights: str, origin: Origin) -> dict[str, LazyTensor]:
     """All tensors of a weight file, by their official names; none is read yet.
 
     `weights` is a `.safetensors` file, a file of PyTorch's (`.pth`, `.pt`, `.bin`), a
@@ -126,7 +126,7 @@ class Row:
         ]
 
     def gather(
-        self, tensors: Mapping[str, Stored | np.ndarray], dtype: object = np.float32
+        self, tensors: Mapping[str, LazyTensor | np.ndarray], dtype: object = np.float32
     ) -> np.ndarray:
         """Our parameter as `dtype`; one layer's tensors are alive at a time."""
 
@@ -152,7 +152,7 @@ class Row:
 
 def load(
     rows: Iterable[Row],
-    tensors: Mapping[str, Stored | np.ndarray],
+    tensors: Mapping[str, LazyTensor | np.ndarray],
     name: str,
     ignored: str = r"(?!)",
     precision: Precision | None = None,

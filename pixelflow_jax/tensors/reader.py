@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
-from pixelflow_jax.tensors.lazy import Stored, WeightFileError
+from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
 
 # What transformers and diffusers call the weights in a folder.
 WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -61,7 +61,7 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
 
 
 def opened(path: pathlib.Path) -> object:
-    """What a file holds, without its tensors' values: they are `Stored`.
+    """What a file holds, without its tensors' values: they are `LazyTensor`.
 
     That is a dict of tensors for safetensors; a PyTorch file may nest dicts and lists
     and hold other things. Raises WeightFileError.
@@ -81,16 +81,16 @@ def opened(path: pathlib.Path) -> object:
         ) from error
 
 
-def tensors(path: pathlib.Path) -> dict[str, Stored]:
+def tensors(path: pathlib.Path) -> dict[str, LazyTensor]:
     """The tensors of a file or of a folder's files, which hold nothing else.
 
     Raises WeightFileError.
     """
-    found: dict[str, Stored] = {}
+    found: dict[str, LazyTensor] = {}
     for file in files(path):
         content = opened(file)
         values = content.values() if isinstance(content, dict) else [None]
-        if not all(isinstance(value, Stored) for value in values):
+        if not all(isinstance(value, LazyTensor) for value in values):
             raise WeightFileError(
                 f"{file} holds something else than a dict of tensors."
             )

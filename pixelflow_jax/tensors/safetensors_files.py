@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from safetensors import safe_open
 
-from pixelflow_jax.tensors.lazy import DTYPES, Stored, WeightFileError
+from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor, WeightFileError
 
 LENGTH = 8  # bytes, of the header's length
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def opened(path: pathlib.Path) -> dict[str, Stored]:
+def opened(path: pathlib.Path) -> dict[str, LazyTensor]:
     """The tensors of a file, by name; raises WeightFileError for unknown types.
 
     Any exception of safetensors' is let through: the header is wrong, or the file cut.
@@ -48,7 +48,7 @@ def metadata(path: pathlib.Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _stored(path: pathlib.Path, start: int, about: dict) -> Stored:
+def _stored(path: pathlib.Path, start: int, about: dict) -> LazyTensor:
     shape, dtype = tuple(about["shape"]), DTYPES[about["dtype"]]
     start += about["data_offsets"][0]
 
@@ -59,12 +59,12 @@ def _stored(path: pathlib.Path, start: int, about: dict) -> Stored:
         offset = start + (i or 0) * count * dtype.itemsize
         return np.fromfile(path, dtype, count, offset=offset).reshape(part)
 
-    return Stored(shape, dtype, fetch)
+    return LazyTensor(shape, dtype, fetch)
 
 
 def write(
     path: pathlib.Path,
-    tensors: Mapping[str, Stored],
+    tensors: Mapping[str, LazyTensor],
     about: Mapping[str, str],
     advance: Callable[[int], object] = lambda count: None,
 ) -> None:

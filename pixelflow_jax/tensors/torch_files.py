@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from pixelflow_jax.tensors.lazy import Stored, WeightFileError
+from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
 from pixelflow_jax.tensors.safetensors_files import appearing
 
 INSTALL = "pip install 'pixelflow_jax[teachers]'"
@@ -51,7 +51,7 @@ SETTINGS = (
 
 
 def opened(path: pathlib.Path) -> object:
-    """What a file holds: nested dicts, lists and scalars, with tensors as `Stored`.
+    """What a file holds: nested dicts, lists and scalars, with tensors as `LazyTensor`.
 
     Raises WeightFileError where torch is absent, or the file's pickle asks for more
     than tensors and settings: nothing of it is executed. Other exceptions mean that the
@@ -107,7 +107,7 @@ def _tree(torch, content: object) -> object:
     return content
 
 
-def _stored(torch, tensor) -> Stored:
+def _stored(torch, tensor) -> LazyTensor:
     tensor = tensor.detach()
     # numpy has no bfloat16 of its own: the bits travel as integers.
     half = tensor.dtype == torch.bfloat16
@@ -120,11 +120,11 @@ def _stored(torch, tensor) -> Stored:
 
     empty = torch.empty(0, dtype=tensor.dtype)
     dtype = np.dtype(ml_dtypes.bfloat16) if half else empty.numpy().dtype
-    return Stored(tuple(tensor.shape), dtype, fetch)
+    return LazyTensor(tuple(tensor.shape), dtype, fetch)
 
 
 def write(path: pathlib.Path, content: object) -> None:
-    """Write nested dicts whose leaves are `Stored` as torch.save does.
+    """Write nested dicts whose leaves are `LazyTensor` as torch.save does.
 
     A tensor that is there more than once is written once. Raises WeightFileError where
     torch is absent.
@@ -135,7 +135,7 @@ def write(path: pathlib.Path, content: object) -> None:
     def build(node: object) -> object:
         if isinstance(node, Mapping):
             return {key: build(value) for key, value in node.items()}
-        if not isinstance(node, Stored):
+        if not isinstance(node, LazyTensor):
             return node
         if id(node) not in made:
             made[id(node)] = _tensor(torch, node)
@@ -145,7 +145,7 @@ def write(path: pathlib.Path, content: object) -> None:
         torch.save(build(content), partial)
 
 
-def _tensor(torch, stored: Stored):
+def _tensor(torch, stored: LazyTensor):
     array = stored.read()
     if stored.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

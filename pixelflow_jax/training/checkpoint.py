@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import jax
 import orbax.checkpoint as ocp
 
-from pixelflow_jax.config_io import beneath, differences
+from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.training.state import TrainState
 
 # What may change between two sittings of the same run: none of it alters a step.
@@ -29,17 +29,17 @@ FREE = (
     "data.threads",
     "data.prefetch",
     "data.max_corrupt",
-    "model.loop",
-    "model.decoder.loop",
+    "model.stack",
+    "model.decoder.stack",
     "model.decoder.kernel",
     "model.attention",
     "accumulate",
     *("init_from", "init_ema", "init_reset"),
-    *(f"teachers.dino.{name}" for name in ("weights", "attention", "loop")),
+    *(f"teachers.dino.{name}" for name in ("weights", "attention", "stack")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
     *(
         f"conditioner.encoder.{name}"
-        for name in ("weights", "tokenizer", "attention", "loop")
+        for name in ("weights", "tokenizer", "attention", "stack")
     ),
 )
 
@@ -182,7 +182,7 @@ class Checkpointer:
         changed = {
             path: pair
             for path, pair in differences(old, new).items()
-            if not beneath(path, free)
+            if not is_under(path, free)
         }
         if changed:
             lines = [f"  {p}: {a!r} -> {b!r}" for p, (a, b) in changed.items()]

@@ -23,7 +23,12 @@ from pixelflow_jax.pretrained.finetune import Initial
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.state import TrainState
-from pixelflow_jax.training.step import Recipe, abstract_state, fresh_state, make_step
+from pixelflow_jax.training.step import (
+    Objective,
+    abstract_state,
+    fresh_state,
+    make_step,
+)
 
 
 class DivergedError(RuntimeError):
@@ -31,17 +36,17 @@ class DivergedError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingRun:
     """A run, ready to go: built by the experiment, carried out by `train`.
 
-    `open_data(k)` is the batches from number k on; `preview(ema, frozen)` draws a
+    `open_data(k)` is the batches from number k on; `preview(ema, frozen_params)` draws a
     picture, uint8 [h, w, 3], from an average of the denoiser. `forward_flops` are the
     denoiser's operations for an image, in the mean over the data. A run without
     checkpoints begins with the parameters that `initial` reads, or with random ones.
-    `frozen` are the parameters of frozen networks, arrays of the host.
+    `frozen_params` are the parameters of frozen networks, arrays of the host.
     """
 
-    recipe: Recipe
+    objective: Objective
     ema: tuple[float, ...]
     mesh: jax.sharding.Mesh
     open_data: Callable[[int], BatchLoader]
@@ -54,15 +59,15 @@ class Run:
     logging: Logging
     config: dict
     initial: Callable[[], Initial] | None = None
-    frozen: dict = dataclasses.field(default_factory=dict)
+    frozen_params: dict = dataclasses.field(default_factory=dict)
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state; allocates nothing."""
-        return abstract_state(self.recipe, self.ema, self.mesh)
+        return abstract_state(self.objective, self.ema, self.mesh)
 
     def fresh_state(self, initial: Initial | None = None) -> TrainState:
         """The state before the first step, laid out where it will live."""
-        state = fresh_state(self.recipe, self.ema, self.mesh)
+        state = fresh_state(self.objective, self.ema, self.mesh)
         if initial is None:
             return state
         denoiser = _placed(state.params["denoiser"], initial.params)
@@ -79,7 +84,7 @@ def _placed(fresh: dict, given: dict) -> dict:
     return traverse_util.unflatten_dict(flat)
 
 
-def train(run: Run, workdir: pathlib.Path) -> TrainState:
+def train(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
     """Carry out `run` in `workdir`, going on from its newest checkpoint if any.
 
     Returns the last state. SIGTERM and Ctrl-C save and return at the next step. Raises
@@ -99,7 +104,7 @@ def train(run: Run, workdir: pathlib.Path) -> TrainState:
 
 
 def _begin(
-    run: Run, checkpointer: Checkpointer, workdir: pathlib.Path
+    run: TrainingRun, checkpointer: Checkpointer, workdir: pathlib.Path
 ) -> tuple[TrainState, BatchLoader]:
     latest = checkpointer.latest()
     if latest is None:
@@ -114,7 +119,7 @@ def _begin(
     return state, data
 
 
-def _open_log(run: Run, workdir: pathlib.Path, start: int) -> RunLog:
+def _open_log(run: TrainingRun, workdir: pathlib.Path, start: int) -> RunLog:
     log = RunLog(
         workdir,
         start=start,
@@ -136,7 +141,7 @@ def _open_log(run: Run, workdir: pathlib.Path, start: int) -> RunLog:
 
 
 def _steps(
-    run: Run,
+    run: TrainingRun,
     state: TrainState,
     data: BatchLoader,
     checkpointer: Checkpointer,
@@ -146,7 +151,7 @@ def _steps(
     """The loop itself: step, watch, draw, save."""
     steps = _programs(run, state)
     batches = _on_device(data, run)
-    frozen = sharding.place(run.frozen, run.mesh)
+    frozen_params = sharding.place(run.frozen_params, run.mesh)
     pending: list[tuple[int, dict[str, Array]]] = []
     step = int(state.step)
     seen: set[tuple] = set()
@@ -166,8 +171,8 @@ def _steps(
 
     while step < run.steps:
         batch = next(batches)
-        balancing = run.recipe.balancing(step)
-        state, metrics = steps[balancing](state, batch, frozen)
+        balancing = run.objective.balancing(step)
+        state, metrics = steps[balancing](state, batch, frozen_params)
         step += 1
         pending.append((step, metrics))
         program = batch["image"].shape, balancing
@@ -182,7 +187,7 @@ def _steps(
         if run.logging.preview_every and step % run.logging.preview_every == 0:
             report()
             first = next(iter(state.ema.values()), state.params["denoiser"])
-            log.picture(step, run.preview(first, frozen))
+            log.picture(step, run.preview(first, frozen_params))
             log.pause()
         if stop():
             save()
@@ -192,21 +197,23 @@ def _steps(
     return state
 
 
-def _programs(run: Run, state: TrainState) -> dict[bool, Callable]:
+def _programs(run: TrainingRun, state: TrainState) -> dict[bool, Callable]:
     """The step that moves the adaptive weight and the one that does not."""
     layout = jax.tree.map(lambda a: a.sharding, state)
     shardings = (layout, sharding.replicated(run.mesh))
     return {
         balancing: jax.jit(
-            make_step(run.recipe, balancing), donate_argnums=0, out_shardings=shardings
+            make_step(run.objective, balancing),
+            donate_argnums=0,
+            out_shardings=shardings,
         )
         for balancing in (False, True)
     }
 
 
-def _on_device(data: BatchLoader, run: Run) -> Iterator[dict]:
+def _on_device(data: BatchLoader, run: TrainingRun) -> Iterator[dict]:
     """Batches as global arrays, each sent on its way one step before it is needed."""
-    classes = run.recipe.model.num_classes
+    classes = run.objective.model.num_classes
 
     def send(batch: dict) -> dict:
         labels = batch["label"].tolist() if classes else []  # a model of texts: none

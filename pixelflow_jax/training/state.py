@@ -11,7 +11,7 @@ from jax import Array
 class TrainState:
     """The state of a run after `step` steps.
 
-    `params` holds "denoiser", and "heads" where loss terms have parameters of their
+    `params` holds "denoiser", and "projectors" where loss terms have parameters of their
     own; `ema` one average of the denoiser for every decay, under the decay written out;
     `carry` what the loss remembers from step to step.
     """
@@ -40,7 +40,7 @@ def create(
     )
 
 
-def averaged(ema: dict[str, dict], params: dict) -> dict[str, dict]:
+def update_ema(ema: dict[str, dict], params: dict) -> dict[str, dict]:
     """Every average moved one step: decay * average + (1 - decay) * parameter."""
 
     def move(decay: str, average: dict) -> dict:

@@ -15,21 +15,26 @@ from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.conditioner import Conditioner, drop
 from pixelflow_jax.flow.path import Point, Stage
 from pixelflow_jax.flow.prediction import Prediction
-from pixelflow_jax.flow.time import TimeLaw
-from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.flow.time import TimeSampler
+from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.objective import (
     Context,
     FlowMatching,
     Term,
     combine,
-    deal,
     draw_points,
     split_keys,
+    split_round_robin,
     term_name,
 )
-from pixelflow_jax.models.interface import LAST_KERNEL, Cond, DenoiserConfig, Network
-from pixelflow_jax.teachers.suite import Needs, Teachers, together
-from pixelflow_jax.training.state import TrainState, averaged, create
+from pixelflow_jax.models.interface import (
+    LAST_KERNEL,
+    Condition,
+    DenoiserConfig,
+    Network,
+)
+from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers, union
+from pixelflow_jax.training.state import TrainState, create, update_ema
 
 Step = Callable[[TrainState, dict, dict], tuple[TrainState, dict[str, Array]]]
 Tree = TypeVar("Tree")
@@ -41,22 +46,22 @@ class Drawn(NamedTuple):
 
     images: Array  # real, full size [b, h, w, c]
     points: tuple[Point, ...]
-    conds: tuple[Cond, ...]
+    conds: tuple[Condition, ...]
     keys: Array  # of each image's dropout, in the order of the points
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Objective:
     """What a step is made of; all of it is static under `jit`.
 
-    The parameters of frozen networks are arguments of the methods, called `frozen`.
+    The parameters of frozen networks are arguments of the methods, called `frozen_params`.
     """
 
     model: DenoiserConfig
     network: Network
     stages: tuple[Stage, ...]
     prediction: Prediction
-    time: TimeLaw
+    time: TimeSampler
     terms: list[Term]
     conditioner: Conditioner
     optimizer: optax.GradientTransformation
@@ -64,21 +69,23 @@ class Recipe:
     seed: int
     accumulate: int = 1
     teachers: Teachers = dataclasses.field(default_factory=Teachers)
-    balance: Balance | None = None
+    adaptive_weight: AdaptiveWeight | None = None
 
     @property
-    def needs(self) -> Needs:
+    def required_features(self) -> RequiredFeatures:
         """What the terms ask of the teachers."""
-        return together(term.needs() for term in self.terms)
+        return union(term.required_features() for term in self.terms)
 
     def init(self, key: Array) -> dict:
         """Fresh parameters: the denoiser, and heads where terms have them."""
         params = {"denoiser": self.network.init(key)}
-        heads = {}
+        projectors = {}
         for number, term in enumerate(self.terms, 1):
-            own = term.head(jax.random.fold_in(key, number), self.model, self.teachers)
-            heads |= {term_name(term): own} if own else {}
-        return params | ({"heads": heads} if heads else {})
+            own = term.projector(
+                jax.random.fold_in(key, number), self.model, self.teachers
+            )
+            projectors |= {term_name(term): own} if own else {}
+        return params | ({"projectors": projectors} if projectors else {})
 
     def forward_flops(self, height: int, width: int) -> float:
         """Operations of the denoiser's forward pass, an image, mean over the stages."""
@@ -87,40 +94,46 @@ class Recipe:
 
     def frozen_shapes(self) -> dict:
         """The parameters of all frozen networks, as shapes."""
-        return self.teachers.shapes(self.needs) | self.conditioner.shapes()
+        return self.teachers.shapes(self.required_features) | self.conditioner.shapes()
 
     def load_frozen(self) -> dict:
         """The parameters of all frozen networks (numpy); TeacherError without."""
-        return self.teachers.load(self.needs) | self.conditioner.load()
+        return self.teachers.load(self.required_features) | self.conditioner.load()
 
     def balancing(self, step: int) -> bool:
         """Whether the adaptive weight moves before step number `step`."""
-        return self.balance is not None and bool(self.balance.due(step))
+        return self.adaptive_weight is not None and bool(
+            self.adaptive_weight.is_due(step)
+        )
 
     def carry(self) -> dict:
         """What the loss remembers, before the first step."""
-        return {} if self.balance is None else {"balance": jnp.ones((), jnp.float32)}
+        return (
+            {}
+            if self.adaptive_weight is None
+            else {"adaptive_weight": jnp.ones((), jnp.float32)}
+        )
 
-    def draw(self, batch: dict, keys: Array, frozen: dict) -> Drawn:
+    def draw(self, batch: dict, keys: Array, frozen_params: dict) -> Drawn:
         """Points and conditions for images [b, h, w, c] with a key each."""
         point_keys, drop_keys = split_keys(keys, 2)
         points = draw_points(point_keys, batch["image"], self.stages, self.time)
-        cond = self.conditioner.encode(frozen, batch)
-        null = self.conditioner.null(frozen, cond, self.model)
+        cond = self.conditioner.encode(frozen_params, batch)
+        null = self.conditioner.null(frozen_params, cond, self.model)
         uniform = jax.vmap(jax.random.uniform)(drop_keys)
         cond = drop(uniform, cond, null, self.conditioner.drop)
         own = jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT))(keys)
         conds = _by_stage(cond, len(points))
-        dropout = jnp.concatenate(deal(own, len(points)))
+        dropout = jnp.concatenate(split_round_robin(own, len(points)))
         return Drawn(batch["image"], points, conds, dropout)
 
-    def context(self, params: dict, drawn: Drawn, frozen: dict) -> Context:
+    def context(self, params: dict, drawn: Drawn, frozen_params: dict) -> Context:
         """What the network and the teachers make of the drawn points."""
         points = drawn.points
         output = self.network.apply(
             params["denoiser"],
             tuple(point.x_t for point in points),
-            tuple(point.clock for point in points),
+            tuple(point.timestep for point in points),
             drawn.conds,
             key=drawn.keys,
         )
@@ -131,31 +144,33 @@ class Recipe:
             prediction=self.prediction,
             stages=self.stages,
             teachers=self.teachers,
-            frozen=frozen,
-            seen=self.teachers.observe(self.needs, frozen, drawn.images, clean),
-            heads=params.get("heads"),
+            frozen_params=frozen_params,
+            targets=self.teachers.extract_targets(
+                self.required_features, frozen_params, drawn.images, clean
+            ),
+            projectors=params.get("projectors"),
         )
 
     def loss(
-        self, params: dict, drawn: Drawn, frozen: dict, carry: dict
+        self, params: dict, drawn: Drawn, frozen_params: dict, carry: dict
     ) -> tuple[Array, dict[str, Array]]:
         """The weighted loss, and the means of its terms by name."""
         weight = 1.0
-        if self.balance is not None:
-            weight = self.balance.ratio * carry["balance"]
-        return combine(self.terms, self.context(params, drawn, frozen), weight)
+        if self.adaptive_weight is not None:
+            weight = self.adaptive_weight.ratio * carry["adaptive_weight"]
+        return combine(self.terms, self.context(params, drawn, frozen_params), weight)
 
     def last_gradients(
-        self, params: dict, drawn: Drawn, frozen: dict
+        self, params: dict, drawn: Drawn, frozen_params: dict
     ) -> tuple[Array, Array]:
         """Gradients of the flow-matching and of the weighted perceptual loss.
 
-        With respect to the denoiser's last matrix alone, for `Balance`.
+        With respect to the denoiser's last matrix alone, for `AdaptiveWeight`.
         """
 
         def groups(kernel: Array) -> Array:
             changed = {"denoiser": _with_last(params["denoiser"], kernel)}
-            context = self.context({**params, **changed}, drawn, frozen)
+            context = self.context({**params, **changed}, drawn, frozen_params)
             flow = [t for t in self.terms if isinstance(t, FlowMatching)]
             perceptual = [t for t in self.terms if t.perceptual]
             return jnp.stack([combine(t, context)[0] for t in (flow, perceptual)])
@@ -172,44 +187,46 @@ def _with_last(params: dict, kernel: Array, path: tuple = LAST_KERNEL) -> dict:
     return {**params, name: _with_last(params[name], kernel, rest) if rest else kernel}
 
 
-def _by_stage(cond: Cond, stages: int) -> tuple[Cond, ...]:
+def _by_stage(cond: Condition, stages: int) -> tuple[Condition, ...]:
     leaves, structure = jax.tree.flatten(cond)
-    dealt = zip(*(deal(leaf, stages) for leaf in leaves), strict=True)
+    dealt = zip(*(split_round_robin(leaf, stages) for leaf in leaves), strict=True)
     return tuple(jax.tree.unflatten(structure, part) for part in dealt)
 
 
-def make_step(recipe: Recipe, balancing: bool | None = None) -> Step:
+def make_step(objective: Objective, balancing: bool | None = None) -> Step:
     """The step as a pure function of state, batch and frozen parameters.
 
     The batch holds "image" [b, h, w, c] in [-1, 1] and what the conditioner reads, such
     as "label" [b]. Randomness depends on (seed, step, index in the batch) alone: not on
     devices, nor on `accumulate`.
 
-    `balancing` says whether the adaptive weight moves (`Recipe.balancing` of the step);
+    `balancing` says whether the adaptive weight moves (`Objective.balancing` of the step);
     None decides on the device, in a program that holds, and waits for, both.
     """
 
     def step(
-        state: TrainState, batch: dict, frozen: dict
+        state: TrainState, batch: dict, frozen_params: dict
     ) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(objective.seed), state.step)
         index = jnp.arange(batch["image"].shape[0])
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        carry = _balanced(recipe, state, batch, keys, frozen, balancing)
-        grads, metrics = _gradient(recipe, state.params, batch, keys, frozen, carry)
-        updates, opt_state = recipe.optimizer.update(
+        carry = _balanced(objective, state, batch, keys, frozen_params, balancing)
+        grads, metrics = _gradient(
+            objective, state.params, batch, keys, frozen_params, carry
+        )
+        updates, opt_state = objective.optimizer.update(
             grads, state.opt_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
         metrics |= carry | {
             "grad_norm": optax.tree.norm(grads),
-            "lr": jnp.asarray(recipe.learning_rate(state.step), jnp.float32),
+            "lr": jnp.asarray(objective.learning_rate(state.step), jnp.float32),
         }
         state = TrainState(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
-            ema=averaged(state.ema, params["denoiser"]),
+            ema=update_ema(state.ema, params["denoiser"]),
             carry=carry,
         )
         return state, metrics
@@ -218,56 +235,61 @@ def make_step(recipe: Recipe, balancing: bool | None = None) -> Step:
 
 
 def _gradient(
-    recipe: Recipe, params: dict, batch: dict, keys: Array, frozen: dict, carry: dict
+    objective: Objective,
+    params: dict,
+    batch: dict,
+    keys: Array,
+    frozen_params: dict,
+    carry: dict,
 ) -> tuple[dict, dict[str, Array]]:
     """Gradient and metrics of the whole batch."""
 
     def one(batch: dict, keys: Array) -> tuple[dict, dict[str, Array]]:
-        drawn = recipe.draw(batch, keys, frozen)
-        grad = jax.value_and_grad(recipe.loss, has_aux=True)
-        (loss, terms), grads = grad(params, drawn, frozen, carry)
+        drawn = objective.draw(batch, keys, frozen_params)
+        grad = jax.value_and_grad(objective.loss, has_aux=True)
+        (loss, terms), grads = grad(params, drawn, frozen_params, carry)
         return grads, {"loss": loss, **terms}
 
-    return _mean_of_slices(recipe, one, batch, keys)
+    return _mean_of_slices(objective, one, batch, keys)
 
 
 def _balanced(
-    recipe: Recipe,
+    objective: Objective,
     state: TrainState,
     batch: dict,
     keys: Array,
-    frozen: dict,
+    frozen_params: dict,
     balancing: bool | None,
 ) -> dict:
     """The carry with the adaptive weight moved, where its schedule says so."""
-    balance = recipe.balance
+    balance = objective.adaptive_weight
     if balance is None or balancing is False:
         return state.carry
 
     def one(batch: dict, keys: Array) -> tuple[Array, Array]:
-        drawn = recipe.draw(batch, keys, frozen)
-        return recipe.last_gradients(state.params, drawn, frozen)
+        drawn = objective.draw(batch, keys, frozen_params)
+        return objective.last_gradients(state.params, drawn, frozen_params)
 
     def move(weight: Array) -> Array:
-        gradients = _mean_of_slices(recipe, one, batch, keys)
-        return balance.moved(weight, *gradients)[0]
+        gradients = _mean_of_slices(objective, one, batch, keys)
+        return balance.update(weight, *gradients)[0]
 
-    weight = state.carry["balance"]
+    weight = state.carry["adaptive_weight"]
     if balancing:
         weight = move(weight)
     else:
-        weight = jax.lax.cond(balance.due(state.step), move, lambda w: w, weight)
-    return {**state.carry, "balance": weight}
+        weight = jax.lax.cond(balance.is_due(state.step), move, lambda w: w, weight)
+    return {**state.carry, "adaptive_weight": weight}
 
 
 def _mean_of_slices(
-    recipe: Recipe, one: Callable[[dict, Array], Tree], batch: dict, keys: Array
+    objective: Objective, one: Callable[[dict, Array], Tree], batch: dict, keys: Array
 ) -> Tree:
-    """`one(batch, keys)` averaged over `accumulate` slices of the batch in turn."""
-    parts = recipe.accumulate
+    """`one(batch, keys)` update_ema over `accumulate` slices of the batch in turn."""
+    parts = objective.accumulate
     if parts == 1:
         return one(batch, keys)
-    run = len(recipe.stages)
+    run = len(objective.stages)
     if len(keys) % (parts * run):
         run = 1
 
@@ -288,10 +310,10 @@ def _mean_of_slices(
 
 
 def abstract_state(
-    recipe: Recipe, ema: tuple[float, ...], mesh: jax.sharding.Mesh
+    objective: Objective, ema: tuple[float, ...], mesh: jax.sharding.Mesh
 ) -> TrainState:
     """Shapes and shardings of a run's state; allocates nothing."""
-    shapes = jax.eval_shape(_beginning(recipe, ema), jax.random.key(0))
+    shapes = jax.eval_shape(_beginning(objective, ema), jax.random.key(0))
     layout = sharding.state_sharding(shapes, mesh)
     return jax.tree.map(
         lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout
@@ -299,13 +321,17 @@ def abstract_state(
 
 
 def fresh_state(
-    recipe: Recipe, ema: tuple[float, ...], mesh: jax.sharding.Mesh
+    objective: Objective, ema: tuple[float, ...], mesh: jax.sharding.Mesh
 ) -> TrainState:
     """The state before the first step, drawn where it will live."""
-    layout = jax.tree.map(lambda s: s.sharding, abstract_state(recipe, ema, mesh))
-    begin = jax.jit(_beginning(recipe, ema), out_shardings=layout)
-    return begin(jax.random.key(recipe.seed))
+    layout = jax.tree.map(lambda s: s.sharding, abstract_state(objective, ema, mesh))
+    begin = jax.jit(_beginning(objective, ema), out_shardings=layout)
+    return begin(jax.random.key(objective.seed))
 
 
-def _beginning(recipe: Recipe, ema: tuple[float, ...]) -> Callable[[Array], TrainState]:
-    return lambda key: create(recipe.init(key), recipe.optimizer, ema, recipe.carry())
+def _beginning(
+    objective: Objective, ema: tuple[float, ...]
+) -> Callable[[Array], TrainState]:
+    return lambda key: create(
+        objective.init(key), objective.optimizer, ema, objective.carry()
+    )

@@ -34,8 +34,8 @@ def test_a_case_survives_json_and_words(name):
 
 def test_words_change_the_config():
     config = Case.parse(WORDS).experiment()
-    assert (config.batch_size, config.model.loop.unroll) == (8, 1)
-    assert config.model.loop.remat == "full"
+    assert (config.batch_size, config.model.stack.unroll) == (8, 1)
+    assert config.model.stack.remat == "full"
     assert config.terms == [FlowMatching()]
     drawing = Case.parse("sample configs/emoji.py:demo 1 solver=heun steps=7")
     sampling = drawing.experiment().sampling
@@ -49,7 +49,7 @@ def test_a_case_without_changes_is_the_config_itself():
 
 def test_empty_options_change_nothing():
     assert changes(terms="", unroll=None, remat="") == {}
-    assert changes(unroll="0") == {"model.loop.unroll": 0}
+    assert changes(unroll="0") == {"model.stack.unroll": 0}
 
 
 def test_an_unknown_field_is_named():

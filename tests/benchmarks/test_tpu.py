@@ -11,7 +11,7 @@ from configs import pixnerd
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.training.throughput import TRAINING_PASSES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -27,14 +27,16 @@ def tiny(terms: str = "flow") -> Experiment:
     config = pixnerd.get_config()
     config.data.image_size = 64
     decoder = NeuralField(width=64, depth=1)
-    config.model = PixNerd(width=128, heads=2, depth=2, tap=1, decoder=decoder)
+    config.model = PixNerd(
+        width=128, heads=2, depth=2, feature_layer=1, decoder=decoder
+    )
     config.sampling.grid = dataclasses.replace(config.sampling.grid, steps=5)
     return tpu.written_out(config, terms)
 
 
 def test_no_loop_over_layers_is_left():
-    loops = [node for _, node in walk(tiny("all")) if isinstance(node, Loop)]
-    assert len(loops) >= 2 and not any(loop.unroll for loop in loops)
+    loops = [node for _, node in walk(tiny("all")) if isinstance(node, StackConfig)]
+    assert len(loops) >= 2 and not any(loop.scan for loop in loops)
     assert len(tiny("all").terms) == 2 and len(tiny("flow").terms) == 1
 
 

@@ -40,4 +40,6 @@ def test_teachers_are_counted_as_the_papers_do():
     config = Case.parse("train configs/pixelgen.py:xl_256 32").experiment()
     # DINOv2-B 46.3 GFLOP, VGG16 40.1: the real image once, the predicted one twice.
     expected = 3e9 * (46.3 + 40.1)
-    assert work.teacher_flops(config.recipe(), 256) == pytest.approx(expected, rel=0.01)
+    assert work.teacher_flops(config.objective(), 256) == pytest.approx(
+        expected, rel=0.01
+    )

@@ -102,7 +102,7 @@ def test_flags_change_a_preset():
     preset = PRESETS["pixelgen_heun50"]()
     assert changed.grid == dataclasses.replace(preset.grid, stage_steps=(10, 20))
     assert changed.guidance == AutoGuidance(
-        scale=3.0, low=0.1, high=0.9, closed="high", weights="runs/weak"
+        scale=3.0, low=0.1, high=0.9, interval="(]", weights="runs/weak"
     )
     assert changed.solver == preset.solver
     with flagsaver.flagsaver(sample_steps=["ten"]):

@@ -36,10 +36,12 @@ JOINT = PixNerdText(
     text_width=16,
     text_length=8,
     mask_text=True,
-    tap=1,
+    feature_layer=1,
     decoder=dataclasses.replace(text_field(), width=8, depth=1),
 )
-MODEL = PixelFlow(num_classes=0, text_width=16, width=32, heads=4, depth=2, tap=1)
+MODEL = PixelFlow(
+    num_classes=0, text_width=16, width=32, heads=4, depth=2, feature_layer=1
+)
 
 
 @functools.cache
@@ -117,8 +119,8 @@ def config(request) -> Experiment:
 def trained(config):
     """A text model after two steps; its weights are not zero any more."""
     mesh = config.mesh.build(jax.devices()[:1])
-    state = fresh_state(config.recipe(), (), mesh)
-    step = jax.jit(make_step(config.recipe()))
+    state = fresh_state(config.objective(), (), mesh)
+    step = jax.jit(make_step(config.objective()))
     image = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3))
     data = {"image": jnp.asarray(image, jnp.float32), **batch()}
     for _ in range(2):
@@ -129,7 +131,9 @@ def trained(config):
 
 def test_images_follow_their_text_and_nothing_else(config, trained):
     generator = config.generator(16, 16)
-    draw = lambda given, **more: generator(trained, given, frozen=frozen(), **more)
+    draw = lambda given, **more: generator(
+        trained, given, frozen_params=frozen(), **more
+    )
     texts = batch()
     images = draw(texts, seed=1).images
     assert images.shape == (4, 16, 16, 3) and np.isfinite(images).all()

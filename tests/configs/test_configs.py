@@ -15,10 +15,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from pixelflow_jax.conditioning.conditioner import ClassLabels
-from pixelflow_jax.config_io import mistyped, walk
+from pixelflow_jax.config_io import type_errors, walk
 from pixelflow_jax.experiment import NODES, ConfigError, Experiment
 from pixelflow_jax.flow.solver import AdamsBashforth
-from pixelflow_jax.models.interface import count, misfitting
+from pixelflow_jax.models.interface import count, shape_errors
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.training.step import make_step
 
@@ -66,19 +66,19 @@ def test_it_builds_and_validates(config):
     """The data set is not opened; a whole training step is traced, nothing computed."""
     assert isinstance(config, Experiment)
     config.validate()
-    recipe, mesh = config.recipe(), config.mesh.build()
+    objective, mesh = config.objective(), config.mesh.build()
     run = dataclasses.replace(config, data=config.data)  # a copy shares nothing mutable
     assert run == config and mesh.size == jax.device_count()
     from pixelflow_jax.training.step import abstract_state
 
-    state = abstract_state(recipe, config.ema, mesh)
+    state = abstract_state(objective, config.ema, mesh)
     size = config.data.image_size
     batch = {
         "image": jax.ShapeDtypeStruct((8, size, size, 3), "float32"),
         **config.conditioner.example(8),
     }
-    frozen = recipe.frozen_shapes()
-    after, metrics = jax.eval_shape(make_step(recipe), state, batch, frozen)
+    frozen_params = objective.frozen_shapes()
+    after, metrics = jax.eval_shape(make_step(objective), state, batch, frozen_params)
     shapes = lambda tree: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
     assert shapes(after) == shapes(state)
     assert metrics["loss"].shape == () and metrics["loss"].dtype == "float32"
@@ -91,7 +91,7 @@ def test_it_survives_json(config):
 
 def test_its_nodes_are_known_and_well_typed(config):
     assert {type(node) for _, node in walk(config)} <= set(NODES)
-    assert mistyped(config) == []
+    assert type_errors(config) == []
 
 
 def test_two_calls_share_no_node():
@@ -141,7 +141,11 @@ def test_the_stages_of_text_models_are_as_published(name, variant):
     table = (size, config.steps, config.batch_size, adam.lr, adam.b2)
     assert (*table, config.time.shift) == STAGES[name, variant]
     assert (adam.clip, adam.weight_decay, config.ema) == (1.0, 0.0, (0.9999,))
-    assert (config.model.tap, config.model.mask_text, config.data.flip) == (6, 0, 0)
+    assert (config.model.feature_layer, config.model.mask_text, config.data.flip) == (
+        6,
+        0,
+        0,
+    )
     assert config.conditioner.length == 128 and config.conditioner.drop == 0.1
     assert config.sampling == PRESETS["adams25_cfg4"]()
     sampling = config.sampling
@@ -159,7 +163,7 @@ def test_each_stage_can_begin_with_the_weights_of_the_last(name):
         FILES[name].get_config(variant).network().shapes() for variant in variants(name)
     ]
     for before, after in itertools.pairwise(stages):
-        other = {line.split()[1] for line in misfitting(before, after)}
+        other = {line.split()[1] for line in shape_errors(before, after)}
         assert other <= ({"position"} if name == "pixelgen_t2i" else set())
 
 

@@ -24,7 +24,7 @@ from pixelflow_jax.tensors import mapping as tables
 from tests.convert import checkpoints
 from tests.convert.checkpoints import refused, run
 
-SMALL = {"width": 24, "heads": 2, "depth": 3, "tap": 1, "patch": 4}
+SMALL = {"width": 24, "heads": 2, "depth": 3, "feature_layer": 1, "patch": 4}
 TEXT = {"text_depth": 1, "text_width": 10, "text_length": 5}
 PIXNERD = PixNerd(num_classes=5, decoder=NeuralField(width=6, depth=1), **SMALL)
 SINCOS = dataclasses.replace(PIXNERD, decoder=NeuralField(encoding="sincos"))
@@ -80,7 +80,9 @@ def test_types_may_differ_between_parameters_and_not_within_one(tmp_path, capsys
     checkpoints.save(theirs | {key: theirs[key].astype(half)}, source)
     message = refused(capsys, "from-torch", source, tmp_path / "out")
     (line,) = listed(message)
-    assert line.startswith("mistyped: ") and key in line and "bfloat16, float32" in line
+    assert (
+        line.startswith("type_errors: ") and key in line and "bfloat16, float32" in line
+    )
     assert nothing_written(tmp_path)
 
 
@@ -134,7 +136,7 @@ def test_pixelgen_and_jit_share_a_network_and_not_a_sampler(family, tmp_path):
         run("from-torch", source, tmp_path / name, *flags)
         config, _ = checkpoints.read(tmp_path / name)
         steps, guidance = config.sampling.grid.steps, config.sampling.guidance
-        assert (steps, guidance.closed) == (50, "both" if family == "jit" else "high")
+        assert (steps, guidance.interval) == (50, "[]" if family == "jit" else "(]")
 
 
 @pytest.mark.parametrize(
@@ -187,18 +189,18 @@ def test_a_config_the_weights_must_fit(pixnerd, tmp_path, capsys):
     file.write_text(
         "from pixelflow_jax.experiment import Experiment\n"
         "from pixelflow_jax.models.pixnerd import NeuralField, PixNerd\n"
-        "from pixelflow_jax.nn.stack import Loop\n"
+        "from pixelflow_jax.nn.stack import StackConfig\n"
         "def get_config(encoding='cosine', depth=3):\n"
         "    field = NeuralField(width=6, depth=1, encoding=encoding)\n"
-        "    model = PixNerd(num_classes=5, width=24, heads=2, depth=depth, tap=2,\n"
-        "        patch=4, decoder=field, loop=Loop(unroll=0))\n"
+        "    model = PixNerd(num_classes=5, width=24, heads=2, depth=depth, feature_layer=2,\n"
+        "        patch=4, decoder=field, stack=StackConfig(scan=False))\n"
         "    return Experiment(name='mine', model=model, seed=7)\n"
     )
     run("from-torch", pixnerd, tmp_path / "fits", f"--config={file}")
     config, _ = checkpoints.read(tmp_path / "fits")
     assert (config.name, config.seed) == ("mine", 7)
     assert config.model.decoder.encoding == "cosine"
-    assert (config.model.tap, config.model.loop.unroll) == (2, 0)
+    assert (config.model.feature_layer, config.model.stack.scan) == (2, False)
     file.write_text(file.read_text().replace("depth=3", "depth=4").replace("24", "48"))
     message = refused(
         capsys, "from-torch", pixnerd, tmp_path / "out", f"--config={file}"
@@ -215,9 +217,9 @@ def test_a_config_the_weights_must_fit(pixnerd, tmp_path, capsys):
     [
         ("width=25", ["width=25 in --set, but the tensors say 24"]),
         ("hats=3", ["hats in --set", "PixNerd's, whose fields are num_classes,"]),
-        ("tap=early", ["tap='early' must be of type int"]),
-        ("tap", ["must be NAME=VALUE"]),
-        ("tap=9", ["model.tap=9"]),
+        ("feature_layer=early", ["feature_layer='early' must be of type int"]),
+        ("feature_layer", ["must be NAME=VALUE"]),
+        ("feature_layer=9", ["model.feature_layer=9"]),
     ],
 )
 def test_fields_that_cannot_be_are_refused(flag, parts, pixnerd, tmp_path, capsys):
@@ -233,9 +235,21 @@ def test_what_tensors_do_not_tell_is_said_and_can_be_set(tmp_path, capsys):
     run("from-torch", source, tmp_path / "three")
     said = capsys.readouterr().out.splitlines()
     assert "assumed: patch=4" in said and "assumed: channels=3" in said
-    run("from-torch", source, tmp_path / "out", "--set", "patch=2", "--set", "tap=2")
+    run(
+        "from-torch",
+        source,
+        tmp_path / "out",
+        "--set",
+        "patch=2",
+        "--set",
+        "feature_layer=2",
+    )
     config, _ = checkpoints.read(tmp_path / "out")
-    assert (config.model.patch, config.model.channels, config.model.tap) == (2, 12, 2)
+    assert (config.model.patch, config.model.channels, config.model.feature_layer) == (
+        2,
+        12,
+        2,
+    )
     assert config.model.image_size == 8
     assert "assumed: patch" not in capsys.readouterr().out
     for flag in ("channels=0", "channels=few", "patch=-4"):
@@ -396,7 +410,7 @@ def test_inspect_prints_tensors_sizes_and_the_model(pixnerd, tmp_path, capsys):
     assert row.split(maxsplit=1)[1] == "float32   [72, 24] x 3"
     size = sum(value.size for value in load_file(pixnerd).values())
     assert f"weights raw (the tensors of the file): {size:,} parameters" in lines
-    assert "  family: pixnerd" in lines and "  assumed: tap=1" in lines
+    assert "  family: pixnerd" in lines and "  assumed: feature_layer=1" in lines
     assert (
         "  model: PixNerd of width 24, heads 2, depth 3, patch 4, num_classes 5"
         in lines

@@ -13,7 +13,7 @@ import pytest
 from pixelflow_jax.convert import variants
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.tensors import mapping as tables
-from pixelflow_jax.tensors.lazy import Stored
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 Shapes = dict[str, tuple[int, ...]]
@@ -169,10 +169,10 @@ RELEASED = {
 }
 
 
-def stored(shapes: Shapes) -> dict[str, Stored]:
+def stored(shapes: Shapes) -> dict[str, LazyTensor]:
     """Tensors that cannot be read: nothing here may ask for values."""
     float32 = np.dtype(np.float32)
-    return {key: Stored(shape, float32, None) for key, shape in shapes.items()}
+    return {key: LazyTensor(shape, float32, None) for key, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -8,7 +8,7 @@ import pytest
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-MODEL = PixNerd(width=1024, depth=8, tap=4, decoder=NeuralField(depth=1))
+MODEL = PixNerd(width=1024, depth=8, feature_layer=4, decoder=NeuralField(depth=1))
 
 
 @LINUX

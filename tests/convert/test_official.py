@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pixelflow_jax.convert import variants
-from pixelflow_jax.models.interface import Cond, DenoiserConfig, network
+from pixelflow_jax.models.interface import Condition, DenoiserConfig, network
 from tests.convert import checkpoints
 from tests.golden import harness
 
@@ -61,10 +61,10 @@ every_model = pytest.mark.parametrize(("fixture", "group"), models())
 def assumed(model: DenoiserConfig) -> list[str]:
     """The flags that say what no tensor says."""
     tell = {
-        "PixelFlow": ("heads", "tap"),
-        "PixelGen": ("context_start", "tap", "dropout", "attention_dropout"),
+        "PixelFlow": ("heads", "feature_layer"),
+        "PixelGen": ("context_start", "feature_layer", "dropout", "attention_dropout"),
     }
-    names = tell.get(type(model).__name__, ("tap",))
+    names = tell.get(type(model).__name__, ("feature_layer",))
     return [x for name in names for x in ("--set", f"{name}={getattr(model, name)}")]
 
 
@@ -118,12 +118,12 @@ def computes_a_case(model: DenoiserConfig, params, fixture, case: str) -> None:
     harness.close(harness.nchw(out.pred[0]), theirs, case)
 
 
-def condition(case: str, arrays: dict) -> Cond:
+def condition(case: str, arrays: dict) -> Condition:
     for name in ("class_labels", "y"):
         if name in arrays:
             return harness.condition(arrays[name])
     mask = None if case == "nomask" else arrays["encoder_attention_mask"].astype(bool)
-    return Cond(text=arrays["encoder_hidden_states"], mask=mask)
+    return Condition(text=arrays["encoder_hidden_states"], mask=mask)
 
 
 @every_model

@@ -13,7 +13,7 @@ from pixelflow_jax.tensors import mapping as tables
 
 def config(**fields) -> PixelGen:
     sizes = {"num_classes": 5, "patch": 4, "image_size": 12, "width": 24, "heads": 3}
-    rest = {"depth": 4, "context_length": 2, "context_start": 1, "tap": 2}
+    rest = {"depth": 4, "context_length": 2, "context_start": 1, "feature_layer": 2}
     return PixelGen(**(sizes | rest | fields))
 
 
@@ -29,7 +29,14 @@ def official(config: PixelGen) -> tuple[list[tables.Row], dict, dict]:
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"bottleneck": 7}, {"context_length": 0}, {"tap": 0}, {"tap": 4}, {"tap": 1}],
+    [
+        {},
+        {"bottleneck": 7},
+        {"context_length": 0},
+        {"feature_layer": 0},
+        {"feature_layer": 4},
+        {"feature_layer": 1},
+    ],
     ids=str,
 )
 def test_load_and_export_are_inverse_bit_for_bit(fields):

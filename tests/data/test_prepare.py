@@ -153,7 +153,7 @@ def test_a_killed_preparation_continues(folder, tmp_path):
     for k in range(6, 60):
         shutil.copy(folder / "cat" / f"{k % 6}.png", folder / "cat" / f"{k}.png")
     options = ["--size", "8", "--shards", "66"]
-    command = [sys.executable, "-m", "pixelflow_jax.cli.prepare", "shards"]
+    command = [sys.executable, "-m", "pixelflow_jax.prepare", "shards"]
     process = subprocess.Popen(
         [*command, folder, out, *options, "--workers", "1"],
         cwd=CHECKOUT,
@@ -176,7 +176,7 @@ def test_a_killed_preparation_continues(folder, tmp_path):
 
 
 def test_workers_do_not_outlive_a_killed_parent(folder, tmp_path):
-    command = [sys.executable, "-m", "pixelflow_jax.cli.prepare", "shards"]
+    command = [sys.executable, "-m", "pixelflow_jax.prepare", "shards"]
     options = ["--size", "8", "--shards", "12", "--workers", "2"]
     process = subprocess.Popen(
         [*command, folder, tmp_path / "out", *options],
@@ -274,7 +274,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from pixelflow_jax.cli.prepare import main
+from pixelflow_jax.prepare import main
 sys.exit(main(sys.argv[1:]))
 """
 

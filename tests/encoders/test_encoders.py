@@ -16,7 +16,7 @@ from pixelflow_jax.encoders.qwen3 import VARIANTS as QWENS
 from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.official import TeacherError
 from tests.encoders.tiny_text import (
     GEOMETRIES,
@@ -86,7 +86,7 @@ def test_the_empty_text_has_states(kind):
 @each
 def test_the_loop_changes_nothing(kind):
     tokens, mask = prompts()
-    net = encoder(kind, loop=Loop(remat="none", unroll=0))
+    net = encoder(kind, stack=StackConfig(remat="none", scan=False))
     found = jax.jit(net.states)(parameters(kind), tokens, mask)
     np.testing.assert_allclose(found, states(kind, tokens, mask), atol=1e-5)
 
@@ -179,7 +179,7 @@ def test_identity_is_json_and_tells_states_apart(kind):
     net = encoder(kind, weights="/somewhere/net/model.safetensors")
     same = [
         {"weights": "/elsewhere/net"},
-        {"loop": Loop(remat="none", unroll=0)},
+        {"stack": StackConfig(remat="none", scan=False)},
         {"attention": "xla"},
     ]
     larger = dataclasses.replace(GEOMETRIES[kind], hidden=41)
@@ -217,7 +217,7 @@ def test_wrong_calls_are_refused(kind):
         ("variant", "gpt", "variant='gpt' is not one of"),
         ("attention", "flash", "attention='flash' is not one of auto, xla, cudnn"),
         ("precision", Precision(compute="int8"), "int8"),
-        ("loop", Loop(unroll=-1), "loop.unroll"),
+        ("stack", StackConfig(unroll=-1), "stack.unroll"),
     ],
 )
 def test_problems_are_named(kind, field, value, part):

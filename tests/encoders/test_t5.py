@@ -22,7 +22,7 @@ from pixelflow_jax.encoders.t5 import (
     table,
 )
 from pixelflow_jax.models.interface import count
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.official import TeacherError, load
 from tests.teachers import official
 from tests.teachers.official import EXACT
@@ -186,9 +186,9 @@ def test_the_bias_is_of_key_minus_query_and_of_any_length():
     np.testing.assert_array_equal(NET.bias(params, 4), found[..., :4, :4])
 
 
-@pytest.mark.parametrize("unroll", [0, 2, 9])
-def test_the_loop_changes_nothing(unroll):
-    net = dataclasses.replace(NET, loop=Loop(remat="none", unroll=unroll))
+@pytest.mark.parametrize("how", [{"scan": False}, {"unroll": 2}, {"unroll": 9}])
+def test_the_loop_changes_nothing(how):
+    net = dataclasses.replace(NET, stack=StackConfig(remat="none", **how))
     found = jax.jit(net.states)(parameters(), *prompts())
     np.testing.assert_allclose(found, default(), atol=1e-5)
 
@@ -368,7 +368,7 @@ def sized(**changes: int) -> dict:
         (sized(buckets=2), "geometry.buckets=2"),
         (sized(max_distance=2), "geometry.max_distance=2 must be larger than a"),
         ({"precision": dataclasses.replace(EXACT, compute="int8")}, "int8"),
-        ({"loop": Loop(unroll=-1)}, "loop.unroll"),
+        ({"stack": StackConfig(unroll=-1)}, "stack.unroll"),
     ],
 )
 def test_problems_are_named(changes, part):

@@ -22,10 +22,10 @@ PARAMS = {"scale": jnp.float32(0.7)}
 VELOCITY = PredictVelocity()
 
 
-def apply(params, groups, clocks, conds):
+def apply(params, groups, timesteps, conds):
     """A network simple enough to compute by hand: it sees image, time and label."""
-    (x,), (clock,), (cond,) = groups, clocks, conds
-    shift = clock + cond.labels.astype(jnp.float32)
+    (x,), (timestep,), (cond,) = groups, timesteps, conds
+    shift = timestep + cond.labels.astype(jnp.float32)
     return Output((params["scale"] * x + shift[:, None, None, None],), ())
 
 

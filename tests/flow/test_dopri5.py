@@ -324,15 +324,15 @@ def test_finished_images_stand_still():
 
 @pytest.mark.parametrize(("control", "shape"), [("image", (5,)), ("batch", ())])
 def test_scalar_or_one_time_an_image(control, shape):
-    told = set()
+    timestep_scale = set()
 
     def field(x, t, step):
-        told.update((v.shape, v.dtype.name) for v in (t, step))
+        timestep_scale.update((v.shape, v.dtype.name) for v in (t, step))
         return paced(x, t, step)
 
     with jax.enable_x64(True):  # time inside is float64 then, not what the field sees
         jax.eval_shape(lambda x: Dopri5(control=control)(field, x, UNIT), IMAGES)
-    assert told == {(shape, "float32")}
+    assert timestep_scale == {(shape, "float32")}
 
 
 # What cannot be solved

@@ -79,19 +79,19 @@ def test_both_evaluations_of_a_heun_step_are_decided_at_its_beginning(counted):
 
 
 @pytest.mark.parametrize(
-    ("closed", "at_low", "at_high"),
+    ("interval", "at_low", "at_high"),
     [
-        ("neither", False, False),
-        ("low", True, False),
-        ("high", False, True),
-        ("both", True, True),
+        ("()", False, False),
+        ("[)", True, False),
+        ("(]", False, True),
+        ("[]", True, True),
     ],
 )
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.7), (0.3, 0.9)])
 def test_ends_of_the_interval_are_compared_in_float32(
-    closed, at_low, at_high, low, high
+    interval, at_low, at_high, low, high
 ):
-    guidance = ClassifierFree(scale=3.0, low=low, high=high, closed=closed)
+    guidance = ClassifierFree(scale=3.0, low=low, high=high, interval=interval)
     beside = lambda end, to: np.nextafter(np.float32(end), np.float32(to))
     for where, expected in [
         (np.float32(low), at_low),
@@ -106,8 +106,8 @@ def test_ends_of_the_interval_are_compared_in_float32(
 
 
 def test_an_unknown_kind_of_interval_is_refused(counted):
-    with pytest.raises(ValueError, match="guidance.closed.*upper"):
-        ClassifierFree(scale=2.0, closed="upper")(counted[0], 0)
+    with pytest.raises(ValueError, match="guidance.interval.*upper"):
+        ClassifierFree(scale=2.0, interval="upper")(counted[0], 0)
 
 
 def flat(values):
@@ -179,7 +179,7 @@ def test_autoguidance_moves_away_from_the_weaker_model(counted):
     branches, calls = counted
     pair = lambda x, t, step: (jnp.full_like(x, COND), jnp.full_like(x, 0.5))
     branches = branches._replace(guide=pair)
-    guidance = AutoGuidance(scale=1.8, low=0.2, high=0.8, closed="high")
+    guidance = AutoGuidance(scale=1.8, low=0.2, high=0.8, interval="(]")
     x = solve(guidance(branches, 0), Euler(), [0, 0.25, 0.5, 0.75, 1]).x
     guided = 0.5 + 1.8 * (COND - 0.5)
     np.testing.assert_allclose(x, (COND + 3 * guided) / 4, rtol=1e-6)
@@ -196,8 +196,8 @@ def test_autoguidance_without_a_second_model_is_refused(counted):
     ("wrong", "named"),
     [
         (ClassifierFree(ramp=(0.0, 1.0)), "guidance.ramp"),
-        (ClassifierFree(closed="open"), "guidance.closed"),
-        (AutoGuidance(closed="open"), "guidance.closed"),
+        (ClassifierFree(interval="open"), "guidance.interval"),
+        (AutoGuidance(interval="open"), "guidance.interval"),
     ],
 )
 def test_what_does_not_fit_four_stages_is_named(wrong, named):

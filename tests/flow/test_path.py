@@ -8,10 +8,10 @@ import pytest
 from pixelflow_jax.flow.path import (
     Stage,
     Straight,
-    double,
-    halve,
+    downsample2,
     image_noise,
     per_image,
+    upsample2,
 )
 from pixelflow_jax.flow.prediction import PredictVelocity
 
@@ -33,7 +33,7 @@ def test_one_stage_is_plain_flow_matching(draws):
     np.testing.assert_allclose(point.x_t, w * image + (1 - w) * noise, atol=1e-6)
     np.testing.assert_array_equal(point.x_t[0], noise[0])
     np.testing.assert_array_equal(point.x_t[2], image[2])
-    np.testing.assert_array_equal(point.clock, t)
+    np.testing.assert_array_equal(point.timestep, t)
     np.testing.assert_array_equal(point.clean, image)
     np.testing.assert_allclose(
         PredictVelocity().target(point), image - noise, atol=1e-6
@@ -42,7 +42,7 @@ def test_one_stage_is_plain_flow_matching(draws):
 
 def test_end_points_of_a_stage_in_the_middle(draws):
     image, _ = draws
-    stage = Stage(halvings=1, start=0.25, end=0.75, clock=(100.0, 300.0))
+    stage = Stage(log2_downscale=1, start=0.25, end=0.75, timestep_range=(100.0, 300.0))
     height, width = stage.size(*SHAPE[1:3])
     assert (height, width) == (4, 6)
     noise = jax.random.normal(jax.random.key(5), (3, height, width, 2))
@@ -53,8 +53,8 @@ def test_end_points_of_a_stage_in_the_middle(draws):
     np.testing.assert_allclose(start.clean, clean, atol=1e-6)
     np.testing.assert_allclose(start.x_t, 0.25 * coarse + 0.75 * noise, atol=1e-6)
     np.testing.assert_allclose(end.x_t, 0.75 * clean + 0.25 * noise, atol=1e-6)
-    np.testing.assert_array_equal(start.clock, [100.0] * 3)
-    np.testing.assert_array_equal(end.clock, [300.0] * 3)
+    np.testing.assert_array_equal(start.timestep, [100.0] * 3)
+    np.testing.assert_array_equal(end.timestep, [300.0] * 3)
 
 
 def test_target_is_the_speed_of_the_path(draws):
@@ -67,11 +67,13 @@ def test_target_is_the_speed_of_the_path(draws):
 
 def test_halving_is_a_block_mean_and_undoes_doubling(draws):
     image, _ = draws
-    np.testing.assert_allclose(halve(double(image), 1), image, atol=1e-6)
-    np.testing.assert_allclose(halve(image, 2), halve(halve(image, 1), 1), rtol=1e-6)
-    np.testing.assert_array_equal(halve(image, 0), image)
+    np.testing.assert_allclose(downsample2(upsample2(image), 1), image, atol=1e-6)
+    np.testing.assert_allclose(
+        downsample2(image, 2), downsample2(downsample2(image, 1), 1), rtol=1e-6
+    )
+    np.testing.assert_array_equal(downsample2(image, 0), image)
     corner = image[0, :2, :2].mean((0, 1))
-    np.testing.assert_allclose(halve(image, 1)[0, 0, 0], corner, rtol=1e-6)
+    np.testing.assert_allclose(downsample2(image, 1)[0, 0, 0], corner, rtol=1e-6)
 
 
 def test_per_image_broadcasts_times_but_leaves_scalars():

@@ -10,10 +10,10 @@ from pixelflow_jax.flow.path import (
     Stage,
     Straight,
     block_noise,
-    double,
-    halve,
+    downsample2,
     pyramid,
     rectification,
+    upsample2,
 )
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 
@@ -35,14 +35,14 @@ def drawn(stage: Stage, size=(32, 64), times=(0.1, 0.7)):
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_stages_join(count, gamma):
     stages = pyramid(count, gamma)
-    assert [stage.halvings for stage in stages] == list(reversed(range(count)))
+    assert [stage.log2_downscale for stage in stages] == list(reversed(range(count)))
     assert stages[0].start == 0 and stages[-1].end == 1
     assert stages[0].jump == (0.0, 1.0) and stages[0].gamma == 0
     for before, stage in zip(stages, stages[1:], strict=False):
         assert stage.start == rectification(before.end, gamma) * before.end
-        assert before.clock[1] == stage.clock[0]
-    assert stages[0].clock[0] == 0
-    low, high = stages[-1].clock
+        assert before.timestep_range[1] == stage.timestep_range[0]
+    assert stages[0].timestep_range[0] == 0
+    low, high = stages[-1].timestep_range
     assert low + 0.999 * (high - low) == pytest.approx(999, abs=1e-9)
 
 
@@ -51,8 +51,8 @@ def test_published_stages():
     starts = [stage.start for stage in stages]
     np.testing.assert_allclose(starts, [0, 1 / 7, 1 / 3, 0.6], atol=1e-9)
     assert [stage.end for stage in stages] == [0.25, 0.5, 0.75, 1.0]
-    clocks = [stage.clock[0] for stage in stages]
-    assert clocks == [0, 175, 426, 719]
+    timesteps = [stage.timestep_range[0] for stage in stages]
+    assert timesteps == [0, 175, 426, 719]
 
 
 @pytest.mark.parametrize("count", COUNTS[1:])
@@ -87,7 +87,7 @@ def test_block_noise_has_its_covariance(gamma):
 
 def test_block_noise_with_the_strongest_correlation_cancels_inside_a_block():
     noise = block_noise(image((2, 8, 8, 3)), -1 / 3)
-    np.testing.assert_allclose(halve(noise, 1), 0, atol=1e-6)
+    np.testing.assert_allclose(downsample2(noise, 1), 0, atol=1e-6)
 
 
 def test_sampled_jump_is_the_training_start():
@@ -95,7 +95,7 @@ def test_sampled_jump_is_the_training_start():
     before, stage = pyramid(3)[1:]
     clean = image((512, 8, 8, 1)) * 0 + 0.5
     noise = image((512, 4, 4, 1), seed=1)
-    end = before.end * halve(clean, 1) + (1 - before.end) * noise
+    end = before.end * downsample2(clean, 1) + (1 - before.end) * noise
     fresh = block_noise(image((512, 8, 8, 1), seed=2), stage.gamma)
     x = np.asarray(stage.begin(end, fresh))
     assert x.mean() == pytest.approx(stage.start * 0.5, abs=0.02)
@@ -108,15 +108,17 @@ def test_sampled_jump_is_the_training_start():
 def test_points_lie_between_their_ends(count):
     for stage in pyramid(count):
         point, noise = drawn(stage)
-        coarse = double(halve(point.clean, 1))
+        coarse = upsample2(downsample2(point.clean, 1))
         start = stage.start * coarse + (1 - stage.start) * noise
         np.testing.assert_allclose(point.start, start, atol=1e-6)
         end = stage.end * point.clean + (1 - stage.end) * noise
         np.testing.assert_allclose(point.end, end, atol=1e-6)
         t = point.t[:, None, None, None]
         np.testing.assert_allclose(point.x_t, t * end + (1 - t) * start, atol=1e-6)
-        low, high = stage.clock
-        np.testing.assert_allclose(point.clock, low + (high - low) * point.t, rtol=1e-6)
+        low, high = stage.timestep_range
+        np.testing.assert_allclose(
+            point.timestep, low + (high - low) * point.t, rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("prediction", [PredictVelocity(), PredictClean()])
@@ -143,7 +145,7 @@ def test_one_stage_is_plain_flow_matching():
             getattr(point, name), getattr(plain, name), atol=1e-6
         )
     np.testing.assert_array_equal(point.start, noise)
-    np.testing.assert_allclose(point.clock, 1000 * plain.clock, rtol=1e-6)
+    np.testing.assert_allclose(point.timestep, 1000 * plain.timestep, rtol=1e-6)
 
 
 def test_noise_scale_is_the_standard_deviation_of_the_start():
@@ -167,4 +169,4 @@ def test_pyramids_that_cannot_be(wrong):
 def test_cuts_are_rounded_down_as_the_official_table_is():
     ends = [stage.end for stage in pyramid(3)]
     np.testing.assert_allclose(ends, [0.333, 0.666, 1.0], atol=1e-7)
-    assert [type(stage.clock[0]) for stage in pyramid(3)] == [int] * 3
+    assert [type(stage.timestep_range[0]) for stage in pyramid(3)] == [int] * 3

@@ -22,20 +22,20 @@ SOLVERS = {
 TIMES = Grid(steps=7, shift=1.5, last_step=0.04).times()
 NODE = float(TIMES[3])
 SUMMED = float(np.cumsum(np.diff(TIMES), dtype=np.float32)[3])  # Adams' node 4
-# Windows (low, high, closed) and the runs that they make of Euler's seven steps.
+# Windows (low, high, interval) and the runs that they make of Euler's seven steps.
 WINDOWS = {
-    "begins inside": ((0.2, np.inf, "neither"), 2),
-    "ends inside": ((-np.inf, 0.6, "high"), 2),
-    "both inside": ((0.1, 0.9, "high"), 3),
-    "low on a node, open": ((NODE, 0.9, "neither"), 3),
-    "low on a node, closed": ((NODE, 0.9, "low"), 3),
-    "high on a node, open": ((0.1, NODE, "neither"), 3),
-    "high on a node, closed": ((0.1, NODE, "both"), 3),
-    "high on a sum of steps": ((0.1, SUMMED, "high"), 3),
-    "the first step alone": ((0.0, 0.0, "both"), 2),
-    "the last step alone": ((0.93, 1.0, "neither"), 2),
-    "empty": ((0.5, 0.5, "neither"), 1),
-    "everywhere": ((-1.0, 2.0, "neither"), 1),
+    "begins inside": ((0.2, np.inf, "()"), 2),
+    "ends inside": ((-np.inf, 0.6, "(]"), 2),
+    "both inside": ((0.1, 0.9, "(]"), 3),
+    "low on a node, open": ((NODE, 0.9, "()"), 3),
+    "low on a node, closed": ((NODE, 0.9, "[)"), 3),
+    "high on a node, open": ((0.1, NODE, "()"), 3),
+    "high on a node, closed": ((0.1, NODE, "[]"), 3),
+    "high on a sum of steps": ((0.1, SUMMED, "(]"), 3),
+    "the first step alone": ((0.0, 0.0, "[]"), 2),
+    "the last step alone": ((0.93, 1.0, "()"), 2),
+    "empty": ((0.5, 0.5, "()"), 1),
+    "everywhere": ((-1.0, 2.0, "()"), 1),
 }
 
 
@@ -63,8 +63,8 @@ START = jnp.linspace(-1, 1, 4)
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_runs_are_what_a_decision_in_every_step_gives(name, window):
-    low, high, closed = WINDOWS[window][0]
-    guidance = ClassifierFree(scale=3.0, low=low, high=high, closed=closed)
+    low, high, interval = WINDOWS[window][0]
+    guidance = ClassifierFree(scale=3.0, low=low, high=high, interval=interval)
     field = guidance(BRANCHES, 0)
     found = jax.jit(solve(SOLVERS[name], field))(START)
     decided = solve(SOLVERS[name], lambda x, t, step: field(x, t, step))
@@ -78,9 +78,9 @@ def test_runs_are_what_a_decision_in_every_step_gives(name, window):
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_fixed_grid_leaves_no_decision_to_the_program(name, window):
-    (low, high, closed), count = WINDOWS[window]
+    (low, high, interval), count = WINDOWS[window]
     for guidance in (ClassifierFree, AutoGuidance):
-        field = guidance(scale=3.0, low=low, high=high, closed=closed)(BRANCHES, 0)
+        field = guidance(scale=3.0, low=low, high=high, interval=interval)(BRANCHES, 0)
         found = names(jax.make_jaxpr(solve(SOLVERS[name], field))(START))
         assert "cond" not in found and "while" not in found
         if name in ("euler", "heun"):

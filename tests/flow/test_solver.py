@@ -91,14 +91,16 @@ def test_one_step_of_every_solver_is_eulers():
 def test_adams_tells_the_network_the_float32_running_sum():
     times = Grid(steps=3, shift=1.5, last_step=0.04).times()
     summed = np.float32(0)
-    told = []
+    timestep_scale = []
     for dt in np.diff(times):
-        told.append(summed)
+        timestep_scale.append(summed)
         summed = np.float32(summed + dt)
-    assert not np.array_equal(told, times[:-1])  # so that the sum can be told apart
+    assert not np.array_equal(
+        timestep_scale, times[:-1]
+    )  # so that the sum can be timestep_scale apart
     field = lambda x, t, step: jnp.full(1, t)
     out = solve(AdamsBashforth(order=1), field, jnp.zeros(1), times, record=True)
-    np.testing.assert_array_equal(out.velocities[:, 0], told)
+    np.testing.assert_array_equal(out.velocities[:, 0], timestep_scale)
 
 
 NODES = Grid(steps=7, shift=2.5, last_step=0.03).times()

@@ -101,7 +101,7 @@ def test_stages_may_have_steps_of_their_own():
     [
         (Grid(stage_steps=(2, 5)), "grid.stage_steps"),
         (Grid(stage_steps=(2, 0, 5)), "stage_steps=(2, 0, 5)"),
-        (Grid(told=0.0), "told"),
+        (Grid(timestep_scale=0.0), "timestep_scale"),
     ],
 )
 def test_what_does_not_fit_three_stages_is_named(grid, named):

@@ -24,14 +24,14 @@ from pixelflow_jax.convert import (
     pixnerd,
     pixnerd_text,
 )
-from pixelflow_jax.models.interface import Cond, DenoiserConfig, Network, network
+from pixelflow_jax.models.interface import Condition, DenoiserConfig, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack
+from pixelflow_jax.nn.stack import Stack, StackConfig
 from pixelflow_jax.tensors import mapping as tables
 from tests.conftest import golden_dir
 
@@ -132,7 +132,7 @@ def take(options: dict, known: dict) -> dict:
 
 
 def pixnerd_config(
-    kwargs: dict, *, baseline: bool = False, tap=None, **more
+    kwargs: dict, *, baseline: bool = False, feature_layer=None, **more
 ) -> PixNerd:
     """Our config from the official constructor's arguments.
 
@@ -161,7 +161,7 @@ def pixnerd_config(
         width=o["hidden_size"],
         heads=o["num_groups"],
         depth=depth,
-        tap=depth // 2 if tap is None else tap,
+        feature_layer=depth // 2 if feature_layer is None else feature_layer,
         decoder=decoder,
         **more,
     )
@@ -207,15 +207,21 @@ def biased(layer: nnx.Linear, branch: jax.Array) -> jax.Array:
 
 @functools.cache
 def pixnerd_model(
-    fixture: Fixture, baseline: bool = False, tap: int | None = None, remat="none"
+    fixture: Fixture,
+    baseline: bool = False,
+    feature_layer: int | None = None,
+    remat="none",
 ) -> Loaded:
     config = pixnerd_config(
-        fixture.config["model"], baseline=baseline, tap=tap, loop=Loop(remat=remat)
+        fixture.config["model"],
+        baseline=baseline,
+        feature_layer=feature_layer,
+        stack=StackConfig(remat=remat),
     )
     return Loaded(config, fixture.under("params"), pixnerd.table(config))
 
 
-def pixelflow_config(kwargs: dict, *, tap=None, **more) -> PixelFlow:
+def pixelflow_config(kwargs: dict, *, feature_layer=None, **more) -> PixelFlow:
     """Our config from the official constructor's arguments."""
     o = take(kwargs, {"dropout": 0.0, "cross_attention_dim": None, **PIXELFLOW})
     missing = sorted(name for name in PIXELFLOW if o[name] is None)
@@ -228,7 +234,7 @@ def pixelflow_config(kwargs: dict, *, tap=None, **more) -> PixelFlow:
         width=o["num_attention_heads"] * o["attention_head_dim"],
         heads=o["num_attention_heads"],
         depth=o["depth"],
-        tap=o["depth"] // 2 if tap is None else tap,
+        feature_layer=o["depth"] // 2 if feature_layer is None else feature_layer,
         text_width=o["cross_attention_dim"] or 0,
         attention_bias=o["attention_bias"],
         **more,
@@ -244,8 +250,14 @@ PIXELFLOW = dict.fromkeys(
 
 
 @functools.cache
-def pixelflow_model(fixture: Fixture, tap: int | None = None, remat="none") -> Loaded:
-    config = pixelflow_config(fixture.config["model"], tap=tap, loop=Loop(remat=remat))
+def pixelflow_model(
+    fixture: Fixture, feature_layer: int | None = None, remat="none"
+) -> Loaded:
+    config = pixelflow_config(
+        fixture.config["model"],
+        feature_layer=feature_layer,
+        stack=StackConfig(remat=remat),
+    )
     return Loaded(config, fixture.under("params"), pixelflow.table(config))
 
 
@@ -257,7 +269,7 @@ PIXELGEN = dict.fromkeys(
 )
 
 
-def pixelgen_config(kwargs: dict, *, tap=None, **more) -> PixelGen:
+def pixelgen_config(kwargs: dict, *, feature_layer=None, **more) -> PixelGen:
     """Our config from the official constructor's arguments."""
     known = {"mlp_ratio": 4.0, "attn_drop": 0.0, "proj_drop": 0.0}
     o = take(kwargs, known | PIXELGEN)
@@ -275,7 +287,7 @@ def pixelgen_config(kwargs: dict, *, tap=None, **more) -> PixelGen:
         bottleneck=o["bottleneck_dim"] if o["use_bottleneck"] else 0,
         context_length=o["in_context_len"],
         context_start=o["in_context_start"],
-        tap=o["depth"] // 2 if tap is None else tap,
+        feature_layer=o["depth"] // 2 if feature_layer is None else feature_layer,
         dropout=o["proj_drop"],
         attention_dropout=o["attn_drop"],
         **more,
@@ -284,9 +296,16 @@ def pixelgen_config(kwargs: dict, *, tap=None, **more) -> PixelGen:
 
 @functools.cache
 def pixelgen_model(
-    fixture: Fixture, tap: int | None = None, remat="none", group: str = "params"
+    fixture: Fixture,
+    feature_layer: int | None = None,
+    remat="none",
+    group: str = "params",
 ) -> Loaded:
-    config = pixelgen_config(fixture.config["model"], tap=tap, loop=Loop(remat=remat))
+    config = pixelgen_config(
+        fixture.config["model"],
+        feature_layer=feature_layer,
+        stack=StackConfig(remat=remat),
+    )
     return Loaded(config, fixture.under(group), pixelgen.table(config))
 
 
@@ -313,7 +332,7 @@ def text_arguments(kwargs: dict, *names: str) -> tuple[dict, dict]:
     return o, fields
 
 
-def pixelgen_text_config(kwargs: dict, *, tap=None, **more) -> PixelGenText:
+def pixelgen_text_config(kwargs: dict, *, feature_layer=None, **more) -> PixelGenText:
     """Our config from the official constructor's arguments."""
     own = ("input_size", "num_blocks", "bottleneck_dim")
     o, fields = text_arguments(kwargs, *own)
@@ -321,13 +340,13 @@ def pixelgen_text_config(kwargs: dict, *, tap=None, **more) -> PixelGenText:
         image_size=o["input_size"],
         depth=o["num_blocks"],
         bottleneck=o["bottleneck_dim"],
-        tap=o["num_blocks"] // 2 if tap is None else tap,
+        feature_layer=o["num_blocks"] // 2 if feature_layer is None else feature_layer,
         **fields,
         **more,
     )
 
 
-def pixnerd_text_config(kwargs: dict, *, tap=None, **more) -> PixNerdText:
+def pixnerd_text_config(kwargs: dict, *, feature_layer=None, **more) -> PixNerdText:
     """Our config from the official constructor's arguments."""
     own = ("decoder_hidden_size", "num_encoder_blocks", "num_decoder_blocks")
     o, fields = text_arguments(kwargs, *own)
@@ -338,7 +357,9 @@ def pixnerd_text_config(kwargs: dict, *, tap=None, **more) -> PixNerdText:
     )
     return PixNerdText(
         depth=o["num_encoder_blocks"],
-        tap=o["num_encoder_blocks"] // 2 if tap is None else tap,
+        feature_layer=o["num_encoder_blocks"] // 2
+        if feature_layer is None
+        else feature_layer,
         decoder=decoder,
         **fields,
         **more,
@@ -348,7 +369,7 @@ def pixnerd_text_config(kwargs: dict, *, tap=None, **more) -> PixNerdText:
 @functools.cache
 def text_model(
     fixture: Fixture,
-    tap: int | None = None,
+    feature_layer: int | None = None,
     remat="none",
     canvas: tuple[int, ...] = (),
 ) -> Loaded:
@@ -357,7 +378,12 @@ def text_model(
     make = pixelgen_text_config if pixelgens else pixnerd_text_config
     convert = pixelgen_text if pixelgens else pixnerd_text
     more = {"canvas": canvas} if canvas else {}
-    config = make(fixture.config["model"], tap=tap, loop=Loop(remat=remat), **more)
+    config = make(
+        fixture.config["model"],
+        feature_layer=feature_layer,
+        stack=StackConfig(remat=remat),
+        **more,
+    )
     return Loaded(config, fixture.under("params"), convert.table(config))
 
 
@@ -371,11 +397,11 @@ def canvas_of(fixture: Fixture, case: str) -> tuple[int, ...]:
     return tuple(int(side / scale) for side, scale in pairs)
 
 
-def condition(values: np.ndarray) -> Cond:
+def condition(values: np.ndarray) -> Condition:
     """A recorded condition: labels where each image has one number, text otherwise."""
     if values.ndim == 1:
-        return Cond(labels=jax.numpy.asarray(values, jax.numpy.int32))
-    return Cond(text=jax.numpy.asarray(values))
+        return Condition(labels=jax.numpy.asarray(values, jax.numpy.int32))
+    return Condition(text=jax.numpy.asarray(values))
 
 
 def projector(fixture: Fixture) -> dict:

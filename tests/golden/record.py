@@ -38,14 +38,14 @@ from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.losses.objective import Context, FlowMatching
-from pixelflow_jax.models.interface import Cond, Network, network
+from pixelflow_jax.models.interface import Condition, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.embed import rotary_table
 from pixelflow_jax.nn.field import dct_features
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.sampler import denoise
 from pixelflow_jax.tensors import mapping as tables
 
@@ -58,12 +58,18 @@ MODEL = PixNerd(
     width=24,
     heads=3,
     depth=2,
-    tap=1,
+    feature_layer=1,
     decoder=NeuralField(width=6, depth=2),
-    loop=Loop(remat="none"),
+    stack=StackConfig(remat="none"),
 )
 BASELINE = PixNerd(
-    num_classes=5, patch=4, width=24, heads=3, depth=2, tap=1, decoder=LinearDecoder()
+    num_classes=5,
+    patch=4,
+    width=24,
+    heads=3,
+    depth=2,
+    feature_layer=1,
+    decoder=LinearDecoder(),
 )
 SAMPLERS = {
     "euler": Euler(),
@@ -140,20 +146,20 @@ def record_forward() -> dict:
                 params,
                 (image(case, 2, height, width),),
                 (jnp.array([0.15, 0.8]),),
-                (Cond(labels=jnp.array([1, 5])),),
+                (Condition(labels=jnp.array([1, 5])),),
             )
-            outputs |= {case: out.pred[0], f"{case}_tap": out.tap[0][:, :2]}
+            outputs |= {case: out.pred[0], f"{case}_tap": out.features[0][:, :2]}
     return outputs
 
 
 def record_pixelflow() -> dict:
     """Two resolutions in one packed pass, with classes and with text."""
-    small = {"patch": 2, "width": 24, "heads": 3, "depth": 2, "tap": 1}
+    small = {"patch": 2, "width": 24, "heads": 3, "depth": 2, "feature_layer": 1}
     text = jnp.asarray(normal("text", (2, 5, 16)))
     mask = jnp.arange(5) < jnp.array([[3], [5]])
     conds = {
-        "class": Cond(labels=jnp.array([1, 5])),
-        "text": Cond(text=text, mask=mask),
+        "class": Condition(labels=jnp.array([1, 5])),
+        "text": Condition(text=text, mask=mask),
     }
     outputs = {}
     for kind, cond in conds.items():
@@ -161,10 +167,10 @@ def record_pixelflow() -> dict:
         fields |= {} if kind == "class" else {"text_width": 16}
         net, params = model(PixelFlow(**small, **fields))
         images = image(f"{kind}_small", 2, 4, 4), image(f"{kind}_large", 2, 8, 6)
-        clocks = jnp.array([3.0, 170.0]), jnp.array([500.5, 999.0])
-        out = jax.jit(net.apply)(params, images, clocks, (cond, cond))
+        timesteps = jnp.array([3.0, 170.0]), jnp.array([500.5, 999.0])
+        out = jax.jit(net.apply)(params, images, timesteps, (cond, cond))
         outputs |= {f"{kind}_4x4": out.pred[0], f"{kind}_8x6": out.pred[1]}
-        outputs[f"{kind}_tap"] = out.tap[1][:, :2]
+        outputs[f"{kind}_tap"] = out.features[1][:, :2]
     return outputs
 
 
@@ -175,7 +181,7 @@ def record_cascade() -> dict:
     for k, stage in enumerate(pyramid(3)):
         noise = image(f"cascade_noise{k}", 2, *stage.size(16, 8))
         point = stage.draw(clean, noise, t)
-        outputs |= {f"x_t{k}": point.x_t, f"clock{k}": point.clock}
+        outputs |= {f"x_t{k}": point.x_t, f"timestep{k}": point.timestep}
         outputs[f"target{k}"] = PredictVelocity().target(point)
         if end is not None:
             fresh = block_noise(noise, stage.gamma)
@@ -187,7 +193,7 @@ def record_cascade() -> dict:
 def record_pixelgen() -> dict:
     """JiT with and without the bottleneck and class tokens."""
     small = {"num_classes": 5, "patch": 4, "image_size": 8, "width": 24, "heads": 3}
-    small |= {"depth": 3, "tap": 1, "dropout": 0.0}
+    small |= {"depth": 3, "feature_layer": 1, "dropout": 0.0}
     variants = {
         "bottleneck": {"bottleneck": 6, "context_length": 3, "context_start": 2},
         "direct": {"context_length": 0},
@@ -196,9 +202,9 @@ def record_pixelgen() -> dict:
     for name, fields in variants.items():
         net, params = model(PixelGen(**small, **fields))
         args = (image(f"jit_{name}", 2, 8, 8),), (jnp.array([0.15, 0.8]),)
-        cond = Cond(labels=jnp.array([1, 5]))
+        cond = Condition(labels=jnp.array([1, 5]))
         out = jax.jit(net.apply)(params, *args, (cond,))
-        outputs |= {name: out.pred[0], f"{name}_tap": out.tap[0]}
+        outputs |= {name: out.pred[0], f"{name}_tap": out.features[0]}
     return outputs
 
 
@@ -206,7 +212,7 @@ def record_pixelgen() -> dict:
 def small_model() -> tuple[Network, dict]:
     """A smaller model for the samplers, which take longest to compile."""
     field = dataclasses.replace(MODEL.decoder, depth=1)
-    return model(dataclasses.replace(MODEL, depth=1, tap=0, decoder=field))
+    return model(dataclasses.replace(MODEL, depth=1, feature_layer=0, decoder=field))
 
 
 def record_sampler(name: str) -> dict:
@@ -214,8 +220,11 @@ def record_sampler(name: str) -> dict:
     net, params = small_model()
     start = image("start", 2, 8, 8)
     steps = jnp.asarray(normal("steps", (5, *start.shape)))
-    cond, null = Cond(labels=jnp.array([0, 3])), Cond(labels=jnp.array([5, 5]))
-    guidance = ClassifierFree(scale=2.5, low=0.1, high=0.7, closed="high")
+    cond, null = (
+        Condition(labels=jnp.array([0, 3])),
+        Condition(labels=jnp.array([5, 5])),
+    )
+    guidance = ClassifierFree(scale=2.5, low=0.1, high=0.7, interval="(]")
     times = Grid(steps=5, last_step=0.1, shift=2.0).times()
     prediction = PredictClean() if name.startswith("heun") else PredictVelocity()
 
@@ -234,12 +243,12 @@ def record_training() -> dict:
     clean, noise = image("clean", 4, 8, 8), image("noise", 4, 8, 8)
     t = LogitNormal(mean=-0.2, shift=1.5).transform(jnp.asarray(normal("t", (4,))))
     point = Stage().draw(clean, noise, t)
-    cond = Cond(labels=jnp.array([0, 1, 2, 3]))
+    cond = Condition(labels=jnp.array([0, 1, 2, 3]))
     draw = jnp.array([0.05, 0.5, 0.1, 0.9])
-    cond = drop(draw, cond, Cond(labels=jnp.full(4, 5)), 0.1)
+    cond = drop(draw, cond, Condition(labels=jnp.full(4, 5)), 0.1)
 
     def loss(params, prediction):
-        out = net.apply(params, (point.x_t,), (point.clock,), (cond,))
+        out = net.apply(params, (point.x_t,), (point.timestep,), (cond,))
         return jnp.mean(FlowMatching()(Context((point,), out, prediction)))
 
     value, grads = jax.jit(jax.value_and_grad(lambda p: loss(p, PredictVelocity())))(

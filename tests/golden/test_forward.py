@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.models.pixnerd import TIME_PERIOD, Block, FieldDecoder, PixNerdModel
 from pixelflow_jax.models.text_trunk import text_rope
 from pixelflow_jax.nn.embed import rotary_table, sinusoid
@@ -21,7 +21,7 @@ from tests.golden import harness
 
 def trunk(model: PixNerdModel, image: Array, t: Array, labels: Array) -> dict:
     """The transformer's intermediates, under the reference's names."""
-    (time,), (cond,) = model.condition((t,), (Cond(labels=labels),))
+    (time,), (cond,) = model.condition((t,), (Condition(labels=labels),))
     packing, tokens, rope = model.embed((image,))
     out = {
         "t_embedder": time,
@@ -96,7 +96,7 @@ def check_forward(
 
     @jax.jit
     def run(params, image, t, labels):
-        out = loaded.network.apply(params, (image,), (t,), (Cond(labels=labels),))
+        out = loaded.network.apply(params, (image,), (t,), (Condition(labels=labels),))
         return out.pred[0], intermediates(loaded, params, image, t, labels)
 
     pred, ours = run(loaded.params, *args)
@@ -146,18 +146,26 @@ def test_where_the_trunk_is_cut_changes_nothing(fixture, case):
     name = fixture.config["cases"][0]
     given, recorded = fixture.under(f"in/{name}"), fixture.under(f"out/{name}")
     depth = fixture.config["model"]["num_cond_blocks"]
-    for tap in sorted({0, 1, depth}):
-        loaded = harness.pixnerd_model(fixture, tap=tap)
+    for feature_layer in sorted({0, 1, depth}):
+        loaded = harness.pixnerd_model(fixture, feature_layer=feature_layer)
         out = jax.jit(loaded.network.apply)(
             loaded.params,
             (harness.nhwc(given["x"]),),
             (given["t"],),
-            (Cond(labels=given["y"].astype(np.int32)),),
+            (Condition(labels=given["y"].astype(np.int32)),),
         )
-        harness.close(harness.nchw(out.pred[0]), recorded["output"], f"tap {tap}")
-        theirs = f"block{tap - 1}" if tap else "s_embedder"
+        harness.close(
+            harness.nchw(out.pred[0]),
+            recorded["output"],
+            f"feature_layer {feature_layer}",
+        )
+        theirs = f"block{feature_layer - 1}" if feature_layer else "s_embedder"
         if theirs in recorded:
-            harness.close(out.tap[0], recorded[theirs], f"tap {tap}: tokens")
+            harness.close(
+                out.features[0],
+                recorded[theirs],
+                f"feature_layer {feature_layer}: tokens",
+            )
 
 
 def table_names(fixture) -> list[str]:

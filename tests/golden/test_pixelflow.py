@@ -6,10 +6,10 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
-from pixelflow_jax.flow.path import double, halve, pyramid
+from pixelflow_jax.flow.path import downsample2, pyramid, upsample2
 from pixelflow_jax.flow.prediction import PredictVelocity
 from pixelflow_jax.losses.objective import Context, FlowMatching
-from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.models.pixelflow import PERIOD, Block, PixelFlowModel
 from pixelflow_jax.nn.embed import TimeEmbed, rotary_table, sinusoid
 from pixelflow_jax.nn.layers import gated, layer_normalise, modulate
@@ -21,7 +21,9 @@ TABLE = 5e-6  # of rotary tables; angles of times reach 999, where float32 ends 
 LOSS = 1e-5
 
 
-def intermediates(model: PixelFlowModel, image: Array, t: Array, cond: Cond) -> dict:
+def intermediates(
+    model: PixelFlowModel, image: Array, t: Array, cond: Condition
+) -> dict:
     """What the reference records inside the network, under its names."""
     size = jnp.array([image.shape[2] // model.patch])
     wave = lambda v: sinusoid(v, TimeEmbed.features, PERIOD, closed=True)
@@ -62,7 +64,7 @@ def branches(block: Block, x: Array, cond: Array, packing, rope, text) -> dict:
     return out | {"mlp": harness.biased(block.mlp.down, made)}
 
 
-def check_forward(fixture, case: str, image, t, cond: Cond) -> None:
+def check_forward(fixture, case: str, image, t, cond: Condition) -> None:
     loaded = harness.pixelflow_model(fixture)
 
     @jax.jit
@@ -103,7 +105,7 @@ def test_forward(fixture, case):
     rows, columns = (n // patch for n in given["x"].shape[-2:])
     assert given["latent_size"].tolist() == [columns]
     check_positions(fixture, rows, columns, given["pos_embed"])
-    cond = Cond(labels=given["class_labels"].astype(np.int32))
+    cond = Condition(labels=given["class_labels"].astype(np.int32))
     check_forward(fixture, case, given["x"], given["timestep"], cond)
 
 
@@ -120,7 +122,7 @@ def test_text_forward(fixture, case):
     assert given["latent_size"].tolist() == [columns]
     check_positions(fixture, rows, columns, given["pos_embed"])
     mask = {"masked": given["encoder_attention_mask"].astype(bool), "nomask": None}
-    cond = Cond(text=given["encoder_hidden_states"], mask=mask[case])
+    cond = Condition(text=given["encoder_hidden_states"], mask=mask[case])
     check_forward(fixture, case, given["x"], given["timestep"], cond)
 
 
@@ -128,18 +130,26 @@ def test_text_forward(fixture, case):
 def test_where_the_trunk_is_cut_changes_nothing(fixture, case):
     name = fixture.config["cases"][0]
     given, recorded = fixture.under(f"in/{name}"), fixture.under(f"out/{name}")
-    for tap in (0, fixture.config["model"]["depth"]):
-        loaded = harness.pixelflow_model(fixture, tap=tap)
+    for feature_layer in (0, fixture.config["model"]["depth"]):
+        loaded = harness.pixelflow_model(fixture, feature_layer=feature_layer)
         out = jax.jit(loaded.network.apply)(
             loaded.params,
             (harness.nhwc(given["x"]),),
             (given["timestep"],),
-            (Cond(labels=given["class_labels"].astype(np.int32)),),
+            (Condition(labels=given["class_labels"].astype(np.int32)),),
         )
-        harness.close(harness.nchw(out.pred[0]), recorded["output"], f"tap {tap}")
-        theirs = f"block{tap - 1}" if tap else "patch_embed"
+        harness.close(
+            harness.nchw(out.pred[0]),
+            recorded["output"],
+            f"feature_layer {feature_layer}",
+        )
+        theirs = f"block{feature_layer - 1}" if feature_layer else "patch_embed"
         if theirs in recorded:
-            harness.close(out.tap[0], recorded[theirs], f"tap {tap}: tokens")
+            harness.close(
+                out.features[0],
+                recorded[theirs],
+                f"feature_layer {feature_layer}: tokens",
+            )
 
 
 @harness.parametrize("pixelflow_rope", None, lambda fixture: ["rope", "times"])
@@ -187,12 +197,12 @@ class Batch:
         self.numbers = [stages.index(stage) for stage in self.stages]
         self.conds = self._conditions(given, config)
 
-    def _conditions(self, given: dict, config) -> list[Cond]:
+    def _conditions(self, given: dict, config) -> list[Condition]:
         """The conditions of each stage, in the packed order."""
         fields = {}
         if config.num_classes:
             labels = given["labels"][np.concatenate(self.members)].astype(np.int32)
-            cond = Cond(labels=jnp.asarray(labels))
+            cond = Condition(labels=jnp.asarray(labels))
             law, u = ClassLabels(), given["label_drop_uniform"]
             cond = drop(jnp.asarray(u), cond, law.null({}, cond, config), law.drop)
             fields["labels"] = cond.labels
@@ -202,7 +212,7 @@ class Batch:
             )
         ends = np.cumsum([len(m) for m in self.members])
         slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
-        return [Cond(**{k: v[part] for k, v in fields.items()}) for part in slices]
+        return [Condition(**{k: v[part] for k, v in fields.items()}) for part in slices]
 
 
 def padded(states: np.ndarray, lengths: np.ndarray) -> tuple[Array, Array]:
@@ -222,7 +232,7 @@ def collated(batch: Batch, config, recorded: dict) -> dict:
     for number, point in zip(batch.numbers, batch.points, strict=True):
         parts = {
             "clean_end": point.clean,
-            "clean_start": double(halve(point.clean, 1)),
+            "clean_start": upsample2(downsample2(point.clean, 1)),
             "end": point.end,
             "start": point.start,
         }
@@ -237,7 +247,7 @@ def collated(batch: Batch, config, recorded: dict) -> dict:
         [channels_first(image, config.patch) for image in images]
     )
     return out | {
-        "collate/timesteps": np.concatenate([p.clock for p in batch.points]),
+        "collate/timesteps": np.concatenate([p.timestep for p in batch.points]),
         "collate/batch_latent_size": np.array(grids, np.int32),
         "collate/seqlen_list_q": lengths,
         "collate/cumsum_q_len": np.cumsum([0, *lengths]),
@@ -255,10 +265,10 @@ def learned(loaded: harness.Loaded, batch: Batch, order: list[int]) -> dict:
     points, stages = pick(batch.points), pick(batch.stages)
 
     def loss(params, points, conds):
-        images, clocks = (
-            tuple(getattr(p, k) for p in points) for k in ("x_t", "clock")
+        images, timesteps = (
+            tuple(getattr(p, k) for p in points) for k in ("x_t", "timestep")
         )
-        out = loaded.network.apply(params, images, clocks, conds)
+        out = loaded.network.apply(params, images, timesteps, conds)
         items = FlowMatching()(Context(points, out, PredictVelocity(), stages))
         return jnp.mean(items), (out.pred, items)
 
@@ -311,11 +321,11 @@ def test_packed_groups_equal_separate_ones(fixture, case):
     loaded = harness.pixelflow_model(fixture)
     batch = Batch(fixture, loaded.config)
     images = tuple(point.x_t for point in batch.points)
-    clocks = tuple(point.clock for point in batch.points)
+    timesteps = tuple(point.timestep for point in batch.points)
     conds = tuple(batch.conds)
     apply = jax.jit(loaded.network.apply)
-    packed = apply(loaded.params, images, clocks, conds).pred
+    packed = apply(loaded.params, images, timesteps, conds).pred
     for i, out in enumerate(packed):
         part = slice(i, i + 1)
-        (alone,) = apply(loaded.params, images[part], clocks[part], conds[part]).pred
+        (alone,) = apply(loaded.params, images[part], timesteps[part], conds[part]).pred
         harness.close(out, alone, f"group {i}", 1e-6)

@@ -16,7 +16,7 @@ from pixelflow_jax.flow.path import pyramid
 from pixelflow_jax.flow.prediction import PredictVelocity
 from pixelflow_jax.flow.solver import Euler, Solution, Solver
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.sampling.sampler import Noise, Samples, denoise, follow
 from tests.golden import harness
 
@@ -64,7 +64,7 @@ class Pipeline:
         tiny, steps = 1 / options["num_train_timesteps"], tuple(o["steps"])
         self.grid = Grid(stage_steps=steps, shift=o["shift"], last_step=tiny)
         if self.adaptive:
-            self.grid = Grid(stage_steps=steps, told=1 - tiny)
+            self.grid = Grid(stage_steps=steps, timestep_scale=1 - tiny)
         self.by_class = bool(o["model"]["num_classes"])
         ramp = RAMP[: len(self.stages)] if self.by_class else ()
         self.guidance = ClassifierFree(scale=o["guidance"], ramp=ramp)
@@ -72,15 +72,17 @@ class Pipeline:
         self.classes = o["model"]["num_classes"]
         self.prompt = o["prompt"]
 
-    def conditions(self) -> tuple[Cond, Cond]:
+    def conditions(self) -> tuple[Condition, Condition]:
         if self.by_class:
             labels = jnp.asarray(self.prompt)
-            return Cond(labels=labels), Cond(labels=jnp.full_like(labels, self.classes))
+            return Condition(labels=labels), Condition(
+                labels=jnp.full_like(labels, self.classes)
+            )
         recorded = self.fixture.under("out")
         negative, positive = np.split(recorded["prompt_embeds"], 2)
         masks = np.split(recorded["prompt_attention_mask"] == 1, 2)
         null, cond = zip((negative, positive), masks, strict=True)
-        return tuple(Cond(text=text, mask=mask) for text, mask in (cond, null))
+        return tuple(Condition(text=text, mask=mask) for text, mask in (cond, null))
 
     def fresh(self, index: int) -> jax.Array:
         name = f"in/renoise_stage{index}" if index else "in/initial_noise"
@@ -95,7 +97,7 @@ class Pipeline:
             seen: list[Solution] = []
             branches = lambda stage: denoise(
                 *(loaded.network.apply, params, cond, null, stage, PredictVelocity()),
-                told=self.grid.told,
+                timestep_scale=self.grid.timestep_scale,
             )
             samples = follow(
                 branches,
@@ -129,7 +131,7 @@ def check_stage_tables(pipeline: Pipeline, recorded: dict) -> None:
         if not pipeline.adaptive:
             times = pipeline.grid.times(k)
             harness.close(times, recorded[f"stage{k}/t"], f"stage{k}/t", 1e-6)
-            told, name = stage.to_clock(times[:-1]), f"stage{k}/Timesteps"
+            told, name = stage.timestep(times[:-1]), f"stage{k}/Timesteps"
             harness.close(told, recorded[name], name, 1e-6)
 
 

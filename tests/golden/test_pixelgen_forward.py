@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.models.pixelgen import TIME_PERIOD, PixelGenModel, Sequence
 from pixelflow_jax.nn.block import Block
 from pixelflow_jax.nn.embed import TimeEmbed, sincos_table, sinusoid
@@ -36,7 +36,7 @@ def intermediates(model: PixelGenModel, start: int, image, t, labels) -> dict:
 
     `start`: the block before which the class tokens enter.
     """
-    (time,), (name,), (cond,) = model.condition((t,), (Cond(labels=labels),))
+    (time,), (name,), (cond,) = model.condition((t,), (Condition(labels=labels),))
     out = {"t_embedder": time, "y_embedder": name, "conditioning": time + name}
     x = model.embed((image,))
     patches = patchify(image, model.patch)
@@ -75,7 +75,7 @@ def test_forward(fixture, case):
     @jax.jit
     def run(params, *args):
         image, t, labels = args
-        out = loaded.network.apply(params, (image,), (t,), (Cond(labels=labels),))
+        out = loaded.network.apply(params, (image,), (t,), (Condition(labels=labels),))
         return out.pred[0], intermediates(loaded.module(params), start, *args)
 
     pred, ours = run(loaded.params, *given(fixture, case))
@@ -92,36 +92,39 @@ def test_forward(fixture, case):
 
 
 def tapped_cases(fixture) -> list[str]:
-    """Every case with every return_layer, and with the first and the last tap."""
+    """Every case with every return_layer, and with the first and the last feature_layer."""
     layers = {int(i) for i in fixture.config.get("return_layers", [])}
     depth = fixture.config["model"]["depth"]
     return [
-        f"{case}-tap{tap}"
+        f"{case}-layer{feature_layer}"
         for case in fixture.config["cases"]
-        for tap in sorted(layers | {0, 1, depth})
+        for feature_layer in sorted(layers | {0, 1, depth})
     ]
 
 
 @harness.parametrize("pixelgen_forward", "jit", tapped_cases)
 def test_tap(fixture, case):
-    """Tokens after `tap` blocks, which return_layer=tap gives; the output is the same.
+    """Tokens after `feature_layer` blocks, which return_layer=feature_layer gives; the output is the same.
 
     Where no such feature was recorded, a block's recorded output stands for it.
     """
-    case, _, tap = case.rpartition("-tap")
-    loaded = harness.pixelgen_model(fixture, tap=int(tap))
+    case, _, feature_layer = case.rpartition("-layer")
+    loaded = harness.pixelgen_model(fixture, feature_layer=int(feature_layer))
     image, t, labels = given(fixture, case)
     out = jax.jit(loaded.network.apply)(
-        loaded.params, (image,), (t,), (Cond(labels=labels),)
+        loaded.params, (image,), (t,), (Condition(labels=labels),)
     )
     recorded = fixture.under(f"out/{case}")
     harness.close(harness.nchw(out.pred[0]), recorded["output"], f"{case}/output")
-    feature, block = f"return_layer{tap}_feat", f"block{int(tap) - 1}"
+    feature, block = (
+        f"return_layer{feature_layer}_feat",
+        f"block{int(feature_layer) - 1}",
+    )
     if feature in recorded:
-        harness.close(out.tap[0], recorded[feature], f"{case}/{feature}")
+        harness.close(out.features[0], recorded[feature], f"{case}/{feature}")
     elif block in recorded:
-        images = recorded[block][:, -out.tap[0].shape[1] :]
-        harness.close(out.tap[0], images, f"{case}/{block}")
+        images = recorded[block][:, -out.features[0].shape[1] :]
+        harness.close(out.features[0], images, f"{case}/{block}")
 
 
 def table_names(fixture) -> list[str]:
@@ -176,7 +179,10 @@ def test_in_two_groups_and_rematerialised(fixture, case):
     """Images are what they are alone, also beside a group of another batch size."""
     loaded = harness.pixelgen_model(fixture, remat="full")
     image, t, labels = given(fixture, case)
-    groups = ((image, t, Cond(labels=labels)), (image[:1], t[:1], Cond(labels[:1])))
+    groups = (
+        (image, t, Condition(labels=labels)),
+        (image[:1], t[:1], Condition(labels[:1])),
+    )
     out = jax.jit(loaded.network.apply)(loaded.params, *zip(*groups, strict=True))
     theirs = fixture.tensors[f"out/{case}/output"]
     harness.close(harness.nchw(out.pred[0]), theirs, f"{case}/output")

@@ -1,7 +1,7 @@
 """PixelGen's training step against the official code: terms, gradients, balance.
 
 The recorded step looks through stand-ins for LPIPS and DINOv2, whose formulas come with
-the file; ours are built here and take the teachers' places in the real recipe.
+the file; ours are built here and take the teachers' places in the real objective.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
 from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.time import LogitNormal, Uniform
-from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa, project
 from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.tensors import mapping as tables
-from pixelflow_jax.training.step import Drawn, Recipe
+from pixelflow_jax.training.step import Drawn, Objective
 from tests.golden import harness
 
 KINDS = ("JiT", "LPIPS", "DINO", "NoiseGating")
@@ -115,12 +115,12 @@ class Case:
             terms += [PDino(weight=weight, layers=self.layers, threshold=threshold)]
         return terms
 
-    def recipe(self, loaded: harness.Loaded) -> Recipe:
+    def objective(self, loaded: harness.Loaded) -> Objective:
         scaled = self.kind in ("DINO", "NoiseGating")
         path = Straight(noise_scale=self.o["noise_scale"] if scaled else 1.0)
         dino = StubDino(patch=self.fixture.config["dino_patch"], layers=self.layers)
         gated = self.kind == "NoiseGating"
-        return Recipe(
+        return Objective(
             model=loaded.config,
             network=loaded.network,
             stages=path.stages(),
@@ -132,7 +132,9 @@ class Case:
             learning_rate=optax.constant_schedule(0.0),
             seed=0,
             teachers=Teachers(dino=dino, lpips=StubLpips()),
-            balance=Balance(ratio=self.o["percept_ratio"]) if gated else None,
+            adaptive_weight=AdaptiveWeight(ratio=self.o["percept_ratio"])
+            if gated
+            else None,
         )
 
     def law(self) -> LogitNormal | Uniform:
@@ -141,13 +143,13 @@ class Case:
             return Uniform(shift=o["timeshift"])
         return LogitNormal(mean=o["P_mean"], std=o["P_std"], shift=o["timeshift"])
 
-    def drawn(self, recipe: Recipe) -> Drawn:
+    def drawn(self, objective: Objective) -> Drawn:
         given = self.fixture.under("in")
         cond, null = (harness.condition(given[k]) for k in ("cond", "uncond"))
-        cond = drop(given["null_uniform"], cond, null, recipe.conditioner.drop)
+        cond = drop(given["null_uniform"], cond, null, objective.conditioner.drop)
         t = self.law().transform(jnp.asarray(given[self.draw_name]))
         image, noise = harness.nhwc(given["x"]), harness.nhwc(given["noise"])
-        point = recipe.stages[0].draw(jnp.asarray(image), jnp.asarray(noise), t)
+        point = objective.stages[0].draw(jnp.asarray(image), jnp.asarray(noise), t)
         return Drawn(
             jnp.asarray(image),
             (point,),
@@ -163,34 +165,42 @@ def case_names(fixture) -> list[str]:
     return list(fixture.config["cases"])
 
 
-def model(fixture: harness.Fixture, tap: int) -> harness.Loaded:
+def model(fixture: harness.Fixture, feature_layer: int) -> harness.Loaded:
     text = fixture.config["variant"] == "jit_t2i"
     make = harness.text_model if text else harness.pixelgen_model
-    return make(fixture, tap=tap)
+    return make(fixture, feature_layer=feature_layer)
 
 
 @functools.cache
 def outcome(fixture: harness.Fixture, name: str) -> tuple[dict, dict]:
-    """Everything that is recorded of a case, computed by the real recipe."""
+    """Everything that is recorded of a case, computed by the real objective."""
     case = Case(fixture, name)
-    tap = case.o["align_layer"]
-    loaded = model(fixture, tap)
-    recipe, frozen = case.recipe(loaded), case.frozen()
-    params = {"denoiser": loaded.params, "heads": harness.projector(fixture)}
-    cached = {"balance": jnp.float32(case.cached)} if recipe.balance else {}
+    feature_layer = case.o["align_layer"]
+    loaded = model(fixture, feature_layer)
+    objective, frozen_params = case.objective(loaded), case.frozen()
+    params = {"denoiser": loaded.params, "projectors": harness.projector(fixture)}
+    cached = (
+        {"adaptive_weight": jnp.float32(case.cached)}
+        if objective.adaptive_weight
+        else {}
+    )
 
     @jax.jit
     def run(params: dict, step: Array) -> tuple:
-        drawn = case.drawn(recipe)
+        drawn = case.drawn(objective)
         carry, raw = cached, jnp.zeros(())
-        if recipe.balance is not None:
-            pair = recipe.last_gradients(params, drawn, frozen)
-            weight, raw = recipe.balance.moved(cached["balance"], *pair)
-            due = recipe.balance.due(step)
-            carry = {"balance": jnp.where(due, weight, cached["balance"])}
-        grad = jax.value_and_grad(recipe.loss, has_aux=True)
-        (loss, means), grads = grad(params, drawn, frozen, carry)
-        context = recipe.context(params, drawn, frozen)
+        if objective.adaptive_weight is not None:
+            pair = objective.last_gradients(params, drawn, frozen_params)
+            weight, raw = objective.adaptive_weight.update(
+                cached["adaptive_weight"], *pair
+            )
+            due = objective.adaptive_weight.is_due(step)
+            carry = {
+                "adaptive_weight": jnp.where(due, weight, cached["adaptive_weight"])
+            }
+        grad = jax.value_and_grad(objective.loss, has_aux=True)
+        (loss, means), grads = grad(params, drawn, frozen_params, carry)
+        context = objective.context(params, drawn, frozen_params)
         return drawn, context.output, loss, means, grads, carry, raw
 
     drawn, output, loss, means, grads, carry, raw = run(params, jnp.int32(case.step))
@@ -201,9 +211,12 @@ def outcome(fixture: harness.Fixture, name: str) -> tuple[dict, dict]:
     ours |= {"loss/loss": loss, "t": point.t, "x_t": harness.nchw(point.x_t)}
     (condition,) = jax.tree.leaves(drawn.conds)
     ours |= {"y_after_null": condition, "adaptive_weight_raw": raw}
-    ours |= {"pred_img": harness.nchw(output.pred[0]), "src_feature": output.tap[0]}
-    if recipe.balance is not None:
-        ours["loss/percept_weight"] = carry["balance"]
+    ours |= {
+        "pred_img": harness.nchw(output.pred[0]),
+        "src_feature": output.features[0],
+    }
+    if objective.adaptive_weight is not None:
+        ours["loss/percept_weight"] = carry["adaptive_weight"]
     return ours, grads | {"table": loaded.table}
 
 
@@ -213,12 +226,12 @@ def single_layers(fixture, case: str) -> dict:
     loaded = model(fixture, this.o["align_layer"])
     found = {}
     for i, layer in enumerate(this.layers):
-        recipe = this.recipe(loaded)
+        objective = this.objective(loaded)
         term = PDino(layers=(layer,))
-        recipe = dataclasses.replace(recipe, terms=[term], balance=None)
+        objective = dataclasses.replace(objective, terms=[term], adaptive_weight=None)
         run = jax.jit(
-            lambda params, recipe=recipe: recipe.loss(
-                params, this.drawn(recipe), this.frozen(), {}
+            lambda params, objective=objective: objective.loss(
+                params, this.drawn(objective), this.frozen(), {}
             )[1]["PDino"]
         )
         found[f"loss/inter_cos_{i}"] = run({"denoiser": loaded.params})
@@ -247,8 +260,8 @@ def check_step(fixture, case: str) -> None:
         assert float(value) == 1.0 or abs(float(value - left)) < 1e-5
     theirs = tables.export(grads["table"], grads["denoiser"])
     ours |= {f"grad/{name}": value for name, value in theirs.items()}
-    if "heads" in grads:
-        found = harness.official_projector(grads["heads"])
+    if "projectors" in grads:
+        found = harness.official_projector(grads["projectors"])
         ours |= {f"grad_proj/{name}": value for name, value in found.items()}
     unknown = sorted(set(recorded) - set(ours))
     assert not unknown, f"recorded arrays that this test does not compute: {unknown}"
@@ -269,19 +282,19 @@ def test_the_papers_gate_gates_each_image(fixture, case):
     ]
     mixed = next(n for n in names if "mixed" in fixture.config["cases"][n]["t_draw"])
     this = Case(fixture, mixed)
-    loaded = harness.pixelgen_model(fixture, tap=this.o["align_layer"])
-    recipe = this.recipe(loaded)
+    loaded = harness.pixelgen_model(fixture, feature_layer=this.o["align_layer"])
+    objective = this.objective(loaded)
     term = PDino(layers=this.layers)
 
     @jax.jit
     def values(params):
-        drawn = this.drawn(recipe)
-        context = recipe.context(params, drawn, this.frozen())
+        drawn = this.drawn(objective)
+        context = objective.context(params, drawn, this.frozen())
         gated = dataclasses.replace(term, gate="paper", threshold=0.3)
         return drawn.points[0].t, term(context), gated(context)
 
     t, plain, gated = values(
-        {"denoiser": loaded.params, "heads": harness.projector(fixture)}
+        {"denoiser": loaded.params, "projectors": harness.projector(fixture)}
     )
     inside = np.asarray(t) >= np.float32(0.3)
     assert 0 < inside.sum() < len(inside)

@@ -21,7 +21,7 @@ from pixelflow_jax.flow.solver import (
     adams_weights,
 )
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.sampling.sampler import Model, denoise
 from tests.golden import harness
 
@@ -31,7 +31,7 @@ TIGHT, LOGSNR, LOOSE = 2e-5, 1e-4, 5e-4
 WEIGHTS = 2e-6  # times steps^(order - 1)
 
 
-class Recipe(NamedTuple):
+class Objective(NamedTuple):
     """An official sampler in our terms."""
 
     grid: Grid
@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
     prediction: Prediction = PredictVelocity()
 
 
-def pixelgen_recipe(name: str, options: dict) -> Recipe:
+def pixelgen_recipe(name: str, options: dict) -> Objective:
     """PixelGen's samplers: PixNerd's with other windows, of velocity or clean images.
 
     Euler and Heun guide up to the window's end inclusively, Heun in a window at all.
@@ -54,12 +54,12 @@ def pixelgen_recipe(name: str, options: dict) -> Recipe:
     window = {
         "low": options.get("guidance_interval_min", 0.0),
         "high": options.get("guidance_interval_max", 1.0),
-        "closed": "neither" if kind == "adam" else "high",
+        "interval": "()" if kind == "adam" else "(]",
     }
     if kind == "heun":
         options.pop("guidance_interval_min", None)
         options.pop("guidance_interval_max", None)
-    ours = recipe(name, options | {"cls": kind})
+    ours = objective(name, options | {"cls": kind})
     guidance = ClassifierFree(scale=options["guidance"], rescale=rescale, **window)
     if "autoguidance" in variants:
         guidance = AutoGuidance(scale=options["guidance"], **window)
@@ -68,7 +68,7 @@ def pixelgen_recipe(name: str, options: dict) -> Recipe:
     return ours._replace(guidance=guidance, prediction=clean)
 
 
-def recipe(name: str, options: dict) -> Recipe:
+def objective(name: str, options: dict) -> Objective:
     """Our grid, guidance and solver from PixNerd's sampler's options."""
     common = {
         "cls": None,
@@ -105,7 +105,7 @@ def recipe(name: str, options: dict) -> Recipe:
                 tolerance = LOGSNR
             if o["order"] + (transform != "identity") > 3:
                 tolerance = LOOSE
-    return Recipe(
+    return Objective(
         Grid(steps=o["num_steps"], last_step=o["last_step"] or 0, shift=o["timeshift"]),
         ClassifierFree(scale=o["guidance"], **window),
         solver,
@@ -133,16 +133,22 @@ def transform_name(sampler: str, values: list) -> str:
     return name if values else "identity"
 
 
-def run(fixture, name: str, recipe: Recipe, loaded) -> tuple[Solution, list[float]]:
+def run(
+    fixture, name: str, objective: Objective, loaded
+) -> tuple[Solution, list[float]]:
     """Our solution and the times at which the network was called, in order."""
     given = fixture.under("in")
-    cond, null = (Cond(labels=given[k].astype(np.int32)) for k in ("cond", "uncond"))
+    cond, null = (
+        Condition(labels=given[k].astype(np.int32)) for k in ("cond", "uncond")
+    )
     step_noise = given.get(f"{name}/step_noise")
     calls: list[float] = []
 
-    def apply(params, groups, clocks, conds):
-        jax.debug.callback(lambda t: calls.append(float(t)), clocks[0][0], ordered=True)
-        return loaded.network.apply(params, groups, clocks, conds)
+    def apply(params, groups, timesteps, conds):
+        jax.debug.callback(
+            lambda t: calls.append(float(t)), timesteps[0][0], ordered=True
+        )
+        return loaded.network.apply(params, groups, timesteps, conds)
 
     def noise(step: Array) -> Array:
         return jnp.asarray(harness.nhwc(step_noise))[step]
@@ -155,13 +161,13 @@ def run(fixture, name: str, recipe: Recipe, loaded) -> tuple[Solution, list[floa
             cond,
             null,
             Stage(),
-            recipe.prediction,
-            guide(fixture, recipe),
+            objective.prediction,
+            guide(fixture, objective),
         )
-        return recipe.solver(
-            recipe.guidance(branches, 0),
+        return objective.solver(
+            objective.guidance(branches, 0),
             x,
-            recipe.grid.times(),
+            objective.grid.times(),
             noise=None if step_noise is None else noise,
             record=True,
         )
@@ -171,9 +177,9 @@ def run(fixture, name: str, recipe: Recipe, loaded) -> tuple[Solution, list[floa
     return solution, calls
 
 
-def guide(fixture, recipe: Recipe) -> Model | None:
+def guide(fixture, objective: Objective) -> Model | None:
     """The weaker model of autoguidance."""
-    if not isinstance(recipe.guidance, AutoGuidance):
+    if not isinstance(objective.guidance, AutoGuidance):
         return None
     weaker = harness.pixelgen_model(fixture, group="params_guide")
     return Model(weaker.network.apply, weaker.params)
@@ -187,7 +193,7 @@ def sampler_names(fixture) -> list[str]:
 
 @harness.parametrize("pixnerd_samplers", "c2i", sampler_names)
 def test_sampler(fixture, case):
-    ours = recipe(case, fixture.config["samplers"][case])
+    ours = objective(case, fixture.config["samplers"][case])
     check_sampler(fixture, case, ours, harness.pixnerd_model(fixture))
 
 
@@ -197,7 +203,7 @@ def test_pixelgen_sampler(fixture, case):
     check_sampler(fixture, case, ours, harness.pixelgen_model(fixture))
 
 
-def check_sampler(fixture, case: str, ours: Recipe, loaded: harness.Loaded) -> None:
+def check_sampler(fixture, case: str, ours: Objective, loaded: harness.Loaded) -> None:
     recorded = dict(fixture.under(f"out/{case}"))
     times = ours.grid.times()
     solution, calls = run(fixture, case, ours, loaded)
@@ -237,10 +243,10 @@ def check_weights(solver: Solver, times: np.ndarray, recorded: dict) -> None:
 
 def test_an_unknown_option_is_refused():
     known = {"cls": "euler", "num_steps": 4, "guidance": 2.0}
-    recipe("euler", known)
+    objective("euler", known)
     for more in ({"churn": 1}, {"order": 2}, {"step_fn": "sde_flow"}):
         with pytest.raises((AssertionError, ValueError)):
-            built = recipe("euler", known | more)
+            built = objective("euler", known | more)
             built.solver(lambda x, t, step: x, jnp.zeros(1), built.grid.times())
 
 
@@ -259,4 +265,4 @@ def test_an_unknown_option_is_refused():
 )
 def test_names_of_the_multistep_transform(name, option, transform):
     adam = {"cls": "adam", "num_steps": 4, "guidance": 2.0, "order": 2}
-    assert recipe(name, adam | option).solver.transform == transform
+    assert objective(name, adam | option).solver.transform == transform

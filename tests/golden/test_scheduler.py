@@ -35,7 +35,7 @@ def test_stages(fixture, case):
         close([stage.jump for stage in stages[1:]], "renoise_alpha_beta")
     for stage, table in zip(stages, recorded["Timesteps_per_stage"], strict=True):
         t = np.arange(len(table)) / len(table)
-        np.testing.assert_allclose(stage.to_clock(t), table, atol=1e-6)
+        np.testing.assert_allclose(stage.timestep(t), table, atol=1e-6)
 
 
 @harness.parametrize("pixelflow_scheduler", None, names)
@@ -59,7 +59,7 @@ def test_sampling_grids(fixture, case):
         grid = Grid(steps=int(steps), shift=float(shift), last_step=tiny)
         ours = grid.times(int(stage))
         if name.endswith("Timesteps"):
-            ours = stages[int(stage)].to_clock(ours[:-1])
+            ours = stages[int(stage)].timestep(ours[:-1])
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-7, err_msg=name)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.models.interface import Cond
+from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.models.text_trunk import TextTrunk, text_rope
 from pixelflow_jax.nn.block import Block
 from pixelflow_jax.nn.embed import sincos_table
@@ -36,7 +36,7 @@ def branches(block: Block, x: Array, cond: Array, *attended) -> dict:
 
 def trunk(model: TextTrunk, image: Array, tokens: Array, t: Array, states: Array):
     """The trunk's intermediates under the reference's names, and its tokens."""
-    conds = (Cond(text=states),)
+    conds = (Condition(text=states),)
     (time,), (cond,) = model.condition((t,))
     out = {"t_embedder": time, "conditioning": cond[:, None]}
     out["y_embedder"] = model.text_embed.normal(states)
@@ -94,7 +94,7 @@ def check_forward(fixture, case: str, intermediates) -> None:
 
     @jax.jit
     def run(params, image, t, states):
-        conds = (Cond(text=states),)
+        conds = (Condition(text=states),)
         out = loaded.network.apply(params, (image,), (t,), conds)
         return out.pred[0], intermediates(loaded, params, image, t, states)
 
@@ -126,48 +126,57 @@ def test_pixnerd_heavy_decoder_forward(fixture, case):
     check_forward(fixture, case, pixnerd)
 
 
-def check_tap(fixture, case: str, tap: int) -> None:
-    """Tokens after `tap` blocks; with two groups, and rematerialised."""
+def check_tap(fixture, case: str, feature_layer: int) -> None:
+    """Tokens after `feature_layer` blocks; with two groups, and rematerialised."""
     canvas = harness.canvas_of(fixture, case)
-    loaded = harness.text_model(fixture, tap=tap, remat="full", canvas=canvas)
+    loaded = harness.text_model(
+        fixture, feature_layer=feature_layer, remat="full", canvas=canvas
+    )
     image, t, states = given(fixture, case)
-    groups = ((image, t, Cond(text=states)), (image[:1], t[:1], Cond(text=states[:1])))
+    groups = (
+        (image, t, Condition(text=states)),
+        (image[:1], t[:1], Condition(text=states[:1])),
+    )
     arguments = zip(*groups, strict=True)
     out = jax.jit(loaded.network.apply)(loaded.params, *arguments)
     recorded = fixture.under(f"out/{case}")
-    for pred, feature, count in zip(out.pred, out.tap, (len(t), 1), strict=True):
+    for pred, feature, count in zip(out.pred, out.features, (len(t), 1), strict=True):
         theirs = recorded["output"][:count]
         harness.close(harness.nchw(pred), theirs, f"{case}/output")
-        for name in (f"return_layer{tap}_feat", f"block{tap - 1}"):
+        for name in (f"return_layer{feature_layer}_feat", f"block{feature_layer - 1}"):
             if name in recorded:
                 harness.close(feature, recorded[name][:count], f"{case}/{name}")
 
 
 def tapped_cases(fixture) -> list[str]:
-    """Every case with every return_layer, and with the first and the last tap."""
+    """Every case with every return_layer, and with the first and the last feature_layer."""
     layers = {int(i) for i in fixture.config.get("return_layers", [])}
     model = fixture.config["model"]
     depth = model.get("num_blocks") or model["num_encoder_blocks"]
-    cases = [(c, tap) for c in named_cases(fixture) for tap in layers | {0, 1, depth}]
-    return [f"{case}-tap{tap}" for case, tap in sorted(cases)]
+    cases = [
+        (c, feature_layer)
+        for c in named_cases(fixture)
+        for feature_layer in layers | {0, 1, depth}
+    ]
+    return [f"{case}-layer{feature_layer}" for case, feature_layer in sorted(cases)]
 
 
 @harness.parametrize("pixelgen_forward", "jit_t2i", tapped_cases)
 def test_pixelgen_tap(fixture, case):
-    case, _, tap = case.rpartition("-tap")
-    check_tap(fixture, case, int(tap))
+    case, _, feature_layer = case.rpartition("-layer")
+    check_tap(fixture, case, int(feature_layer))
 
 
 @harness.parametrize("pixnerd_forward", "t2i", tapped_cases)
 def test_pixnerd_tap(fixture, case):
-    case, _, tap = case.rpartition("-tap")
-    check_tap(fixture, case, int(tap))
+    case, _, feature_layer = case.rpartition("-layer")
+    check_tap(fixture, case, int(feature_layer))
 
 
 @harness.parametrize("pixnerd_forward", "t2i_heavy", tapped_cases)
 def test_pixnerd_heavy_decoder_tap(fixture, case):
-    case, _, tap = case.rpartition("-tap")
-    check_tap(fixture, case, int(tap))
+    case, _, feature_layer = case.rpartition("-layer")
+    check_tap(fixture, case, int(feature_layer))
 
 
 def check_export(fixture) -> None:

@@ -17,7 +17,7 @@ from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.losses.perceptual import LAST, Repa, project
 from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.tensors import mapping as tables
-from pixelflow_jax.training.step import Drawn, Recipe
+from pixelflow_jax.training.step import Drawn, Objective
 from tests.golden import harness
 
 KNOWN = {
@@ -43,10 +43,10 @@ class Recorded:
         return {layer: jnp.asarray(self.features_) for layer in layers}
 
 
-def recipe(loaded: harness.Loaded, fixture, trainer: dict) -> Recipe:
+def objective(loaded: harness.Loaded, fixture, trainer: dict) -> Objective:
     law = LogitNormal if trainer["lognorm_t"] else Uniform
     features = fixture.tensors["in/dst_feature"]
-    return Recipe(
+    return Objective(
         model=loaded.config,
         network=loaded.network,
         stages=Straight().stages(),
@@ -61,12 +61,12 @@ def recipe(loaded: harness.Loaded, fixture, trainer: dict) -> Recipe:
     )
 
 
-def drawn(fixture, recipe: Recipe) -> Drawn:
+def drawn(fixture, objective: Objective) -> Drawn:
     """The recorded draws in the place of ours."""
     given = fixture.under("in")
     cond, null = (harness.condition(given[k]) for k in ("cond", "uncond"))
-    cond = drop(given["null_uniform"], cond, null, recipe.conditioner.drop)
-    t = recipe.time.transform(jnp.asarray(given["t_draw"]))
+    cond = drop(given["null_uniform"], cond, null, objective.conditioner.drop)
+    t = objective.time.transform(jnp.asarray(given["t_draw"]))
     image, noise = harness.nhwc(given["x"]), harness.nhwc(given["noise"])
     keys = jax.random.split(jax.random.key(0), len(t))
     return Drawn(image, (Stage().draw(image, noise, t),), (cond,), keys)
@@ -88,18 +88,18 @@ def test_training_step_with_text(fixture, case):
 
 def check_step(fixture, case: str, model: Callable[..., harness.Loaded]) -> None:
     trainer = harness.take(fixture.config["trainer"], KNOWN)
-    loaded = model(fixture, tap=trainer["align_layer"], remat=case)
-    this = recipe(loaded, fixture, trainer)
-    params = {"denoiser": loaded.params, "heads": harness.projector(fixture)}
+    loaded = model(fixture, feature_layer=trainer["align_layer"], remat=case)
+    this = objective(loaded, fixture, trainer)
+    params = {"denoiser": loaded.params, "projectors": harness.projector(fixture)}
 
     @jax.jit
     def run(params: dict) -> tuple:
         draws = drawn(fixture, this)
-        frozen = {"dino": {}}
+        frozen_params = {"dino": {}}
         grad = jax.value_and_grad(this.loss, has_aux=True)
-        (total, means), grads = grad(params, draws, frozen, {})
-        output = this.context(params, draws, frozen).output
-        projected = project(params["heads"]["Repa"], output.tap[0])
+        (total, means), grads = grad(params, draws, frozen_params, {})
+        output = this.context(params, draws, frozen_params).output
+        projected = project(params["projectors"]["Repa"], output.features[0])
         return draws, total, means, grads, output.pred[0], projected
 
     draws, total, means, grads, pred, projected = run(params)
@@ -117,7 +117,7 @@ def check_step(fixture, case: str, model: Callable[..., harness.Loaded]) -> None
     }
     official = tables.export(loaded.table, grads["denoiser"])
     ours |= {f"grad/{name}": grad for name, grad in official.items()}
-    found = harness.official_projector(grads["heads"])
+    found = harness.official_projector(grads["projectors"])
     ours |= {f"grad_proj/{name}": grad for name, grad in found.items()}
     assert not set(recorded) - set(ours)
     gradients = {k: v for k, v in recorded.items() if k.startswith("grad")}
@@ -125,4 +125,4 @@ def check_step(fixture, case: str, model: Callable[..., harness.Loaded]) -> None
     for name in recorded.keys() - gradients.keys():
         tolerance = 1e-5 if name.startswith("loss/") else harness.FORWARD
         harness.close(ours[name], recorded[name], name, tolerance)
-    assert this.needs.full == (LAST,)
+    assert this.required_features.full == (LAST,)

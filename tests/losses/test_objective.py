@@ -15,14 +15,14 @@ from pixelflow_jax.losses.objective import (
     Context,
     FlowMatching,
     combine,
-    deal,
     draw_points,
     split_keys,
+    split_round_robin,
 )
-from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.interface import Condition, Output
 from pixelflow_jax.models.pixnerd import PixNerd
 
-CASCADE = (Stage(halvings=1, end=0.5), Stage(start=0.4))
+CASCADE = (Stage(log2_downscale=1, end=0.5), Stage(start=0.4))
 KEYS = jax.random.split(jax.random.key(0), 5)
 IMAGES = jnp.asarray(
     np.random.default_rng(0).standard_normal((5, 8, 8, 3)), jnp.float32
@@ -72,7 +72,7 @@ def test_the_batch_is_divided_evenly_among_the_stages(points):
 
 @pytest.mark.parametrize(("count", "parts"), [(8, 4), (9, 4), (5, 1), (3, 4)])
 def test_dealing_is_even_and_loses_nothing(count, parts):
-    dealt = deal(jnp.arange(count), parts)
+    dealt = split_round_robin(jnp.arange(count), parts)
     assert len(dealt) == parts
     sizes = [len(part) for part in dealt]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] <= 1
@@ -119,7 +119,7 @@ def test_terms_are_weighted_and_summed():
 
 def test_conditions_are_dropped_at_the_rate():
     n = 20_000
-    cond, model = Cond(labels=jnp.arange(n) % 10), PixNerd(num_classes=10)
+    cond, model = Condition(labels=jnp.arange(n) % 10), PixNerd(num_classes=10)
     null = ClassLabels().null({}, cond, model)
     np.testing.assert_array_equal(null.labels, 10)
     draw = jax.random.uniform(jax.random.key(0), (n,))
@@ -133,8 +133,8 @@ def test_conditions_are_dropped_at_the_rate():
 
 
 def test_text_is_dropped_whole_with_its_mask():
-    cond = Cond(text=jnp.ones((2, 3, 4)), mask=jnp.ones((2, 3), bool))
-    null = Cond(text=jnp.zeros((2, 3, 4)), mask=jnp.zeros((2, 3), bool))
+    cond = Condition(text=jnp.ones((2, 3, 4)), mask=jnp.ones((2, 3), bool))
+    null = Condition(text=jnp.zeros((2, 3, 4)), mask=jnp.zeros((2, 3), bool))
     out = drop(jnp.array([0.05, 0.5]), cond, null, 0.1)
     assert not out.text[0].any() and not out.mask[0].any()
     assert out.text[1].all() and out.mask[1].all() and out.labels is None

@@ -13,7 +13,7 @@ from pixelflow_jax.conditioning.conditioner import ClassLabels
 from pixelflow_jax.flow.path import Pyramid, Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.time import Uniform
-from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.objective import Context, FlowMatching, draw_points
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.interface import Output, network
@@ -23,12 +23,12 @@ from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import Geometry
-from pixelflow_jax.teachers.suite import Needs, Teachers, enlarged, together
+from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers, enlarged, union
 from pixelflow_jax.training.state import create
-from pixelflow_jax.training.step import Recipe, make_step
+from pixelflow_jax.training.step import Objective, make_step
 
 EXACT = Precision(compute="float32", matmul="highest")
-SMALL = {"num_classes": 3, "width": 32, "heads": 4, "depth": 2, "tap": 1}
+SMALL = {"num_classes": 3, "width": 32, "heads": 4, "depth": 2, "feature_layer": 1}
 DINO = DinoV2(geometry=Geometry(width=24, depth=2, heads=2, grid=3), precision=EXACT)
 
 
@@ -58,8 +58,8 @@ def frozen() -> dict:
     }
 
 
-def recipe(model, path, prediction, terms, **fields) -> Recipe:
-    return Recipe(
+def objective(model, path, prediction, terms, **fields) -> Objective:
+    return Objective(
         model=model,
         network=network(model, EXACT),
         stages=path.stages(),
@@ -101,7 +101,7 @@ COMBINATIONS = {
 def test_terms_train_with_every_model_and_path(name):
     """Two steps with all terms: every parameter group moves, nothing is infinite."""
     model, path, prediction = COMBINATIONS[name]
-    this = recipe(model, path, prediction, ALL)
+    this = objective(model, path, prediction, ALL)
     state = create(this.init(jax.random.key(0)), this.optimizer, (0.9,), this.carry())
     step = jax.jit(make_step(this))
     data = batch(4, 32)
@@ -112,22 +112,24 @@ def test_terms_train_with_every_model_and_path(name):
     assert all(np.isfinite(value) for value in metrics.values())
     assert 0 < metrics["Repa"] < 2 and 0 < metrics["PDino"] < 2
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), after.params, state.params)
-    assert moved["heads"]["Repa"]["linear2"]["kernel"]
+    assert moved["projectors"]["Repa"]["linear2"]["kernel"]
     assert moved["denoiser"]["decoder"]["linear"]["kernel"]
 
 
 def context(terms, out, points, stages, **fields) -> Context:
-    needs = together(term.needs() for term in terms)
+    required = union(term.required_features() for term in terms)
     images = batch(4, 32)["image"]
-    seen = TEACHERS.observe(needs, frozen(), images, tuple(p.clean for p in points))
+    seen = TEACHERS.extract_targets(
+        required, frozen(), images, tuple(p.clean for p in points)
+    )
     return Context(
         points=points,
         output=out,
         prediction=PredictClean(),
         stages=stages,
         teachers=TEACHERS,
-        frozen=frozen(),
-        seen=seen,
+        frozen_params=frozen(),
+        targets=seen,
         **fields,
     )
 
@@ -180,16 +182,18 @@ def test_the_official_gate_acts_only_when_all_are_noisy():
 
 def test_repa_resamples_other_grids_and_refuses_to_guess():
     points = at_times([0.5, 0.5])
-    head = Repa(hidden=8).head(jax.random.key(0), PixNerd(width=16), TEACHERS)
+    head = Repa(hidden=8).projector(jax.random.key(0), PixNerd(width=16), TEACHERS)
     tokens = jax.random.normal(jax.random.key(1), (2, 64, 16))  # 8 x 8 for 2 x 2
 
     def value(tokens, grid):
         term = Repa(grid=grid)
-        fields = {"heads": {"Repa": head}}
+        fields = {"projectors": {"Repa": head}}
         images = batch(2, 32)["image"]
-        seen = TEACHERS.observe(term.needs(), frozen(), images, (images,))
+        seen = TEACHERS.extract_targets(
+            term.required_features(), frozen(), images, (images,)
+        )
         made = context([], Output((), (tokens,)), points, (Stage(),), **fields)
-        return term(made._replace(seen=seen))
+        return term(made._replace(targets=seen))
 
     smooth = jnp.broadcast_to(tokens[:, :1], tokens.shape)
     np.testing.assert_allclose(
@@ -215,20 +219,29 @@ def test_real_images_are_looked_at_once():
 
     suite = Teachers(dino=Counting())
     images = batch(4, 32)["image"]
-    needs = together([Repa().needs(), PDino(layers=(3, -1)).needs(), Lpips().needs()])
-    assert needs == Needs(full=(-1,), staged=(-1, 3), lpips=True)
-    seen = suite.observe(needs, {"dino": None}, images, (images,))
+    required = union(
+        [
+            Repa().required_features(),
+            PDino(layers=(3, -1)).required_features(),
+            Lpips().required_features(),
+        ]
+    )
+    assert required == RequiredFeatures(full=(-1,), staged=(-1, 3), lpips=True)
+    seen = suite.extract_targets(required, {"dino": None}, images, (images,))
     assert calls == [((4, 32, 32, 3), (-1, 3))] and set(seen.full) == {-1, 3}
     calls.clear()
     small = images[:, :16, :16]
-    suite.observe(needs, {"dino": None}, images, (small[:2], images[:2]))
+    suite.extract_targets(required, {"dino": None}, images, (small[:2], images[:2]))
     assert [shape for shape, _ in calls] == [
         (4, 32, 32, 3),
         (2, 32, 32, 3),
         (2, 32, 32, 3),
     ]
     calls.clear()
-    assert suite.observe(Lpips().needs(), {}, images, (images,)).full is None
+    assert (
+        suite.extract_targets(Lpips().required_features(), {}, images, (images,)).full
+        is None
+    )
     assert not calls
 
 
@@ -238,14 +251,14 @@ def test_small_images_are_enlarged():
 
 
 @pytest.fixture(scope="module")
-def balanced() -> Recipe:
+def balanced() -> Objective:
     """P-DINO and LPIPS against the flow on a tiny PixNerd; the weight moves at 2, 4."""
     model, path, prediction = COMBINATIONS["pixnerd"]
-    balance = Balance(start=2, every=2, ratio=0.5)
-    return recipe(model, path, prediction, ALL, balance=balance)
+    balance = AdaptiveWeight(start=2, every=2, ratio=0.5)
+    return objective(model, path, prediction, ALL, adaptive_weight=balance)
 
 
-def beginning(this: Recipe):
+def beginning(this: Objective):
     params = this.init(jax.random.key(0))
     # The last matrix is zero at first, and with it the gradients behind it.
     params["denoiser"] = jax.tree.map(lambda a: a + 0.02, params["denoiser"])
@@ -262,7 +275,7 @@ def test_gradients_of_the_last_matrix_are_those_of_the_losses(balanced):
         short = balanced.last_gradients(params, drawn, frozen())
         full = []
         for chosen in (ALL[:1], ALL[2:]):
-            this = dataclasses.replace(balanced, terms=chosen, balance=None)
+            this = dataclasses.replace(balanced, terms=chosen, adaptive_weight=None)
             loss = lambda p, this=this: this.loss(p, drawn, frozen(), {})[0]
             full.append(
                 jax.grad(loss)(params)["denoiser"]["decoder"]["linear"]["kernel"]
@@ -279,12 +292,15 @@ def test_gradients_of_the_last_matrix_are_those_of_the_losses(balanced):
 
 def test_the_weight_moves_on_schedule_and_is_kept(balanced):
     state, data = beginning(balanced), batch(4, 32)
-    step, weights = jax.jit(make_step(balanced)), [float(state.carry["balance"])]
+    step, weights = (
+        jax.jit(make_step(balanced)),
+        [float(state.carry["adaptive_weight"])],
+    )
     for _ in range(5):
         before = state
         state, metrics = step(state, data, frozen())
-        weights.append(float(state.carry["balance"]))
-        assert float(metrics["balance"]) == weights[-1]
+        weights.append(float(state.carry["adaptive_weight"]))
+        assert float(metrics["adaptive_weight"]) == weights[-1]
         if int(before.step) == 2:
             moved = before
     assert weights[:3] == [1, 1, 1] and weights[3] != 1
@@ -294,7 +310,7 @@ def test_the_weight_moves_on_schedule_and_is_kept(balanced):
     percept = {"Lpips": 0.1, "PDino": 0.01}
     state, metrics = step(moved, data, frozen())
     total = sum(w * float(metrics[name]) for name, w in terms.items())
-    scale = 0.5 * float(metrics["balance"])
+    scale = 0.5 * float(metrics["adaptive_weight"])
     total += scale * sum(w * float(metrics[name]) for name, w in percept.items())
     assert total == pytest.approx(float(metrics["loss"]), rel=1e-5)
 
@@ -312,8 +328,8 @@ def test_a_program_that_knows_its_step_does_what_one_that_asks_does(balanced):
             jax.jit(knows)(state, data, frozen()),
             asks(state, data, frozen()),
         )
-        assert float(ours[0].carry["balance"]) == pytest.approx(
-            float(theirs[0].carry["balance"]), rel=1e-5
+        assert float(ours[0].carry["adaptive_weight"]) == pytest.approx(
+            float(theirs[0].carry["adaptive_weight"]), rel=1e-5
         )
         assert float(ours[1]["loss"]) == pytest.approx(
             float(theirs[1]["loss"]), rel=1e-5
@@ -327,7 +343,7 @@ def test_the_weight_does_not_depend_on_slices(balanced):
     split = dataclasses.replace(balanced, accumulate=2)
     parts, _ = jax.jit(make_step(split))(state, data, frozen())
     np.testing.assert_allclose(
-        whole.carry["balance"], parts.carry["balance"], rtol=1e-5
+        whole.carry["adaptive_weight"], parts.carry["adaptive_weight"], rtol=1e-5
     )
 
 
@@ -341,24 +357,26 @@ def test_teachers_are_arguments_and_learn_nothing(balanced):
     for leaf in jax.tree.leaves(frozen()["dino"]):
         assert np.asarray(leaf).tobytes() not in constants
 
-    def loss(frozen):
-        drawn = balanced.draw(data, jax.random.split(jax.random.key(1), 4), frozen)
-        return balanced.loss(state.params, drawn, frozen, balanced.carry())[0]
+    def loss(frozen_params):
+        drawn = balanced.draw(
+            data, jax.random.split(jax.random.key(1), 4), frozen_params
+        )
+        return balanced.loss(state.params, drawn, frozen_params, balanced.carry())[0]
 
     grads = jax.jit(jax.grad(loss))(frozen())
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
 def test_bounded_ratio_and_running_weight():
-    balance = Balance()
+    balance = AdaptiveWeight()
     one = jnp.ones((2, 2))
-    weight, ratio = balance.moved(jnp.float32(1.0), one, 0.0 * one)
+    weight, ratio = balance.update(jnp.float32(1.0), one, 0.0 * one)
     assert ratio == 100 and float(weight) == pytest.approx(0.8 + 0.2 * 100)
-    weight, ratio = balance.moved(jnp.float32(3.0), 4 * one, 2 * one)
+    weight, ratio = balance.update(jnp.float32(3.0), 4 * one, 2 * one)
     assert float(ratio) == pytest.approx(2.0, rel=1e-3)
     assert float(weight) == pytest.approx(0.8 * 3 + 0.2 * float(ratio))
     due = [
-        step for step in (0, 399_950, 400_000, 400_001, 400_050) if balance.due(step)
+        step for step in (0, 399_950, 400_000, 400_001, 400_050) if balance.is_due(step)
     ]
     assert due == [400_000, 400_050]
 
@@ -372,8 +390,8 @@ def test_bounded_ratio_and_running_weight():
         (Lpips(patch=0), "Lpips.patch"),
         (PDino(gate="none"), "PDino.gate"),
         (PDino(layers=()), "PDino.layers"),
-        (Balance(every=0), "every"),
-        (Balance(limit=0.0), "limit"),
+        (AdaptiveWeight(every=0), "every"),
+        (AdaptiveWeight(limit=0.0), "limit"),
     ],
 )
 def test_wrong_fields_are_named(wrong, named):

@@ -7,15 +7,21 @@ import jax
 import numpy as np
 
 from pixelflow_jax.convert import pixelflow
-from pixelflow_jax.models.interface import Cond, network
+from pixelflow_jax.models.interface import Condition, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping as tables
 
 EXACT = Precision(compute="float32", matmul="highest")
 CLASS = PixelFlow(
-    num_classes=5, patch=2, width=24, heads=2, depth=2, tap=1, loop=Loop(remat="none")
+    num_classes=5,
+    patch=2,
+    width=24,
+    heads=2,
+    depth=2,
+    feature_layer=1,
+    stack=StackConfig(remat="none"),
 )
 TEXT = dataclasses.replace(CLASS, num_classes=0, text_width=10)
 # One block, without biases in its attention.
@@ -45,7 +51,9 @@ def official(config: PixelFlow) -> dict[str, np.ndarray]:
     return weights
 
 
-def condition(config: PixelFlow, batch: int, length: int = 4, seed: int = 9) -> Cond:
+def condition(
+    config: PixelFlow, batch: int, length: int = 4, seed: int = 9
+) -> Condition:
     """Labels, the null class among them, and text with a hole in its mask."""
     fields = {}
     if config.num_classes:
@@ -55,7 +63,7 @@ def condition(config: PixelFlow, batch: int, length: int = 4, seed: int = 9) -> 
         mask = np.ones((batch, length), bool)
         mask[0, 1:3] = False
         fields |= {"text": text, "mask": mask}
-    return Cond(**fields)
+    return Condition(**fields)
 
 
 class Oracle:
@@ -65,7 +73,7 @@ class Oracle:
         self.config = config
         self.w = {k: v.astype(np.float64) for k, v in weights.items()}
 
-    def __call__(self, image, clock, cond: Cond) -> np.ndarray:
+    def __call__(self, image, timestep, cond: Condition) -> np.ndarray:
         p, heads = self.config.patch, self.config.heads
         b, height, width, c = image.shape
         rows, columns = height // p, width // p
@@ -73,7 +81,7 @@ class Oracle:
         cut = image.astype(np.float64).reshape(b, rows, p, columns, p, c)
         x = np.einsum("brisjc,dcij->brsd", cut, self.w["patch_embed.proj.weight"])
         x = x.reshape(b, rows * columns, -1) + self.w["patch_embed.proj.bias"]
-        vector = self.vector(np.asarray(clock, np.float64), columns, cond)
+        vector = self.vector(np.asarray(timestep, np.float64), columns, cond)
         for i in range(self.config.depth):
             x = self.block(f"transformer_blocks.{i}", x, vector, cond)
         shift, scale = np.split(self.linear(vector, "proj_out_1"), 2, -1)
@@ -84,9 +92,9 @@ class Oracle:
     def linear(self, x, name: str) -> np.ndarray:
         return x @ self.w[f"{name}.weight"].T + self.w.get(f"{name}.bias", 0)
 
-    def vector(self, clock, columns: int, cond: Cond) -> np.ndarray:
+    def vector(self, timestep, columns: int, cond: Condition) -> np.ndarray:
         """SiLU of the sum of time, size and class embeddings: [b, 1, d]."""
-        total = self.number(clock, "timestep_embedder")
+        total = self.number(timestep, "timestep_embedder")
         total = total + self.number(np.array([columns]), "latent_size_embedder")
         if cond.labels is not None:
             table = self.w["class_embedder.embedding_table.weight"]
@@ -99,7 +107,7 @@ class Oracle:
         hidden = silu(self.linear(waves, f"{name}.linear_1"))
         return self.linear(hidden, f"{name}.linear_2")
 
-    def block(self, name: str, x, vector, cond: Cond) -> np.ndarray:
+    def block(self, name: str, x, vector, cond: Condition) -> np.ndarray:
         modulation = self.linear(vector, f"{name}.norm1.linear")
         shift1, scale1, gate1, shift2, scale2, gate2 = np.split(modulation, 6, -1)
         z = layer_norm(x) * (1 + scale1) + shift1

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixelflow_jax.convert import pixelgen
-from pixelflow_jax.models.interface import Cond, Network, network
+from pixelflow_jax.models.interface import Condition, Network, network
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping as tables
 
 EXACT = Precision(compute="float32", matmul="highest")
@@ -24,9 +24,9 @@ SMALL = PixelGen(
     bottleneck=7,
     context_length=2,
     context_start=2,
-    tap=2,
+    feature_layer=2,
     dropout=0.3,
-    loop=Loop(remat="none"),
+    stack=StackConfig(remat="none"),
 )
 
 
@@ -34,7 +34,7 @@ def change(config: PixelGen = SMALL, **fields) -> PixelGen:
     return dataclasses.replace(config, **fields)
 
 
-SINGLE = change(tap=0, context_start=0)
+SINGLE = change(feature_layer=0, context_start=0)
 
 
 def shapes(config: PixelGen) -> dict:
@@ -68,7 +68,7 @@ def model(config: PixelGen = SMALL, precision=EXACT) -> tuple[Network, dict]:
 
 def batch(seed: int, b: int, height: int, width: int) -> tuple:
     """Arguments of `apply`: one group."""
-    labels = Cond(labels=jnp.arange(b) % 6)
+    labels = Condition(labels=jnp.arange(b) % 6)
     image = normal(seed, b, height, width, 3)
     return (image,), (jnp.linspace(0.2, 0.9, b),), (labels,)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.models.interface import Cond, network
+from pixelflow_jax.models.interface import Condition, network
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from tests.golden.record import EXACT
 
@@ -17,11 +17,17 @@ FIELD = PixNerd(
     width=64,
     heads=4,
     depth=3,
-    tap=1,
+    feature_layer=1,
     decoder=NeuralField(width=16, depth=2),
 )
 LINEAR = PixNerd(
-    num_classes=40, patch=4, width=64, heads=4, depth=3, tap=1, decoder=LinearDecoder()
+    num_classes=40,
+    patch=4,
+    width=64,
+    heads=4,
+    depth=3,
+    feature_layer=1,
+    decoder=LinearDecoder(),
 )
 
 # What a parameter starts as; the first pattern that its path matches decides.
@@ -50,10 +56,10 @@ def drawn(request):
 def test_the_first_output_is_exactly_zero(drawn):
     net, params = drawn
     image = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
-    cond = Cond(labels=jnp.array([1, 40]))
+    cond = Condition(labels=jnp.array([1, 40]))
     out = jax.jit(net.apply)(params, (image,), (jnp.array([0.1, 0.9]),), (cond,))
     assert not out.pred[0].any()
-    assert (out.tap[0] != 0).all()
+    assert (out.features[0] != 0).all()
 
 
 def test_every_parameter_follows_its_distribution(drawn):

@@ -12,11 +12,11 @@ import pytest
 from flax import nnx
 
 from pixelflow_jax.convert import pixelflow
-from pixelflow_jax.models.interface import Cond, count, network
+from pixelflow_jax.models.interface import Condition, count, network
 from pixelflow_jax.models.pixelflow import PERIOD, PixelFlow
 from pixelflow_jax.nn.embed import rotary_table, sinusoid
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import SAVED, Loop
+from pixelflow_jax.nn.stack import SAVED, StackConfig
 from pixelflow_jax.sharding import MeshShape, state_sharding
 from pixelflow_jax.tensors import mapping as tables
 from tests.models.pixelflow_oracle import (
@@ -43,10 +43,10 @@ def model(name: str) -> tuple[Callable, dict]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_forward_pass_is_its_formula(name):
     config, (apply, params) = CONFIGS[name], model(name)
-    image, clock = normal(0, 2, 6, 8, 3), np.array([3.25, 40.0], np.float32)
+    image, timestep = normal(0, 2, 6, 8, 3), np.array([3.25, 40.0], np.float32)
     cond = condition(config, 2)
-    out = apply(params, (image,), (clock,), (cond,)).pred[0]
-    expected = Oracle(config, official(config))(image, clock, cond)
+    out = apply(params, (image,), (timestep,), (cond,)).pred[0]
+    expected = Oracle(config, official(config))(image, timestep, cond)
     assert 0.5 < expected.std() < 50
     np.testing.assert_allclose(out, expected, atol=3e-5 * np.abs(expected).max())
 
@@ -63,13 +63,13 @@ def test_where_values_are_faint_the_epsilons_count(faint, zero):
         value *= 1e-3 if re.search(faint, key) else 1
         value *= 0 if re.search(zero, key) else 1
     params = tables.load(pixelflow.table(BOTH), weights)
-    image, clock, cond = (
+    image, timestep, cond = (
         normal(0, 1, 4, 4, 3),
         np.ones(1, np.float32),
         condition(BOTH, 1),
     )
-    out = model("both")[0](params, (image,), (clock,), (cond,)).pred[0]
-    expected = Oracle(BOTH, weights)(image, clock, cond)
+    out = model("both")[0](params, (image,), (timestep,), (cond,)).pred[0]
+    expected = Oracle(BOTH, weights)(image, timestep, cond)
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
@@ -97,14 +97,14 @@ def test_the_last_kernel_lies_where_all_models_keep_it():
 def groups_of(config: PixelFlow, batches: tuple[int, ...]) -> tuple:
     sizes = [(4, 4), (2, 6)]
     images = [normal(i, b, *sizes[i], 3) for i, b in enumerate(batches)]
-    clocks = [jnp.linspace(2.0 + 10 * i, 90, b) for i, b in enumerate(batches)]
+    timesteps = [jnp.linspace(2.0 + 10 * i, 90, b) for i, b in enumerate(batches)]
     conds = [condition(config, b, 4 + i, seed=i) for i, b in enumerate(batches)]
-    return tuple(images), tuple(clocks), tuple(conds)
+    return tuple(images), tuple(timesteps), tuple(conds)
 
 
 @pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
 def test_packed_groups_equal_separate_calls_in_any_order(batches):
-    """Every group has its own resolution, clock, labels, text length and mask."""
+    """Every group has its own resolution, timestep, labels, text length and mask."""
     apply, params = model("both")
     args = groups_of(BOTH, batches)
     packed = apply(params, *args)
@@ -114,14 +114,14 @@ def test_packed_groups_equal_separate_calls_in_any_order(batches):
         for found in (packed.pred[i], moved.pred[::-1][i]):
             assert found.shape == image.shape
             np.testing.assert_allclose(found, alone.pred[0], atol=1e-5)
-        np.testing.assert_allclose(packed.tap[i], alone.tap[0], atol=1e-5)
+        np.testing.assert_allclose(packed.features[i], alone.features[0], atol=1e-5)
 
 
 def test_remat_changes_neither_output_nor_gradient():
     args = groups_of(BOTH, (1,))
     results = []
     for remat in ("none", "names"):
-        net = network(dataclasses.replace(BOTH, loop=Loop(remat=remat)), EXACT)
+        net = network(dataclasses.replace(BOTH, stack=StackConfig(remat=remat)), EXACT)
         loss = lambda p, net=net: jnp.mean(net.apply(p, *args).pred[0] ** 2)
         results.append(jax.jit(jax.value_and_grad(loss))(model("both")[1]))
     jax.tree.map(
@@ -143,8 +143,8 @@ def test_what_remat_keeps_is_named():
 
 def test_masked_text_has_no_influence_and_no_mask_means_all_text():
     run, params = model("text")
-    apply = lambda cond: run(params, (image,), (clock,), (cond,)).pred[0]
-    image, clock, cond = (
+    apply = lambda cond: run(params, (image,), (timestep,), (cond,)).pred[0]
+    image, timestep, cond = (
         normal(0, 2, 4, 4, 3),
         jnp.array([5.0, 9.0]),
         condition(TEXT, 2),
@@ -161,23 +161,25 @@ def test_masked_text_has_no_influence_and_no_mask_means_all_text():
 def test_every_condition_matters():
     """Label, text, time, and the width in patches, which the rows do not change."""
     run, params = model("both")
-    apply = lambda clock, cond: run(params, (image,), (clock,), (cond,))
+    apply = lambda timestep, cond: run(params, (image,), (timestep,), (cond,))
     image, cond = normal(0, 1, 4, 4, 3), condition(BOTH, 1)
     base = apply(jnp.array([100.0]), cond).pred[0]
-    for clock, other in (
+    for timestep, other in (
         (101.0, cond),
         (100.0, cond._replace(labels=cond.labels - 1)),
         (100.0, cond._replace(text=cond.text + 1)),
     ):
-        assert np.abs(apply(jnp.array([clock]), other).pred[0] - base).max() > 1e-2
+        assert np.abs(apply(jnp.array([timestep]), other).pred[0] - base).max() > 1e-2
 
 
 def test_the_size_that_the_network_is_told_is_the_width_in_patches():
     _, params = model("class")
     build = lambda: CLASS.build(nnx.Rngs(params=0), EXACT)
     module = nnx.merge(nnx.graphdef(nnx.eval_shape(build)), params)
-    clocks, conds = (jnp.ones(1),), (Cond(labels=jnp.zeros(1, int)),)
-    told = lambda *size: module.condition((jnp.zeros((1, *size, 3)),), clocks, conds)[0]
+    timesteps, conds = (jnp.ones(1),), (Condition(labels=jnp.zeros(1, int)),)
+    told = lambda *size: module.condition(
+        (jnp.zeros((1, *size, 3)),), timesteps, conds
+    )[0]
     np.testing.assert_array_equal(told(4, 8), told(8, 8))
     assert np.abs(told(4, 8) - told(8, 4)).max() > 1e-2
 
@@ -191,21 +193,21 @@ def test_the_tap_lies_between_the_early_and_the_late_stack():
         stack: jax.tree.map(lambda a: 2 * a, params[stack]),
     }
     late, early = apply(twice("late"), *args), apply(twice("early"), *args)
-    np.testing.assert_array_equal(late.tap[0], base.tap[0])
+    np.testing.assert_array_equal(late.features[0], base.features[0])
     assert np.abs(late.pred[0] - base.pred[0]).max() > 1e-2
-    assert np.abs(early.tap[0] - base.tap[0]).max() > 1e-2
+    assert np.abs(early.features[0] - base.features[0]).max() > 1e-2
 
 
 def test_a_condition_that_lacks_something_is_refused():
     net = network(BOTH, EXACT)
-    image, clock, cond = jnp.zeros((1, 4, 4, 3)), jnp.zeros(1), condition(BOTH, 1)
+    image, timestep, cond = jnp.zeros((1, 4, 4, 3)), jnp.zeros(1), condition(BOTH, 1)
     for missing, message in (
         ("labels", "no labels.*model.num_classes=0"),
         ("text", "holds none.*model.text_width=0"),
     ):
         lacking = cond._replace(**{missing: None})
         with pytest.raises(ValueError, match=message):
-            jax.eval_shape(net.apply, net.shapes(), (image,), (clock,), (lacking,))
+            jax.eval_shape(net.apply, net.shapes(), (image,), (timestep,), (lacking,))
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 10), (32, 6)])
@@ -214,7 +216,7 @@ def test_any_size_with_the_same_parameters(size):
     args = (jnp.zeros((2, *size, 3)),), (jnp.zeros(2),), (condition(BOTH, 2),)
     out = jax.eval_shape(net.apply, net.shapes(), *args)
     assert out.pred[0].shape == (2, *size, 3) and out.pred[0].dtype == jnp.float32
-    assert out.tap[0].shape == (2, size[0] * size[1] // 4, 24)
+    assert out.features[0].shape == (2, size[0] * size[1] // 4, 24)
 
 
 def test_half_precision_is_close_and_returns_float32():
@@ -222,7 +224,7 @@ def test_half_precision_is_close_and_returns_float32():
     args = groups_of(BOTH, (2,))
     exact = apply(params, *args).pred[0]
     out = jax.jit(network(BOTH, Precision()).apply)(params, *args)
-    assert out.pred[0].dtype == jnp.float32 and out.tap[0].dtype == jnp.bfloat16
+    assert out.pred[0].dtype == jnp.float32 and out.features[0].dtype == jnp.bfloat16
     error = jnp.linalg.norm(out.pred[0] - exact) / jnp.linalg.norm(exact)
     assert 1e-5 < error < 0.05
 
@@ -244,7 +246,7 @@ def test_split_matrices_give_the_same_output():
 @pytest.mark.parametrize("config", [CLASS, TEXT], ids=["class", "text"])
 def test_flops_agree_with_the_compiler(config):
     config = dataclasses.replace(
-        config, width=128, heads=4, depth=3, loop=Loop(remat="none", unroll=0)
+        config, width=128, heads=4, depth=3, stack=StackConfig(remat="none", scan=False)
     )
     if config.text_width:
         config = dataclasses.replace(config, text_width=96)
@@ -269,7 +271,7 @@ def test_a_sound_config_has_no_problems():
         ({}, (250, 256), ["model.patch=4", "250 x 256"]),
         ({"heads": 7}, (256, 256), ["model.heads=7", "model.width=1152"]),
         ({"width": 96}, (256, 256), ["model.heads=16", "multiple of 4"]),
-        ({"tap": 29}, (256, 256), ["model.tap=29", "depth=28"]),
+        ({"feature_layer": 29}, (256, 256), ["model.feature_layer=29", "depth=28"]),
         ({"depth": 0}, (256, 256), ["model.", "depth", "at least 1"]),
         ({"num_classes": 0}, (256, 256), ["model.num_classes", "text_width", "both 0"]),
         ({"num_classes": -1}, (256, 256), ["model.num_classes", "at least 0"]),
@@ -284,7 +286,7 @@ def test_problems_name_the_field_and_the_value(fields, size, words):
 
 
 def test_all_problems_come_at_once():
-    config = PixelFlow(num_classes=0, heads=7, tap=99)
+    config = PixelFlow(num_classes=0, heads=7, feature_layer=99)
     assert len(config.problems(250, 250)) == 4
 
 
@@ -328,14 +330,14 @@ def test_every_parameter_follows_its_distribution(drawn):
 def test_the_first_output_is_exactly_zero(drawn):
     net, params = drawn
     out = jax.jit(net.apply)(params, *groups_of(BOTH, (2,)))
-    assert not out.pred[0].any() and (out.tap[0] != 0).all()
+    assert not out.pred[0].any() and (out.features[0] != 0).all()
 
 
-@pytest.mark.parametrize("tap", [0, 1, 2])
+@pytest.mark.parametrize("feature_layer", [0, 1, 2])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_official_weights_load_and_export_bit_for_bit(name, tap):
     config = CONFIGS[name]
-    config = dataclasses.replace(config, tap=min(tap, config.depth))
+    config = dataclasses.replace(config, feature_layer=min(tap, config.depth))
     table, theirs = pixelflow.table(config), official(config)
     shapes = network(config, EXACT).shapes()
     ours = tables.load(table, theirs, shapes)

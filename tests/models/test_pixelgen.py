@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelflow_jax.models.interface import Cond, count, network
+from pixelflow_jax.models.interface import Condition, count, network
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from tests.models.pixelgen_small import (
     EXACT,
     IMAGES,
@@ -71,7 +71,7 @@ def test_options_change_the_parameters():
 
 
 @pytest.mark.parametrize(
-    ("tap", "start", "depths"),
+    ("feature_layer", "start", "depths"),
     [
         (0, 2, [0, 2, 2]),
         (2, 2, [2, 0, 2]),
@@ -81,25 +81,25 @@ def test_options_change_the_parameters():
     ],
 )
 def test_stacks_are_cut_where_something_happens(tap, start, depths):
-    found = shapes(change(tap=tap, context_start=start))
+    found = shapes(change(feature_layer=tap, context_start=start))
     stacks = [found.get(name) for name in ("early", "middle", "late")]
     layers = lambda stack: stack["blocks"]["norm1"]["weight"].shape[0] if stack else 0
     assert [layers(stack) for stack in stacks] == depths
-    without = shapes(change(tap=tap, context_start=start, context_length=0))
+    without = shapes(change(feature_layer=tap, context_start=start, context_length=0))
     assert "middle" not in without
 
 
 def test_where_the_trunk_is_cut_changes_nothing(small):
     apply, params = small
     expected = apply(params, *IMAGES)
-    early, late = (run(change(tap=tap)) for tap in (0, 3))
+    early, late = (run(change(feature_layer=tap)) for tap in (0, 3))
     for out in (early, late):
         near(out.pred[0], expected.pred[0])
-        assert out.tap[0].shape == (4, 9, 24)
-        assert jnp.abs(out.tap[0] - expected.tap[0]).max() > 0.1
+        assert out.features[0].shape == (4, 9, 24)
+        assert jnp.abs(out.features[0] - expected.features[0]).max() > 0.1
     # Tokens that leave before the class tokens come do not know whether they will.
     without = run(change(context_length=0))
-    near(without.tap[0], expected.tap[0])
+    near(without.features[0], expected.features[0])
     assert jnp.abs(without.pred[0] - expected.pred[0]).max() > 0.01
 
 
@@ -115,18 +115,18 @@ def test_packed_groups_equal_separate_calls(small, batches):
         alone = apply(params, *group)
         assert packed.pred[i].shape == group[0][0].shape
         near(packed.pred[i], alone.pred[0])
-        near(packed.tap[i], alone.tap[0])
+        near(packed.features[i], alone.features[0])
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 20), (12, 12), (32, 48)])
 def test_any_size_and_aspect_with_the_same_parameters(size):
     net = network(SMALL, Precision())
     image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    labels = Cond(jax.ShapeDtypeStruct((2,), jnp.int32))
+    labels = Condition(jax.ShapeDtypeStruct((2,), jnp.int32))
     t = jax.ShapeDtypeStruct((2,), jnp.float32)
     out = jax.eval_shape(net.apply, net.shapes(), (image,), (t,), (labels,))
     assert out.pred[0].shape == image.shape and out.pred[0].dtype == jnp.float32
-    assert out.tap[0].shape == (2, size[0] * size[1] // 16, 24)
+    assert out.features[0].shape == (2, size[0] * size[1] // 16, 24)
     bad = jax.ShapeDtypeStruct((2, 6, 8, 3), jnp.float32)
     with pytest.raises(ValueError, match="patch of 4 does not divide.*6 x 8"):
         jax.eval_shape(net.apply, net.shapes(), (bad,), (t,), (labels,))
@@ -174,7 +174,7 @@ def test_label_and_time_both_matter(small):
     apply, params = small
     images, (t,), (cond,) = IMAGES
     base = apply(params, *IMAGES).pred[0]
-    other = Cond(labels=(cond.labels + 1) % 6)
+    other = Condition(labels=(cond.labels + 1) % 6)
     for changed in ((images, (t,), (other,)), (images, (t + 0.1,), (cond,))):
         assert jnp.abs(apply(params, *changed).pred[0] - base).max() > 1e-3
 
@@ -183,7 +183,7 @@ def test_half_precision_is_close_and_returns_float32(small):
     apply, params = small
     exact = apply(params, *IMAGES).pred[0]
     out = jax.jit(network(SMALL, Precision()).apply)(params, *IMAGES)
-    assert out.pred[0].dtype == jnp.float32 and out.tap[0].dtype == jnp.bfloat16
+    assert out.pred[0].dtype == jnp.float32 and out.features[0].dtype == jnp.bfloat16
     error = jnp.linalg.norm(out.pred[0] - exact) / jnp.linalg.norm(exact)
     assert 1e-6 < error < 0.03
 
@@ -201,14 +201,14 @@ def test_flops_agree_with_the_compiler(options):
         width=128,
         heads=4,
         depth=3,
-        tap=1,
+        feature_layer=1,
         context_start=1,
-        loop=Loop(remat="none", unroll=0),
+        stack=StackConfig(remat="none", scan=False),
         **options,
     )
     net = network(config, EXACT)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    cond = Cond(jax.ShapeDtypeStruct((1,), jnp.int32))
+    cond = Condition(jax.ShapeDtypeStruct((1,), jnp.int32))
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
     lowered = jax.jit(net.apply).lower(net.shapes(), (image,), (t,), (cond,))
     compiled = lowered.compile().cost_analysis()["flops"]
@@ -226,7 +226,7 @@ def test_a_sound_config_has_no_problems():
         ({"image_size": 250}, ["model.image_size=250", "model.patch=16"]),
         ({"heads": 7}, ["model.heads=7", "model.width=1152"]),
         ({"width": 96}, ["multiple of 4"]),
-        ({"tap": 29}, ["model.tap=29", "depth=28"]),
+        ({"feature_layer": 29}, ["model.feature_layer=29", "depth=28"]),
         ({"context_start": 28}, ["model.context_start=28", "27", "context_length=0"]),
         ({"context_start": -1}, ["model.context_start=-1"]),
         ({"context_length": -1}, ["context_length", "at least 0"]),
@@ -252,7 +252,7 @@ def test_problems_name_the_field_and_the_value(fields, words):
 def test_problems_of_the_size_and_all_at_once():
     (problem,) = PixelGen().problems(250, 256)
     assert "model.patch=16" in problem and "250 x 256" in problem
-    config = PixelGen(heads=7, tap=99, context_start=99, dropout=2.0)
+    config = PixelGen(heads=7, feature_layer=99, context_start=99, dropout=2.0)
     assert len(config.problems(250, 250)) == 5
     # A zero is reported, not divided by.
     for name in ("patch", "width", "heads", "depth", "channels"):
@@ -316,4 +316,4 @@ def test_every_parameter_follows_its_distribution(drawn):
 def test_the_first_output_is_exactly_zero():
     net = network(SMALL, EXACT)
     out = jax.jit(lambda key: net.apply(net.init(key), *IMAGES))(jax.random.key(0))
-    assert not out.pred[0].any() and (out.tap[0] != 0).all()
+    assert not out.pred[0].any() and (out.features[0] != 0).all()

@@ -8,7 +8,7 @@ import pytest
 from pixelflow_jax.convert import pixelgen
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixelgen import PixelGen
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sharding import MeshShape, batch_sharding
 from pixelflow_jax.tensors import mapping as tables
 from tests.jaxprs import names
@@ -97,7 +97,7 @@ def trained(config: PixelGen):
 
 @pytest.fixture(scope="module")
 def written_out():
-    return trained(change(SINGLE, loop=Loop(remat="none", unroll=0)))
+    return trained(change(SINGLE, stack=StackConfig(remat="none", scan=False)))
 
 
 def test_positions_are_frozen_and_all_else_learns(written_out):
@@ -109,11 +109,11 @@ def test_positions_are_frozen_and_all_else_learns(written_out):
 
 def test_masks_do_not_depend_on_how_the_blocks_run(written_out):
     expected, slopes = written_out
-    out, grads = trained(change(SINGLE, loop=Loop(remat="names")))
+    out, grads = trained(change(SINGLE, stack=StackConfig(remat="names")))
     near(out, expected, 1e-5)
     for name, slope in slopes.items():
         near(grads[name], slope, 1e-5)
-    near(run(change(SINGLE, tap=1), keys(0, 4)).pred[0], expected, 1e-5)
+    near(run(change(SINGLE, feature_layer=1), keys(0, 4)).pred[0], expected, 1e-5)
 
 
 def draws(jaxpr) -> int:
@@ -122,7 +122,7 @@ def draws(jaxpr) -> int:
 
 
 @pytest.mark.parametrize(
-    ("rates", "unroll", "expected"),
+    ("rates", "scan", "expected"),
     [
         ((0.3, 0.2), 0, 6),  # three places in each of two blocks
         ((0.3, 0.0), 0, 4),
@@ -131,9 +131,9 @@ def draws(jaxpr) -> int:
         ((0.0, 0.0), 1, 0),
     ],
 )
-def test_only_what_drops_draws(rates, unroll, expected):
-    loop = Loop(remat="none", unroll=unroll)
-    config = change(dropout=rates[0], attention_dropout=rates[1], loop=loop)
+def test_only_what_drops_draws(rates, scan, expected):
+    stack = StackConfig(remat="none", scan=scan)
+    config = change(dropout=rates[0], attention_dropout=rates[1], stack=stack)
     apply = lambda params, key: network(config, EXACT).apply(params, *IMAGES, key=key)
     params = network(config, EXACT).shapes()
     assert draws(jax.make_jaxpr(apply)(params, jax.random.key(0))) == expected

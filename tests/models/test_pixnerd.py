@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.models.interface import Cond, count, network
+from pixelflow_jax.models.interface import Condition, count, network
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from tests.golden import record
 
 EXACT = record.EXACT
@@ -78,7 +78,7 @@ def test_encoding_and_output_norm_change_the_parameters():
 
 def test_normalised_weights_change_the_output_and_not_the_parameters():
     _, params = record.model(record.MODEL)
-    args = ((images(0, 1, 4, 4),), (jnp.zeros(1),), (Cond(jnp.zeros(1, int)),))
+    args = ((images(0, 1, 4, 4),), (jnp.zeros(1),), (Condition(jnp.zeros(1, int)),))
     outputs = []
     for normalised in [(), ("first",), ("second",), ("first", "second")]:
         net = network(replace(normalised=normalised), EXACT)
@@ -95,31 +95,35 @@ def test_normalised_weights_change_the_output_and_not_the_parameters():
 def test_packed_groups_equal_separate_calls(config, batches):
     net, params = record.model(config)
     groups = (images(0, batches[0], 8, 12), images(1, batches[1], 8, 4))
-    clocks = tuple(jnp.linspace(0.1 + i, 0.9, b) for i, b in enumerate(batches))
-    conds = tuple(Cond(labels=jnp.arange(b) + i) for i, b in enumerate(batches))
+    timesteps = tuple(jnp.linspace(0.1 + i, 0.9, b) for i, b in enumerate(batches))
+    conds = tuple(Condition(labels=jnp.arange(b) + i) for i, b in enumerate(batches))
     apply = jax.jit(net.apply)
-    packed = apply(params, groups, clocks, conds)
+    packed = apply(params, groups, timesteps, conds)
     for i in range(2):
-        alone = apply(params, groups[i : i + 1], clocks[i : i + 1], conds[i : i + 1])
+        alone = apply(params, groups[i : i + 1], timesteps[i : i + 1], conds[i : i + 1])
         assert packed.pred[i].shape == groups[i].shape
         np.testing.assert_allclose(packed.pred[i], alone.pred[0], atol=2e-5)
-        np.testing.assert_allclose(packed.tap[i], alone.tap[0], atol=2e-5)
+        np.testing.assert_allclose(packed.features[i], alone.features[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 20), (64, 4), (32, 48)])
 def test_any_size_and_aspect_with_the_same_parameters(size):
     net = network(record.MODEL, Precision())
     image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-    labels = Cond(jax.ShapeDtypeStruct((2,), jnp.int32))
+    labels = Condition(jax.ShapeDtypeStruct((2,), jnp.int32))
     t = jax.ShapeDtypeStruct((2,), jnp.float32)
     out = jax.eval_shape(net.apply, net.shapes(), (image,), (t,), (labels,))
     assert out.pred[0].shape == image.shape and out.pred[0].dtype == jnp.float32
-    assert out.tap[0].shape == (2, size[0] * size[1] // 16, 24)
+    assert out.features[0].shape == (2, size[0] * size[1] // 16, 24)
 
 
 def test_a_size_that_the_patch_does_not_divide_is_refused():
     net = network(record.MODEL, Precision())
-    args = ((jnp.zeros((1, 6, 8, 3)),), (jnp.zeros(1),), (Cond(jnp.zeros(1, int)),))
+    args = (
+        (jnp.zeros((1, 6, 8, 3)),),
+        (jnp.zeros(1),),
+        (Condition(jnp.zeros(1, int)),),
+    )
     with pytest.raises(ValueError, match="patch of 4 does not divide.*6 x 8"):
         jax.eval_shape(net.apply, net.shapes(), *args)
 
@@ -128,10 +132,10 @@ def test_half_precision_is_close_and_returns_float32():
     net, params = record.model(record.MODEL)
     half = network(record.MODEL, Precision())
     image, t = images(0, 2, 16, 16), jnp.array([0.2, 0.7])
-    args = ((image,), (t,), (Cond(labels=jnp.array([0, 5])),))
+    args = ((image,), (t,), (Condition(labels=jnp.array([0, 5])),))
     exact = jax.jit(net.apply)(params, *args).pred[0]
     out = jax.jit(half.apply)(params, *args)
-    assert out.pred[0].dtype == jnp.float32 and out.tap[0].dtype == jnp.bfloat16
+    assert out.pred[0].dtype == jnp.float32 and out.features[0].dtype == jnp.bfloat16
     error = jnp.linalg.norm(out.pred[0] - exact) / jnp.linalg.norm(exact)
     assert 1e-6 < error < 0.03
 
@@ -140,7 +144,7 @@ def test_label_and_time_both_matter():
     net, params = record.model(record.MODEL)
     apply, image = jax.jit(net.apply), images(0, 1, 8, 8)
     at = lambda t, y: apply(
-        params, (image,), (jnp.array([t]),), (Cond(jnp.array([y])),)
+        params, (image,), (jnp.array([t]),), (Condition(jnp.array([y])),)
     )
     base = at(0.5, 1).pred[0]
     assert jnp.abs(at(0.5, 5).pred[0] - base).max() > 1e-3
@@ -159,13 +163,13 @@ def test_flops_agree_with_the_compiler(decoder):
         width=128,
         heads=4,
         depth=3,
-        tap=1,
+        feature_layer=1,
         decoder=decoder,
-        loop=Loop(remat="none", unroll=0),
+        stack=StackConfig(remat="none", scan=False),
     )
     net = network(config, EXACT)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    cond = Cond(jax.ShapeDtypeStruct((1,), jnp.int32))
+    cond = Condition(jax.ShapeDtypeStruct((1,), jnp.int32))
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
     lowered = jax.jit(net.apply).lower(net.shapes(), (image,), (t,), (cond,))
     compiled = lowered.compile().cost_analysis()["flops"]
@@ -183,7 +187,7 @@ def test_a_sound_config_has_no_problems():
         (PixNerd(), (250, 256), ["model.patch=16", "250 x 256"]),
         (PixNerd(heads=7), (256, 256), ["model.heads=7", "model.width=1152"]),
         (PixNerd(width=96, heads=16), (256, 256), ["multiple of 4"]),
-        (PixNerd(tap=27), (256, 256), ["model.tap=27", "depth=26"]),
+        (PixNerd(feature_layer=27), (256, 256), ["model.feature_layer=27", "depth=26"]),
         (PixNerd(num_classes=0), (256, 256), ["num_classes", "at least 1"]),
         (PixNerd(decoder=NeuralField(encoding="fft")), (256, 256), ["encoding", "fft"]),
         (PixNerd(decoder=NeuralField(normalised=("third",))), (16, 16), ["third"]),
@@ -197,5 +201,5 @@ def test_problems_name_the_field_and_the_value(config, size, words):
 
 
 def test_all_problems_come_at_once():
-    config = PixNerd(heads=7, tap=99, decoder=NeuralField(width=0))
+    config = PixNerd(heads=7, feature_layer=99, decoder=NeuralField(width=0))
     assert len(config.problems(250, 250)) == 4

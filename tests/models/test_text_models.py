@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.convert import pixelgen_text, pixnerd_text
-from pixelflow_jax.models.interface import LAST_KERNEL, Cond, count, network
+from pixelflow_jax.models.interface import LAST_KERNEL, Condition, count, network
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping as tables
 
 EXACT = Precision(compute="float32", matmul="highest")
-WIDTHS = {"width": 16, "heads": 2, "depth": 2, "text_depth": 1, "tap": 1}
+WIDTHS = {"width": 16, "heads": 2, "depth": 2, "text_depth": 1, "feature_layer": 1}
 TEXTS = {"text_width": 6, "text_length": 5}
 FIELD = dataclasses.replace(text_field(), width=8, depth=1)
 PIXNERD = PixNerdText(patch=4, decoder=FIELD, **WIDTHS, **TEXTS)
@@ -99,12 +99,14 @@ def test_padding_is_read_unless_masked(config):
     name = type(config).__name__
     plain, masked = compiled(name), compiled(name, True)
     # Without mask_text a mask changes nothing.
-    assert apart(plain(Cond(text=text)), plain(Cond(text=text, mask=mask))) == 0
-    moved = apart(plain(Cond(text=text)), plain(Cond(text=other)))
-    hidden = [masked(Cond(text=a, mask=mask)) for a in (text, other)]
+    assert (
+        apart(plain(Condition(text=text)), plain(Condition(text=text, mask=mask))) == 0
+    )
+    moved = apart(plain(Condition(text=text)), plain(Condition(text=other)))
+    hidden = [masked(Condition(text=a, mask=mask)) for a in (text, other)]
     assert moved > 1e-2 and apart(*hidden) < 1e-4 * moved
-    full = masked(Cond(text=text, mask=jnp.ones((2, 5), bool)))
-    assert apart(full, plain(Cond(text=text))) < 1e-4
+    full = masked(Condition(text=text, mask=jnp.ones((2, 5), bool)))
+    assert apart(full, plain(Condition(text=text))) < 1e-4
     # The image itself is never hidden: the second text is whole.
     assert apart(hidden[0][1], full[1]) < 1e-4 < apart(hidden[0][0], full[0])
 
@@ -113,16 +115,16 @@ def test_padding_is_read_unless_masked(config):
 @pytest.mark.parametrize(
     ("cond", "words"),
     [
-        (Cond(), "holds none"),
+        (Condition(), "holds none"),
         (
-            Cond(text=jnp.zeros((2, 4, 6)), mask=TRUE),
+            Condition(text=jnp.zeros((2, 4, 6)), mask=TRUE),
             "exactly 5 tokens of width 6, not 4 of 6",
         ),
         (
-            Cond(text=jnp.zeros((2, 5, 7)), mask=TRUE),
+            Condition(text=jnp.zeros((2, 5, 7)), mask=TRUE),
             "exactly 5 tokens of width 6, not 5 of 7",
         ),
-        (Cond(text=jnp.zeros((2, 5, 6))), "no mask"),
+        (Condition(text=jnp.zeros((2, 5, 6))), "no mask"),
     ],
     ids=["none", "length", "width", "mask"],
 )
@@ -141,13 +143,13 @@ def test_groups_are_what_they_are_alone(config, batches):
     groups = []
     for i, (b, size) in enumerate(zip(batches, [(8, 8), (8, 16)], strict=True)):
         mask = jnp.arange(5) < 2 + i + jnp.arange(b)[:, None]
-        cond = Cond(text=normal(20 + i, b, 5, 6), mask=mask)
+        cond = Condition(text=normal(20 + i, b, 5, 6), mask=mask)
         groups.append((normal(10 + i, b, *size, 3), jnp.full(b, 0.2 + 0.3 * i), cond))
     both = jax.jit(net.apply)(params, *zip(*groups, strict=True))
     for i, group in enumerate(groups):
         alone = jax.jit(net.apply)(params, *((part,) for part in group))
         np.testing.assert_allclose(both.pred[i], alone.pred[0], atol=2e-4)
-        np.testing.assert_allclose(both.tap[i], alone.tap[0], atol=2e-4)
+        np.testing.assert_allclose(both.features[i], alone.features[0], atol=2e-4)
 
 
 @SMALL
@@ -155,7 +157,7 @@ def test_the_blocks_attend_to_the_refined_text(config):
     """Taking the blocks on texts away, or moving a text's places, changes images."""
     config = dataclasses.replace(config, text_depth=0)
     net, params = built(dataclasses.replace(config, text_depth=1))
-    args = ((normal(1, 1, 8, 8, 3),), (jnp.array([0.5]),), (Cond(text=text(1)),))
+    args = ((normal(1, 1, 8, 8, 3),), (jnp.array([0.5]),), (Condition(text=text(1)),))
     base = net.apply(params, *args).pred[0]
     trunk = params["trunk"]
     rest = {k: v for k, v in trunk.items() if k != "refine"}
@@ -196,13 +198,13 @@ def test_weights_go_out_and_come_back(config):
 @SMALL
 def test_flops_agree_with_the_compiler(config):
     fields = {"width": 64, "heads": 2, "text_width": 64, "text_length": 24}
-    loop = Loop(remat="none", unroll=0)
-    config = dataclasses.replace(config, patch=8, loop=loop, **fields)
+    loop = StackConfig(remat="none", scan=False)
+    config = dataclasses.replace(config, patch=8, stack=loop, **fields)
     if isinstance(config, PixelGenText):
         config = dataclasses.replace(config, image_size=64)
     net = network(config, EXACT)
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
-    cond = Cond(text=shape(1, 24, 64))
+    cond = Condition(text=shape(1, 24, 64))
     args = ((shape(1, 64, 64, 3),), (shape(1),), (cond,))
     lowered = jax.jit(net.apply).lower(net.shapes(), *args)
     found = lowered.compile().cost_analysis()["flops"]
@@ -219,10 +221,10 @@ CANVAS = dataclasses.replace(PIXNERD, canvas=(8, 8))
 
 def drawn(config: PixNerdText, params: dict, image: jax.Array):
     """Prediction and tap for one image at t = 0.4."""
-    cond = Cond(text=normal(3, 1, 5, 6))
+    cond = Condition(text=normal(3, 1, 5, 6))
     apply = jax.jit(network(config, EXACT).apply)
     out = apply(params, (image,), (jnp.array([0.4]),), (cond,))
-    return out.pred[0], out.tap[0]
+    return out.pred[0], out.features[0]
 
 
 def test_a_canvas_of_the_image_size_is_no_canvas():
@@ -308,7 +310,7 @@ def test_a_canvas_fits_multiples_of_its_grid():
         (PixNerdText(text_depth=-1), "model.text_depth=-1"),
         (PixelGenText(bottleneck=0), "bottleneck=0"),
         (PixelGenText(image_size=250), "model.image_size=250"),
-        (PixNerdText(tap=17), "model.tap=17"),
+        (PixNerdText(feature_layer=17), "model.feature_layer=17"),
         (PixelGenText(heads=7), "model.heads=7"),
         (PixNerdText(decoder=NeuralField(depth=0)), "decoder.width, ratio and depth"),
         (PixNerdText(mask_text=True, attention="cudnn"), "model.mask_text=False"),

@@ -75,11 +75,13 @@ def test_dropout_acts_on_the_normalised_probabilities(qkv):
 def test_each_group_drops_its_own_probabilities(batches):
     packing, layer = Packing(batches, (4, 3)), SelfAttention(16, 2, EXACT, nnx.Rngs(0))
     groups = [normal(b, b, n, 16) for b, n in zip(batches, (4, 3), strict=True)]
-    still = tuple(packing.tile([jnp.full((n, 4), a) for n in (4, 3)]) for a in (1.0, 0))
-    drops = (lambda p: p, lambda p: jnp.zeros_like(p))
-    run = lambda drops: jax.jit(lambda x: layer(x, packing, still, drops))
+    identity_rope = tuple(
+        packing.tile([jnp.full((n, 4), a) for n in (4, 3)]) for a in (1.0, 0)
+    )
+    dropouts = (lambda p: p, lambda p: jnp.zeros_like(p))
+    run = lambda dropouts: jax.jit(lambda x: layer(x, packing, identity_rope, dropouts))
     plainly, dropped = (
-        packing.split(run(d)(packing.join(groups))) for d in (None, drops)
+        packing.split(run(d)(packing.join(groups))) for d in (None, dropouts)
     )
     np.testing.assert_allclose(dropped[0], plainly[0], atol=1e-5)
     np.testing.assert_allclose(dropped[1], 0, atol=1e-6)  # the block adds the bias

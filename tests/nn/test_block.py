@@ -153,8 +153,8 @@ def test_dropout_keeps_the_mean_of_what_it_acts_on(rates):
 
     @jax.jit
     def mean(keys):
-        drops = lambda key: layer_drops(key, (3,), 1, range(1))[0]
-        one = lambda key: call(graph, params, X, (COND,), ALONE, ROPE, drops(key))
+        dropouts = lambda key: layer_drops(key, (3,), 1, range(1))[0]
+        one = lambda key: call(graph, params, X, (COND,), ALONE, ROPE, dropouts(key))
         outs = jax.lax.map(one, keys, batch_size=100)
         return outs.mean(0), outs.std(0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.nn.dropout import (
-    Dropping,
+    DropoutKeys,
     dropout,
     group_drops,
     hashed,
@@ -21,7 +21,7 @@ def keys(seed: int, count: int) -> jax.Array:
     return jax.random.split(jax.random.key(seed), count)
 
 
-def same(one: Dropping, other: Dropping) -> bool:
+def same(one: DropoutKeys, other: DropoutKeys) -> bool:
     data = [jax.random.key_data(jnp.concatenate(d.keys)) for d in (one, other)]
     return bool((data[0] == data[1]).all())
 
@@ -93,16 +93,18 @@ def test_bits_look_random_in_every_place_and_across_numbers_and_seeds():
 
 
 def test_layers_images_and_places_have_keys_of_their_own():
-    drops = layer_drops(jax.random.key(3), (2, 1), 5, range(1, 4))
-    assert [drop is None for drop in drops] == [True, False, False, False, True]
-    assert [k.shape for k in drops[1].keys] == [(2,), (1,)]
-    assert not same(drops[1], drops[2])
-    data = jax.random.key_data(jnp.concatenate([k for d in drops[1:4] for k in d.keys]))
+    dropouts = layer_drops(jax.random.key(3), (2, 1), 5, range(1, 4))
+    assert [drop is None for drop in dropouts] == [True, False, False, False, True]
+    assert [k.shape for k in dropouts[1].keys] == [(2,), (1,)]
+    assert not same(dropouts[1], dropouts[2])
+    data = jax.random.key_data(
+        jnp.concatenate([k for d in dropouts[1:4] for k in d.keys])
+    )
     assert len(np.unique(data, axis=0)) == 9
-    one, two = (group_drops(drops[1], 0.5, place)[0] for place in (0, 1))
+    one, two = (group_drops(dropouts[1], 0.5, place)[0] for place in (0, 1))
     x = jnp.ones((2, 40))
     assert (one(x) != two(x)).any()
-    np.testing.assert_array_equal(one(x), group_drops(drops[1], 0.5, 0)[0](x))
+    np.testing.assert_array_equal(one(x), group_drops(dropouts[1], 0.5, 0)[0](x))
 
 
 def test_one_key_or_one_an_image():

@@ -35,10 +35,10 @@ def gradients(arrays: dict, kind: str, packing: Packing, kernels: str, rate: flo
     """The result and all gradients; every element of the image has a weight."""
     b, n = packing.batches[0], sum(packing.lengths)
     (drop,) = layer_drops(jax.random.key(1), packing.batches, 1, range(1))
-    drops, weights = group_drops(drop, rate, 2), normal(9, b, n, WIDTH)
+    dropouts, weights = group_drops(drop, rate, 2), normal(9, b, n, WIDTH)
 
     def total(arrays: dict):
-        out = down(kind, packing=packing, drops=drops, kernels=kernels, **arrays)
+        out = down(kind, packing=packing, dropouts=dropouts, kernels=kernels, **arrays)
         return jnp.sum(out * weights), out
 
     with jax.default_matmul_precision("highest"):

@@ -9,13 +9,13 @@ from flax import nnx
 from pixelflow_jax.nn.embed import (
     ClassEmbed,
     TimeEmbed,
+    identity_rope,
     pack_patches,
     pack_tables,
     rotary_table,
     rotate,
     sincos_table,
     sinusoid,
-    still,
 )
 from pixelflow_jax.nn.layers import (
     RMSNorm,
@@ -153,11 +153,11 @@ def test_halves_of_integer_positions_with_the_row_first():
 
 def test_still_tokens_come_first_and_do_not_turn():
     table = rotary_table(2, 2, 8, 16.0)
-    cos, sin = still(table, 3)
+    cos, sin = identity_rope(table, 3)
     assert (cos[:3] == 1).all() and (sin[:3] == 0).all()
     np.testing.assert_array_equal(cos[3:], table[0])
     np.testing.assert_array_equal(sin[3:], table[1])
-    for whole, part in zip(still(table, 0), table, strict=True):
+    for whole, part in zip(identity_rope(table, 0), table, strict=True):
         np.testing.assert_array_equal(whole, part)
 
 

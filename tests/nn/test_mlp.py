@@ -28,14 +28,16 @@ def test_swiglu_with_biases_and_dropout_by_hand():
     biases = {"bias": True, "bias_init": ones}
     mlp = MLP("swiglu", 4, 6, EXACT, nnx.Rngs(0), first_init=halves, **biases)
     (drop,) = layer_drops(jax.random.key(1), (2,), 1, range(1))
-    drops = group_drops(drop, 0.5, 2)
+    dropouts = group_drops(drop, 0.5, 2)
     inner = X.sum(-1, keepdims=True) / 2 + 1  # gate and up are alike
     hidden = jnp.broadcast_to(jax.nn.silu(inner) * inner, (2, 3, 6))
-    kept = drops[0](jnp.ones_like(hidden))
+    kept = dropouts[0](jnp.ones_like(hidden))
     assert set(np.unique(kept)) == {0, 2}
     # The last bias is the caller's to add.
     expected = (kept * hidden) @ mlp.down.kernel[...]
-    np.testing.assert_allclose(mlp(X, PACKING, drops), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        mlp(X, PACKING, dropouts), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_gelu_by_hand():

@@ -25,7 +25,7 @@ def given(lengths: tuple[int, ...], b: int = 2) -> dict:
     return {
         "x": normal(0, b, n, WIDTH),
         "branch": normal(1, b, n, WIDTH),
-        "vectors": tuple(normal(5 + i, b, CHUNKS * WIDTH) for i in range(len(lengths))),
+        "modulation": tuple(normal(5 + i, b, CHUNKS * WIDTH) for i in range(len(lengths))),
         "bias": normal(2, WIDTH),
         "gain": 1 + 0.3 * normal(3, WIDTH),
     }
@@ -82,7 +82,7 @@ def test_the_formula():
     x, z = between(
         packing=Packing((2,), (3,)), gate=GATE, **MODULATED, kernels="xla", **arrays
     )
-    shift, scale, gate = np.split(np.asarray(arrays["vectors"][0])[:, None], 3, -1)
+    shift, scale, gate = np.split(np.asarray(arrays["modulation"][0])[:, None], 3, -1)
     added = np.asarray(arrays["x"]) + gate * (arrays["branch"] + arrays["bias"])
     np.testing.assert_allclose(x, added, atol=1e-5)
     size = np.sqrt(np.mean(added**2, -1, keepdims=True) + 1e-6)

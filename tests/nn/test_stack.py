@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelflow_jax.nn.dropout import Dropping, group_drops, layer_drops
+from pixelflow_jax.nn.dropout import DropoutKeys, group_drops, layer_drops
 from pixelflow_jax.nn.layers import RMSNorm
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop, Stack, take_apart, written_out_blocks
+from pixelflow_jax.nn.stack import (
+    Stack,
+    StackConfig,
+    unstack_layers,
+    written_out_blocks,
+)
 
 EXACT = Precision(compute="float32", matmul="highest")
 
@@ -25,8 +30,8 @@ class Small(nnx.Module):
         return x + self.mlp(self.norm(x) + shift, Packing((2,), (3,)))
 
 
-def build(**loop) -> Stack:
-    return Stack(Small, 5, nnx.Rngs(0), Loop(**loop))
+def build(**stack) -> Stack:
+    return Stack(Small, 5, nnx.Rngs(0), StackConfig(**stack))
 
 
 X = jax.random.normal(jax.random.key(1), (2, 3, 6))
@@ -43,7 +48,7 @@ def value_and_gradient(stack: Stack):
 
 @pytest.fixture(scope="module")
 def reference():
-    return value_and_gradient(build(remat="none", unroll=1))
+    return value_and_gradient(build(remat="none"))
 
 
 def test_every_layer_has_parameters_of_its_own():
@@ -62,21 +67,21 @@ def test_scan_equals_a_loop_over_the_blocks(reference):
 
 
 @pytest.mark.parametrize(
-    "loop",
+    "stack",
     [
         {"remat": "names"},
         {"remat": "branches"},
         {"remat": "mlp"},
         {"remat": "full"},
         {"remat": "names", "unroll": 2},
-        {"remat": "none", "unroll": 0},
-        {"remat": "names", "unroll": 0},
+        {"remat": "none", "scan": False},
+        {"remat": "names", "scan": False},
         {"remat": "full", "unroll": 9},
     ],
     ids=str,
 )
-def test_remat_and_unrolling_change_no_results(loop, reference):
-    ours = value_and_gradient(build(**loop))
+def test_remat_and_unrolling_change_no_results(stack, reference):
+    ours = value_and_gradient(build(**stack))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, reference
     )
@@ -93,10 +98,11 @@ def test_remat_keeps_what_it_says():
 
 
 @pytest.mark.parametrize(
-    ("unroll", "expected"), [(0, []), (1, [1]), (3, [3]), (9, [5])]
+    ("config", "expected"),
+    [({"scan": False}, []), ({}, [1]), ({"unroll": 3}, [3]), ({"unroll": 9}, [5])],
 )
-def test_the_stack_is_one_scan_and_unroll_0_writes_it_out(unroll, expected):
-    graph, params = nnx.split(build(unroll=unroll))
+def test_the_stack_is_one_scan_or_written_out(config, expected):
+    graph, params = nnx.split(build(**config))
     run = lambda params: nnx.merge(graph, params)(X, SHIFT)
     steps = jax.make_jaxpr(run)(params).eqns
     scans = [step.params["unroll"] for step in steps if step.primitive.name == "scan"]
@@ -104,10 +110,10 @@ def test_the_stack_is_one_scan_and_unroll_0_writes_it_out(unroll, expected):
 
 
 def test_unknown_loops_are_refused():
-    with pytest.raises(ValueError, match="loop.remat.*some"):
-        Loop(remat="some").check()
-    with pytest.raises(ValueError, match="loop.unroll.*-1"):
-        Loop(unroll=-1).check()
+    with pytest.raises(ValueError, match="stack.remat.*some"):
+        StackConfig(remat="some").check()
+    with pytest.raises(ValueError, match="stack.unroll.*-1"):
+        StackConfig(unroll=-1).check()
 
 
 class Dropped(nnx.Module):
@@ -116,21 +122,21 @@ class Dropped(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.small = Small(rngs)
 
-    def __call__(self, x, shift, drop: Dropping | None = None):
+    def __call__(self, x, shift, drop: DropoutKeys | None = None):
         change = self.small(x, shift) - x
         (one,) = group_drops(drop, 0.4, 0) or (lambda change: change,)
         kept = one(jnp.ones(x.shape[:-1])) != 0
         return (x + one(change)).at[..., 0].set(2 * x[..., 0] + kept)
 
 
-def dropped(layers: range, seed: int = 0, **loop):
+def dropped(layers: range, seed: int = 0, **stack):
     """The stack's output and gradients, where `layers` drop."""
-    stack = Stack(Dropped, 5, nnx.Rngs(0), Loop(**loop))
+    stack = Stack(Dropped, 5, nnx.Rngs(0), StackConfig(**stack))
     graph, params = nnx.split(stack)
-    drops = layer_drops(jax.random.key(seed), (2,), 5, layers)
+    dropouts = layer_drops(jax.random.key(seed), (2,), 5, layers)
 
     def total(params, x):
-        out = nnx.merge(graph, params)(x, SHIFT, drops=drops)
+        out = nnx.merge(graph, params)(x, SHIFT, dropouts=dropouts)
         return jnp.sum(out[..., 1:] ** 2), out
 
     start = jnp.tile(X, (1, 5, 1)).at[..., 0].set(0.0)
@@ -147,22 +153,22 @@ def masks(out) -> np.ndarray:
 @pytest.fixture(scope="module")
 def written_out():
     ranges = {"some": range(1, 4), "all": range(5), "none": range(0)}
-    return {name: dropped(r, remat="none", unroll=0) for name, r in ranges.items()}
+    return {name: dropped(r, remat="none", scan=False) for name, r in ranges.items()}
 
 
 @pytest.mark.parametrize(
-    ("layers", "which", "loop"),
+    ("layers", "which", "stack"),
     [
-        (range(1, 4), "some", {"remat": "none", "unroll": 1}),
+        (range(1, 4), "some", {"remat": "none"}),
         (range(1, 4), "some", {"remat": "names", "unroll": 2}),
-        (range(1, 4), "some", {"remat": "names", "unroll": 0}),
-        (range(5), "all", {"remat": "full", "unroll": 1}),
-        (range(0), "none", {"remat": "names", "unroll": 1}),
+        (range(1, 4), "some", {"remat": "names", "scan": False}),
+        (range(5), "all", {"remat": "full"}),
+        (range(0), "none", {"remat": "names"}),
     ],
     ids=str,
 )
-def test_layers_drop_alike_however_the_stack_runs(layers, which, loop, written_out):
-    out, grads = dropped(layers, **loop)
+def test_layers_drop_alike_however_the_stack_runs(layers, which, stack, written_out):
+    out, grads = dropped(layers, **stack)
     expected, slopes = written_out[which]
     np.testing.assert_array_equal(masks(out), masks(expected))  # bit for bit
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
@@ -175,17 +181,19 @@ def test_only_the_layers_of_the_range_drop_and_each_has_a_mask_of_its_own(writte
     assert not some[..., 1:4].all()
     np.testing.assert_array_equal(some[..., 1:4], everywhere[..., 1:4])
     assert np.unique(everywhere.reshape(30, 5), axis=1).shape[1] == 5
-    other = masks(dropped(range(5), seed=1, unroll=0, remat="none")[0])
+    other = masks(dropped(range(5), seed=1, scan=False, remat="none")[0])
     assert (other != everywhere).any()
 
 
-@pytest.mark.parametrize("unroll", [0, 2])
-def test_layers_taken_apart_run_as_they_did_together(unroll):
-    stack = build(unroll=unroll)
+@pytest.mark.parametrize("scan", [False, True])
+def test_layers_taken_apart_run_as_they_did_together(scan):
+    stack = build(scan=scan, unroll=2)
     (graph, params), paths = nnx.split(stack), written_out_blocks(stack)
-    assert paths == ([] if unroll else [("blocks",)])
+    assert paths == ([] if scan else [("blocks",)])
     pure = {"blocks": nnx.to_pure_dict(params)["blocks"], "other": {"blocks": {}}}
-    apart = take_apart(take_apart(pure, paths), paths)  # twice is as good as once
+    apart = unstack_layers(
+        unstack_layers(pure, paths), paths
+    )  # twice is as good as once
     assert len(apart["blocks"]["norm"]["weight"]) == 5 and apart["other"] == {
         "blocks": {}
     }

@@ -16,12 +16,12 @@ from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.finetune import KINDS, Initial, InitialError, compare
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
-LOOP = Loop(remat="none")
+LOOP = StackConfig(remat="none")
 PIXELGEN = PixelGen(
     num_classes=3,
     patch=8,
@@ -29,14 +29,21 @@ PIXELGEN = PixelGen(
     width=16,
     heads=2,
     depth=4,
-    tap=1,
+    feature_layer=1,
     bottleneck=4,
     context_length=2,
     context_start=3,
-    loop=LOOP,
+    stack=LOOP,
 )
 PIXELFLOW = PixelFlow(
-    num_classes=3, patch=4, width=16, heads=2, depth=3, tap=1, text_width=6, loop=LOOP
+    num_classes=3,
+    patch=4,
+    width=16,
+    heads=2,
+    depth=3,
+    feature_layer=1,
+    text_width=6,
+    stack=LOOP,
 )
 TEXT = PixelGenText(
     patch=8,
@@ -48,8 +55,8 @@ TEXT = PixelGenText(
     text_width=6,
     text_length=5,
     bottleneck=4,
-    tap=1,
-    loop=LOOP,
+    feature_layer=1,
+    stack=LOOP,
 )
 
 # A change of a model: what it is called, and the parameters that begin anew, without
@@ -144,12 +151,12 @@ def test_what_differs_belongs_to_a_kind_and_all_else_is_taken(change, back):
 @pytest.mark.parametrize(
     ("model", "fields"),
     [
-        (PIXELGEN, {"tap": 0}),
-        (PIXELGEN, {"tap": 3}),
-        (PIXELGEN, {"tap": 4}),
+        (PIXELGEN, {"feature_layer": 0}),
+        (PIXELGEN, {"feature_layer": 3}),
+        (PIXELGEN, {"feature_layer": 4}),
         (PIXELGEN, {"context_start": 2}),
-        (PIXELFLOW, {"tap": 3}),
-        (TEXT, {"tap": 0}),
+        (PIXELFLOW, {"feature_layer": 3}),
+        (TEXT, {"feature_layer": 0}),
     ],
     ids=str,
 )
@@ -214,7 +221,7 @@ def test_decoders_may_be_exchanged():
 
 
 def test_fields_that_only_change_speed_are_no_difference():
-    fast = dataclasses.replace(PIXELGEN, loop=Loop(unroll=0), attention="xla")
+    fast = dataclasses.replace(PIXELGEN, stack=StackConfig(scan=False), attention="xla")
     fit = compare(PIXELGEN, fast)
     assert not fit.differences and len(fit.report()) == 1
 

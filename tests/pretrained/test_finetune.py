@@ -16,7 +16,7 @@ from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.embed import sincos_table
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.finetune import InitialError
 from pixelflow_jax.training.loop import train
@@ -29,10 +29,10 @@ PIXELGEN = PixelGen(
     width=16,
     heads=2,
     depth=2,
-    tap=1,
+    feature_layer=1,
     context_length=2,
     context_start=1,
-    loop=Loop(remat="none"),
+    stack=StackConfig(remat="none"),
 )
 # Command lines, by name; {x} stands for a path of `places`.
 COMMANDS = {
@@ -78,7 +78,7 @@ def places(tmp_path_factory):
     five = "config.model.num_classes = 5\nconfig.steps = 2"
     large = (
         "from pixelflow_jax.models.pixelgen import PixelGen\n"
-        "from pixelflow_jax.nn.stack import Loop\n"
+        "from pixelflow_jax.nn.stack import StackConfig\n"
         f"config.model = {dataclasses.replace(PIXELGEN, image_size=32)!r}\n"
         "config.data.image_size = 32\nconfig.steps = 2"
     )
@@ -255,14 +255,21 @@ def test_class_names_that_differ_are_reported(places, tmp_path):
     (copy / "config.json").write_text(json.dumps(data))
     report = published.initial(tuning(places, init_from=str(copy))).report
     assert report.splitlines()[-1] == "  class 1: 'banners' -> 'flags'"
-    faster = tiny.model(attention="xla", loop=Loop(unroll=0))
+    faster = tiny.model(attention="xla", stack=StackConfig(scan=False))
     config = tuning(places, init_from=str(places["pub"]), model=faster)
     same = published.initial(config).report
     assert len(same.splitlines()) == 2
 
 
 def test_another_text_encoder_begins_a_new_projection(tmp_path):
-    small = {"patch": 8, "width": 16, "heads": 2, "depth": 2, "text_depth": 1, "tap": 1}
+    small = {
+        "patch": 8,
+        "width": 16,
+        "heads": 2,
+        "depth": 2,
+        "text_depth": 1,
+        "feature_layer": 1,
+    }
     model = PixNerdText(**small, text_width=6, text_length=5)
     config = Experiment(name="text", model=model, conditioner=Text(length=5))
     params = config.network().init(jax.random.key(0))

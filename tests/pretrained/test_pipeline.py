@@ -245,7 +245,7 @@ def test_size_solver_grid_and_guidance_can_be_chosen(pipeline):
         ({"height": 12}, "does not divide the image size 12 x 16"),
         ({"height": -8}, "must be positive"),
         ({"grid": Grid(shift=-1.0)}, "shift > 0"),
-        ({"guidance": ClassifierFree(closed="no")}, "guidance.closed"),
+        ({"guidance": ClassifierFree(interval="no")}, "guidance.interval"),
     ],
     ids=str,
 )

@@ -61,10 +61,12 @@ def test_the_default_negative_is_the_null_condition_of_training(pipeline):
     """Guidance leads away from the empty text, the one that prompts are dropped for."""
     with_empty = pipeline.generate([RED, BLUE], seed=1).images
     conditioner = pipeline.config.conditioner
-    given = texts.Reader(conditioner.length)([RED, BLUE])
+    given = texts.CaptionEncoder(conditioner.length)([RED, BLUE])
     generator = pipeline.config.generator(texts.SIZE, texts.SIZE)
-    frozen = conditioner.load()
-    without = generator(pipeline.params, given, seed=1, frozen=frozen).images
+    frozen_params = conditioner.load()
+    without = generator(
+        pipeline.params, given, seed=1, frozen_params=frozen_params
+    ).images
     np.testing.assert_allclose(with_empty, without, atol=1e-4)
 
 

@@ -319,14 +319,16 @@ def test_every_model_has_its_citation_and_texts_are_asked_for_in_words():
     models = typing.get_args(Experiment.__annotations__["model"])
     assert set(CITATIONS) == set(models)
     names = {"class_names": (), "step": 0, "origin": "a | b\nc"}
-    reader = PixNerdText(width=16, heads=2, depth=1, tap=0)
+    reader = PixNerdText(width=16, heads=2, depth=1, feature_layer=0)
     texts = Experiment(name="t", model=reader, conditioner=Text())
     card = Description(config=texts, **names).card("some/name", "bfloat16", False)
     front, body = front_matter(card)
     assert front["pipeline_tag"] == "text-to-image" and "0 classes" not in body
     assert 'from_pretrained("some/name")' in body and "red fox" in body
     assert "| weights | a \\| b c |" in body
-    classes = Experiment(name="c", model=PixelFlow(width=16, heads=2, depth=1, tap=0))
+    classes = Experiment(
+        name="c", model=PixelFlow(width=16, heads=2, depth=1, feature_layer=0)
+    )
     card = Description(config=classes, **names).card("some/name", "float32", False)
     assert "chen2025pixelflow" in card and "pipeline([0], seed=0)" in card
     assert "| trained |" not in card  # after 0 steps, or for a time nobody knows

@@ -11,7 +11,7 @@ from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling import sampler
 from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.sharding import MeshShape, replicated
@@ -103,7 +103,7 @@ def test_checking_computes_nothing_and_finds_what_sampling_would(generator):
 def casts(generator, params) -> tuple[set, set]:
     """Shapes of the matrices that are cast in a loop over the steps, and outside one.
 
-    Matrices are told by their shapes, or by those of one layer of a stack.
+    Matrices are timestep_scale by their shapes, or by those of one layer of a stack.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     kernels = {leaf.shape for path, leaf in leaves if path[-1].key == "kernel"}
@@ -135,12 +135,12 @@ def test_weights_are_cast_ahead_of_the_steps(generator, params, solver, guidance
     looped, ahead = casts(half, params)
     assert ahead and not looped
     # ... and would be found in the loop, were it the network that casts them.
-    lazy = dataclasses.replace(half.network, prepare=lambda params: params)
+    lazy = dataclasses.replace(half.network, cast_for_inference=lambda params: params)
     assert casts(dataclasses.replace(half, network=lazy, guide=lazy), params)[0]
 
 
 def test_casting_twice_is_casting_once(params):
-    prepare = network(tiny.model(), Precision()).prepare
+    prepare = network(tiny.model(), Precision()).cast_for_inference
     once = prepare(params)
     types = {str(leaf.dtype) for leaf in jax.tree.leaves(once)}
     assert types == {"bfloat16", "float32"}
@@ -152,7 +152,7 @@ def test_casting_twice_is_casting_once(params):
 
 def test_casting_ahead_changes_no_image(generator, params):
     half = network(generator.model, Precision())
-    lazy = dataclasses.replace(half, prepare=lambda params: params)
+    lazy = dataclasses.replace(half, cast_for_inference=lambda params: params)
     ahead, late = (
         dataclasses.replace(generator, network=one)(params, LABELS, seed=1).images
         for one in (half, lazy)
@@ -161,18 +161,18 @@ def test_casting_ahead_changes_no_image(generator, params):
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun(), AdamsBashforth()], ids=repr)
-def test_what_depends_on_time_alone_is_made_ahead_of_the_steps(
+def test_what_depends_on_time_alone_is_precomputed_of_the_steps(
     generator, params, solver, monkeypatch
 ):
     """The same images as without; the loop holds fewer products by one a block."""
-    written_out = tiny.model(loop=Loop(remat="none", unroll=0))
+    written_out = tiny.model(stack=StackConfig(remat="none", scan=False))
     ahead = dataclasses.replace(
         generator,
         network=network(written_out, Precision(compute="float32")),
         solver=solver,
         guidance=ClassifierFree(scale=2.0, low=0.3),
     )
-    plain = dataclasses.replace(ahead.network, ahead=None)
+    plain = dataclasses.replace(ahead.network, pre=None)
     late = dataclasses.replace(ahead, network=plain)
     images = [one(params, LABELS, seed=1).images for one in (ahead, late)]
     np.testing.assert_allclose(*images, atol=2e-5)
@@ -189,7 +189,7 @@ def test_what_depends_on_time_alone_is_made_ahead_of_the_steps(
     embeds = 2  # of the time
     spared = runs * (tiny.model().depth + embeds)
     assert products(late) - products(ahead) == spared
-    monkeypatch.setattr(sampler, "AHEAD_BYTES", 0)
+    monkeypatch.setattr(sampler, "PRECOMPUTE_BYTES", 0)
     assert products(ahead) == products(late)
 
 

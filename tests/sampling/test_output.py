@@ -102,11 +102,11 @@ def test_prompts_are_shortened_in_names_and_whole_in_the_lists(tmp_path):
     slug = "a-red-apple-a-red-apple-a-red-apple-a-re"
     files = [f"000002_{slug}.png", f"000003_{slug}.png", "000004.png", "000005.png"]
     assert sorted(path.name for path in paths["images"].iterdir()) == files
-    told = json.loads(paths["json"].read_text(encoding="utf-8"))
-    assert told["seed"] == 3 and told["negative_prompt"] == "blurry"
-    assert [one["file"] for one in told["images"]] == files
-    assert [one["prompt"] for one in told["images"]] == prompts
-    assert [one["number"] for one in told["images"]] == [2, 3, 4, 5]
+    timestep_scale = json.loads(paths["json"].read_text(encoding="utf-8"))
+    assert timestep_scale["seed"] == 3 and timestep_scale["negative_prompt"] == "blurry"
+    assert [one["file"] for one in timestep_scale["images"]] == files
+    assert [one["prompt"] for one in timestep_scale["images"]] == prompts
+    assert [one["number"] for one in timestep_scale["images"]] == [2, 3, 4, 5]
     assert np.load(paths["npz"])["prompts"].tolist() == prompts
 
 

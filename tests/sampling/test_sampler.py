@@ -10,11 +10,11 @@ import pytest
 
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
-from pixelflow_jax.flow.path import Stage, Straight, double, halve, pyramid
+from pixelflow_jax.flow.path import Stage, Straight, downsample2, pyramid, upsample2
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.interface import Cond, Output
+from pixelflow_jax.models.interface import Condition, Output
 from pixelflow_jax.sampling.sampler import Model, denoise, image_keys, sample
 from pixelflow_jax.sharding import MeshShape, batch_sharding, replicated
 from tests.golden import record
@@ -38,9 +38,9 @@ def program(apply, **changes):
     return jax.jit(functools.partial(sample, apply, **settings))
 
 
-def conds(labels: np.ndarray) -> tuple[Cond, Cond]:
+def conds(labels: np.ndarray) -> tuple[Condition, Condition]:
     labels = jnp.asarray(labels, jnp.int32)
-    return Cond(labels=labels), Cond(labels=jnp.full_like(labels, 5))
+    return Condition(labels=labels), Condition(labels=jnp.full_like(labels, 5))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_an_image_does_not_depend_on_the_devices(model, stochastic, shape):
     np.testing.assert_allclose(spread.images, images, atol=1e-5)
 
 
-def labelled(params, groups, clocks, conds):
+def labelled(params, groups, timesteps, conds):
     """A network whose velocity is the label everywhere."""
     return Output(
         tuple(
@@ -149,22 +149,22 @@ def test_both_branches_come_back_in_order():
 
 
 def test_the_network_is_told_the_stages_clock():
-    clocks = []
+    timesteps = []
 
-    def apply(params, groups, told, conds):
-        clocks.append(told[0])
-        return labelled(params, groups, told, conds)
+    def apply(params, groups, timestep_scale, conds):
+        timesteps.append(timestep_scale[0])
+        return labelled(params, groups, timestep_scale, conds)
 
-    stage = Stage(clock=(100.0, 300.0))
+    stage = Stage(timestep_range=(100.0, 300.0))
     branches = denoise(apply, {}, *conds(LABELS[:2]), stage, PredictVelocity())
     branches.cond(jnp.zeros((2, 4, 4, 3)), jnp.float32(0.25), jnp.float32(0.0))
-    np.testing.assert_array_equal(clocks[0], [150.0, 150.0])
+    np.testing.assert_array_equal(timesteps[0], [150.0, 150.0])
 
 
 def test_a_perfect_network_shows_its_image_at_every_step():
     """Predicting the clean image 0.3: every recorded state points at it."""
 
-    def apply(params, groups, clocks, conds):
+    def apply(params, groups, timesteps, conds):
         return Output(tuple(jnp.full_like(g, 0.3) for g in groups), ())
 
     draw = program(apply, prediction=PredictClean(t_eps=0.0), record=True)
@@ -195,7 +195,7 @@ def cascade(apply, **changes):
     return program(apply, **{**settings, **changes})
 
 
-def still(params, groups, clocks, conds):
+def still(params, groups, timesteps, conds):
     """A network whose velocity is zero."""
     return Output(tuple(jnp.zeros_like(g) for g in groups), ())
 
@@ -203,9 +203,9 @@ def still(params, groups, clocks, conds):
 def test_a_cascade_grows_from_stage_to_stage():
     sizes = []
 
-    def apply(params, groups, clocks, conds):
+    def apply(params, groups, timesteps, conds):
         sizes.append(groups[0].shape)
-        return labelled(params, groups, clocks, conds)
+        return labelled(params, groups, timesteps, conds)
 
     guidance = ClassifierFree(scale=3.0, ramp=(0.0, 0.5, 1.0))
     out = cascade(apply, guidance=guidance, record=True)(
@@ -232,9 +232,9 @@ def test_a_cascade_without_motion_is_its_noise():
         CASCADE, CASCADE[1:], out.stages, out.stages[1:], strict=False
     ):
         kept, fresh = stage.jump
-        rest = np.asarray(y - kept * double(x))
+        rest = np.asarray(y - kept * upsample2(x))
         assert rest.std() == pytest.approx(fresh, rel=0.02)
-        np.testing.assert_allclose(halve(rest, 1), 0, atol=1e-5)
+        np.testing.assert_allclose(downsample2(rest, 1), 0, atol=1e-5)
         assert before.end < 1
     some = draw({}, keys[jnp.array([5, 1])], *conds(np.zeros(2, int)))
     np.testing.assert_allclose(some.images, out.images[jnp.array([5, 1])], atol=1e-6)
@@ -254,7 +254,7 @@ def _fresh_noise() -> list[np.ndarray]:
     first, *later = out.stages
     fresh = [first]
     for stage, x, y in zip(CASCADE[1:], out.stages, later, strict=False):
-        fresh.append(y - stage.jump[0] * double(x))
+        fresh.append(y - stage.jump[0] * upsample2(x))
     return [np.asarray(x) for x in fresh]
 
 
@@ -274,7 +274,7 @@ def test_every_solver_follows_every_stage(solver):
 
 
 def test_twins_change_nothing_but_the_step_sizes():
-    def curved(params, groups, clocks, conds):
+    def curved(params, groups, timesteps, conds):
         return Output(tuple(jnp.cos(3 * g) for g in groups), ())
 
     args = (image_keys(0, range(1)), *conds(np.array([1])))
@@ -291,17 +291,17 @@ def test_twins_change_nothing_but_the_step_sizes():
 
 
 def test_the_clock_may_stop_short():
-    clocks = []
+    timesteps = []
 
-    def apply(params, groups, told, conds):
-        clocks.append(told[0])
-        return still(params, groups, told, conds)
+    def apply(params, groups, timestep_scale, conds):
+        timesteps.append(timestep_scale[0])
+        return still(params, groups, timestep_scale, conds)
 
-    stage = Stage(clock=(100.0, 300.0))
+    stage = Stage(timestep_range=(100.0, 300.0))
     both = conds(LABELS[:2])
-    branches = denoise(apply, {}, *both, stage, PredictVelocity(), told=0.5)
+    branches = denoise(apply, {}, *both, stage, PredictVelocity(), timestep_scale=0.5)
     branches.cond(jnp.zeros((2, 4, 4, 3)), jnp.float32(1.0), jnp.float32(0.0))
-    np.testing.assert_array_equal(clocks[0], [200.0, 200.0])
+    np.testing.assert_array_equal(timesteps[0], [200.0, 200.0])
 
 
 def test_a_weaker_model_guides():

@@ -25,8 +25,8 @@ def official(config: PixNerd) -> tuple[list[tables.Row], dict, dict]:
 CONFIGS = {
     "field": record.MODEL,
     "linear": record.BASELINE,
-    "tap 0": dataclasses.replace(record.MODEL, tap=0),
-    "tap depth": dataclasses.replace(record.MODEL, tap=2),
+    "tap 0": dataclasses.replace(record.MODEL, feature_layer=0),
+    "tap depth": dataclasses.replace(record.MODEL, feature_layer=2),
     "no norm": dataclasses.replace(
         record.MODEL,
         decoder=dataclasses.replace(record.MODEL.decoder, output_norm=False),

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.lazy import DTYPES, Stored, WeightFileError
+from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor, WeightFileError
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -22,7 +22,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 def test_what_is_written_is_what_safetensors_reads(tmp_path):
     path, told = tmp_path / "x.safetensors", []
-    stored = {name: Stored.of(array) for name, array in arrays().items()}
+    stored = {name: LazyTensor.of(array) for name, array in arrays().items()}
     safe.write(path, stored, {"origin": "here"}, told.append)
     found = load_file(path)
     assert found.keys() == stored.keys()
@@ -36,7 +36,7 @@ def test_what_is_written_is_what_safetensors_reads(tmp_path):
 
 def test_every_tensor_is_aligned_to_its_items(tmp_path):
     path = tmp_path / "x.safetensors"
-    safe.write(path, {k: Stored.of(a) for k, a in arrays().items()}, {})
+    safe.write(path, {k: LazyTensor.of(a) for k, a in arrays().items()}, {})
     with safe_open(path, "np") as file:
         assert set(file.keys()) == set(arrays())
     raw = path.read_bytes()
@@ -71,7 +71,7 @@ def test_parts_are_fetched_one_after_the_other(tmp_path):
         most.append(len(alive))
         return np.full((2, 3), i, np.float32).view(Part)
 
-    stacked = Stored((4, 2, 3), np.dtype(np.float32), fetch, stacked=True)
+    stacked = LazyTensor((4, 2, 3), np.dtype(np.float32), fetch, stacked=True)
     safe.write(tmp_path / "x.safetensors", {"a": stacked}, {})
     assert len(most) == 4
     found = load_file(tmp_path / "x.safetensors")["a"]
@@ -82,7 +82,10 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     def fail(i):
         raise RuntimeError("no values")
 
-    stored = {"a": Stored.of(np.ones(3)), "b": Stored((2,), np.dtype(np.float32), fail)}
+    stored = {
+        "a": LazyTensor.of(np.ones(3)),
+        "b": LazyTensor((2,), np.dtype(np.float32), fail),
+    }
     with pytest.raises(RuntimeError, match="no values"):
         safe.write(tmp_path / "x.safetensors", stored, {})
     assert not list(tmp_path.iterdir())

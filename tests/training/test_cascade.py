@@ -13,12 +13,12 @@ from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Pyramid
 from pixelflow_jax.flow.time import Grid, Uniform
-from pixelflow_jax.losses.adaptive_weight import Balance
+from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.losses.perceptual import PDino, Repa
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.pipeline import Pipeline, PipelineError
 from pixelflow_jax.sampling.output import write_samples
 from pixelflow_jax.teachers.dinov2 import DinoV2
@@ -46,8 +46,8 @@ def cascade(images, **fields):
         width=32,
         heads=4,
         depth=2,
-        tap=1,
-        loop=Loop(remat="none"),
+        feature_layer=1,
+        stack=StackConfig(remat="none"),
     )
     settings = {
         "path": Pyramid(num_stages=2),
@@ -88,11 +88,11 @@ def test_slices_of_a_batch_hold_every_stage_alike(images):
     config = cascade(images)
     with config._open_data(0) as loader:
         batch = next(loader)
-    state = fresh_state(config.recipe(), (), config.mesh.build(jax.devices()[:1]))
+    state = fresh_state(config.objective(), (), config.mesh.build(jax.devices()[:1]))
     losses = []
     for parts in (1, 2):
-        recipe = dataclasses.replace(config, accumulate=parts).recipe()
-        losses.append(jax.jit(make_step(recipe))(state, batch, {})[1])
+        objective = dataclasses.replace(config, accumulate=parts).objective()
+        losses.append(jax.jit(make_step(objective))(state, batch, {})[1])
     for name, value in losses[0].items():
         assert float(value) == pytest.approx(float(losses[1][name]), rel=1e-5)
 
@@ -147,24 +147,24 @@ def test_a_run_with_teachers_is_saved_without_them(images, dino, tmp_path):
     fields = {
         "terms": terms,
         "teachers": Teachers(dino=dino),
-        "balance": Balance(start=2, every=2),
+        "adaptive_weight": AdaptiveWeight(start=2, every=2),
         "ema": (0.9,),
     }
     make = lambda steps: tiny.run(images, steps=steps, **fields)
     whole = train(make(6), tmp_path / "whole")
-    assert float(whole.carry["balance"]) != 1
+    assert float(whole.carry["adaptive_weight"]) != 1
     train(make(3), tmp_path / "parts")
     state = train(make(6), tmp_path / "parts")
     tiny.assert_identical(state, whole)
     names = {name for line in tiny.history(tmp_path / "whole") for name in line}
-    assert {"Repa", "PDino", "balance"} <= names
+    assert {"Repa", "PDino", "adaptive_weight"} <= names
     reader = Checkpointer(tmp_path / "parts" / "checkpoints", None)
     with contextlib.closing(reader):
         config = json.dumps(reader.config(6))
     assert "dinov2.safetensors" in config
     tree = json.loads((tmp_path / "parts/checkpoints/6/state/_METADATA").read_text())
     stored = {key.replace("'", "") for key in tree["tree_metadata"]}
-    assert any("heads" in key and "Repa" in key for key in stored)
+    assert any("projectors" in key and "Repa" in key for key in stored)
     parts = {tuple(key.strip("()").split(", ")[:2]) for key in stored}
     assert {two for one, *rest in parts for two in rest if one == "params"} == {
         "denoiser",

@@ -62,8 +62,8 @@ def test_floats_survive_to_the_last_bit(tmp_path):
 
 
 def test_speed_leaves_pauses_out(tmp_path, monkeypatch):
-    clock = iter([100.0, 110.0, 112.0])  # opened, resumed after a pause, reported
-    fake = types.SimpleNamespace(perf_counter=lambda: next(clock))
+    timestep = iter([100.0, 110.0, 112.0])  # opened, resumed after a pause, reported
+    fake = types.SimpleNamespace(perf_counter=lambda: next(timestep))
     monkeypatch.setattr(run_log, "time", fake)
     monkeypatch.setattr(run_log, "utilisation", lambda rate, flops, dtype: rate / flops)
     with open_log(tmp_path) as log:

@@ -11,7 +11,7 @@ from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.training.optimizer import AdamW
-from pixelflow_jax.training.state import averaged
+from pixelflow_jax.training.state import update_ema
 from pixelflow_jax.training.step import fresh_state, make_step
 from tests.training import tiny
 
@@ -28,9 +28,9 @@ def batches(config, count):
 
 def after(config, data):
     """State and metrics after a step on each batch of `data`."""
-    recipe, mesh = config.recipe(), config.mesh.build(jax.devices()[:1])
-    state, metrics = fresh_state(recipe, config.ema, mesh), []
-    step = jax.jit(make_step(recipe))
+    objective, mesh = config.objective(), config.mesh.build(jax.devices()[:1])
+    state, metrics = fresh_state(objective, config.ema, mesh), []
+    step = jax.jit(make_step(objective))
     for batch in data:
         state, values = step(state, batch, {})
         metrics.append({name: float(value) for name, value in values.items()})
@@ -58,7 +58,7 @@ def test_accumulating_equals_the_whole_batch(undivided, parts):
 def test_averages_follow_their_formula():
     params = {"a": jnp.asarray([1.0, 2.0]), "b": {"c": jnp.asarray(3.0)}}
     start = {"a": jnp.asarray([5.0, -2.0]), "b": {"c": jnp.asarray(1.0)}}
-    moved = averaged({"0.9": start, "0.5": start}, params)
+    moved = update_ema({"0.9": start, "0.5": start}, params)
     np.testing.assert_allclose(moved["0.9"]["a"], [4.6, -1.6], rtol=1e-6)
     np.testing.assert_allclose(moved["0.9"]["b"]["c"], 1.2, rtol=1e-6)
     np.testing.assert_allclose(moved["0.5"]["a"], [3.0, 0.0], rtol=1e-6)

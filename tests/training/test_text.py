@@ -21,7 +21,7 @@ from pixelflow_jax.experiment import ConfigError, Experiment
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
@@ -45,12 +45,12 @@ JOINT = PixNerdText(
     text_depth=0,
     text_width=16,
     text_length=LENGTH,
-    tap=1,
+    feature_layer=1,
     decoder=dataclasses.replace(text_field(), width=8, depth=1),
-    loop=Loop(remat="none"),
+    stack=StackConfig(remat="none"),
 )
 CROSS = PixelFlow(
-    num_classes=0, text_width=16, width=32, heads=4, depth=1, tap=1, patch=8
+    num_classes=0, text_width=16, width=32, heads=4, depth=1, feature_layer=1, patch=8
 )
 
 
@@ -115,13 +115,15 @@ def test_dropping_is_exact_and_reaches_the_step():
     """With drop=1 the captions make no difference, with drop=0 they do."""
     for drop, same in ((1.0, True), (0.0, False)):
         config = experiment(EMOJI, conditioner=dataclasses.replace(TEXT, drop=drop))
-        recipe = config.recipe()
-        frozen = config.conditioner.load()
+        objective = config.objective()
+        frozen_params = config.conditioner.load()
         with config._open_data(0) as loader:
             batch = next(loader)
         turned = {**batch, **{n: np.roll(batch[n], 1, 0) for n in ("tokens", "mask")}}
         keys = jax.random.split(jax.random.key(0), len(batch["image"]))
-        one, two = (recipe.draw(b, keys, frozen).conds[0] for b in (batch, turned))
+        one, two = (
+            objective.draw(b, keys, frozen_params).conds[0] for b in (batch, turned)
+        )
         assert np.array_equal(one.text, two.text) == same
 
 
@@ -144,20 +146,20 @@ def test_a_step_with_features_is_the_step_with_tokens(shards):
     stored = experiment(source, conditioner=conditioned(TEXT, shards))
     found = []
     for one in (config, stored):
-        recipe, mesh = one.recipe(), MeshShape().build(jax.devices()[:1])
+        objective, mesh = one.objective(), MeshShape().build(jax.devices()[:1])
         with one._open_data(0) as loader:
             batch = next(loader)
         assert ("text" in batch) == (one is stored)
-        frozen = recipe.load_frozen()
-        step = jax.jit(make_step(recipe))
-        state = fresh_state(recipe, (), mesh)
+        frozen_params = objective.load_frozen()
+        step = jax.jit(make_step(objective))
+        state = fresh_state(objective, (), mesh)
         # Off the beginning, where zeros hide the text from the loss.
         moved = jax.tree.map(lambda a: a + 0.03, state.params)
-        _, metrics = step(state.replace(params=moved), batch, frozen)
+        _, metrics = step(state.replace(params=moved), batch, frozen_params)
         found.append((metrics["loss"], metrics["grad_norm"]))
     np.testing.assert_allclose(*found, rtol=5e-3)
     assert batch["text"].dtype == "bfloat16"
-    sizes = jax.tree.map(np.size, frozen)
+    sizes = jax.tree.map(np.size, frozen_params)
     assert sizes == {"text": {"text": LENGTH * 16, "mask": LENGTH}}  # no encoder
 
 
@@ -208,11 +210,11 @@ def test_stored_states_are_the_encoders(shards):
     captions = [c for i in (0, 5, 9) for c in source[i]["captions"]]
     batch = stored(captions)
     read = WordReader(LENGTH)(captions)
-    frozen = TEXT.load()
-    cond = TEXT.encode(frozen, read)
+    frozen_params = TEXT.load()
+    cond = TEXT.encode(frozen_params, read)
     np.testing.assert_allclose(batch["text"].astype(np.float32), cond.text, rtol=8e-3)
     np.testing.assert_array_equal(batch["mask"], cond.mask)
-    null = TEXT.null(frozen, cond, JOINT)
+    null = TEXT.null(frozen_params, cond, JOINT)
     empty, mask = stored.empty()
     np.testing.assert_allclose(empty.astype(np.float32), null.text[0], rtol=8e-3)
     np.testing.assert_array_equal(mask, null.mask[0])

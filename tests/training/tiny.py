@@ -21,12 +21,12 @@ from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Loop
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging
-from pixelflow_jax.training.loop import Run
+from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.optimizer import AdamW
 from pixelflow_jax.training.state import TrainState
 
@@ -59,9 +59,9 @@ def model(**fields) -> PixNerd:
         "width": 32,
         "heads": 4,
         "depth": 2,
-        "tap": 1,
+        "feature_layer": 1,
         "decoder": NeuralField(width=8, depth=1),
-        "loop": Loop(remat="none"),
+        "stack": StackConfig(remat="none"),
     }
     return PixNerd(**small | fields)
 
@@ -90,14 +90,14 @@ def experiment(images: str | pathlib.Path, **fields) -> Experiment:
     return Experiment(**small | fields)
 
 
-def run(images: pathlib.Path, devices: int = 1, initial=None, **fields) -> Run:
+def run(images: pathlib.Path, devices: int = 1, initial=None, **fields) -> TrainingRun:
     """The run of `experiment` on the first `devices` devices, laid out by `mesh`."""
     shape = fields.pop("mesh", MeshShape())
     ready = experiment(images, **fields).run(initial)
     return dataclasses.replace(ready, mesh=shape.build(jax.devices()[:devices]))
 
 
-def saved_state(run: Run, workdir: pathlib.Path) -> TrainState:
+def saved_state(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
     """The newest checkpoint of a run."""
     reader = Checkpointer(workdir / "checkpoints", None)
     with contextlib.closing(reader):

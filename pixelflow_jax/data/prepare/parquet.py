@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pixelflow_jax.data.captions import clean, permitted
+from pixelflow_jax.data.captions import allow_missing, clean
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.files import find_files
 from pixelflow_jax.data.source import (
@@ -117,7 +117,7 @@ class ParquetSource:
         return {
             "image": image,
             "label": 0,
-            "captions": permitted(
+            "captions": allow_missing(
                 lambda: clean(present, row.name), self._allow_missing
             ),
             "name": row.name,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pixelflow_jax.data.captions import clean, from_json, from_text, permitted
+from pixelflow_jax.data.captions import allow_missing, clean, from_json, from_text
 from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.files import find_files
 from pixelflow_jax.data.source import (
@@ -96,7 +96,7 @@ class TarSource:
         return {
             "image": image,
             "label": 0,
-            "captions": permitted(
+            "captions": allow_missing(
                 lambda: self._captions(sample, name), self._config.allow_missing
             ),
             "name": name,
