@@ -5,11 +5,13 @@ import json
 import re
 
 from benchmarks import harness, layouts, work
+from pixelflow_jax import build as builders
 from pixelflow_jax.cli.sample import SOLVERS
 from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.models.interface import Network
+from pixelflow_jax.validate import validate
 
 TRAIN, SAMPLE = "train", "sample"
 # Short names of fields that are changed often.
@@ -87,7 +89,7 @@ class Case:
             _put(tree, path, value)
         tree["batch_size"] = self.batch if self.what == TRAIN else tree["batch_size"]
         config = Experiment.from_dict(tree)
-        config.validate()
+        validate(config)
         return config
 
 
@@ -113,7 +115,7 @@ def build(case: Case) -> work.Work:
         return work.sampling(config, case.batch)
     if case.what != TRAIN:
         raise ValueError(f"A case is {TRAIN!r} or {SAMPLE!r}, not {case.what!r}.")
-    objective = config.objective()
+    objective = builders.objective(config)
     apply = layouts.LAYOUTS[case.layout](objective.network.apply)
     network = Network(objective.network.init, apply)
     return work.training(config, dataclasses.replace(objective, network=network))

@@ -25,6 +25,9 @@ import numpy as np  # isort: skip
 from jax import Array  # isort: skip
 
 from benchmarks import work, worker  # isort: skip
+from pixelflow_jax import build as builders
+from pixelflow_jax.validate import validate
+
 from pixelflow_jax.conditioning.conditioner import Text  # isort: skip
 from pixelflow_jax.data.loader import Data  # isort: skip
 from pixelflow_jax.experiment import Experiment  # isort: skip
@@ -276,8 +279,8 @@ def steps(
         model=model,
         conditioner=Text(encoder=encoder, length=length),
     )
-    config.validate()
-    objective = config.objective()
+    validate(config)
+    objective = builders.objective(config)
     frozen_params = {"text": drawn(encoder)}
     texts = {"tokens": tokens, "mask": mask}
     whole = worker.timed(

@@ -26,6 +26,8 @@ from benchmarks import harness  # first: it sets the compiler's flags
 import jax  # isort: skip
 
 from benchmarks import ask, efficientnet, retrieval  # isort: skip
+from pixelflow_jax import build
+
 from pixelflow_jax import Pipeline  # isort: skip
 from pixelflow_jax.data.emoji.source import Emoji  # isort: skip
 
@@ -66,7 +68,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
     pipeline, network = load(args), efficientnet.load_packaged()
     data = pipeline.config.data
     held, training = (data.source.open(s, data.image_size) for s in ("test", "train"))
-    params = pipeline.config.network().init(jax.random.key(args.seed))
+    params = build.network(pipeline.config).init(jax.random.key(args.seed))
     untrained = dataclasses.replace(pipeline, params=params)
     every = np.arange(len(held))
     some = np.random.default_rng(args.seed).permutation(len(training))[: len(held)]

@@ -42,6 +42,8 @@ import numpy as np  # isort: skip  # noqa: E402
 from jax.experimental import topologies  # isort: skip  # noqa: E402
 from jax.sharding import Mesh  # isort: skip  # noqa: E402
 
+from pixelflow_jax import build  # isort: skip  # noqa: E402
+
 from pixelflow_jax import sharding  # isort: skip  # noqa: E402
 from pixelflow_jax.experiment import Experiment  # isort: skip  # noqa: E402
 from pixelflow_jax.flow.solver import Euler  # isort: skip  # noqa: E402
@@ -133,7 +135,7 @@ def tpu_devices(topology: str) -> list:
 def training(config: Experiment, devices: list, batch: int) -> Programs:
     """The training step, compiled; parameters and optimizer split over `devices`."""
     mesh = sharding.MeshShape(data=1, fsdp=-1).build(devices)
-    objective, size = config.objective(), config.data.image_size
+    objective, size = build.objective(config), config.data.image_size
     image = jax.ShapeDtypeStruct((batch, size, size, 3), np.float32)
     given = {"image": image, **config.conditioner.example(batch)}
     frozen_params = objective.frozen_shapes()
@@ -160,7 +162,7 @@ def sampling(config: Experiment, devices: list, batch: int) -> Programs:
     mesh = sharding.MeshShape().build(devices)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inputs = (
-        on(whole, config.network().shapes()),
+        on(whole, build.network(config).shapes()),
         on(split, jax.ShapeDtypeStruct((batch,), np.uint32)),
         on(split, config.conditioner.example(batch)),
         on(whole, jax.ShapeDtypeStruct((), np.uint32)),
@@ -168,13 +170,13 @@ def sampling(config: Experiment, devices: list, batch: int) -> Programs:
     )
 
     def program() -> object:
-        trace = config.generator(size, size).trace
+        trace = build.generator(config, size, size).trace
         return compiled(trace, mesh, *inputs, static_argnums=4)
 
     whole = program()
     settings.grid = dataclasses.replace(grid, steps=1)
     # The weights are made ready once, but in each of these.
-    prepared = compiled(config.network().cast_for_inference, mesh, inputs[0])
+    prepared = compiled(build.network(config).cast_for_inference, mesh, inputs[0])
     parts = [Part(prepared, 1 - len(times))]
     for scale, count in ((guidance.scale, guided), (1.0, len(times) - guided)):
         always = {"scale": scale, "low": -np.inf, "high": np.inf}

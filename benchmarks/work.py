@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from pixelflow_jax import sharding
+from pixelflow_jax import build, sharding
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.solver import Heun
@@ -71,7 +71,7 @@ def training(
     `frozen_params` are the parameters of frozen networks (None: random ones of their shapes),
     `conditions` those of the images (None: random labels).
     """
-    objective, mesh = objective or config.objective(), config.mesh.build()
+    objective, mesh = objective or build.objective(config), config.mesh.build()
     size, batch = config.data.image_size, config.batch_size
     teachers = {} if frozen_params is not None else objective.frozen_shapes()
     made = abstract_state(objective, config.ema, mesh), _everywhere(teachers, mesh)
@@ -108,8 +108,8 @@ def training(
 
 def sampling(config: Experiment, batch: int) -> Work:
     """Drawing `batch` images with the sampling settings of `config`."""
-    size, network = config.data.image_size, config.network()
-    generator = config.generator(size, size)
+    size, network = config.data.image_size, build.network(config)
+    generator = build.generator(config, size, size)
     mesh, shapes = generator.mesh, network.shapes()
     layout = sharding.state_sharding(shapes, mesh)
 
@@ -160,7 +160,7 @@ def sampling_cost(config: Experiment) -> Cost:
     if isinstance(settings.solver, Dopri5):
         return Cost(math.nan, math.nan, math.nan)
     calls, runs, flops = 0.0, 0.0, 0.0
-    for number, stage in enumerate(config.stages()):
+    for number, stage in enumerate(build.stages(config)):
         times = settings.grid.times(number)[:-1]
         each = 1 + settings.guidance.active(times, number)
         often = np.ones(len(times))

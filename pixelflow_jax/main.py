@@ -37,7 +37,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from pixelflow_jax import backend
+from pixelflow_jax import backend, build
 from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.experiment import NODES, ConfigError, Experiment
@@ -48,6 +48,7 @@ from pixelflow_jax.tensors.hub import HubError
 from pixelflow_jax.tensors.official import TeacherError
 from pixelflow_jax.training.checkpoint import CheckpointError
 from pixelflow_jax.training.loop import DivergedError, train
+from pixelflow_jax.validate import validate_data, validated
 
 # What a user can mend: reported in one paragraph, without a traceback.
 USER_ERRORS = (
@@ -97,7 +98,7 @@ SAMPLES = flags.DEFINE_bool(
 def run_training(config: Experiment, workdir: pathlib.Path) -> None:
     """Train `config` in `workdir` to its end, or to the next signal."""
     start = functools.partial(published.initial, config) if config.init_from else None
-    run = config.run(start)
+    run = build.training_run(validated(config), start)
     _writable(workdir)
     backend.keep_programs()
     train(run, workdir)
@@ -111,7 +112,8 @@ def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float
     config = pipeline.config
     shards = jax.device_count()
     batch = -(-min(config.batch_size, 256) // shards) * shards
-    result = config.heldout_loss(pipeline.params, batch)
+    validate_data(config)
+    result = build.heldout_loss(config, pipeline.params, batch)
     folder = workdir / "evaluations"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{pipeline.step:08d}.json"

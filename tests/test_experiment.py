@@ -10,6 +10,7 @@ import pytest
 import pixelflow_jax.data.loader
 import pixelflow_jax.experiment
 import pixelflow_jax.sharding
+from pixelflow_jax import build
 from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.data.loader import Data
@@ -35,6 +36,7 @@ from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
+from pixelflow_jax.validate import validate, validated
 from tests.training import tiny
 
 
@@ -44,7 +46,7 @@ def images(tmp_path_factory):
 
 
 def test_the_tiny_experiment_is_valid(images):
-    tiny.experiment(images).validate()
+    validate(tiny.experiment(images))
 
 
 GIANT = DinoV2(variant="vitx14")
@@ -152,7 +154,7 @@ BAD = [
 )
 def test_a_field_that_makes_no_sense_is_refused(images, changes, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
-        tiny.experiment(images, **changes).validate()
+        validate(tiny.experiment(images, **changes))
 
 
 def test_everything_wrong_is_listed_at_once(images):
@@ -165,7 +167,7 @@ def test_everything_wrong_is_listed_at_once(images):
         log=Logging(preview_count=0),
     )
     with pytest.raises(ConfigError) as caught:
-        config.validate()
+        validate(config)
     first, *lines = str(caught.value).split("\n")
     assert "'tiny' cannot run" in first and len(lines) == 6
     assert all(line.startswith("  - ") for line in lines)
@@ -175,13 +177,13 @@ def test_a_size_without_pixels_is_refused(images):
     config = tiny.experiment(images)
     config.data.image_size = 0
     with pytest.raises(ConfigError, match="data.image_size must be at least 1"):
-        config.validate()
+        validate(config)
 
 
 def test_classes_of_data_and_model_must_agree(images):
     config = tiny.experiment(images, model=tiny.model(num_classes=4))
     with pytest.raises(ConfigError, match=r"3 classes but model\.num_classes=4"):
-        config.run()
+        build.training_run(validated(config))
 
 
 def test_it_survives_json(images):
@@ -244,7 +246,7 @@ def test_the_seed_fixes_weights_data_and_noise(images):
 
 def test_the_recipe_takes_every_part_from_the_config(images):
     config = tiny.experiment(images, accumulate=1)
-    objective = config.objective()
+    objective = build.objective(config)
     assert (
         objective.terms is config.terms and objective.conditioner is config.conditioner
     )
@@ -257,7 +259,7 @@ def test_the_recipe_takes_every_part_from_the_config(images):
 
 def test_data_is_opened_at_the_batch_asked_for(images):
     config = tiny.experiment(images)
-    with config._open_data(0) as first, config._open_data(2) as later:
+    with build.open_data(config, 0) as first, build.open_data(config, 2) as later:
         for _ in range(2):
             next(first)
         tiny.assert_identical(next(first), next(later))
@@ -273,7 +275,7 @@ def test_a_text_model_traces_but_needs_captions(images):
         ),
         conditioner=Text(encoder=encoder, length=8),
     )
-    config.validate()
+    validate(config)
     config.data.source.labels = False  # no class names, no text files
     with pytest.raises(ConfigError, match="holds no captions, which conditioner Text"):
-        config.run()
+        build.training_run(validated(config))

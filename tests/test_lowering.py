@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import pixelflow, pixelgen, pixelgen_t2i, pixnerd, pixnerd_t2i
-from pixelflow_jax import sharding
+from pixelflow_jax import build, sharding
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.objective import FlowMatching, term_name
@@ -79,7 +79,7 @@ def on(layout: jax.sharding.Sharding, shapes: object) -> object:
 
 
 def traced_step(config: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
-    objective, size = config.objective(), config.data.image_size
+    objective, size = build.objective(config), config.data.image_size
     image = jax.ShapeDtypeStruct((BATCH, size, size, 3), np.float32)
     batch = {"image": image, **config.conditioner.example(BATCH)}
     frozen_params = objective.frozen_shapes()
@@ -94,10 +94,10 @@ def traced_step(config: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Trace
 
 def traced_sampler(config: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
     size = config.data.image_size
-    program = functools.partial(config.generator(size, size).trace, record=False)
+    program = functools.partial(build.generator(config, size, size).trace, record=False)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inputs = (
-        on(whole, config.network().shapes()),
+        on(whole, build.network(config).shapes()),
         on(split, jax.ShapeDtypeStruct((BATCH,), np.uint32)),
         on(split, config.conditioner.example(BATCH)),
         on(whole, jax.ShapeDtypeStruct((), np.uint32)),
@@ -138,7 +138,7 @@ def test_pixelgen_lowers_with_all_of_its_loss():
     names = [term_name(term) for term in config.terms]
     assert names == ["FlowMatching", "Repa", "Lpips", "PDino"]
     assert config.adaptive_weight is not None
-    assert set(config.objective().frozen_shapes()) == {"dino", "lpips"}
+    assert set(build.objective(config).frozen_shapes()) == {"dino", "lpips"}
 
 
 def test_an_exported_step_is_for_tpus_and_has_no_effects():
@@ -146,7 +146,7 @@ def test_an_exported_step_is_for_tpus_and_has_no_effects():
     config = shallow("pixnerd")
     config.terms = [FlowMatching()]
     mesh = sharding.MeshShape().build(jax.devices()[:1])
-    objective = config.objective()
+    objective = build.objective(config)
     image = jax.ShapeDtypeStruct((BATCH, 256, 256, 3), np.float32)
     batch = {"image": image, **config.conditioner.example(BATCH)}
     export = jax.export.export(jax.jit(make_step(objective)), platforms=["tpu"])

@@ -18,30 +18,27 @@ PACKAGE = "pixelflow_jax"
 
 # A unit is a sub-package or a module directly under the package.
 FLOORS = {
-    **dict.fromkeys(["backend", "compat", "nodes", "sharding", "hub"], 0),
-    **dict.fromkeys(["flow", "nn", "data", "weightfiles"], 0),
-    **dict.fromkeys(["models", "teachers"], 1),
-    **dict.fromkeys(["conditioning", "objective", "perceptual", "sampler"], 2),
-    **dict.fromkeys(["training", "evaluation", "prompts"], 3),
-    **dict.fromkeys(["experiment", "pipeline", "presets"], 4),
-    **dict.fromkeys(["description", "published"], 4),
-    **dict.fromkeys(["main", "draw", "prepare", "convert", "demo", "quickstart"], 5),
+    **dict.fromkeys(["errors", "atomic", "backend", "compat", "config_io"], 0),
+    **dict.fromkeys(["flow", "nn", "data", "tensors", "sharding"], 1),
+    **dict.fromkeys(["models", "encoders", "teachers"], 2),
+    **dict.fromkeys(["conditioning"], 3),
+    **dict.fromkeys(["losses", "sampling"], 4),
+    **dict.fromkeys(["training", "evaluation"], 5),
+    **dict.fromkeys(["experiment"], 6),
+    **dict.fromkeys(["build"], 7),
+    **dict.fromkeys(["validate"], 8),
+    **dict.fromkeys(["pretrained"], 9),
+    **dict.fromkeys(["cli", "convert", "demo"], 10),
+    **dict.fromkeys(["main", "prepare", "quickstart", "__main__"], 11),
 }
-# Imports within one floor, and why.
+# Imports within one floor, or from above, and why.
 NEIGHBOURS = {
     ("nn", "sharding"): "the stack's activation constraint",
-    ("perceptual", "objective"): "its terms look at the objective's context",
-    ("pipeline", "experiment"): "a pipeline is built from an experiment",
-    ("pipeline", "published"): "it loads and saves published weights",
-    ("pipeline", "description"): "it describes itself",
-    ("published", "experiment"): "weights come with their experiment",
-    ("published", "description"): "what is written beside the weights",
-    ("description", "experiment"): "it holds the experiment",
-    ("presets", "experiment"): "a preset is a part of an experiment",
-    ("main", "draw"): "one of its modes",
+    ("validate", "pretrained"): "the kinds of differences that fine-tuning knows",
+    ("tensors", "nn"): "weights are cast to a precision as they are read",
 }
 # Names the package's own __init__ defines, and the unit each comes from.
-FACADE = {"Pipeline": "pipeline", "__version__": "compat"}
+FACADE = {"Pipeline": "pretrained", "__version__": "compat"}
 
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60

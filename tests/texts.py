@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pixelflow_jax import Pipeline
+from pixelflow_jax import Pipeline, build
 from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.experiment import Experiment
@@ -108,5 +108,5 @@ def experiment(model: DenoiserConfig) -> Experiment:
 def pipeline(name: str) -> Pipeline:
     """One of `MODELS` with random weights."""
     config = experiment(MODELS[name])
-    params = random(config.network().shapes(), 1)
+    params = random(build.network(config).shapes(), 1)
     return Pipeline(config=config, params=params, class_names=(), step=0)

@@ -10,12 +10,13 @@ import pathlib
 import runpy
 import time
 
-from pixelflow_jax import backend
+from pixelflow_jax import backend, build
 from pixelflow_jax.data.images import grid, save_png
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.training.loop import train
+from pixelflow_jax.validate import validated
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "emoji.py"
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"Training {config.name}: {config.steps} steps, about three minutes on 2 cores"
     )
-    train(config.run(), args.workdir)
+    train(build.training_run(validated(config)), args.workdir)
     minutes = (time.monotonic() - started) / 60
     fresh, shipped = args.workdir / "fresh.png", args.workdir / "shipped.png"
     print("Sampling from the new model, then from the shipped one")

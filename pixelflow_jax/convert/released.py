@@ -20,6 +20,7 @@ from pixelflow_jax.models.pixnerd import PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.sampling import presets
 from pixelflow_jax.sampling.settings import Sampling
+from pixelflow_jax.validate import size_problems
 
 JIT = "jit"  # the family that shares PixelGen's network and not its sampler
 KICKOFF = 8  # tokens along a side of PixelFlow's first stage
@@ -54,7 +55,7 @@ def experiment(family: str, model: DenoiserConfig, size: int, name: str) -> Expe
         found = dataclasses.replace(
             found, path=path, time=time, prediction=PredictClean()
         )
-    if problems := found.size_problems(size, size):
+    if problems := size_problems(found, size, size):
         listed = "; ".join(problems)
         raise ConvertError(f"{listed}. Mend that with --set or --image-size.")
     return found

@@ -153,7 +153,9 @@ def _run(kernel, how, given, cotangents, outs, tile):
     width = given.x.shape[-1]
     tokens = pl.BlockSpec((None, tile, width), lambda i, j: (i, j, 0))
     vector = pl.BlockSpec((width,), lambda i, j: (0,))
-    modulation = pl.BlockSpec((None, *given.modulation.shape[1:]), lambda i, j: (i, 0, 0))
+    modulation = pl.BlockSpec(
+        (None, *given.modulation.shape[1:]), lambda i, j: (i, 0, 0)
+    )
     specs = Inputs(tokens, tokens, modulation, vector, vector)
     flat = [(a, s) for a, s in zip(given, specs, strict=True) if a is not None]
     flat += [(a, tokens) for a in cotangents]

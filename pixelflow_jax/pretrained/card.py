@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from pixelflow_jax import sharding
+from pixelflow_jax import build, sharding
 from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.experiment import ConfigError, Experiment
 from pixelflow_jax.models.interface import count
@@ -137,7 +137,7 @@ class Description:
 
     def _facts(self, dtype: str) -> list[tuple[str, str]]:
         config = self.config
-        parameters = count(config.network().shapes()) / 1e6
+        parameters = count(build.network(config).shapes()) / 1e6
         sampling, names = config.sampling, ", ".join(self.class_names)
         # A conversion knows neither names nor, sometimes, how long it was trained.
         if self.class_names and all(name.isdigit() for name in self.class_names):

@@ -44,17 +44,6 @@ class InitialError(ValueError):
     """Weights that a run cannot begin with."""
 
 
-class Initial(NamedTuple):
-    """What a run begins with; parameters that are absent are drawn as ever.
-
-    `ema` holds an average for every decay, under the decay written out.
-    """
-
-    params: dict
-    ema: dict[str, dict]
-    report: str
-
-
 class Difference(NamedTuple):
     """A parameter that differs, by its path without the stack; None: it is absent."""
 

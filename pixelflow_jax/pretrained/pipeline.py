@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pixelflow_jax import backend
+from pixelflow_jax import backend, build
 from pixelflow_jax.conditioning.conditioner import Text, label_problems
 from pixelflow_jax.conditioning.prompts import PromptError, Prompts
 from pixelflow_jax.data.images import grid as image_grid
@@ -25,6 +25,7 @@ from pixelflow_jax.pretrained.card import Description, PipelineError
 from pixelflow_jax.sampling.batches import Generated, Generator
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.tensors import hub
+from pixelflow_jax.validate import size_problems
 
 LOG = logging.getLogger(__name__)
 LARGEST = 2  # how many times the training size an image may be without a warning
@@ -342,15 +343,15 @@ class Pipeline:
         height, width = (size or config.data.image_size for size in (height, width))
         problems = [f"height={height} and width={width} must be positive"]
         if min(height, width) > 0:
-            problems = config.size_problems(height, width)
+            problems = size_problems(config, height, width)
         if problems:
             raise PipelineError("; ".join(problems) + ".")
         self._warn_of_size(height, width)
         guide = self._guide(config.sampling.guidance)
         key = json.dumps([config.to_dict(), height, width])
         if key not in self._generators:
-            network = guide and guide.config.network()
-            generator = config.generator(height, width, network)
+            network = guide and build.network(guide.config)
+            generator = build.generator(config, height, width, network)
             try:
                 generator.check()
             except ValueError as error:

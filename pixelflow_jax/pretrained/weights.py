@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from pixelflow_jax import sharding
+from pixelflow_jax import build, sharding
 from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import save_png
@@ -34,11 +34,12 @@ from pixelflow_jax.pretrained.card import (
     PipelineError,
     on_any_devices,
 )
-from pixelflow_jax.pretrained.finetune import Initial, InitialError, compare, described
+from pixelflow_jax.pretrained.finetune import InitialError, compare, described
 from pixelflow_jax.tensors import hub, reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
 from pixelflow_jax.training.checkpoint import Checkpointer
+from pixelflow_jax.training.state import Initial
 
 LOG = logging.getLogger(__name__)
 CONFIG, CARD = "config.json", "README.md"
@@ -77,7 +78,7 @@ class WeightsRef:
             tensors = self.tensors(ema)
         except WeightFileError as error:
             raise PipelineError(str(error)) from error
-        shapes = self.description.config.network().shapes()
+        shapes = build.network(self.description.config).shapes()
         if problems := shape_errors(dict(tensors), shapes):
             raise PipelineError(
                 f"{self.where} does not hold the weights of the model its own config "
@@ -173,7 +174,7 @@ def _found_run(workdir: pathlib.Path) -> WeightsRef:
         whole = sharding.replicated(config.mesh.build())
         shapes = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
-            config.network().shapes(),
+            build.network(config).shapes(),
         )
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
             params = saved.restore_weights(step, shapes, ema)

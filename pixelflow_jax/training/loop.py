@@ -19,10 +19,9 @@ from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.conditioner import label_problems
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.loader import BatchLoader
-from pixelflow_jax.pretrained.finetune import Initial
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
-from pixelflow_jax.training.state import TrainState
+from pixelflow_jax.training.state import Initial, TrainState
 from pixelflow_jax.training.step import (
     Objective,
     abstract_state,

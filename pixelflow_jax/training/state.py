@@ -1,5 +1,7 @@
 """Everything a training run must remember, as one pytree."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,6 +23,17 @@ class TrainState:
     opt_state: optax.OptState
     ema: dict[str, dict]
     carry: dict
+
+
+class Initial(NamedTuple):
+    """What a run begins with; parameters that are absent are drawn as ever.
+
+    `ema` holds an average for every decay, under the decay written out.
+    """
+
+    params: dict
+    ema: dict[str, dict]
+    report: str
 
 
 def create(

@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import cascade, harness, perceptual, scaling, speed
 from benchmarks.case import Case, changes
+from pixelflow_jax import build
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.losses.objective import FlowMatching
 
@@ -63,4 +64,4 @@ def test_the_cascade_is_the_published_one():
     assert sampling.guidance.ramp[0] == 0 and sampling.guidance.scale == 2.4
     assert (sampling.grid.steps, sampling.grid.last_step) == (30, 0.001)
     single = cascade.case("sample/single/1").experiment()
-    assert len(single.stages()) == 1 and single.sampling.grid.steps == 120
+    assert len(build.stages(single)) == 1 and single.sampling.grid.steps == 120

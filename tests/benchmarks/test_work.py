@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import work
 from benchmarks.case import Case, build
+from pixelflow_jax import build as builders
 from pixelflow_jax.models.interface import count
 
 SMALL = "configs/pixelgen.py:emoji_clean"
@@ -32,7 +33,7 @@ def test_an_adaptive_solver_says_nothing_beforehand():
 def test_training_moves_nine_numbers_a_parameter():
     case = Case.parse(f"train {SMALL} 8 terms=flow")
     found, config = build(case), case.experiment()
-    assert found.moved == 36 * count(config.network().shapes())
+    assert found.moved == 36 * count(builders.network(config).shapes())
     assert found.flops == 8 * 3 * config.model.flops(32, 32)
 
 
@@ -40,6 +41,6 @@ def test_teachers_are_counted_as_the_papers_do():
     config = Case.parse("train configs/pixelgen.py:xl_256 32").experiment()
     # DINOv2-B 46.3 GFLOP, VGG16 40.1: the real image once, the predicted one twice.
     expected = 3e9 * (46.3 + 40.1)
-    assert work.teacher_flops(config.objective(), 256) == pytest.approx(
+    assert work.teacher_flops(builders.objective(config), 256) == pytest.approx(
         expected, rel=0.01
     )

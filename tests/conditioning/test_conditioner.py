@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax import build
 from pixelflow_jax.conditioning.conditioner import Text, drop
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.experiment import Experiment
@@ -19,6 +20,7 @@ from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.step import fresh_state, make_step
+from pixelflow_jax.validate import validate
 from tests.encoders.tiny_text import KINDS, encoder, parameters
 
 EXACT = Precision(compute="float32", matmul="highest")
@@ -111,7 +113,7 @@ def config(request) -> Experiment:
         ),
     )
     experiment.data.image_size = 16
-    experiment.validate()
+    validate(experiment)
     return experiment
 
 
@@ -119,8 +121,8 @@ def config(request) -> Experiment:
 def trained(config):
     """A text model after two steps; its weights are not zero any more."""
     mesh = config.mesh.build(jax.devices()[:1])
-    state = fresh_state(config.objective(), (), mesh)
-    step = jax.jit(make_step(config.objective()))
+    state = fresh_state(build.objective(config), (), mesh)
+    step = jax.jit(make_step(build.objective(config)))
     image = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3))
     data = {"image": jnp.asarray(image, jnp.float32), **batch()}
     for _ in range(2):
@@ -130,7 +132,7 @@ def trained(config):
 
 
 def test_images_follow_their_text_and_nothing_else(config, trained):
-    generator = config.generator(16, 16)
+    generator = build.generator(config, 16, 16)
     draw = lambda given, **more: generator(
         trained, given, frozen_params=frozen(), **more
     )

@@ -14,6 +14,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from pixelflow_jax import build
 from pixelflow_jax.conditioning.conditioner import ClassLabels
 from pixelflow_jax.config_io import type_errors, walk
 from pixelflow_jax.experiment import NODES, ConfigError, Experiment
@@ -21,6 +22,7 @@ from pixelflow_jax.flow.solver import AdamsBashforth
 from pixelflow_jax.models.interface import count, shape_errors
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.training.step import make_step
+from pixelflow_jax.validate import validate
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAX_LINES = 200
@@ -65,8 +67,8 @@ def test_there_are_files_with_variants():
 def test_it_builds_and_validates(config):
     """The data set is not opened; a whole training step is traced, nothing computed."""
     assert isinstance(config, Experiment)
-    config.validate()
-    objective, mesh = config.objective(), config.mesh.build()
+    validate(config)
+    objective, mesh = build.objective(config), config.mesh.build()
     run = dataclasses.replace(config, data=config.data)  # a copy shares nothing mutable
     assert run == config and mesh.size == jax.device_count()
     from pixelflow_jax.training.step import abstract_state
@@ -114,7 +116,8 @@ def test_the_file_is_a_table_with_a_command(name):
 
 def test_parameter_counts_of_the_published_models():
     counts = {
-        variant: count(FILES["pixnerd"].get_config(variant).network().shapes()) / 1e6
+        variant: count(build.network(FILES["pixnerd"].get_config(variant)).shapes())
+        / 1e6
         for variant in ("xl16_256", "l16_256", "baseline_l16_256")
     }
     # Tables 2 and 3 of the paper.
@@ -160,7 +163,8 @@ def test_the_stages_of_text_models_are_as_published(name, variant):
 def test_each_stage_can_begin_with_the_weights_of_the_last(name):
     """All parameters have the same shapes, but for the positions of another size."""
     stages = [
-        FILES[name].get_config(variant).network().shapes() for variant in variants(name)
+        build.network(FILES[name].get_config(variant)).shapes()
+        for variant in variants(name)
     ]
     for before, after in itertools.pairwise(stages):
         other = {line.split()[1] for line in shape_errors(before, after)}

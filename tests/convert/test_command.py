@@ -21,6 +21,7 @@ from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.tensors import mapping as tables
+from pixelflow_jax.validate import size_problems
 from tests.convert import checkpoints
 from tests.convert.checkpoints import refused, run
 
@@ -156,7 +157,7 @@ def test_the_config_that_is_written_describes_the_model(model, tmp_path):
     config, _ = checkpoints.read(tmp_path / "out")
     assert variants.fields(config.model) == variants.fields(model)
     assert config.data.image_size == 16
-    assert config.size_problems(16, 16) == []
+    assert size_problems(config, 16, 16) == []
     about = json.loads((tmp_path / "out" / "config.json").read_text())
     assert len(about["class_names"]) == model.num_classes
 

@@ -14,6 +14,7 @@ from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.transforms import CenterCrop, RandomCrop, center_crop
 from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.validate import validate
 from tests.training import tiny
 
 SHAPES = ((8, 8), (6, 10), (10, 6))
@@ -216,7 +217,7 @@ def test_other_buckets_are_other_data(shards):
 def test_shapes_that_do_not_work_are_refused(shards, buckets, words):
     config = tiny.experiment("", data=make_data(shards, buckets=buckets))
     with pytest.raises(ConfigError, match=words):
-        config.validate()
+        validate(config)
     if "patch" not in words:
         with pytest.raises(DataError, match=words):
             take(config.data, 1)

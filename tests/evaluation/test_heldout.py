@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax import build
 from pixelflow_jax.conditioning.conditioner import ClassLabels
 from pixelflow_jax.evaluation.heldout import TIMES, HeldoutLoss
 from pixelflow_jax.flow.path import Straight
@@ -103,10 +104,10 @@ def test_an_experiment_evaluates_its_test_split(tmp_path):
     """Six images, a batch of eight: two only fill it, so any batch size agrees."""
     images = tiny.write_images(tmp_path / "images")
     config = tiny.experiment(images)
-    params = config.network().init(jax.random.key(0))
+    params = build.network(config).init(jax.random.key(0))
     assert len(config.data.open("test")) % 8 != 0
-    one, other = (config.heldout_loss(params, size) for size in (8, 16))
+    one, other = (build.heldout_loss(config, params, size) for size in (8, 16))
     assert one == pytest.approx(other, rel=1e-5)
     flipped = dataclasses.replace(config.data, flip=not config.data.flip)
-    again = dataclasses.replace(config, data=flipped).heldout_loss(params, 8)
+    again = build.heldout_loss(dataclasses.replace(config, data=flipped), params, 8)
     assert again == pytest.approx(one, rel=1e-6)  # never mirrored

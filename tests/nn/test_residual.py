@@ -25,7 +25,9 @@ def given(lengths: tuple[int, ...], b: int = 2) -> dict:
     return {
         "x": normal(0, b, n, WIDTH),
         "branch": normal(1, b, n, WIDTH),
-        "modulation": tuple(normal(5 + i, b, CHUNKS * WIDTH) for i in range(len(lengths))),
+        "modulation": tuple(
+            normal(5 + i, b, CHUNKS * WIDTH) for i in range(len(lengths))
+        ),
         "bias": normal(2, WIDTH),
         "gain": 1 + 0.3 * normal(3, WIDTH),
     }

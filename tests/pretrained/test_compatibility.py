@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from pixelflow_jax import build
 from pixelflow_jax.experiment import ConfigError
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixelflow import PixelFlow
@@ -17,8 +18,10 @@ from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.pretrained.finetune import KINDS, Initial, InitialError, compare
+from pixelflow_jax.pretrained.finetune import KINDS, InitialError, compare
 from pixelflow_jax.training.loop import train
+from pixelflow_jax.training.state import Initial
+from pixelflow_jax.validate import validate, validated
 from tests.training import tiny
 
 LOOP = StackConfig(remat="none")
@@ -246,7 +249,9 @@ def images(tmp_path_factory):
 
 
 def begun(experiment, initial: Initial):
-    return experiment.run(lambda: initial).fresh_state(initial)
+    return build.training_run(validated(experiment), lambda: initial).fresh_state(
+        initial
+    )
 
 
 def test_parameters_and_averages_begin_with_what_is_given(images, tmp_path):
@@ -262,7 +267,7 @@ def test_parameters_and_averages_begin_with_what_is_given(images, tmp_path):
     expected = {**average, "class_embed": fresh["class_embed"]}
     tiny.assert_identical(state.ema["0.9"], {k: expected[k] for k in state.ema["0.9"]})
 
-    state = train(experiment.run(lambda: initial), tmp_path)
+    state = train(build.training_run(validated(experiment), lambda: initial), tmp_path)
     moved = state.params["denoiser"]["decoder"]["linear"]["bias"]
     assert np.abs(np.asarray(moved)).max() > 0
     # The step gives its inputs away; copies stay apart.
@@ -283,13 +288,15 @@ def test_a_checkpoint_of_the_run_itself_comes_first(images, tmp_path):
 
 def test_the_field_and_the_weights_go_together(images):
     with pytest.raises(ConfigError, match="init_from"):
-        tiny.experiment(images, init_from="elsewhere").run()
+        build.training_run(validated(tiny.experiment(images, init_from="elsewhere")))
     with pytest.raises(ConfigError, match="init_from"):
-        tiny.experiment(images).run(lambda: Initial({}, {}, ""))
+        build.training_run(
+            validated(tiny.experiment(images)), lambda: Initial({}, {}, "")
+        )
     with pytest.raises(ConfigError, match="init_from is empty"):
-        tiny.experiment(images, init_reset=("classes",)).validate()
+        validate(tiny.experiment(images, init_reset=("classes",)))
     with pytest.raises(ConfigError, match=r"init_reset=\('width',\) may hold resol"):
-        tiny.experiment(images, init_from="x", init_reset=("width",)).validate()
+        validate(tiny.experiment(images, init_from="x", init_reset=("width",)))
 
 
 def test_positions_of_another_size_are_the_computed_ones():

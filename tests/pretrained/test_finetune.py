@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pixelflow_jax import Pipeline
+from pixelflow_jax import Pipeline, build
 from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
@@ -20,6 +20,7 @@ from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.finetune import InitialError
 from pixelflow_jax.training.loop import train
+from pixelflow_jax.validate import validated
 from tests.training import tiny
 
 PIXELGEN = PixelGen(
@@ -177,7 +178,7 @@ def tuning(places, **fields) -> Experiment:
 
 def begun(config: Experiment):
     initial = published.initial(config)
-    return config.run(lambda: initial).fresh_state(initial)
+    return build.training_run(validated(config), lambda: initial).fresh_state(initial)
 
 
 def test_the_new_class_table_is_that_of_a_run_from_scratch(places):
@@ -272,7 +273,7 @@ def test_another_text_encoder_begins_a_new_projection(tmp_path):
     }
     model = PixNerdText(**small, text_width=6, text_length=5)
     config = Experiment(name="text", model=model, conditioner=Text(length=5))
-    params = config.network().init(jax.random.key(0))
+    params = build.network(config).init(jax.random.key(0))
     Pipeline(config=config, params=params, class_names=(), step=0).save_pretrained(
         tmp_path
     )

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from pixelflow_jax import Pipeline
+from pixelflow_jax import Pipeline, build
 from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.pretrained.pipeline import PipelineError
 from pixelflow_jax.tensors.official import TeacherError
@@ -62,7 +62,7 @@ def test_the_default_negative_is_the_null_condition_of_training(pipeline):
     with_empty = pipeline.generate([RED, BLUE], seed=1).images
     conditioner = pipeline.config.conditioner
     given = texts.CaptionEncoder(conditioner.length)([RED, BLUE])
-    generator = pipeline.config.generator(texts.SIZE, texts.SIZE)
+    generator = build.generator(pipeline.config, texts.SIZE, texts.SIZE)
     frozen_params = conditioner.load()
     without = generator(
         pipeline.params, given, seed=1, frozen_params=frozen_params
@@ -163,7 +163,7 @@ def test_a_text_model_knows_no_classes(canvas):
 def test_class_models_draw_single_names_and_several_images_too():
     model = tiny.model()
     config = dataclasses.replace(tiny.experiment("nowhere"), model=model)
-    params = texts.random(config.network().shapes(), 1)
+    params = texts.random(build.network(config).shapes(), 1)
     names = tiny.CLASSES
     pipeline = Pipeline(config=config, params=params, class_names=names, step=0)
     images = pipeline("flags", images_per_prompt=2, seed=1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax import build
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.models.interface import network
@@ -23,13 +24,13 @@ LABELS = np.array([0, 1, 2, 0, 1, 2, 1])
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return on(tiny.experiment("unused").generator(16, 16), 1)
+    return on(build.generator(tiny.experiment("unused"), 16, 16), 1)
 
 
 @pytest.fixture(scope="module")
 def params():
     """Random weights; a fresh decoder is zero and would draw nothing but noise."""
-    network = tiny.experiment("unused").network()
+    network = build.network(tiny.experiment("unused"))
     fresh = jax.jit(network.init)(jax.random.key(0))
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(1), len(leaves))

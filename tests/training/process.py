@@ -8,11 +8,12 @@ import sys
 
 import jax
 
-from pixelflow_jax import backend
+from pixelflow_jax import backend, build
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
+from pixelflow_jax.validate import validated
 
 if __name__ == "__main__":
     import tiny
@@ -36,7 +37,9 @@ def main(index: int, port: int, images: str, workdir: str, steps: int) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
     assert jax.process_count() == 2 and jax.device_count() == 8
-    state = train(experiment(images, steps).run(), pathlib.Path(workdir))
+    state = train(
+        build.training_run(validated(experiment(images, steps))), pathlib.Path(workdir)
+    )
     print(f"process {index} ended after step {int(state.step)}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pixelflow_jax import build
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Pyramid
@@ -29,6 +30,7 @@ from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.optimizer import AdamW
 from pixelflow_jax.training.step import fresh_state, make_step
+from pixelflow_jax.validate import validated
 from tests.teachers import official
 from tests.training import tiny
 
@@ -68,7 +70,7 @@ def cascade(images, **fields):
 def workdir(images, tmp_path_factory):
     """A finished run of the cascade."""
     folder = tmp_path_factory.mktemp("cascade")
-    train(cascade(images).run(), folder)
+    train(build.training_run(validated(cascade(images))), folder)
     return folder
 
 
@@ -86,12 +88,14 @@ def test_a_cascade_learns(workdir):
 def test_slices_of_a_batch_hold_every_stage_alike(images):
     """Two slices of four images draw the stages that one batch of eight draws."""
     config = cascade(images)
-    with config._open_data(0) as loader:
+    with build.open_data(config, 0) as loader:
         batch = next(loader)
-    state = fresh_state(config.objective(), (), config.mesh.build(jax.devices()[:1]))
+    state = fresh_state(
+        build.objective(config), (), config.mesh.build(jax.devices()[:1])
+    )
     losses = []
     for parts in (1, 2):
-        objective = dataclasses.replace(config, accumulate=parts).objective()
+        objective = build.objective(dataclasses.replace(config, accumulate=parts))
         losses.append(jax.jit(make_step(objective))(state, batch, {})[1])
     for name, value in losses[0].items():
         assert float(value) == pytest.approx(float(losses[1][name]), rel=1e-5)

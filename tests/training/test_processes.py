@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelflow_jax import build
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import train
+from pixelflow_jax.validate import validated
 from tests.training import tiny
 from tests.training.process import experiment
 
@@ -68,7 +70,7 @@ def images(tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_equal_one(images, tmp_path):
     outputs = finish(start(images, tmp_path / "two", STEPS))
-    run = experiment(images, STEPS).run()
+    run = build.training_run(validated(experiment(images, STEPS)))
     expected = train(run, tmp_path / "one")
     # The first process alone reports.
     assert "62,027" in outputs[0] and "62,027" not in outputs[1]

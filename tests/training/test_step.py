@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax import build
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.losses.objective import FlowMatching
 from pixelflow_jax.models.pixnerd import NeuralField
@@ -22,13 +23,13 @@ def images(tmp_path_factory):
 
 
 def batches(config, count):
-    with config._open_data(0) as loader:
+    with build.open_data(config, 0) as loader:
         return [next(loader) for _ in range(count)]
 
 
 def after(config, data):
     """State and metrics after a step on each batch of `data`."""
-    objective, mesh = config.objective(), config.mesh.build(jax.devices()[:1])
+    objective, mesh = build.objective(config), config.mesh.build(jax.devices()[:1])
     state, metrics = fresh_state(objective, config.ema, mesh), []
     step = jax.jit(make_step(objective))
     for batch in data:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelflow_jax import build
 from pixelflow_jax.cli import prepare, text_features
 from pixelflow_jax.cli.text_features import write_features
 from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
@@ -26,6 +27,7 @@ from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.step import fresh_state, make_step
+from pixelflow_jax.validate import validated
 from tests.data.words import WordReader
 from tests.training import tiny
 
@@ -77,7 +79,10 @@ def experiment(source, **fields) -> Experiment:
 
 def on_one_device(config: Experiment):
     """The run on the first device, its previews too."""
-    ready, mesh = config.run(), MeshShape().build(jax.devices()[:1])
+    ready, mesh = (
+        build.training_run(validated(config)),
+        MeshShape().build(jax.devices()[:1]),
+    )
     generator = dataclasses.replace(ready.preview.generator, mesh=mesh)
     preview = dataclasses.replace(ready.preview, generator=generator)
     return dataclasses.replace(ready, mesh=mesh, preview=preview)
@@ -107,7 +112,7 @@ def test_a_run_on_captions_resumes_exactly_and_shows_prompts(tmp_path):
     picture = Image.open(tmp_path / "whole" / "previews" / "00000002.png")
     # Three prompts of the test split, with room for text below the images.
     assert picture.height > SIZE + 14 and picture.width > 3 * 110
-    found = config.heldout_loss(jax.device_get(whole.params["denoiser"]), 8)
+    found = build.heldout_loss(config, jax.device_get(whole.params["denoiser"]), 8)
     assert np.isfinite(found["loss"])
 
 
@@ -115,9 +120,9 @@ def test_dropping_is_exact_and_reaches_the_step():
     """With drop=1 the captions make no difference, with drop=0 they do."""
     for drop, same in ((1.0, True), (0.0, False)):
         config = experiment(EMOJI, conditioner=dataclasses.replace(TEXT, drop=drop))
-        objective = config.objective()
+        objective = build.objective(config)
         frozen_params = config.conditioner.load()
-        with config._open_data(0) as loader:
+        with build.open_data(config, 0) as loader:
             batch = next(loader)
         turned = {**batch, **{n: np.roll(batch[n], 1, 0) for n in ("tokens", "mask")}}
         keys = jax.random.split(jax.random.key(0), len(batch["image"]))
@@ -146,8 +151,8 @@ def test_a_step_with_features_is_the_step_with_tokens(shards):
     stored = experiment(source, conditioner=conditioned(TEXT, shards))
     found = []
     for one in (config, stored):
-        objective, mesh = one.objective(), MeshShape().build(jax.devices()[:1])
-        with one._open_data(0) as loader:
+        objective, mesh = build.objective(one), MeshShape().build(jax.devices()[:1])
+        with build.open_data(one, 0) as loader:
             batch = next(loader)
         assert ("text" in batch) == (one is stored)
         frozen_params = objective.load_frozen()
@@ -199,7 +204,7 @@ def test_a_run_with_features_trains_previews_and_evaluates(shards, tmp_path):
     config.data.workers = 1  # bfloat16 crosses between processes, too
     state = train(on_one_device(config), tmp_path)
     assert (tmp_path / "previews" / "00000002.png").is_file()
-    found = config.heldout_loss(jax.device_get(state.params["denoiser"]), 8)
+    found = build.heldout_loss(config, jax.device_get(state.params["denoiser"]), 8)
     assert np.isfinite(found["loss"])
 
 
@@ -240,7 +245,7 @@ def test_features_of_another_encoder_are_refused(shards, changes, words):
     text = dataclasses.replace(conditioned(TEXT, shards), **changes)
     config = experiment(Shards(path=str(shards)), conditioner=text, model=CROSS)
     with pytest.raises(ConfigError, match=words):
-        config.run()
+        build.training_run(validated(config))
 
 
 def test_features_of_other_shards_are_refused(shards, tmp_path):
@@ -251,7 +256,7 @@ def test_features_of_other_shards_are_refused(shards, tmp_path):
         Shards(path=str(tmp_path / "x")), conditioner=conditioned(TEXT, shards)
     )
     with pytest.raises(ConfigError, match="they have 3 with .* images, the data 5 wit"):
-        config.run()
+        build.training_run(validated(config))
     with pytest.raises(DataError, match="no features of the caption 'a thing unseen'"):
         Features(str(shards))(["red apple", "a thing unseen"])
 
@@ -342,7 +347,7 @@ def test_a_run_in_buckets_trains_on_every_shape(tmp_path):
     data = Data(source=Shards(path=str(out)), image_size=16, buckets=BUCKETS, threads=1)
     model = tiny.model(num_classes=2, depth=1)
     config = tiny.experiment("", data=data, model=model, batch_size=8, steps=6)
-    ready = config.run()
+    ready = build.training_run(validated(config))
     with ready.open_data(0) as loader:
         shapes = [next(loader)["image"].shape[1:3] for _ in range(6)]
     assert set(shapes) == set(BUCKETS.sizes)

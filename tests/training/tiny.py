@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from pixelflow_jax import build
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.experiment import Experiment
@@ -29,6 +30,7 @@ from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.optimizer import AdamW
 from pixelflow_jax.training.state import TrainState
+from pixelflow_jax.validate import validated
 
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"pixelflow_jax-{getpass.getuser()}"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -93,7 +95,7 @@ def experiment(images: str | pathlib.Path, **fields) -> Experiment:
 def run(images: pathlib.Path, devices: int = 1, initial=None, **fields) -> TrainingRun:
     """The run of `experiment` on the first `devices` devices, laid out by `mesh`."""
     shape = fields.pop("mesh", MeshShape())
-    ready = experiment(images, **fields).run(initial)
+    ready = build.training_run(validated(experiment(images, **fields)), initial)
     return dataclasses.replace(ready, mesh=shape.build(jax.devices()[:devices]))
 
 

@@ -1,0 +1,172 @@
+"""What a config builds: networks, samplers, losses and whole training runs."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from pixelflow_jax.data.loader import BatchLoader
+from pixelflow_jax.data.source import spread_captions
+from pixelflow_jax.evaluation.heldout import HeldoutLoss
+from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.path import Stage
+from pixelflow_jax.models import interface as models
+from pixelflow_jax.models.interface import Network
+from pixelflow_jax.sampling.batches import Generator
+from pixelflow_jax.sampling.preview import Preview
+from pixelflow_jax.training.loop import TrainingRun
+from pixelflow_jax.training.state import Initial
+from pixelflow_jax.training.step import Objective
+
+
+def network(config: Experiment) -> Network:
+    """The denoiser as functions."""
+    return models.network(config.model, config.precision)
+
+
+def stages(config: Experiment) -> tuple[Stage, ...]:
+    """The path from noise to data, the coarsest stage first."""
+    return config.path.stages()
+
+
+def generator(
+    config: Experiment, height: int, width: int, guide: Network | None = None
+) -> Generator:
+    """Draws images of that size with this config's sampling settings.
+
+    `guide` is the weaker network of `AutoGuidance`.
+    """
+    return Generator(
+        model=config.model,
+        network=network(config),
+        guide=guide,
+        conditioner=config.conditioner,
+        stages=stages(config),
+        prediction=config.prediction,
+        guidance=config.sampling.guidance,
+        solver=config.sampling.solver,
+        grid=config.sampling.grid,
+        size=(height, width),
+        batch_size=config.sampling.batch_size,
+        doubled=config.sampling.doubled,
+        mesh=config.mesh.build(),
+    )
+
+
+def objective(config: Experiment) -> Objective:
+    """What a training step is made of."""
+    return Objective(
+        model=config.model,
+        network=network(config),
+        stages=stages(config),
+        prediction=config.prediction,
+        time=config.time,
+        terms=config.terms,
+        conditioner=config.conditioner,
+        optimizer=config.optimizer.build(config.steps),
+        learning_rate=config.optimizer.learning_rate(config.steps),
+        seed=config.seed,
+        accumulate=config.accumulate,
+        teachers=config.teachers,
+        adaptive_weight=config.adaptive_weight,
+    )
+
+
+def training_run(
+    config: Experiment, initial: Callable[[], Initial] | None = None
+) -> TrainingRun:
+    """Return a run of a config that `validate.validated` let through.
+
+    `initial` reads the weights that `init_from` names (`pretrained.weights.initial`
+    does); it is called where the run has no checkpoint yet.
+    """
+    if bool(config.init_from) != (initial is not None):
+        raise ConfigError("init_from and the initial parameters go together.")
+    loss = objective(config)
+    return TrainingRun(
+        objective=loss,
+        ema=config.ema,
+        mesh=config.mesh.build(),
+        open_data=functools.partial(open_data, config),
+        preview=_preview(config),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        forward_flops=_forward_flops(config, loss),
+        precision=config.precision.compute,
+        checkpointing=config.checkpoint,
+        logging=config.log,
+        config=config.to_dict(),
+        initial=initial,
+        frozen_params=loss.load_frozen(),
+    )
+
+
+def open_data(config: Experiment, start: int) -> BatchLoader:
+    """Return the training batches from number `start` on."""
+    return config.data.loader(
+        split="train",
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        reader=config.conditioner.reader(),
+    )
+
+
+def _forward_flops(config: Experiment, objective: Objective) -> float:
+    """Operations of a forward pass for one image, in the mean over the data."""
+    streams = config.data.streams("train")
+    counts = [len(stream.records) for stream in streams]
+    flops = [objective.forward_flops(*stream.shape) for stream in streams]
+    return float(np.average(flops, weights=counts))
+
+
+def _preview(config: Experiment) -> Preview:
+    """Draws `log.preview_count` images: classes in turn, or held-out captions.
+
+    Without guidance where it would need a second model.
+    """
+    size, count = config.data.image_size, config.log.preview_count
+    if isinstance(config.sampling.guidance, AutoGuidance):
+        plain = dataclasses.replace(config.sampling, guidance=ClassifierFree())
+        config = dataclasses.replace(config, sampling=plain)
+    reader, prompts = config.conditioner.reader(), ()
+    if reader is None:
+        labels = np.arange(count, dtype=np.int32) % config.model.num_classes
+        given = {"label": labels}
+    else:
+        prompts = spread_captions(config.data.held_out(), count)
+        given = reader(prompts)
+    return Preview(
+        generator=generator(config, size, size),
+        given=given,
+        prompts=prompts,
+        seed=config.seed,
+    )
+
+
+def heldout_loss(config: Experiment, params: dict, batch_size: int) -> dict[str, float]:
+    """Loss on the test split; see `evaluation.heldout`."""
+    loss = HeldoutLoss(
+        network=network(config),
+        stages=stages(config),
+        prediction=config.prediction,
+        conditioner=config.conditioner,
+        seed=config.seed,
+    )
+    with config.data.loader(
+        split="test",
+        batch_size=batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        shuffle=False,
+        repeat=False,
+        reader=config.conditioner.reader(),
+    ) as batches:
+        frozen_params = config.conditioner.load()
+        return loss(params, batches, config.mesh.build(), frozen_params)

@@ -1,0 +1,165 @@
+"""What is wrong with a config, told all at once, before anything is built."""
+
+import functools
+
+import jax
+
+from pixelflow_jax import build, sharding
+from pixelflow_jax.config_io import type_errors, walk
+from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.flow.guidance import AutoGuidance
+from pixelflow_jax.losses.objective import term_name
+from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.pretrained.finetune import KINDS
+from pixelflow_jax.teachers.suite import union
+
+
+def validate(config: Experiment) -> None:
+    """Raises ConfigError with all that is wrong, before anything is built."""
+    # Each check presumes that those before it found nothing.
+    problems = type_errors(config) or _problems(config) or _term_problems(config)
+    if not problems:
+        size = config.data.image_size
+        automatic = isinstance(config.sampling.guidance, AutoGuidance)
+        # Any network will do to trace with.
+        guide = build.network(config) if automatic else None
+        problems = _message(build.generator(config, size, size, guide).check)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise ConfigError(f"The config {config.name!r} cannot run:\n{listed}")
+
+
+def validated(config: Experiment) -> Experiment:
+    """Return the config where it can run on its data; raises ConfigError else."""
+    validate(config)
+    validate_data(config)
+    return config
+
+
+def validate_data(config: Experiment) -> None:
+    """Raises ConfigError where the model cannot learn from the data set."""
+    source = config.data.open("train")
+    problems = config.conditioner.data_problems(source, config.model)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def size_problems(config: Experiment, height: int, width: int) -> list[str]:
+    """Why the model cannot see or draw images of `height` x `width`."""
+    stages = build.stages(config)
+    smallest = 2 ** max(stage.log2_downscale for stage in stages)
+    unit = config.model.patch * smallest
+    if len(stages) > 1 and (height % unit or width % unit):
+        return [
+            f"the image size {height} x {width} must be a multiple of {unit}: "
+            f"model.patch={config.model.patch} times 2 for each of the "
+            f"{len(stages) - 1} halvings of path.num_stages={len(stages)}"
+        ]
+    return config.model.problems(height // smallest, width // smallest)
+
+
+def _problems(config: Experiment) -> list[str]:
+    found = [
+        *(config.path.problems() or _shape_problems(config)),
+        *config.optimizer.problems(config.steps),
+        *config.checkpoint.problems(),
+        *config.log.problems(),
+        *_own_problems(config),
+        *_message(config.precision.check),
+    ]
+    loops = [
+        (path, node) for path, node in walk(config) if isinstance(node, StackConfig)
+    ]
+    for path, loop in loops:
+        found += [f"{path}: {message}" for message in _message(loop.check)]
+    return found
+
+
+def _own_problems(config: Experiment) -> list[str]:
+    found = []
+    if config.steps < 1 or config.accumulate < 1:
+        found.append("steps and accumulate must be at least 1")
+    if not 0 <= config.seed < 2**32:
+        found.append("seed must be at least 0 and below 2**32")
+    if config.data.image_size < 1:
+        found.append("data.image_size must be at least 1")
+    if not config.terms:
+        found.append("terms is empty: there is nothing to learn from")
+    if any(not 0 <= decay < 1 for decay in config.ema):
+        found.append(f"ema={config.ema} must hold decays in [0, 1)")
+    if len(set(config.ema)) < len(config.ema):
+        found.append(f"ema={config.ema} names a decay twice")
+    if not config.init_from and (config.init_ema or config.init_reset):
+        found.append("init_ema and init_reset are set, but init_from is empty")
+    if not set(config.init_reset) <= set(KINDS):
+        found.append(f"init_reset={config.init_reset} may hold {', '.join(KINDS)}")
+    found += config.conditioner.problems(config.model)
+    if config.sampling.batch_size < 1:
+        found.append("sampling.batch_size must be at least 1")
+    try:
+        shards = sharding.batch_shards(config.mesh.build())
+    except ValueError as error:
+        return [*found, str(error)]
+    unit = shards * max(1, config.accumulate)
+    if config.batch_size < 1 or config.batch_size % unit:
+        found.append(
+            f"batch_size={config.batch_size} must be a multiple of {unit}: data x "
+            f"fsdp = {shards} devices take equal parts, accumulate="
+            f"{config.accumulate} times"
+        )
+    return found
+
+
+def _shape_problems(config: Experiment) -> list[str]:
+    """What is wrong with the shapes of the data's images."""
+    buckets, size = config.data.buckets, config.data.image_size
+    found = [] if buckets is None or size < 1 else buckets.problems(size)
+    if found:
+        return found
+    by_shape = [size_problems(config, *shape) for shape in config.data.shapes]
+    return list(dict.fromkeys(problem for found in by_shape for problem in found))
+
+
+def _term_problems(config: Experiment) -> list[str]:
+    """What is wrong with the loss terms and the teachers they need."""
+    found = [problem for term in config.terms for problem in term.problems()]
+    names = [term_name(term) for term in config.terms]
+    if len(set(names)) < len(names):
+        found.append(f"terms {names}: each kind may be there once")
+    required = union(term.required_features() for term in config.terms)
+    for shape in config.data.shapes:
+        seen = config.teachers.problems(required, *shape)
+        found += [problem for problem in seen if problem not in found]
+    if config.adaptive_weight is not None:
+        found += config.adaptive_weight.problems()
+        if not any(term.perceptual for term in config.terms):
+            found.append("adaptive_weight is set but no term is perceptual: remove it")
+    return found or _message(functools.partial(_trace_loss, config))
+
+
+def _trace_loss(config: Experiment) -> None:
+    """Trace the loss without compiling it; raises what it would raise."""
+    objective = build.objective(config)
+    count = len(objective.stages)
+    shape = (count, *config.data.shapes[0], config.model.channels)
+    image = jax.ShapeDtypeStruct(shape, "float32")
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+
+    def loss(
+        params: dict, batch: dict, keys: jax.Array, frozen_params: dict
+    ) -> jax.Array:
+        drawn = objective.draw(batch, keys, frozen_params)
+        return objective.loss(params, drawn, frozen_params, objective.carry())[0]
+
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    batch = {"image": image, **config.conditioner.example(count)}
+    jax.eval_shape(loss, params, batch, keys, objective.frozen_shapes())
+
+
+def _message(check) -> list[str]:
+    """The message of the ValueError that `check` raises, as a list; else nothing."""
+    try:
+        check()
+    except ValueError as error:
+        return [str(error)]
+    return []
