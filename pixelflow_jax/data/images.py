@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError
 
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 HOLD_MS = 1500  # the last frame is what one wants to look at

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pixelflow_jax.atomic import atomic_write, partials
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.shards import INDEX
+from pixelflow_jax.errors import DataError
 
 PROGRESS = "progress.jsonl"
 

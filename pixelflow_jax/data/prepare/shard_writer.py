@@ -24,7 +24,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.prepare.progress import begin, note
 from pixelflow_jax.data.shards import (
     INDEX,
@@ -35,6 +34,7 @@ from pixelflow_jax.data.shards import (
 )
 from pixelflow_jax.data.source import LabelledSource
 from pixelflow_jax.data.transforms import center_crop, resize_short_side
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 KEPT = ("bytes", "count", "labels", "sizes", "captions", "bare")  # in dataset.json
 SHOWN = 20  # names or reasons a message lists
