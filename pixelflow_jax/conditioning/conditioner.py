@@ -64,7 +64,7 @@ class Conditioner(Protocol):
 
 
 @dataclasses.dataclass(kw_only=True)
-class ClassLabels:
+class ClassLabels(Conditioner):
     """Class labels; the model's class number `num_classes` means "no class".
 
     `drop` is the probability with which training replaces a label by the null class.
@@ -124,7 +124,7 @@ class ClassLabels:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Text:
+class Text(Conditioner):
     """Text through a frozen encoder.
 
     A batch holds "tokens" int32 [b, l] and "mask" bool [b, l], l at most `length`, or

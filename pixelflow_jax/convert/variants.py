@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from flax import nnx
 
-from pixelflow_jax.config_io import type_errors
+from pixelflow_jax.config_types import type_errors
 from pixelflow_jax.convert import (
     infer,
     pixelflow,

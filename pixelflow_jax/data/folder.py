@@ -11,6 +11,7 @@ import numpy as np
 from pixelflow_jax.data.captions import allow_missing, clean, from_text
 from pixelflow_jax.data.source import (
     UNLABELLED,
+    SourceConfig,
     check_holdout,
     check_split,
     decode_image,
@@ -34,7 +35,7 @@ SUFFIXES = (
 
 
 @dataclasses.dataclass(kw_only=True)
-class ImageFolder:
+class ImageFolder(SourceConfig):
     """Every image under `path`, found recursively and sorted by relative path.
 
     With `labels` the class is the first-level sub-folder (sorted by name; hidden ones

@@ -21,7 +21,7 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.data.source import check_split, decode_image
+from pixelflow_jax.data.source import SourceConfig, check_split, decode_image
 from pixelflow_jax.errors import DataError, UnreadableImage
 
 VERSION = 2
@@ -29,7 +29,7 @@ INDEX = "dataset.json"
 
 
 @dataclasses.dataclass(kw_only=True)
-class Shards:
+class Shards(SourceConfig):
     """Shards written by `python -m pixelflow_jax.prepare shards`.
 
     `path` holds `train` and perhaps `test`, or is itself the folder of the train

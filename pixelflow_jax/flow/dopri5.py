@@ -11,7 +11,7 @@ from jax import Array
 
 from pixelflow_jax.flow.guidance import Field
 from pixelflow_jax.flow.path import per_image
-from pixelflow_jax.flow.solver import Solution
+from pixelflow_jax.flow.solver import Solution, Solver
 
 # Dormand & Prince 1980, table 2. A step from t to t + h has seven slopes k_0 to k_6;
 # row i of WEIGHTS leads to the point of k_(i+1), at t + NODES[i] h. The last row is the
@@ -68,7 +68,7 @@ class _Walk(NamedTuple):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Dopri5:
+class Dopri5(Solver):
     """Dormand-Prince 5(4): steps as long as the tolerances `rtol` and `atol` allow.
 
     A step is accepted where the root mean square of error / (atol + rtol |x|) is at

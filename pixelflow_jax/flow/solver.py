@@ -90,7 +90,7 @@ def _trace(record: bool, x: Array, v: Array) -> tuple[Array, Array] | None:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Euler:
+class Euler(Solver):
     """Euler's method, or one of the reference's stochastic steps.
 
     With the score s = (t v - x) / ((1-t)^2 + t (1-t)) and w = 1 - t, `step` is
@@ -172,7 +172,7 @@ class _Evaluations(NamedTuple):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Heun:
+class Heun(Solver):
     """Heun's method (order 2); the last step is Euler's.
 
     `reuse` takes the first velocity of a step from the previous step's corrector, which
@@ -230,7 +230,7 @@ class Heun:
 
 
 @dataclasses.dataclass(kw_only=True)
-class AdamsBashforth:
+class AdamsBashforth(Solver):
     """Adams-Bashforth of order 1 to 4 on any nodes; starts at order 1 and climbs.
 
     Step i follows the sum of the last velocities weighted by the integrals of their

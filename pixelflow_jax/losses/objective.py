@@ -77,7 +77,7 @@ class Term(Protocol):
 
 
 @dataclasses.dataclass(kw_only=True)
-class FlowMatching:
+class FlowMatching(Term):
     """Mean squared error between the predicted and the target velocity.
 
     The mean is taken over each image first, so that images count alike whatever their

@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.losses.objective import Context, negative_weight, split_round_robin
+from pixelflow_jax.losses.objective import (
+    Context,
+    Term,
+    negative_weight,
+    split_round_robin,
+)
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.nn.layers import torch_default, torch_default_bias
 from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers, enlarged
@@ -15,7 +20,7 @@ LAST = -1  # the teacher's last block
 
 
 @dataclasses.dataclass(kw_only=True)
-class Repa:
+class Repa(Term):
     """Alignment of the tap's tokens with DINOv2's of the real image (Yu et al. 2025).
 
     Three linear layers with SiLU between (`hidden` wide; 0: as wide as the model) map
@@ -118,7 +123,7 @@ def _length(a: Array) -> Array:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Lpips:
+class Lpips(Term):
     """LPIPS between the predicted and the real clean image (Zhang et al. 2018).
 
     Images whose point holds less than the share `threshold` of data are left out of
@@ -167,7 +172,7 @@ class Lpips:
 
 
 @dataclasses.dataclass(kw_only=True)
-class PDino:
+class PDino(Term):
     """1 - cosine between DINOv2's tokens of the predicted and the real clean image.
 
     The mean over tokens and over `layers` (numbers of blocks, counted from 0, or from

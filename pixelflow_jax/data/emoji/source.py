@@ -13,7 +13,12 @@ from PIL import Image, ImageChops
 
 from pixelflow_jax.data.emoji.colourfont import ColourFont, draw_glyph
 from pixelflow_jax.data.emoji.colours import coloured, main_colour
-from pixelflow_jax.data.source import check_holdout, check_split, in_holdout
+from pixelflow_jax.data.source import (
+    SourceConfig,
+    check_holdout,
+    check_split,
+    in_holdout,
+)
 from pixelflow_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
@@ -55,7 +60,7 @@ class EmojiEntry:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Emoji:
+class Emoji(SourceConfig):
     """OpenMoji drawn on white at any size, a class for each Unicode category.
 
     `categories` and `subcategories` narrow the set (empty: all) and `categories` also
