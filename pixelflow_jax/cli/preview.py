@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.images import captioned_grid, grid
 from pixelflow_jax.data.source import LabelledSource, Record
 from pixelflow_jax.data.transforms import center_crop
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 SMALLEST = 64  # pixels of an image in the picture: smaller ones are enlarged
 

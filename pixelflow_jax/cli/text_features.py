@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.conditioner import Conditioner, Text, reads_padding
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.features import (
     EMPTY,
     FOLDER,
@@ -29,6 +28,7 @@ from pixelflow_jax.data.features import (
 from pixelflow_jax.data.index import IndexedFile, write_index
 from pixelflow_jax.data.prepare.progress import Header, begin, note
 from pixelflow_jax.data.shards import Shards, ShardSource, whole_file
+from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.models.interface import DenoiserConfig
 
 

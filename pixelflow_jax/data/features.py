@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 from array_record.python import array_record_data_source
 
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.index import IndexedFile, IndexFormat, read_index, record_files
+from pixelflow_jax.errors import DataError
 
 FORMAT = IndexFormat(
     name="features.json",

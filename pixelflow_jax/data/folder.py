@@ -10,8 +10,8 @@ import numpy as np
 
 from pixelflow_jax.data.captions import clean, from_text
 from pixelflow_jax.data.encoded import EncodedSource
-from pixelflow_jax.data.errors import DataError, NoCaption, UnreadableImage
 from pixelflow_jax.data.source import UNLABELLED, Split, check_split, choose_split
+from pixelflow_jax.errors import DataError, NoCaption, UnreadableImage
 
 LOG = logging.getLogger(__name__)
 SUFFIXES = (

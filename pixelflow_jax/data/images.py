@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError
 
 Format = Literal["png", "jpeg", "webp"]
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError
 
 
 class IndexedFile(TypedDict):

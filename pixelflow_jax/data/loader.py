@@ -16,7 +16,6 @@ from absl import flags
 
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.plan import (
     Batching,
     Bucket,
@@ -27,6 +26,7 @@ from pixelflow_jax.data.plan import (
 )
 from pixelflow_jax.data.source import Source, SourceConfig, Split, spread_captions
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
+from pixelflow_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
 MIN_SEEN = 100  # records to look at before the share of unreadable ones counts

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import grain
 import numpy as np
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.source import MAX_UNREADABLE_RUN, Record, Source, Split
 from pixelflow_jax.data.transforms import Crop, Rng, flip
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 
 class CaptionEncoder(Protocol):

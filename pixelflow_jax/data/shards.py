@@ -20,9 +20,9 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.index import IndexedFile, IndexFormat, read_index, record_files
 from pixelflow_jax.data.source import Record, Split, check_split, decode_image
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 FORMAT = IndexFormat(
     name="dataset.json",

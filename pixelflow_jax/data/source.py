@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypedDict, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = typing.get_args(Split)

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 Small = Literal["upscale", "error"]
 Size = tuple[int, int]  # height and width

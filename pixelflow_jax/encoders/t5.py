@@ -9,19 +9,13 @@ from jax import Array
 
 from pixelflow_jax.encoders import shared as encoders
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
+from pixelflow_jax.errors import TeacherError
 from pixelflow_jax.nn.heads import split_heads
 from pixelflow_jax.nn.layers import rms_normalise
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.lazy import LazyTensor
-from pixelflow_jax.tensors.official import (
-    Origin,
-    Row,
-    TeacherError,
-    load,
-    read,
-    shapes,
-)
+from pixelflow_jax.tensors.official import Origin, Row, load, read, shapes
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.tensors.official import Origin, TeacherError, find
+from pixelflow_jax.errors import TeacherError
+from pixelflow_jax.tensors.official import Origin, find
 from pixelflow_jax.tensors.reader import first_line
 
 LOG = logging.getLogger(__name__)

@@ -22,21 +22,15 @@ from flax import traverse_util
 from pixelflow_jax import build, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.conditioning.conditioner import Text
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import save_png
+from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightFileError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import shape_errors
-from pixelflow_jax.pretrained.card import (
-    FORMAT,
-    PICTURE,
-    Description,
-    PipelineError,
-    on_any_devices,
-)
-from pixelflow_jax.pretrained.finetune import InitialError, compare, described
+from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
+from pixelflow_jax.pretrained.finetune import compare, described
 from pixelflow_jax.tensors import hub, reader
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
+from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.state import Initial
 

@@ -12,13 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from pixelflow_jax.errors import TeacherError, WeightFileError
 from pixelflow_jax.nn.precision import Precision, is_matrix
 from pixelflow_jax.tensors import hub, reader
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
-
-
-class TeacherError(ValueError):
-    """Weights of a frozen network are absent, unreadable or another network's."""
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 
 class Origin(NamedTuple):

@@ -15,7 +15,8 @@ import numpy as np
 from safetensors import safe_open
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor, WeightFileError
+from pixelflow_jax.errors import WeightFileError
+from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor
 
 LENGTH = 8  # bytes, of the header's length
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

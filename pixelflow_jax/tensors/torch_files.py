@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
+from pixelflow_jax.errors import WeightFileError
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 INSTALL = "pip install 'pixelflow_jax[teachers]'"
 

@@ -1,5 +1,6 @@
 """The k-th batch depends on the data, the seed and k, and on nothing else."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,10 +11,10 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.transforms import CenterCrop
+from pixelflow_jax.errors import DataError, UnreadableImage
 from tests.data.batches import open_loader
 
 COUNT, SIZE = 21, 4
@@ -320,6 +321,7 @@ def test_a_closed_loader_yields_nothing(folder):
 
 
 def test_the_command_line_overrides_every_node():
+    importlib.import_module("pixelflow_jax.config_io")  # how flags read a choice
     argv = ["x", "--data.source.path=/b", "--data.source.labels=false"]
     argv += ["--data.crop.small=error", "--data.workers=3", "--data.max_corrupt=0.2"]
     values = flags.FlagValues()

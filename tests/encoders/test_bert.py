@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.encoders.bert import PACKAGE, Bert
-from pixelflow_jax.tensors.official import TeacherError
+from pixelflow_jax.errors import TeacherError
 from tests.encoders.tiny_text import (
     GEOMETRIES,
     compiled,

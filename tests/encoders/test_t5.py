@@ -21,9 +21,10 @@ from pixelflow_jax.encoders.t5 import (
     buckets,
     table,
 )
+from pixelflow_jax.errors import TeacherError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.tensors.official import TeacherError, load
+from pixelflow_jax.tensors.official import load
 from tests.teachers import official
 from tests.teachers.official import EXACT
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.encoders.bert import PACKAGE, Bert
+from pixelflow_jax.errors import TeacherError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.tensors.official import TeacherError
 from tests.encoders.tiny_text import GEOMETRIES, KINDS, VOCABULARY, encoder, prompts
 from tests.teachers.official import EXACT
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pixelflow_jax.errors import TeacherError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.teachers import lpips
 from pixelflow_jax.teachers.lpips import BACKBONES, LpipsNet, table
 from pixelflow_jax.tensors import reader
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.official import TeacherError, load
+from pixelflow_jax.tensors.official import load
 from tests.teachers import official
 from tests.teachers.official import EXACT
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pixelflow_jax.tensors.official import Origin, Row, TeacherError, load, read, shapes
+from pixelflow_jax.errors import TeacherError
+from pixelflow_jax.tensors.official import Origin, Row, load, read, shapes
 
 ORIGIN = Origin("SomeNet", "https://example.org/some.pth", "teachers.some.weights")
 A = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}

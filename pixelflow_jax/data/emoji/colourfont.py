@@ -15,7 +15,7 @@ from fontTools.ttLib import TTFont, newTable
 from fontTools.ttLib.tables._c_m_a_p import CmapSubtable
 from PIL import Image, ImageDraw, ImageFont
 
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError
 
 PRIVATE_USE = 0xF0000
 VARIATION_SELECTOR = 0xFE0F

@@ -16,9 +16,9 @@ from PIL import Image, ImageChops, ImageFont
 
 from pixelflow_jax.data.emoji.colourfont import ColourFont, draw_glyph
 from pixelflow_jax.data.emoji.colours import coloured, main_colour
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import encode_image
 from pixelflow_jax.data.source import Record, Split, check_split, choose_split
+from pixelflow_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
 Captions = Literal["names", "rich"]

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 
 from pixelflow_jax.data.captions import clean
 from pixelflow_jax.data.encoded import EncodedSource
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.files import find_files
 from pixelflow_jax.data.source import Split, check_split, choose_split
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 Kind = Literal["image", "text"]
 IMAGES = ("image", "jpg", "png", "webp", "image_bytes", "img", "bytes")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from pixelflow_jax.atomic import atomic_write, partials
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.index import find_damage
 from pixelflow_jax.data.shards import FORMAT
+from pixelflow_jax.errors import DataError
 
 PROGRESS = "progress.jsonl"
 

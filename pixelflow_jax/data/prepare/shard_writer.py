@@ -16,7 +16,6 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.images import encode_image
 from pixelflow_jax.data.index import write_index
 from pixelflow_jax.data.prepare.processes import run_tasks
@@ -31,6 +30,7 @@ from pixelflow_jax.data.shards import (
 )
 from pixelflow_jax.data.source import ListedSource
 from pixelflow_jax.data.transforms import center_crop, resize_short_side
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 SHOWN = 20  # names or reasons a message lists
 StoredFormat = Literal["png", "jpeg", "webp", "keep"]

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from pixelflow_jax.data.captions import clean, from_json, from_text
 from pixelflow_jax.data.encoded import EncodedSource
-from pixelflow_jax.data.errors import UnreadableImage
 from pixelflow_jax.data.files import find_files
 from pixelflow_jax.data.source import Split, check_split, choose_split
+from pixelflow_jax.errors import UnreadableImage
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
