@@ -39,7 +39,7 @@ def official(model: DenoiserConfig) -> dict[str, LazyTensor]:
     """Official tensors of a model, drawn when they are read."""
     shapes, found = variants.shapes_of(model), {}
     for row in variants.table_of(model):
-        found |= tables.official_shapes(row, shapes)
+        found |= row.official_shapes(shapes)
     return {
         key: _random(shape, seed) for seed, (key, shape) in enumerate(found.items())
     }

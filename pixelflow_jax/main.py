@@ -45,7 +45,7 @@ from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.finetune import InitialError
 from pixelflow_jax.pretrained.pipeline import Pipeline, PipelineError
 from pixelflow_jax.tensors.hub import HubError
-from pixelflow_jax.tensors.official import TeacherError
+from pixelflow_jax.tensors.lazy import WeightsError
 from pixelflow_jax.training.checkpoint import CheckpointError
 from pixelflow_jax.training.loop import DivergedError, train
 from pixelflow_jax.validate import validate_data, validated
@@ -53,7 +53,7 @@ from pixelflow_jax.validate import validate_data, validated
 # What a user can mend: reported in one paragraph, without a traceback.
 USER_ERRORS = (
     *(ConfigError, DataError, PipelineError, CheckpointError, DivergedError),
-    *(TeacherError, HubError, InitialError),
+    *(WeightsError, HubError, InitialError),
 )
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),

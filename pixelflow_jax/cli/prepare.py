@@ -118,7 +118,7 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     from pixelflow_jax import backend
     from pixelflow_jax.cli.text_features import write_features
     from pixelflow_jax.experiment import ConfigError
-    from pixelflow_jax.tensors.official import TeacherError
+    from pixelflow_jax.tensors.lazy import WeightsError
 
     if len(arguments.paths) != 1:
         raise DataError(f"Give one folder of shards (see {COMMAND} --help).")
@@ -134,7 +134,7 @@ def run_text_features(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             overwrite=arguments.overwrite,
         )
-    except (ConfigError, TeacherError) as error:
+    except (ConfigError, WeightsError) as error:
         raise DataError(str(error)) from error
     print(f"Ready: --config.conditioner.features={out}")
 

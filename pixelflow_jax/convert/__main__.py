@@ -17,7 +17,7 @@ from pixelflow_jax.convert.official import PREFERENCE
 from pixelflow_jax.convert.variants import EXECUTION, FAMILIES, fields
 from pixelflow_jax.experiment import ConfigError, Experiment
 from pixelflow_jax.pretrained.pipeline import PipelineError
-from pixelflow_jax.tensors.lazy import WeightFileError
+from pixelflow_jax.tensors.lazy import WeightsError
 from pixelflow_jax.training.checkpoint import CheckpointError
 
 COMMAND = "python -m pixelflow_jax.convert"
@@ -40,7 +40,7 @@ folder of safetensors with an index. Nothing in a pickle is executed. What does 
 is listed, and nothing is written.
 """
 ERRORS = (
-    *(ConvertError, WeightFileError, ConfigError, PipelineError, CheckpointError),
+    *(ConvertError, WeightsError, ConfigError, PipelineError, CheckpointError),
     OSError,
 )
 

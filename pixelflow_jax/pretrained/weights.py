@@ -37,7 +37,7 @@ from pixelflow_jax.pretrained.card import (
 from pixelflow_jax.pretrained.finetune import InitialError, compare, described
 from pixelflow_jax.tensors import hub, reader
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
+from pixelflow_jax.tensors.lazy import LazyTensor, WeightsError
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.state import Initial
 
@@ -76,7 +76,7 @@ class WeightsRef:
         """
         try:
             tensors = self.tensors(ema)
-        except WeightFileError as error:
+        except WeightsError as error:
             raise PipelineError(str(error)) from error
         shapes = build.network(self.description.config).shapes()
         if problems := shape_errors(dict(tensors), shapes):
@@ -203,7 +203,7 @@ def _class_names(config: Experiment) -> tuple[str, ...]:
 def _found_file(path: pathlib.Path) -> WeightsRef:
     try:
         tensors = reader.tensors(path)
-    except WeightFileError as error:
+    except WeightsError as error:
         raise PipelineError(str(error)) from error
     data = _parsed(safe.metadata(path).get(FORMAT, "null"), path)
     if not isinstance(data, dict):

@@ -21,8 +21,8 @@ DTYPES = {
 }
 
 
-class WeightFileError(ValueError):
-    """A weight file is absent, unreadable, damaged, or asks for more than tensors."""
+class WeightsError(ValueError):
+    """Weights that are absent, unreadable, damaged, or another network's."""
 
 
 @dataclasses.dataclass(frozen=True)

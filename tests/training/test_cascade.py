@@ -25,7 +25,7 @@ from pixelflow_jax.sampling.output import write_samples
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import table
 from pixelflow_jax.teachers.suite import Teachers
-from pixelflow_jax.tensors.official import TeacherError
+from pixelflow_jax.tensors.lazy import WeightsError
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.optimizer import AdamW
@@ -179,5 +179,5 @@ def test_a_run_with_teachers_is_saved_without_them(images, dino, tmp_path):
 
 
 def test_absent_weights_name_the_file_and_the_field(images):
-    with pytest.raises(TeacherError, match=r"teachers\.dino\.weights"):
+    with pytest.raises(WeightsError, match=r"teachers\.dino\.weights"):
         tiny.run(images, terms=[FlowMatching(), Repa(grid="resize")])
