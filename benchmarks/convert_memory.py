@@ -19,7 +19,6 @@ import numpy as np
 from benchmarks import harness
 from pixelflow_jax.convert import variants
 from pixelflow_jax.models.interface import DenoiserConfig
-from pixelflow_jax.tensors import mapping as tables
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
 from pixelflow_jax.tensors.lazy import LazyTensor

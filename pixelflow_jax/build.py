@@ -9,8 +9,9 @@ import numpy as np
 
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.data.source import spread_captions
+from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
-from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Stage
 from pixelflow_jax.models import interface as models

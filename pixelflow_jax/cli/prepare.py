@@ -10,7 +10,6 @@ import numpy as np
 from absl import flags
 
 from pixelflow_jax.data.emoji.source import Emoji
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.images import captioned_grid, grid, save_png
 from pixelflow_jax.data.prepare.parquet import Parquet
@@ -18,6 +17,7 @@ from pixelflow_jax.data.prepare.shard_writer import FORMATS, Encoding, write_sha
 from pixelflow_jax.data.prepare.tars import Tars
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.transforms import center_crop
+from pixelflow_jax.errors import DataError, UnreadableImage, UserError
 
 COMMAND = "python -m pixelflow_jax.prepare"
 EXAMPLES = f"""examples:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     try:
         arguments.run(arguments)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -117,25 +117,20 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     # Here, because the processes that write shards import this file and need no jax.
     from pixelflow_jax import backend
     from pixelflow_jax.cli.text_features import write_features
-    from pixelflow_jax.experiment import ConfigError
-    from pixelflow_jax.tensors.lazy import WeightsError
 
     if len(arguments.paths) != 1:
         raise DataError(f"Give one folder of shards (see {COMMAND} --help).")
     backend.configure()
     backend.keep_programs()
-    try:
-        config = _load_config(arguments.config, arguments.overrides)
-        out = write_features(
-            config.conditioner,
-            config.model,
-            Path(arguments.paths[0]).expanduser(),
-            mesh=config.mesh.build(),
-            batch_size=arguments.batch_size,
-            overwrite=arguments.overwrite,
-        )
-    except (ConfigError, WeightsError) as error:
-        raise DataError(str(error)) from error
+    config = _load_config(arguments.config, arguments.overrides)
+    out = write_features(
+        config.conditioner,
+        config.model,
+        Path(arguments.paths[0]).expanduser(),
+        mesh=config.mesh.build(),
+        batch_size=arguments.batch_size,
+        overwrite=arguments.overwrite,
+    )
     print(f"Ready: --config.conditioner.features={out}")
 
 

@@ -6,7 +6,6 @@ What lies on disk afterwards is described in `data/features.py`.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
+from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.conditioning.conditioner import Conditioner, Text, reads_padding
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.features import (
     EMPTY,
     FOLDER,
@@ -29,6 +28,7 @@ from pixelflow_jax.data.features import (
 )
 from pixelflow_jax.data.prepare.progress import begin, note
 from pixelflow_jax.data.shards import Shards, ShardSource, whole_file
+from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.models.interface import DenoiserConfig
 
 
@@ -73,7 +73,8 @@ def write_features(
             note(out, done[file])
         files = [done[file] for file in counts]
         index |= {"shards": counts, "files": files}
-        _replace(out / INDEX, json.dumps(index))
+        with atomic_write(out / INDEX) as partial:
+            partial.write_text(json.dumps(index), "utf-8")
     except OSError as error:
         raise DataError(
             f"{out} cannot be written ({error.strerror or error}): free some space, or "
@@ -189,9 +190,3 @@ def _write(
 
 def _digest(counts: dict[str, int]) -> str:
     return hashlib.sha256(json.dumps(counts).encode()).hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)

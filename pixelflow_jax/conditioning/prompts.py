@@ -10,12 +10,8 @@ from jax.sharding import Mesh
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.conditioner import Text
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.plan import CaptionEncoder
-
-
-class PromptError(ValueError):
-    """What was given as a prompt is none."""
+from pixelflow_jax.errors import DataError, PromptError
 
 
 class PromptFile(NamedTuple):

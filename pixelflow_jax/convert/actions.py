@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from pixelflow_jax.convert import official, released, variants
-from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.convert.infer import Fields
+from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import DenoiserConfig, count
 from pixelflow_jax.nn.embed import sincos_table

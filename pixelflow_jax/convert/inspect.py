@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pixelflow_jax.convert import actions, official, variants
-from pixelflow_jax.convert.errors import ConvertError
+from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.tensors import reader
 from pixelflow_jax.tensors.lazy import LazyTensor

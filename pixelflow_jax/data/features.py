@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 from array_record.python import array_record_data_source
 
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.shards import Shard, find_damage
+from pixelflow_jax.errors import DataError
 
 VERSION = 1
 FOLDER = "features"  # below the shards they belong to

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from pixelflow_jax.data.captions import allow_missing, clean, from_text
-from pixelflow_jax.data.errors import DataError, NoCaption, UnreadableImage
 from pixelflow_jax.data.source import (
     UNLABELLED,
     check_holdout,
@@ -17,6 +16,7 @@ from pixelflow_jax.data.source import (
     decode_image,
     in_holdout,
 )
+from pixelflow_jax.errors import DataError, NoCaption, UnreadableImage
 
 LOG = logging.getLogger(__name__)
 SUFFIXES = (

@@ -1,14 +1,13 @@
 """Pictures out: 8-bit conversion, grids, PNG files and animations."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.atomic import atomic_write
+from pixelflow_jax.errors import DataError
 
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 HOLD_MS = 1500  # the last frame is what one wants to look at
@@ -127,7 +126,7 @@ def save_animation(path: str | Path, frames: np.ndarray, fps: float) -> None:
         "save_all": True,
         "append_images": rest,
         "duration": [round(1000 / fps)] * len(rest) + [HOLD_MS],
-        "stack": 0,
+        "loop": 0,
     }
     if options["format"] == "WEBP":
         options["lossless"] = True
@@ -149,15 +148,6 @@ def _label_column(labels: Sequence[str], cell_height: int, pad: int) -> np.ndarr
 
 def _save_atomically(path: Path, image: Image.Image, **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            image.save(file, **options)
-        # mkstemp makes files private; give what an ordinary file would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    # Without waiting for the disk: there may be thousands, and they can be drawn again.
+    with atomic_write(path, sync=False) as partial:
+        image.save(partial, **options)

@@ -16,10 +16,10 @@ from absl import flags
 
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.plan import Bucket, CaptionEncoder, Collate, Plan, Prepare
 from pixelflow_jax.data.source import Source, SourceConfig, spread_captions
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
+from pixelflow_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
 SEEN_LIMIT = 100  # records to look at before the share of unreadable ones counts

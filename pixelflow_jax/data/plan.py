@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 import grain
 import numpy as np
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.source import ROW_LIMIT, Source
 from pixelflow_jax.data.transforms import Crop, flip
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 
 class CaptionEncoder(Protocol):

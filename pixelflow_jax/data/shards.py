@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +20,9 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.source import check_split, decode_image
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 VERSION = 2
 INDEX = "dataset.json"
@@ -159,20 +159,15 @@ def whole_file(path: Path) -> Iterator[array_record_module.ArrayRecordWriter]:
     cannot be written.
     """
     # A worker whose parent was killed may still be at it: never share a file with it.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+    with atomic_write(path, shared=True) as partial:
         try:
-            yield writer
-        finally:
-            writer.close()
-        os.replace(temporary, path)
-    except RuntimeError as error:  # what ArrayRecord raises, a full disk included
-        temporary.unlink(missing_ok=True)
-        raise OSError(None, str(error)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+            try:
+                yield writer
+            finally:
+                writer.close()
+        except RuntimeError as error:  # what ArrayRecord raises, a full disk included
+            raise OSError(None, str(error)) from error
 
 
 def make_index(

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 SPLITS = ("train", "test")
 ROW_LIMIT = 100  # unreadable records in a row that end a run

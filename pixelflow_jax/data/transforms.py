@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 SMALL = ("upscale", "error")
 

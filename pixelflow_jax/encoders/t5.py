@@ -12,13 +12,14 @@ from pixelflow_jax.encoders import layers
 from pixelflow_jax.encoders.config import Attention
 from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.nn.heads import split_heads
 from pixelflow_jax.nn.layers import rms_normalise
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.layouts import transpose
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightsError
+from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.locate import Origin, read
 from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
 

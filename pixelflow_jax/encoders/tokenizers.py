@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.tensors.lazy import WeightsError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors.locate import Origin, find
 from pixelflow_jax.tensors.reader import first_line
 

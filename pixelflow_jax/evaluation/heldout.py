@@ -13,7 +13,7 @@ from pixelflow_jax.conditioning.conditioner import Conditioner
 from pixelflow_jax.flow.path import Stage, image_noise
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.losses.objective import Context, FlowMatching
-from pixelflow_jax.models.interface import Condition, Network
+from pixelflow_jax.models.interface import Condition, Inputs, Network
 from pixelflow_jax.sampling.sampler import image_keys
 
 TIMES = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
@@ -80,9 +80,8 @@ class HeldoutLoss:
         for stage in self.stages:
             noise = image_noise(keys, *stage.size(height, width), channels)
             point = stage.draw(images, noise, jnp.full(count, t))
-            output = self.network.apply(
-                params, (point.x_t,), (point.timestep,), (cond,)
-            )
+            inputs = Inputs(point.x_t, point.timestep, cond)
+            output = self.network.apply(params, (inputs,))
             context = Context((point,), output, self.prediction, (stage,))
             values.append(FlowMatching()(context))
         return jnp.sum(sum(values) / len(values) * batch["weight"])

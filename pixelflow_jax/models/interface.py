@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 from flax import nnx, traverse_util
@@ -11,91 +11,153 @@ from jax import Array
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import unstack_layers, written_out_blocks
 
-# Where every denoiser keeps its last matrix, from the tokens to pixels.
+# Where a denoiser keeps its last matrix, from the tokens to pixels.
 LAST_KERNEL = ("decoder", "linear", "kernel")
 
 
 class Condition(NamedTuple):
-    """The condition of a group of images: class labels, or text with its mask."""
+    """What images are conditioned on; a model reads the parts that it names."""
 
     labels: Array | None = None  # int32 [b]
     text: Array | None = None  # [b, length, width]
-    mask: Array | None = None  # bool [b, length]
+    mask: Array | None = None  # bool [b, length]: which of the text's tokens are text
+    grounding: Array | None = None  # [b, ...]: what says where things are
+
+
+class Inputs(NamedTuple):
+    """What a denoiser is given of the images of one resolution."""
+
+    image: Array  # [b, h, w, c]
+    timestep: Array  # [b]
+    cond: Condition
 
 
 class Output(NamedTuple):
-    """Network outputs, one image group each, and the tokens between the two stacks."""
+    """What it makes of every resolution, and the tokens between the two stacks."""
 
     pred: tuple[Array, ...]  # float32 [b_i, h_i, w_i, c]
     features: tuple[Array, ...]  # [b_i, n_i, width]
 
 
 class Denoiser(Protocol):
-    """A network on groups of images, one group a resolution."""
+    """A network on images of one resolution or of several."""
 
     def __call__(
         self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
+        batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
-        pre: object = None,
+        pre: Any = None,
+        frozen_params: dict | None = None,
     ) -> Output:
-        """Images [b_i, h_i, w_i, c], timesteps [b_i] and conditions.
+        """Predictions for images with their timesteps and conditions.
 
         `key` is for dropout (None: without): one for the batch, or one an image, in the
-        order of the groups, which makes masks independent of batch and devices. `pre`
-        is what `precompute(...)` gives for the same arguments, if at hand.
+        order of `batch`, which makes masks independent of batch and devices. `pre` is
+        what `precompute(batch)` gives, if at hand; `frozen_params` are the parameters
+        of the config's `frozen_networks()`, by name, perhaps among others.
         """
+        ...
 
-    def precompute(
-        self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
-    ) -> object:
-        """All that depends on timesteps and conditions, and of `groups` on shapes alone.
+    def precompute(self, batch: tuple[Inputs, ...]) -> Any:
+        """All that depends on timesteps and conditions, and of images on shapes alone.
 
         A pytree of arrays, for a sampler that knows its times.
         """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Where a model was published; `bibtex` holds all that is to be cited."""
+
+    title: str
+    url: str
+    bibtex: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """A model is conditioned on one of `num_classes` classes; that number is none."""
+
+    num_classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """A model is conditioned on a text's states [length, width].
+
+    `length` None: any. `reads_padding`: the output depends on the states of padding.
+    """
+
+    width: int
+    length: int | None = None
+    reads_padding: bool = False
+
+
+class FrozenNetwork(Protocol):
+    """A network that a denoiser looks through; its parameters are arguments."""
+
+    def load(self) -> dict:
+        """Its parameters (numpy); reads files."""
+        ...
+
+    def shapes(self) -> dict:
+        """The same as shapes; reads nothing."""
+        ...
 
 
 class DenoiserConfig(Protocol):
-    """A config node that builds a denoiser.
+    """A config node that builds a denoiser, and what can be known of it beforehand.
 
-    `width` is that of the tokens it hands out, `patch` the side of one's square.
+    Config dataclasses name this class as their base. `width` is that of the tokens that
+    the denoiser hands out, `patch` the side of the square that one stands for.
+    `output_kernel` is the path of its last matrix in the parameters.
     """
 
+    paper: ClassVar[Paper]
+    output_kernel: ClassVar[tuple[str, ...]] = ("decoder", "linear", "kernel")
     channels: int
-    num_classes: int
     patch: int
     width: int
+    num_classes: int = 0
+
+    @property
+    def condition(self) -> Labels | TextSpec:
+        """What the model is conditioned on."""
+        ...
 
     def build(self, rngs: nnx.Rngs, precision: Precision) -> Denoiser:
         """The module, with freshly drawn parameters."""
+        ...
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of that size; empty if nothing."""
+        ...
 
     def flops(self, height: int, width: int) -> float:
         """Floating-point operations of one image's forward pass (2 a multiply-add)."""
+        ...
+
+    def frozen_networks(self) -> dict[str, FrozenNetwork]:
+        """What the denoiser looks through while it denoises, by name."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A denoiser as functions of a nested dict of parameters.
 
-    `cast_for_inference` is for a program that applies them in a loop, to be done once, ahead of
-    it: matrices are cast, and the layers of written-out stacks taken apart. Its result
-    serves `apply` as well; twice is as good as once. `precompute` is the denoiser's, with
-    the parameters first; None: there is none.
+    `apply` and `precompute` are the denoiser's, with the parameters first; a network
+    may lack the second. `cast_for_inference` is for a program that applies them in a
+    loop, to be done once, before it: matrices are cast, and the layers of written-out
+    stacks taken apart. Its result serves `apply` as well; twice is as good as once.
     """
 
     init: Callable[[Array], dict]
     apply: Callable[..., Output]
     cast_for_inference: Callable[[dict], dict] = lambda params: params
-    precompute: Callable[..., object] | None = None
+    precompute: Callable[..., Any] | None = None
 
     def shapes(self) -> dict:
         """The parameters as shapes; allocates nothing."""
@@ -103,10 +165,7 @@ class Network:
 
 
 def network(config: DenoiserConfig, precision: Precision) -> Network:
-    """The config's denoiser: `init(key)`, `apply(params, ...)`, `cast_for_inference(params)`.
-
-    `apply` casts matrices to the compute type once and sets the matmul precision.
-    """
+    """The config's denoiser; matrices are cast to the compute type once a call."""
 
     def build(key: Array) -> Denoiser:
         return config.build(nnx.Rngs(params=key), precision)
@@ -114,19 +173,29 @@ def network(config: DenoiserConfig, precision: Precision) -> Network:
     module = nnx.eval_shape(build, jax.random.key(0))
     graph, stacks = nnx.graphdef(module), written_out_blocks(module)
 
+    def merge(params: dict) -> Denoiser:
+        return nnx.merge(graph, precision.cast(params))
+
     def init(key: Array) -> dict:
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
 
-    def apply(params: dict, *args: object, **kwargs: object) -> Output:
+    def apply(
+        params: dict,
+        batch: tuple[Inputs, ...],
+        *,
+        key: Array | None = None,
+        pre: Any = None,
+        frozen_params: dict | None = None,
+    ) -> Output:
         with jax.default_matmul_precision(precision.matmul):
-            return nnx.merge(graph, precision.cast(params))(*args, **kwargs)
+            return merge(params)(batch, key=key, pre=pre, frozen_params=frozen_params)
+
+    def precompute(params: dict, batch: tuple[Inputs, ...]) -> Any:
+        with jax.default_matmul_precision(precision.matmul):
+            return merge(params).precompute(batch)
 
     def cast_for_inference(params: dict) -> dict:
         return unstack_layers(precision.cast(params), stacks)
-
-    def precompute(params: dict, *args: object) -> object:
-        with jax.default_matmul_precision(precision.matmul):
-            return nnx.merge(graph, precision.cast(params)).precompute(*args)
 
     return Network(init, apply, cast_for_inference, precompute)
 
@@ -140,10 +209,12 @@ def shape_errors(params: dict, shapes: dict) -> list[str]:
     """Missing, unexpected and misshapen parameters, by path; empty if all fit."""
     have = traverse_util.flatten_dict(params, sep="/")
     want = traverse_util.flatten_dict(shapes, sep="/")
-    found = [f"missing: {name}" for name in sorted(set(want) - set(have))]
-    found += [f"unexpected: {name}" for name in sorted(set(have) - set(want))]
-    return found + [
-        f"misshapen: {name} {have[name].shape}, not {want[name].shape}"
-        for name in sorted(set(have) & set(want))
-        if have[name].shape != want[name].shape
+    return [
+        *(f"missing: {name}" for name in sorted(set(want) - set(have))),
+        *(f"unexpected: {name}" for name in sorted(set(have) - set(want))),
+        *(
+            f"misshapen: {name} {have[name].shape}, not {want[name].shape}"
+            for name in sorted(set(have) & set(want))
+            if have[name].shape != want[name].shape
+        ),
     ]

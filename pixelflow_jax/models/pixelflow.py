@@ -7,7 +7,7 @@ patches. Classes enter through AdaLN, text through cross-attention.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,15 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.models.interface import Condition, Output
+from pixelflow_jax.models.interface import (
+    Condition,
+    DenoiserConfig,
+    Inputs,
+    Labels,
+    Output,
+    Paper,
+    TextSpec,
+)
 from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.attention import attend_packed
 from pixelflow_jax.nn.block import (
@@ -55,11 +63,23 @@ PERIOD = (
     10000.0  # of the features of the timestep (0 .. 999) and of the width in patches
 )
 
+PAPER = Paper(
+    title="PixelFlow: Pixel-Space Generative Models with Flow",
+    url="https://arxiv.org/abs/2504.07963",
+    bibtex="""@article{chen2025pixelflow,
+  title = {PixelFlow: Pixel-Space Generative Models with Flow},
+  author = {Chen, Shoufa and Ge, Chongjian and Zhang, Shilong and Sun, Peize and
+            Luo, Ping},
+  journal = {arXiv:2504.07963},
+  year = {2025}
+}""",
+)
+
 zeros = nnx.initializers.zeros
 
 
 @dataclasses.dataclass(kw_only=True)
-class PixelFlow:
+class PixelFlow(DenoiserConfig):
     """Config of the denoiser; the defaults are the class-conditional XL/4 (677M).
 
     `depth` transformer blocks of `width` and `heads`; the first `feature_layer` of them form the
@@ -70,6 +90,7 @@ class PixelFlow:
     `patch` divides works with the same parameters.
     """
 
+    paper: ClassVar[Paper] = PAPER
     num_classes: int = 1000
     channels: int = 3
     patch: int = 4
@@ -81,6 +102,13 @@ class PixelFlow:
     attention_bias: bool = True
     attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
+
+    @property
+    def condition(self) -> Labels | TextSpec:
+        """Text of any length where there is cross-attention, else classes."""
+        if self.text_width:
+            return TextSpec(self.text_width)
+        return Labels(self.num_classes)
 
     @property
     def mlp_width(self) -> int:
@@ -304,18 +332,18 @@ class PixelFlowModel(nnx.Module):
 
     def __call__(
         self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
+        batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
         pre: Precomputed | None = None,
+        frozen_params: dict | None = None,
     ) -> Output:
         """Prediction for timesteps 0 .. 999 and labels in [0, num_classes], text or both.
 
         Raises ValueError where `conds` lack what the model is conditioned on.
         """
-        vectors, *own = pre or self.precompute(groups, timesteps, conds)
+        groups, timesteps, conds = zip(*batch, strict=True)
+        vectors, *own = pre or self.precompute(batch)
         packing, tokens, rope = self.embed(groups)
         text = self.pack_text(conds)
         for stack, layers in zip((self.early, self.late), own, strict=True):
@@ -327,13 +355,9 @@ class PixelFlowModel(nnx.Module):
         pred = (self.decoder(image, x, cond, cond) for image, x, cond in parts)
         return Output(tuple(pred), tuple(features))
 
-    def precompute(
-        self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
-    ) -> Precomputed:
-        """See `models.base.Denoiser`."""
+    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
+        """See `models.interface.Denoiser`."""
+        groups, timesteps, conds = zip(*batch, strict=True)
         vectors = self.condition(groups, timesteps, conds)
         return Precomputed(
             vectors, *(layer_modulations(s, vectors) for s in (self.early, self.late))

@@ -8,14 +8,21 @@ travel ahead of the image's.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Condition, Output
+from pixelflow_jax.models.interface import (
+    Condition,
+    DenoiserConfig,
+    Inputs,
+    Labels,
+    Output,
+    Paper,
+)
 from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.block import XAVIER, Block, block_flops
 from pixelflow_jax.nn.decoder import TokenDecoder
@@ -36,11 +43,29 @@ from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
 
 TIME_PERIOD = 10_000.0  # of the features of t in [0, 1], which is not scaled
 
+PAPER = Paper(
+    title="PixelGen: Pixel Diffusion Beats Latent Diffusion with Perceptual Loss",
+    url="https://arxiv.org/abs/2602.02493",
+    bibtex="""@article{ma2026pixelgen,
+  title = {PixelGen: Pixel Diffusion Beats Latent Diffusion with Perceptual Loss},
+  author = {Ma, Zehong and Xu, Ruihan and Zhang, Shiliang},
+  journal = {arXiv:2602.02493},
+  year = {2026}
+}
+
+@article{li2025jit,
+  title = {Back to Basics: Let Denoising Generative Models Denoise},
+  author = {Li, Tianhong and He, Kaiming},
+  journal = {arXiv:2511.13720},
+  year = {2025}
+}""",
+)
+
 zeros = nnx.initializers.zeros
 
 
 @dataclasses.dataclass(kw_only=True)
-class PixelGen:
+class PixelGen(DenoiserConfig):
     """Config of the class-conditional denoiser; the defaults are XL/16 (676M).
 
     `depth` transformer blocks of `width` and `heads` with an MLP of 2/3 `mlp_ratio`
@@ -55,6 +80,7 @@ class PixelGen:
     null class.
     """
 
+    paper: ClassVar[Paper] = PAPER
     num_classes: int = 1000
     channels: int = 3
     patch: int = 16
@@ -71,6 +97,11 @@ class PixelGen:
     attention_dropout: float = 0.0
     attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
+
+    @property
+    def condition(self) -> Labels:
+        """Classes."""
+        return Labels(self.num_classes)
 
     @property
     def mlp_width(self) -> int:
@@ -186,21 +217,19 @@ class PixelGenModel(nnx.Module):
 
     def __call__(
         self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
+        batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
         pre: Precomputed | None = None,
+        frozen_params: dict | None = None,
     ) -> Output:
         """Class-conditional prediction; `conds` hold labels in [0, num_classes].
 
         `key` turns dropout on: one key for all images, or one an image [sum(b_i)] in
         the order of the groups. The masks of an image depend on its key alone.
         """
-        times, classes, vectors, *made = pre or self.precompute(
-            groups, timesteps, conds
-        )
+        groups, _, _ = zip(*batch, strict=True)
+        times, classes, vectors, *made = pre or self.precompute(batch)
         early, middle, late = made
         dropouts = [None] * self.depth
         if self.dropouts and key is not None:
@@ -235,13 +264,9 @@ class PixelGenModel(nnx.Module):
         parts = zip(groups, tokens, times, vectors, strict=True)
         return Output(tuple(self.decoder(*part) for part in parts), features)
 
-    def precompute(
-        self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
-    ) -> Precomputed:
-        """See `models.base.Denoiser`."""
+    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
+        """See `models.interface.Denoiser`."""
+        _, timesteps, conds = zip(*batch, strict=True)
         found = self.condition(timesteps, conds)
         stacks = (self.early, self.middle, self.late)
         return Precomputed(*found, *(layer_modulations(s, found[-1]) for s in stacks))

@@ -5,13 +5,20 @@ the text-to-image model.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Condition, Output
-from pixelflow_jax.models.pixelgen import places_of
+from pixelflow_jax.models.interface import (
+    DenoiserConfig,
+    Inputs,
+    Output,
+    Paper,
+    TextSpec,
+)
+from pixelflow_jax.models.pixelgen import PAPER, places_of
 from pixelflow_jax.models.text_trunk import (
     Precomputed,
     TextTrunk,
@@ -30,7 +37,7 @@ zeros = nnx.initializers.zeros
 
 
 @dataclasses.dataclass(kw_only=True)
-class PixelGenText:
+class PixelGenText(DenoiserConfig):
     """Config of the text-to-image denoiser; the defaults are XXL/16 for 512 pixels.
 
     `text_depth` blocks on texts and `depth` on images, of `width` and `heads`; the
@@ -43,6 +50,7 @@ class PixelGenText:
     size that `patch` divides works too, with a computed one.
     """
 
+    paper: ClassVar[Paper] = PAPER
     channels: int = 3
     patch: int = 16
     image_size: int = 512
@@ -59,9 +67,9 @@ class PixelGenText:
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
-    def num_classes(self) -> int:
-        """It knows no classes."""
-        return 0
+    def condition(self) -> TextSpec:
+        """Texts of one length."""
+        return TextSpec(self.text_width, self.text_length, not self.mask_text)
 
     def build(self, rngs: nnx.Rngs, precision: Precision) -> "PixelGenTextModel":
         """The module, with the official initialisation."""
@@ -103,30 +111,26 @@ class PixelGenTextModel(nnx.Module):
 
     def __call__(
         self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
+        batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
         pre: Precomputed | None = None,
+        frozen_params: dict | None = None,
     ) -> Output:
         """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
 
         Raises ValueError where `conds` hold no text, or one of another shape.
         """
-        ahead = pre or self.precompute(groups, timesteps, conds)
+        groups, _, _ = zip(*batch, strict=True)
+        ahead = pre or self.precompute(batch)
         out = self.trunk(groups, *self.embed(groups), ahead)
         parts = zip(groups, out.tokens, out.times, strict=True)
         pred = (self.decoder(image, x, time, time) for image, x, time in parts)
         return Output(tuple(pred), tuple(out.features))
 
-    def precompute(
-        self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
-    ) -> Precomputed:
-        """See `models.base.Denoiser`."""
+    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
+        """See `models.interface.Denoiser`."""
+        _, timesteps, conds = zip(*batch, strict=True)
         return self.trunk.precompute(timesteps, conds)
 
     def embed(self, groups: tuple[Array, ...]) -> tuple[Packing, Array]:

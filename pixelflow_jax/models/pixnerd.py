@@ -5,14 +5,21 @@ field's place it is the paper's baseline, a plain DiT on pixels.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Condition, Output
+from pixelflow_jax.models.interface import (
+    Condition,
+    DenoiserConfig,
+    Inputs,
+    Labels,
+    Output,
+    Paper,
+)
 from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.block import Block, block_flops
 from pixelflow_jax.nn.decoder import Patches, TokenDecoder
@@ -38,6 +45,18 @@ from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
 ROPE_EXTENT = 16.0  # every token grid spans 0..16, whatever its size
+
+PAPER = Paper(
+    title="PixNerd: Pixel Neural Field Diffusion",
+    url="https://arxiv.org/abs/2507.23268",
+    bibtex="""@article{wang2025pixnerd,
+  title = {PixNerd: Pixel Neural Field Diffusion},
+  author = {Wang, Shuai and Gao, Ziteng and Zhu, Chenhui and Huang, Weilin and
+            Wang, Limin},
+  journal = {arXiv:2507.23268},
+  year = {2025}
+}""",
+)
 
 zeros = nnx.initializers.zeros
 
@@ -121,7 +140,7 @@ class LinearDecoder:
 
 
 @dataclasses.dataclass(kw_only=True)
-class PixNerd:
+class PixNerd(DenoiserConfig):
     """Config of the class-conditional denoiser; the defaults are XL/16 (700M).
 
     `depth` transformer blocks of `width` and `heads`; the first `feature_layer` of them form the
@@ -129,6 +148,7 @@ class PixNerd:
     class. Any image size that `patch` divides works with the same parameters.
     """
 
+    paper: ClassVar[Paper] = PAPER
     num_classes: int = 1000
     channels: int = 3
     patch: int = 16
@@ -141,6 +161,11 @@ class PixNerd:
     )
     attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
+
+    @property
+    def condition(self) -> Labels:
+        """Classes."""
+        return Labels(self.num_classes)
 
     @property
     def mlp_width(self) -> int:
@@ -273,15 +298,15 @@ class PixNerdModel(nnx.Module):
 
     def __call__(
         self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
+        batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
         pre: Precomputed | None = None,
+        frozen_params: dict | None = None,
     ) -> Output:
         """Class-conditional prediction; `conds` hold labels in [0, num_classes]."""
-        times, vectors, *own = pre or self.precompute(groups, timesteps, conds)
+        groups, _, _ = zip(*batch, strict=True)
+        times, vectors, *own = pre or self.precompute(batch)
         packing, tokens, rope = self.embed(groups)
         for stack, layers in zip((self.early, self.late), own, strict=True):
             if stack is self.late:
@@ -291,13 +316,9 @@ class PixNerdModel(nnx.Module):
         parts = zip(groups, packing.split(tokens), times, vectors, strict=True)
         return Output(tuple(self.decoder(*part) for part in parts), tuple(features))
 
-    def precompute(
-        self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
-    ) -> Precomputed:
-        """See `models.base.Denoiser`."""
+    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
+        """See `models.interface.Denoiser`."""
+        _, timesteps, conds = zip(*batch, strict=True)
         times, vectors = self.condition(timesteps, conds)
         stacks = (self.early, self.late)
         return Precomputed(

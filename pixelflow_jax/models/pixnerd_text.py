@@ -5,12 +5,19 @@ Wang et al. 2025, "PixNerd: Pixel Neural Field Diffusion", the text-to-image mod
 
 import dataclasses
 import math
+from typing import ClassVar
 
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Condition, Output
-from pixelflow_jax.models.pixnerd import NeuralField
+from pixelflow_jax.models.interface import (
+    DenoiserConfig,
+    Inputs,
+    Output,
+    Paper,
+    TextSpec,
+)
+from pixelflow_jax.models.pixnerd import PAPER, NeuralField
 from pixelflow_jax.models.text_trunk import (
     Precomputed,
     TextTrunk,
@@ -34,7 +41,7 @@ def text_field() -> NeuralField:
 
 
 @dataclasses.dataclass(kw_only=True)
-class PixNerdText:
+class PixNerdText(DenoiserConfig):
     """Config of the text-to-image denoiser; the defaults are XXL/16 (1.2B).
 
     `text_depth` blocks on texts and `depth` on images, of `width` and `heads`; the
@@ -50,6 +57,7 @@ class PixNerdText:
     any resolution). Empty: larger images have more tokens.
     """
 
+    paper: ClassVar[Paper] = PAPER
     channels: int = 3
     patch: int = 16
     width: int = 1536
@@ -66,9 +74,9 @@ class PixNerdText:
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
-    def num_classes(self) -> int:
-        """It knows no classes."""
-        return 0
+    def condition(self) -> TextSpec:
+        """Texts of one length."""
+        return TextSpec(self.text_width, self.text_length, not self.mask_text)
 
     def build(self, rngs: nnx.Rngs, precision: Precision) -> "PixNerdTextModel":
         """The module, with the official initialisation."""
@@ -126,32 +134,28 @@ class PixNerdTextModel(nnx.Module):
         self.trunk = TextTrunk(config, rngs, precision, TORCH, places)
         self.decoder = config.field().build(config, rngs, precision)
 
-    def precompute(
-        self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
-    ) -> Precomputed:
-        """See `models.base.Denoiser`."""
+    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
+        """See `models.interface.Denoiser`."""
+        _, timesteps, conds = zip(*batch, strict=True)
         return self.trunk.precompute(timesteps, conds)
 
     def __call__(
         self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
+        batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
         pre: Precomputed | None = None,
+        frozen_params: dict | None = None,
     ) -> Output:
         """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
 
         Raises ValueError where `conds` hold no text, or one of another shape.
         """
+        groups, _, _ = zip(*batch, strict=True)
         seen = tuple(map(self.seen, groups))
         packing, patches = pack_patches(seen, self.patch, self.dtype)
         tokens = self.patch_embed(patches)
-        ahead = pre or self.precompute(groups, timesteps, conds)
+        ahead = pre or self.precompute(batch)
         out = self.trunk(seen, packing, tokens, ahead)
         parts = zip(groups, out.tokens, out.times, strict=True)
         pred = (

@@ -10,10 +10,8 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -22,29 +20,23 @@ import numpy as np
 from flax import traverse_util
 
 from pixelflow_jax import build, sharding
+from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.conditioning.conditioner import Text
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import save_png
+from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import shape_errors
-from pixelflow_jax.pretrained.card import (
-    FORMAT,
-    PICTURE,
-    Description,
-    PipelineError,
-    on_any_devices,
-)
-from pixelflow_jax.pretrained.finetune import InitialError, compare, described
+from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
+from pixelflow_jax.pretrained.finetune import compare, described
 from pixelflow_jax.tensors import hub, reader
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightsError
+from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.state import Initial
 
 LOG = logging.getLogger(__name__)
 CONFIG, CARD = "config.json", "README.md"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PARTIAL = ".partial"  # the folder inside a folder where files wait until all are whole
 DTYPES = ("float32", "bfloat16")
 RAW, BOTH = "raw", "both"
 # What a folder of other people's weights holds.
@@ -311,35 +303,16 @@ def write_folder(
     dtype = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
     card = description.card(name or str(folder), dtype, picture is not None)
     config = json.dumps(description.to_dict(), indent=1)
-    with _writing(folder), _appearing(folder) as partial:
+    # The config comes last: a folder that was cut short has none, and is refused.
+    with (
+        _writing(folder),
+        atomic_files(folder, last=CONFIG, optional=(INDEX, PICTURE)) as partial,
+    ):
         safe.write(partial / WEIGHTS, tensors, {"format": FORMAT}, advance)
         if picture is not None:
             save_png(partial / PICTURE, picture)
         (partial / CARD).write_text(card, "utf-8")
         (partial / CONFIG).write_text(config, "utf-8")
-
-
-@contextlib.contextmanager
-def _appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A partial folder, whose files are moved to `folder` where the block succeeds."""
-    folder = folder.absolute()
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
-    partial.mkdir()
-    try:
-        yield partial
-        new = []
-        # The config comes last: a folder that was cut short has none, and is refused.
-        for stale in (CONFIG, INDEX, PICTURE):
-            (folder / stale).unlink(missing_ok=True)
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == CONFIG):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for path in new:
-            path.rmdir()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pixelflow_jax.flow.path import Stage, block_noise, image_noise, upsample2
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.flow.solver import Solution, Solver
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.interface import Condition, Output
+from pixelflow_jax.models.interface import Condition, Inputs, Output
 
 Apply = Callable[..., Output]
 
@@ -226,7 +226,8 @@ def denoise(
         def field(x: Array, t: Array, step: Array) -> Array:
             timestep = timesteps(t, len(x))
             made = {"pre": table(t)} if table else {}
-            out = model.apply(model.params, (x,), (timestep,), (cond,), **made).pred[0]
+            inputs = Inputs(x, timestep, cond)
+            out = model.apply(model.params, (inputs,), **made).pred[0]
             return prediction.velocity(out, x, t, stage)
 
         return field
@@ -261,7 +262,7 @@ def _precomputed(
         return None
     image = jax.ShapeDtypeStruct((count, *known.shape[1:]), jnp.float32)
     one = lambda t: model.precompute(
-        model.params, (image,), (timesteps(t, count),), (cond,)
+        model.params, (Inputs(image, timesteps(t, count), cond),)
     )
     times = jnp.asarray(known.times)
     shapes = jax.tree.leaves(jax.eval_shape(jax.vmap(one), times))

@@ -21,10 +21,6 @@ DTYPES = {
 }
 
 
-class WeightsError(ValueError):
-    """Weights that are absent, unreadable, damaged, or another network's."""
-
-
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
     """A tensor that is read when asked for.

@@ -5,8 +5,9 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors import hub, reader
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightsError
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 
 class Origin(NamedTuple):

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.nn.precision import Precision, is_matrix
 from pixelflow_jax.tensors.layouts import Layout, same, transpose
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightsError
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 Tensor = np.ndarray | LazyTensor
 Names = str | tuple[str, ...]

@@ -4,9 +4,10 @@ import json
 import pathlib
 from collections.abc import Callable
 
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightsError
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 # What transformers and diffusers call the weights in a folder.
 WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")

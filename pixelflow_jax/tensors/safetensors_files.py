@@ -4,18 +4,19 @@ A file is the length of its header in 8 bytes, the header in JSON, and the tenso
 little-endian bytes.
 """
 
-import contextlib
 import errno
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from safetensors import safe_open
 
-from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor, WeightsError
+from pixelflow_jax.atomic import atomic_write
+from pixelflow_jax.errors import WeightsError
+from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor
 
 LENGTH = 8  # bytes, of the header's length
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -88,7 +89,7 @@ def write(
     text += b" " * (-len(text) % LENGTH)
     if LENGTH + len(text) + end > shutil.disk_usage(path.parent).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    with appearing(path) as partial, open(partial, "wb") as file:
+    with atomic_write(path) as partial, open(partial, "wb") as file:
         file.write(len(text).to_bytes(LENGTH, "little") + text)
         for _, tensor in order:
             for part in tensor.parts():
@@ -99,17 +100,3 @@ def write(
 def _bytes(part: np.ndarray, dtype: np.dtype) -> np.ndarray:
     assert part.dtype == dtype, f"{part.dtype}, not {dtype}"
     return np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-
-
-@contextlib.contextmanager
-def appearing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The path of a partial file, which becomes `path` where the block succeeds.
-
-    Where it fails, nothing is left.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

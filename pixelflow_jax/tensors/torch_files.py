@@ -14,8 +14,9 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightsError
-from pixelflow_jax.tensors.safetensors_files import appearing
+from pixelflow_jax.atomic import atomic_write
+from pixelflow_jax.errors import WeightsError
+from pixelflow_jax.tensors.lazy import LazyTensor
 
 INSTALL = "pip install 'pixelflow_jax[teachers]'"
 
@@ -141,7 +142,7 @@ def write(path: pathlib.Path, content: object) -> None:
             made[id(node)] = _tensor(torch, node)
         return made[id(node)]
 
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         torch.save(build(content), partial)
 
 

@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import time
 
 import numpy as np
 from tqdm import tqdm
 
+from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.training.events import Events
 from pixelflow_jax.training.throughput import matmul_rate, utilisation
@@ -146,6 +146,5 @@ def _truncate(history: pathlib.Path, start: int) -> None:
                 kept.append(line + "\n")
         except ValueError:  # the line that a kill cut short
             continue
-    temporary = history.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, history)
+    with atomic_write(history) as partial:
+        partial.write_text("".join(kept))

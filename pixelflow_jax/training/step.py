@@ -31,6 +31,7 @@ from pixelflow_jax.models.interface import (
     LAST_KERNEL,
     Condition,
     DenoiserConfig,
+    Inputs,
     Network,
 )
 from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers, union
@@ -132,9 +133,10 @@ class Objective:
         points = drawn.points
         output = self.network.apply(
             params["denoiser"],
-            tuple(point.x_t for point in points),
-            tuple(point.timestep for point in points),
-            drawn.conds,
+            tuple(
+                Inputs(point.x_t, point.timestep, cond)
+                for point, cond in zip(points, drawn.conds, strict=True)
+            ),
             key=drawn.keys,
         )
         clean = tuple(point.clean for point in points)

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pixelflow_jax.convert import variants
-from pixelflow_jax.models.interface import Condition, DenoiserConfig, network
+from pixelflow_jax.models.interface import Condition, DenoiserConfig, Inputs, network
 from tests.convert import checkpoints
 from tests.golden import harness
 
@@ -113,7 +113,7 @@ def computes_a_case(model: DenoiserConfig, params, fixture, case: str) -> None:
     t = arrays.get("t", arrays.get("timestep"))
     image, cond = harness.nhwc(arrays["x"]), condition(case, arrays)
     apply = jax.jit(network(model, harness.EXACT).apply)
-    out = apply(params, (image,), (t,), (cond,))
+    out = apply(params, (Inputs(image, t, cond),))
     theirs = fixture.under(f"out/{case}")["output"]
     harness.close(harness.nchw(out.pred[0]), theirs, case)
 

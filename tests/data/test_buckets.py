@@ -8,12 +8,12 @@ from PIL import Image
 
 from pixelflow_jax.cli import prepare
 from pixelflow_jax.data.buckets import Buckets
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.transforms import CenterCrop, RandomCrop, center_crop
-from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.errors import ConfigError, DataError, UnreadableImage
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.validate import validate
 from tests.training import tiny
 

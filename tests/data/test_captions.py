@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from pixelflow_jax.data.captions import clean, from_json, from_text
-from pixelflow_jax.data.errors import DataError, NoCaption
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.source import spread_captions
+from pixelflow_jax.errors import DataError, NoCaption
 from tests.data import words
 from tests.data.words import Codepoints, WordReader, texts
 

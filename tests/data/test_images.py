@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import grid, save_animation, save_png, to_uint8
 from pixelflow_jax.data.transforms import normalise
+from pixelflow_jax.errors import DataError
 
 
 def test_to_uint8_inverts_normalise_and_clips():
@@ -51,14 +51,14 @@ def test_png_is_written_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
-def test_animation_holds_its_last_frame(tmp_path, suffix):
+def test_animation_loops_and_holds_its_last_frame(tmp_path, suffix):
     frames = np.zeros((4, 8, 8, 3), np.uint8)
     for t in range(4):
         frames[t, :, : 2 * t + 1] = 255
     path = tmp_path / f"a{suffix}"
     save_animation(path, frames, fps=10)
     with Image.open(path) as animation:
-        assert animation.n_frames == 4
+        assert animation.n_frames == 4 and animation.info["loop"] == 0
         durations, shown = [], []
         for t in range(4):
             animation.seek(t)

@@ -10,10 +10,10 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.transforms import CenterCrop
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 COUNT, SIZE = 21, 4
 

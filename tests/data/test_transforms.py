@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.transforms import (
@@ -15,6 +14,7 @@ from pixelflow_jax.data.transforms import (
     normalise,
     resize_short_side,
 )
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 
 def random_image(height, width, seed=0):

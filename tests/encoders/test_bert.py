@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.encoders.bert import PACKAGE, Bert
-from pixelflow_jax.tensors.lazy import WeightsError
+from pixelflow_jax.errors import WeightsError
 from tests.encoders.tiny_text import (
     GEOMETRIES,
     compiled,

@@ -14,10 +14,10 @@ from pixelflow_jax.encoders.bert import VARIANTS as BERTS
 from pixelflow_jax.encoders.bert import Bert
 from pixelflow_jax.encoders.qwen3 import VARIANTS as QWENS
 from pixelflow_jax.encoders.qwen3 import Qwen3
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.tensors.lazy import WeightsError
 from tests.encoders.tiny_text import (
     GEOMETRIES,
     KINDS,

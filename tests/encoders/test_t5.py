@@ -21,9 +21,9 @@ from pixelflow_jax.encoders.t5 import (
     buckets,
     table,
 )
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.tensors.lazy import WeightsError
 from pixelflow_jax.tensors.mapping import load
 from tests.teachers import official
 from tests.teachers.official import EXACT

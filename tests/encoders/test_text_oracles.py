@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.encoders.bert import PACKAGE, Bert
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.tensors.lazy import WeightsError
 from tests.encoders.tiny_text import GEOMETRIES, KINDS, VOCABULARY, encoder, prompts
 from tests.teachers.official import EXACT
 

@@ -13,7 +13,7 @@ from pixelflow_jax.encoders.bert import PACKAGE, Bert
 from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.encoders.tokenizers import Frame, Special
-from pixelflow_jax.tensors.lazy import WeightsError
+from pixelflow_jax.errors import WeightsError
 from tests.encoders.tiny_text import GEOMETRIES, KINDS, encoder
 from tests.encoders.tokenizers_of import saved
 

@@ -23,9 +23,9 @@ PARAMS = {"scale": jnp.float32(0.7)}
 VELOCITY = PredictVelocity()
 
 
-def apply(params, groups, timesteps, conds):
+def apply(params, batch):
     """A network simple enough to compute by hand: it sees image, time and label."""
-    (x,), (timestep,), (cond,) = groups, timesteps, conds
+    ((x, timestep, cond),) = batch
     shift = timestep + cond.labels.astype(jnp.float32)
     return Output((params["scale"] * x + shift[:, None, None, None],), ())
 

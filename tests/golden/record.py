@@ -38,7 +38,7 @@ from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.losses.objective import Context, FlowMatching
-from pixelflow_jax.models.interface import Condition, Network, network
+from pixelflow_jax.models.interface import Condition, Inputs, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
@@ -138,15 +138,14 @@ def record_tables() -> dict:
 def record_forward() -> dict:
     """Outputs and a few tap tokens at two sizes, of the field and of the baseline."""
     outputs = {}
+    times, labels = jnp.array([0.15, 0.8]), Condition(labels=jnp.array([1, 5]))
     for kind, config in (("field", MODEL), ("linear", BASELINE)):
         net, params = model(config)
         for height, width in ((16, 16), (8, 20)):
             case = f"{kind}_{height}x{width}"
             out = jax.jit(net.apply)(
                 params,
-                (image(case, 2, height, width),),
-                (jnp.array([0.15, 0.8]),),
-                (Condition(labels=jnp.array([1, 5])),),
+                (Inputs(image(case, 2, height, width), times, labels),),
             )
             outputs |= {case: out.pred[0], f"{case}_tap": out.features[0][:, :2]}
     return outputs
@@ -166,9 +165,11 @@ def record_pixelflow() -> dict:
         fields = {"num_classes": 5} if kind == "class" else {"num_classes": 0}
         fields |= {} if kind == "class" else {"text_width": 16}
         net, params = model(PixelFlow(**small, **fields))
-        images = image(f"{kind}_small", 2, 4, 4), image(f"{kind}_large", 2, 8, 6)
-        timesteps = jnp.array([3.0, 170.0]), jnp.array([500.5, 999.0])
-        out = jax.jit(net.apply)(params, images, timesteps, (cond, cond))
+        batch = (
+            Inputs(image(f"{kind}_small", 2, 4, 4), jnp.array([3.0, 170.0]), cond),
+            Inputs(image(f"{kind}_large", 2, 8, 6), jnp.array([500.5, 999.0]), cond),
+        )
+        out = jax.jit(net.apply)(params, batch)
         outputs |= {f"{kind}_4x4": out.pred[0], f"{kind}_8x6": out.pred[1]}
         outputs[f"{kind}_tap"] = out.features[1][:, :2]
     return outputs
@@ -181,7 +182,7 @@ def record_cascade() -> dict:
     for k, stage in enumerate(pyramid(3)):
         noise = image(f"cascade_noise{k}", 2, *stage.size(16, 8))
         point = stage.draw(clean, noise, t)
-        outputs |= {f"x_t{k}": point.x_t, f"timestep{k}": point.timestep}
+        outputs |= {f"x_t{k}": point.x_t, f"clock{k}": point.timestep}
         outputs[f"target{k}"] = PredictVelocity().target(point)
         if end is not None:
             fresh = block_noise(noise, stage.gamma)
@@ -201,9 +202,9 @@ def record_pixelgen() -> dict:
     outputs = {}
     for name, fields in variants.items():
         net, params = model(PixelGen(**small, **fields))
-        args = (image(f"jit_{name}", 2, 8, 8),), (jnp.array([0.15, 0.8]),)
         cond = Condition(labels=jnp.array([1, 5]))
-        out = jax.jit(net.apply)(params, *args, (cond,))
+        inputs = Inputs(image(f"jit_{name}", 2, 8, 8), jnp.array([0.15, 0.8]), cond)
+        out = jax.jit(net.apply)(params, (inputs,))
         outputs |= {name: out.pred[0], f"{name}_tap": out.features[0]}
     return outputs
 
@@ -248,7 +249,7 @@ def record_training() -> dict:
     cond = drop(draw, cond, Condition(labels=jnp.full(4, 5)), 0.1)
 
     def loss(params, prediction):
-        out = net.apply(params, (point.x_t,), (point.timestep,), (cond,))
+        out = net.apply(params, (Inputs(point.x_t, point.timestep, cond),))
         return jnp.mean(FlowMatching()(Context((point,), out, prediction)))
 
     value, grads = jax.jit(jax.value_and_grad(lambda p: loss(p, PredictVelocity())))(

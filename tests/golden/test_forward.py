@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from pixelflow_jax.models.interface import Condition
+from pixelflow_jax.models.interface import Condition, Inputs
 from pixelflow_jax.models.pixnerd import TIME_PERIOD, Block, FieldDecoder, PixNerdModel
 from pixelflow_jax.models.text_trunk import text_rope
 from pixelflow_jax.nn.embed import rotary_table, sinusoid
@@ -96,7 +96,9 @@ def check_forward(
 
     @jax.jit
     def run(params, image, t, labels):
-        out = loaded.network.apply(params, (image,), (t,), (Condition(labels=labels),))
+        out = loaded.network.apply(
+            params, (Inputs(image, t, Condition(labels=labels)),)
+        )
         return out.pred[0], intermediates(loaded, params, image, t, labels)
 
     pred, ours = run(loaded.params, *args)
@@ -146,13 +148,12 @@ def test_where_the_trunk_is_cut_changes_nothing(fixture, case):
     name = fixture.config["cases"][0]
     given, recorded = fixture.under(f"in/{name}"), fixture.under(f"out/{name}")
     depth = fixture.config["model"]["num_cond_blocks"]
+    cond = Condition(labels=given["y"].astype(np.int32))
     for feature_layer in sorted({0, 1, depth}):
         loaded = harness.pixnerd_model(fixture, feature_layer=feature_layer)
         out = jax.jit(loaded.network.apply)(
             loaded.params,
-            (harness.nhwc(given["x"]),),
-            (given["t"],),
-            (Condition(labels=given["y"].astype(np.int32)),),
+            (Inputs(harness.nhwc(given["x"]), given["t"], cond),),
         )
         harness.close(
             harness.nchw(out.pred[0]),

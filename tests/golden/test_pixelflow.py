@@ -9,7 +9,7 @@ from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
 from pixelflow_jax.flow.path import downsample2, pyramid, upsample2
 from pixelflow_jax.flow.prediction import PredictVelocity
 from pixelflow_jax.losses.objective import Context, FlowMatching
-from pixelflow_jax.models.interface import Condition
+from pixelflow_jax.models.interface import Condition, Inputs
 from pixelflow_jax.models.pixelflow import PERIOD, Block, PixelFlowModel
 from pixelflow_jax.nn.embed import TimeEmbed, rotary_table, sinusoid
 from pixelflow_jax.nn.layers import gated, layer_normalise, modulate
@@ -69,7 +69,7 @@ def check_forward(fixture, case: str, image, t, cond: Condition) -> None:
 
     @jax.jit
     def run(params, image, t, cond):
-        out = loaded.network.apply(params, (image,), (t,), (cond,))
+        out = loaded.network.apply(params, (Inputs(image, t, cond),))
         return out.pred[0], intermediates(loaded.module(params), image, t, cond)
 
     pred, ours = run(loaded.params, harness.nhwc(image), t, cond)
@@ -130,13 +130,12 @@ def test_text_forward(fixture, case):
 def test_where_the_trunk_is_cut_changes_nothing(fixture, case):
     name = fixture.config["cases"][0]
     given, recorded = fixture.under(f"in/{name}"), fixture.under(f"out/{name}")
+    cond = Condition(labels=given["class_labels"].astype(np.int32))
     for feature_layer in (0, fixture.config["model"]["depth"]):
         loaded = harness.pixelflow_model(fixture, feature_layer=feature_layer)
         out = jax.jit(loaded.network.apply)(
             loaded.params,
-            (harness.nhwc(given["x"]),),
-            (given["timestep"],),
-            (Condition(labels=given["class_labels"].astype(np.int32)),),
+            (Inputs(harness.nhwc(given["x"]), given["timestep"], cond),),
         )
         harness.close(
             harness.nchw(out.pred[0]),
@@ -259,16 +258,19 @@ def collated(batch: Batch, config, recorded: dict) -> dict:
     }
 
 
+def inputs_of(points, conds) -> tuple[Inputs, ...]:
+    """What the network is given of each stage."""
+    pairs = zip(points, conds, strict=True)
+    return tuple(Inputs(point.x_t, point.timestep, cond) for point, cond in pairs)
+
+
 def learned(loaded: harness.Loaded, batch: Batch, order: list[int]) -> dict:
     """Outputs, losses and gradients; groups enter the network in `order`."""
     pick = lambda groups: tuple(groups[i] for i in order)
     points, stages = pick(batch.points), pick(batch.stages)
 
     def loss(params, points, conds):
-        images, timesteps = (
-            tuple(getattr(p, k) for p in points) for k in ("x_t", "timestep")
-        )
-        out = loaded.network.apply(params, images, timesteps, conds)
+        out = loaded.network.apply(params, inputs_of(points, conds))
         items = FlowMatching()(Context(points, out, PredictVelocity(), stages))
         return jnp.mean(items), (out.pred, items)
 
@@ -320,12 +322,9 @@ def test_training_step(fixture, case):
 def test_packed_groups_equal_separate_ones(fixture, case):
     loaded = harness.pixelflow_model(fixture)
     batch = Batch(fixture, loaded.config)
-    images = tuple(point.x_t for point in batch.points)
-    timesteps = tuple(point.timestep for point in batch.points)
-    conds = tuple(batch.conds)
+    inputs = inputs_of(batch.points, batch.conds)
     apply = jax.jit(loaded.network.apply)
-    packed = apply(loaded.params, images, timesteps, conds).pred
+    packed = apply(loaded.params, inputs).pred
     for i, out in enumerate(packed):
-        part = slice(i, i + 1)
-        (alone,) = apply(loaded.params, images[part], timesteps[part], conds[part]).pred
+        (alone,) = apply(loaded.params, inputs[i : i + 1]).pred
         harness.close(out, alone, f"group {i}", 1e-6)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.models.interface import Condition
+from pixelflow_jax.models.interface import Condition, Inputs
 from pixelflow_jax.models.pixelgen import TIME_PERIOD, PixelGenModel, Sequence
 from pixelflow_jax.nn.block import Block
 from pixelflow_jax.nn.embed import TimeEmbed, sincos_table, sinusoid
@@ -75,7 +75,9 @@ def test_forward(fixture, case):
     @jax.jit
     def run(params, *args):
         image, t, labels = args
-        out = loaded.network.apply(params, (image,), (t,), (Condition(labels=labels),))
+        out = loaded.network.apply(
+            params, (Inputs(image, t, Condition(labels=labels)),)
+        )
         return out.pred[0], intermediates(loaded.module(params), start, *args)
 
     pred, ours = run(loaded.params, *given(fixture, case))
@@ -112,7 +114,7 @@ def test_tap(fixture, case):
     loaded = harness.pixelgen_model(fixture, feature_layer=int(feature_layer))
     image, t, labels = given(fixture, case)
     out = jax.jit(loaded.network.apply)(
-        loaded.params, (image,), (t,), (Condition(labels=labels),)
+        loaded.params, (Inputs(image, t, Condition(labels=labels)),)
     )
     recorded = fixture.under(f"out/{case}")
     harness.close(harness.nchw(out.pred[0]), recorded["output"], f"{case}/output")
@@ -179,11 +181,11 @@ def test_in_two_groups_and_rematerialised(fixture, case):
     """Images are what they are alone, also beside a group of another batch size."""
     loaded = harness.pixelgen_model(fixture, remat="full")
     image, t, labels = given(fixture, case)
-    groups = (
-        (image, t, Condition(labels=labels)),
-        (image[:1], t[:1], Condition(labels[:1])),
+    batch = (
+        Inputs(image, t, Condition(labels=labels)),
+        Inputs(image[:1], t[:1], Condition(labels[:1])),
     )
-    out = jax.jit(loaded.network.apply)(loaded.params, *zip(*groups, strict=True))
+    out = jax.jit(loaded.network.apply)(loaded.params, batch)
     theirs = fixture.tensors[f"out/{case}/output"]
     harness.close(harness.nchw(out.pred[0]), theirs, f"{case}/output")
     harness.close(harness.nchw(out.pred[1]), theirs[:1], f"{case}/output[:1]")

@@ -144,11 +144,11 @@ def run(
     step_noise = given.get(f"{name}/step_noise")
     calls: list[float] = []
 
-    def apply(params, groups, timesteps, conds):
+    def apply(params, batch):
         jax.debug.callback(
-            lambda t: calls.append(float(t)), timesteps[0][0], ordered=True
+            lambda t: calls.append(float(t)), batch[0].timestep[0], ordered=True
         )
-        return loaded.network.apply(params, groups, timesteps, conds)
+        return loaded.network.apply(params, batch)
 
     def noise(step: Array) -> Array:
         return jnp.asarray(harness.nhwc(step_noise))[step]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.models.interface import Condition
+from pixelflow_jax.models.interface import Condition, Inputs
 from pixelflow_jax.models.text_trunk import TextTrunk, text_rope
 from pixelflow_jax.nn.block import Block
 from pixelflow_jax.nn.embed import sincos_table
@@ -94,8 +94,8 @@ def check_forward(fixture, case: str, intermediates) -> None:
 
     @jax.jit
     def run(params, image, t, states):
-        conds = (Condition(text=states),)
-        out = loaded.network.apply(params, (image,), (t,), conds)
+        batch = (Inputs(image, t, Condition(text=states)),)
+        out = loaded.network.apply(params, batch)
         return out.pred[0], intermediates(loaded, params, image, t, states)
 
     pred, ours = run(loaded.params, *given(fixture, case))
@@ -133,12 +133,11 @@ def check_tap(fixture, case: str, feature_layer: int) -> None:
         fixture, feature_layer=feature_layer, remat="full", canvas=canvas
     )
     image, t, states = given(fixture, case)
-    groups = (
-        (image, t, Condition(text=states)),
-        (image[:1], t[:1], Condition(text=states[:1])),
+    batch = (
+        Inputs(image, t, Condition(text=states)),
+        Inputs(image[:1], t[:1], Condition(text=states[:1])),
     )
-    arguments = zip(*groups, strict=True)
-    out = jax.jit(loaded.network.apply)(loaded.params, *arguments)
+    out = jax.jit(loaded.network.apply)(loaded.params, batch)
     recorded = fixture.under(f"out/{case}")
     for pred, feature, count in zip(out.pred, out.features, (len(t), 1), strict=True):
         theirs = recorded["output"][:count]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixelflow_jax.convert import pixelgen
-from pixelflow_jax.models.interface import Condition, Network, network
+from pixelflow_jax.models.interface import Condition, Inputs, Network, network
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -66,19 +66,19 @@ def model(config: PixelGen = SMALL, precision=EXACT) -> tuple[Network, dict]:
     return network(config, precision), jax.tree.map(jnp.asarray, params)
 
 
-def batch(seed: int, b: int, height: int, width: int) -> tuple:
-    """Arguments of `apply`: one group."""
+def batch(seed: int, b: int, height: int, width: int) -> tuple[Inputs]:
+    """Images of one size with their times and labels."""
     labels = Condition(labels=jnp.arange(b) % 6)
     image = normal(seed, b, height, width, 3)
-    return (image,), (jnp.linspace(0.2, 0.9, b),), (labels,)
+    return (Inputs(image, jnp.linspace(0.2, 0.9, b), labels),)
 
 
 IMAGES = batch(0, 4, 12, 12)
 
 
-def run(config: PixelGen = SMALL, key=None, args: tuple = IMAGES):
+def run(config: PixelGen = SMALL, key=None, images: tuple = IMAGES):
     net, params = model(config)
-    return jax.jit(net.apply)(params, *args, key=key)
+    return jax.jit(net.apply)(params, images, key=key)
 
 
 def keys(seed: int, number: int) -> jax.Array:

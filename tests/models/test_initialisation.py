@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.models.interface import Condition, network
+from pixelflow_jax.models.interface import Condition, Inputs, network
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from tests.golden.record import EXACT
 
@@ -57,7 +57,8 @@ def test_the_first_output_is_exactly_zero(drawn):
     net, params = drawn
     image = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
     cond = Condition(labels=jnp.array([1, 40]))
-    out = jax.jit(net.apply)(params, (image,), (jnp.array([0.1, 0.9]),), (cond,))
+    inputs = Inputs(image, jnp.array([0.1, 0.9]), cond)
+    out = jax.jit(net.apply)(params, (inputs,))
     assert not out.pred[0].any()
     assert (out.features[0] != 0).all()
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from pixelflow_jax.convert import pixelflow
-from pixelflow_jax.models.interface import Condition, count, network
+from pixelflow_jax.models.interface import Condition, Inputs, count, network
 from pixelflow_jax.models.pixelflow import PERIOD, PixelFlow
 from pixelflow_jax.nn.embed import rotary_table, sinusoid
 from pixelflow_jax.nn.precision import Precision
@@ -45,7 +45,7 @@ def test_the_forward_pass_is_its_formula(name):
     config, (apply, params) = CONFIGS[name], model(name)
     image, timestep = normal(0, 2, 6, 8, 3), np.array([3.25, 40.0], np.float32)
     cond = condition(config, 2)
-    out = apply(params, (image,), (timestep,), (cond,)).pred[0]
+    out = apply(params, (Inputs(image, timestep, cond),)).pred[0]
     expected = Oracle(config, official(config))(image, timestep, cond)
     assert 0.5 < expected.std() < 50
     np.testing.assert_allclose(out, expected, atol=3e-5 * np.abs(expected).max())
@@ -68,7 +68,7 @@ def test_where_values_are_faint_the_epsilons_count(faint, zero):
         np.ones(1, np.float32),
         condition(BOTH, 1),
     )
-    out = model("both")[0](params, (image,), (timestep,), (cond,)).pred[0]
+    out = model("both")[0](params, (Inputs(image, timestep, cond),)).pred[0]
     expected = Oracle(BOTH, weights)(image, timestep, cond)
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
@@ -89,28 +89,27 @@ def test_parameter_count_of_xl():
     assert count(network(text, EXACT).shapes()) == found - 1001 * d + 28 * extra
 
 
-def test_the_last_kernel_lies_where_all_models_keep_it():
-    shapes = network(CLASS, EXACT).shapes()
-    assert shapes["decoder"]["linear"]["kernel"].shape == (24, 2 * 2 * 3)
-
-
-def groups_of(config: PixelFlow, batches: tuple[int, ...]) -> tuple:
+def inputs_of(config: PixelFlow, batches: tuple[int, ...]) -> tuple[Inputs, ...]:
     sizes = [(4, 4), (2, 6)]
-    images = [normal(i, b, *sizes[i], 3) for i, b in enumerate(batches)]
-    timesteps = [jnp.linspace(2.0 + 10 * i, 90, b) for i, b in enumerate(batches)]
-    conds = [condition(config, b, 4 + i, seed=i) for i, b in enumerate(batches)]
-    return tuple(images), tuple(timesteps), tuple(conds)
+    return tuple(
+        Inputs(
+            normal(i, b, *sizes[i], 3),
+            jnp.linspace(2.0 + 10 * i, 90, b),
+            condition(config, b, 4 + i, seed=i),
+        )
+        for i, b in enumerate(batches)
+    )
 
 
 @pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
 def test_packed_groups_equal_separate_calls_in_any_order(batches):
     """Every group has its own resolution, timestep, labels, text length and mask."""
     apply, params = model("both")
-    args = groups_of(BOTH, batches)
-    packed = apply(params, *args)
-    moved = apply(params, *(a[::-1] for a in args))
-    for i, image in enumerate(args[0]):
-        alone = apply(params, *(a[i : i + 1] for a in args))
+    batch = inputs_of(BOTH, batches)
+    packed = apply(params, batch)
+    moved = apply(params, batch[::-1])
+    for i, image in enumerate(x.image for x in batch):
+        alone = apply(params, batch[i : i + 1])
         for found in (packed.pred[i], moved.pred[::-1][i]):
             assert found.shape == image.shape
             np.testing.assert_allclose(found, alone.pred[0], atol=1e-5)
@@ -118,11 +117,11 @@ def test_packed_groups_equal_separate_calls_in_any_order(batches):
 
 
 def test_remat_changes_neither_output_nor_gradient():
-    args = groups_of(BOTH, (1,))
+    batch = inputs_of(BOTH, (1,))
     results = []
     for remat in ("none", "names"):
         net = network(dataclasses.replace(BOTH, stack=StackConfig(remat=remat)), EXACT)
-        loss = lambda p, net=net: jnp.mean(net.apply(p, *args).pred[0] ** 2)
+        loss = lambda p, net=net: jnp.mean(net.apply(p, batch).pred[0] ** 2)
         results.append(jax.jit(jax.value_and_grad(loss))(model("both")[1]))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results
@@ -131,9 +130,9 @@ def test_remat_changes_neither_output_nor_gradient():
 
 
 def test_what_remat_keeps_is_named():
-    args = groups_of(BOTH, (1,))
+    batch = inputs_of(BOTH, (1,))
     net = network(BOTH, EXACT)
-    program = str(jax.make_jaxpr(net.apply)(net.shapes(), *args))
+    program = str(jax.make_jaxpr(net.apply)(net.shapes(), batch))
     names = ("qkv", "attention", "mlp_hidden", "residual")
     assert set(names) <= set(SAVED)
     found = {name: len(re.findall(rf"\bname={name}\b", program)) for name in names}
@@ -143,7 +142,7 @@ def test_what_remat_keeps_is_named():
 
 def test_masked_text_has_no_influence_and_no_mask_means_all_text():
     run, params = model("text")
-    apply = lambda cond: run(params, (image,), (timestep,), (cond,)).pred[0]
+    apply = lambda cond: run(params, (Inputs(image, timestep, cond),)).pred[0]
     image, timestep, cond = (
         normal(0, 2, 4, 4, 3),
         jnp.array([5.0, 9.0]),
@@ -161,7 +160,7 @@ def test_masked_text_has_no_influence_and_no_mask_means_all_text():
 def test_every_condition_matters():
     """Label, text, time, and the width in patches, which the rows do not change."""
     run, params = model("both")
-    apply = lambda timestep, cond: run(params, (image,), (timestep,), (cond,))
+    apply = lambda timestep, cond: run(params, (Inputs(image, timestep, cond),))
     image, cond = normal(0, 1, 4, 4, 3), condition(BOTH, 1)
     base = apply(jnp.array([100.0]), cond).pred[0]
     for timestep, other in (
@@ -186,13 +185,13 @@ def test_the_size_that_the_network_is_told_is_the_width_in_patches():
 
 def test_the_tap_lies_between_the_early_and_the_late_stack():
     apply, params = model("class")
-    args = groups_of(CLASS, (2,))
-    base = apply(params, *args)
+    batch = inputs_of(CLASS, (2,))
+    base = apply(params, batch)
     twice = lambda stack: {
         **params,
         stack: jax.tree.map(lambda a: 2 * a, params[stack]),
     }
-    late, early = apply(twice("late"), *args), apply(twice("early"), *args)
+    late, early = apply(twice("late"), batch), apply(twice("early"), batch)
     np.testing.assert_array_equal(late.features[0], base.features[0])
     assert np.abs(late.pred[0] - base.pred[0]).max() > 1e-2
     assert np.abs(early.features[0] - base.features[0]).max() > 1e-2
@@ -207,23 +206,23 @@ def test_a_condition_that_lacks_something_is_refused():
     ):
         lacking = cond._replace(**{missing: None})
         with pytest.raises(ValueError, match=message):
-            jax.eval_shape(net.apply, net.shapes(), (image,), (timestep,), (lacking,))
+            jax.eval_shape(net.apply, net.shapes(), (Inputs(image, timestep, lacking),))
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 10), (32, 6)])
 def test_any_size_with_the_same_parameters(size):
     net = network(BOTH, Precision())
-    args = (jnp.zeros((2, *size, 3)),), (jnp.zeros(2),), (condition(BOTH, 2),)
-    out = jax.eval_shape(net.apply, net.shapes(), *args)
+    batch = (Inputs(jnp.zeros((2, *size, 3)), jnp.zeros(2), condition(BOTH, 2)),)
+    out = jax.eval_shape(net.apply, net.shapes(), batch)
     assert out.pred[0].shape == (2, *size, 3) and out.pred[0].dtype == jnp.float32
     assert out.features[0].shape == (2, size[0] * size[1] // 4, 24)
 
 
 def test_half_precision_is_close_and_returns_float32():
     apply, params = model("both")
-    args = groups_of(BOTH, (2,))
-    exact = apply(params, *args).pred[0]
-    out = jax.jit(network(BOTH, Precision()).apply)(params, *args)
+    batch = inputs_of(BOTH, (2,))
+    exact = apply(params, batch).pred[0]
+    out = jax.jit(network(BOTH, Precision()).apply)(params, batch)
     assert out.pred[0].dtype == jnp.float32 and out.features[0].dtype == jnp.bfloat16
     error = jnp.linalg.norm(out.pred[0] - exact) / jnp.linalg.norm(exact)
     assert 1e-5 < error < 0.05
@@ -232,14 +231,14 @@ def test_half_precision_is_close_and_returns_float32():
 def test_split_matrices_give_the_same_output():
     """Norms over all heads meet a "tensor" axis that splits the heads."""
     apply, params = model("both")
-    args = groups_of(BOTH, (2, 2))
+    batch = inputs_of(BOTH, (2, 2))
     mesh = MeshShape(data=2, fsdp=2, tensor=2).build()
     split = jax.device_put(params, state_sharding(params, mesh))
     kernel = split["early"]["blocks"]["attention"]["qkv"]["kernel"]
     assert kernel.sharding.spec[-1] == "tensor"
     with jax.set_mesh(mesh):
-        found = apply(split, *args)
-    for a, b in zip(found.pred, apply(params, *args).pred, strict=True):
+        found = apply(split, batch)
+    for a, b in zip(found.pred, apply(params, batch).pred, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -251,9 +250,8 @@ def test_flops_agree_with_the_compiler(config):
     if config.text_width:
         config = dataclasses.replace(config, text_width=96)
     net, cond = network(config, EXACT), condition(config, 1, 24)
-    lowered = jax.jit(net.apply).lower(
-        net.shapes(), (jnp.zeros((1, 16, 24, 3)),), (jnp.zeros(1),), (cond,)
-    )
+    inputs = Inputs(jnp.zeros((1, 16, 24, 3)), jnp.zeros(1), cond)
+    lowered = jax.jit(net.apply).lower(net.shapes(), (inputs,))
     compiled = lowered.compile().cost_analysis()["flops"]
     length = 24 if config.text_width else 0
     assert abs(config.flops(16, 24, length) / compiled - 1) < 0.1
@@ -329,15 +327,15 @@ def test_every_parameter_follows_its_distribution(drawn):
 
 def test_the_first_output_is_exactly_zero(drawn):
     net, params = drawn
-    out = jax.jit(net.apply)(params, *groups_of(BOTH, (2,)))
+    out = jax.jit(net.apply)(params, inputs_of(BOTH, (2,)))
     assert not out.pred[0].any() and (out.features[0] != 0).all()
 
 
 @pytest.mark.parametrize("feature_layer", [0, 1, 2])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_official_weights_load_and_export_bit_for_bit(name, tap):
+def test_official_weights_load_and_export_bit_for_bit(name, feature_layer):
     config = CONFIGS[name]
-    config = dataclasses.replace(config, feature_layer=min(tap, config.depth))
+    config = dataclasses.replace(config, feature_layer=min(feature_layer, config.depth))
     table, theirs = pixelflow.table(config), official(config)
     shapes = network(config, EXACT).shapes()
     ours = tables.load(table, theirs, shapes)

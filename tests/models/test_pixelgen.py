@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelflow_jax.models.interface import Condition, count, network
+from pixelflow_jax.models.interface import Condition, Inputs, count, network
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.precision import Precision
@@ -80,19 +80,21 @@ def test_options_change_the_parameters():
         (1, 3, [1, 2, 1]),
     ],
 )
-def test_stacks_are_cut_where_something_happens(tap, start, depths):
-    found = shapes(change(feature_layer=tap, context_start=start))
+def test_stacks_are_cut_where_something_happens(feature_layer, start, depths):
+    found = shapes(change(feature_layer=feature_layer, context_start=start))
     stacks = [found.get(name) for name in ("early", "middle", "late")]
     layers = lambda stack: stack["blocks"]["norm1"]["weight"].shape[0] if stack else 0
     assert [layers(stack) for stack in stacks] == depths
-    without = shapes(change(feature_layer=tap, context_start=start, context_length=0))
+    without = shapes(
+        change(feature_layer=feature_layer, context_start=start, context_length=0)
+    )
     assert "middle" not in without
 
 
 def test_where_the_trunk_is_cut_changes_nothing(small):
     apply, params = small
-    expected = apply(params, *IMAGES)
-    early, late = (run(change(feature_layer=tap)) for tap in (0, 3))
+    expected = apply(params, IMAGES)
+    early, late = (run(change(feature_layer=layer)) for layer in (0, 3))
     for out in (early, late):
         near(out.pred[0], expected.pred[0])
         assert out.features[0].shape == (4, 9, 24)
@@ -109,11 +111,10 @@ def test_packed_groups_equal_separate_calls(small, batches):
     apply, params = small
     sizes = ((12, 12), (8, 20))
     groups = [batch(b, b, *size) for b, size in zip(batches, sizes, strict=True)]
-    together = tuple(one + other for one, other in zip(*groups, strict=True))
-    packed = apply(params, *together)
+    packed = apply(params, groups[0] + groups[1])
     for i, group in enumerate(groups):
-        alone = apply(params, *group)
-        assert packed.pred[i].shape == group[0][0].shape
+        alone = apply(params, group)
+        assert packed.pred[i].shape == group[0].image.shape
         near(packed.pred[i], alone.pred[0])
         near(packed.features[i], alone.features[0])
 
@@ -124,24 +125,24 @@ def test_any_size_and_aspect_with_the_same_parameters(size):
     image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     labels = Condition(jax.ShapeDtypeStruct((2,), jnp.int32))
     t = jax.ShapeDtypeStruct((2,), jnp.float32)
-    out = jax.eval_shape(net.apply, net.shapes(), (image,), (t,), (labels,))
+    out = jax.eval_shape(net.apply, net.shapes(), (Inputs(image, t, labels),))
     assert out.pred[0].shape == image.shape and out.pred[0].dtype == jnp.float32
     assert out.features[0].shape == (2, size[0] * size[1] // 16, 24)
     bad = jax.ShapeDtypeStruct((2, 6, 8, 3), jnp.float32)
     with pytest.raises(ValueError, match="patch of 4 does not divide.*6 x 8"):
-        jax.eval_shape(net.apply, net.shapes(), (bad,), (t,), (labels,))
+        jax.eval_shape(net.apply, net.shapes(), (Inputs(bad, t, labels),))
 
 
 def test_stored_positions_serve_the_trained_size_and_computed_ones_all_others(small):
     apply, params = small
     moved = {**params, "position": params["position"] + 1}
     begun = {**params, "position": jnp.asarray(sincos_table(3, 3, 24))}
-    outs = [apply(p, *IMAGES).pred[0] for p in (params, moved, begun)]
+    outs = [apply(p, IMAGES).pred[0] for p in (params, moved, begun)]
     assert jnp.abs(outs[1] - outs[0]).max() > 0.01
     assert jnp.abs(outs[2] - outs[0]).max() > 0.01
     # 6 x 24 pixels at twice the size would be the same number of tokens.
     other = batch(1, 4, 4, 36)
-    near(apply(params, *other).pred[0], apply(moved, *other).pred[0], 0)
+    near(apply(params, other).pred[0], apply(moved, other).pred[0], 0)
     # Where the stored table is the computed one, a part of it is a smaller grid's.
     whole = network(SMALL, EXACT).init(jax.random.key(0))["position"]
     near(whole.reshape(3, 3, 24)[:2, :2].reshape(4, 24), sincos_table(2, 2, 24), 1e-6)
@@ -155,7 +156,7 @@ def module(config: PixelGen, params: dict):
 def test_class_tokens_come_first_know_no_time_and_do_not_turn():
     _, params = model()
     own = module(SMALL, params)
-    (images,), (t,), (cond,) = IMAGES
+    ((images, t, cond),) = IMAGES
     _, (names,), _ = own.condition((t,), (cond,))
     x = own.embed((images,))
     longer = own.with_context(x, (images,), (names,))
@@ -172,17 +173,17 @@ def test_class_tokens_come_first_know_no_time_and_do_not_turn():
 
 def test_label_and_time_both_matter(small):
     apply, params = small
-    images, (t,), (cond,) = IMAGES
-    base = apply(params, *IMAGES).pred[0]
+    ((images, t, cond),) = IMAGES
+    base = apply(params, IMAGES).pred[0]
     other = Condition(labels=(cond.labels + 1) % 6)
-    for changed in ((images, (t,), (other,)), (images, (t + 0.1,), (cond,))):
-        assert jnp.abs(apply(params, *changed).pred[0] - base).max() > 1e-3
+    for changed in (Inputs(images, t, other), Inputs(images, t + 0.1, cond)):
+        assert jnp.abs(apply(params, (changed,)).pred[0] - base).max() > 1e-3
 
 
 def test_half_precision_is_close_and_returns_float32(small):
     apply, params = small
-    exact = apply(params, *IMAGES).pred[0]
-    out = jax.jit(network(SMALL, Precision()).apply)(params, *IMAGES)
+    exact = apply(params, IMAGES).pred[0]
+    out = jax.jit(network(SMALL, Precision()).apply)(params, IMAGES)
     assert out.pred[0].dtype == jnp.float32 and out.features[0].dtype == jnp.bfloat16
     error = jnp.linalg.norm(out.pred[0] - exact) / jnp.linalg.norm(exact)
     assert 1e-6 < error < 0.03
@@ -210,7 +211,7 @@ def test_flops_agree_with_the_compiler(options):
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     cond = Condition(jax.ShapeDtypeStruct((1,), jnp.int32))
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    lowered = jax.jit(net.apply).lower(net.shapes(), (image,), (t,), (cond,))
+    lowered = jax.jit(net.apply).lower(net.shapes(), (Inputs(image, t, cond),))
     compiled = lowered.compile().cost_analysis()["flops"]
     assert abs(config.flops(64, 64) / compiled - 1) < 0.05
 
@@ -315,5 +316,5 @@ def test_every_parameter_follows_its_distribution(drawn):
 
 def test_the_first_output_is_exactly_zero():
     net = network(SMALL, EXACT)
-    out = jax.jit(lambda key: net.apply(net.init(key), *IMAGES))(jax.random.key(0))
+    out = jax.jit(lambda key: net.apply(net.init(key), IMAGES))(jax.random.key(0))
     assert not out.pred[0].any() and (out.features[0] != 0).all()

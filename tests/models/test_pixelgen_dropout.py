@@ -42,45 +42,44 @@ def test_packed_groups_drop_like_separate_calls(single):
     """The trained size and another; keys come in the order of the groups."""
     apply, params = single
     groups = [batch(1, 1, 12, 12), batch(3, 3, 8, 20)]
-    together = tuple(one + other for one, other in zip(*groups, strict=True))
     own = keys(0, 4)
-    packed = apply(params, *together, key=own)
+    packed = apply(params, groups[0] + groups[1], key=own)
     for i, (group, part) in enumerate(zip(groups, (own[:1], own[1:]), strict=True)):
-        near(packed.pred[i], apply(params, *group, key=part).pred[0])
+        near(packed.pred[i], apply(params, group, key=part).pred[0])
 
 
 def test_blocks_outside_the_middle_half_do_not_drop(single):
     apply, params = single
-    plain = apply(params, *IMAGES).pred[0]
-    assert jnp.abs(apply(params, *IMAGES, key=keys(0, 4)).pred[0] - plain).max() > 0.01
+    plain = apply(params, IMAGES).pred[0]
+    assert jnp.abs(apply(params, IMAGES, key=keys(0, 4)).pred[0] - plain).max() > 0.01
     # With blocks 1 and 2 of 4 silenced, no key has an effect.
     mute = jax.tree.map(jnp.copy, params)
     modulation = mute["late"]["blocks"]["modulation"]
     for name, value in modulation.items():
         modulation[name] = value.at[1:3].set(0.0)
-    dropped = apply(mute, *IMAGES, key=keys(0, 4)).pred[0]
-    near(dropped, apply(mute, *IMAGES).pred[0])
+    dropped = apply(mute, IMAGES, key=keys(0, 4)).pred[0]
+    near(dropped, apply(mute, IMAGES).pred[0])
 
 
 def test_the_key_decides_image_by_image(single):
     apply, params = single
     own = keys(7, 4)
-    one = apply(params, *IMAGES, key=own).pred[0]
-    near(apply(params, *IMAGES, key=own).pred[0], one, 0)
-    other = apply(params, *IMAGES, key=own.at[0].set(jax.random.key(1))).pred[0]
+    one = apply(params, IMAGES, key=own).pred[0]
+    near(apply(params, IMAGES, key=own).pred[0], one, 0)
+    other = apply(params, IMAGES, key=own.at[0].set(jax.random.key(1))).pred[0]
     assert jnp.abs(other - one)[0].max() > 0.01
     near(other[1:], one[1:], 0)
     turned = jax.tree.map(lambda a: a[::-1], IMAGES)
-    near(apply(params, *turned, key=own[::-1]).pred[0], one[::-1])
+    near(apply(params, turned, key=own[::-1]).pred[0], one[::-1])
 
 
 def test_dropout_does_not_depend_on_devices(single):
     apply, params = single
     layout = batch_sharding(MeshShape().build(jax.devices()[:4]))
     split, own = jax.device_put((IMAGES, keys(0, 4)), layout)
-    out = apply(params, *split, key=own).pred[0]
+    out = apply(params, split, key=own).pred[0]
     assert len(out.sharding.device_set) == 4
-    near(out, apply(params, *IMAGES, key=keys(0, 4)).pred[0])
+    near(out, apply(params, IMAGES, key=keys(0, 4)).pred[0])
 
 
 def trained(config: PixelGen):
@@ -88,7 +87,7 @@ def trained(config: PixelGen):
     net, params = model(config)
 
     def total(params):
-        out = net.apply(params, *IMAGES, key=keys(0, 4)).pred[0]
+        out = net.apply(params, IMAGES, key=keys(0, 4)).pred[0]
         return jnp.mean(out**2), out
 
     (_, out), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
@@ -134,6 +133,6 @@ def draws(jaxpr) -> int:
 def test_only_what_drops_draws(rates, scan, expected):
     stack = StackConfig(remat="none", scan=scan)
     config = change(dropout=rates[0], attention_dropout=rates[1], stack=stack)
-    apply = lambda params, key: network(config, EXACT).apply(params, *IMAGES, key=key)
+    apply = lambda params, key: network(config, EXACT).apply(params, IMAGES, key=key)
     params = network(config, EXACT).shapes()
     assert draws(jax.make_jaxpr(apply)(params, jax.random.key(0))) == expected

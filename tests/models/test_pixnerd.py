@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.models.interface import Condition, count, network
+from pixelflow_jax.models.interface import Condition, Inputs, count, network
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -78,12 +78,12 @@ def test_encoding_and_output_norm_change_the_parameters():
 
 def test_normalised_weights_change_the_output_and_not_the_parameters():
     _, params = record.model(record.MODEL)
-    args = ((images(0, 1, 4, 4),), (jnp.zeros(1),), (Condition(jnp.zeros(1, int)),))
+    batch = (Inputs(images(0, 1, 4, 4), jnp.zeros(1), Condition(jnp.zeros(1, int))),)
     outputs = []
     for normalised in [(), ("first",), ("second",), ("first", "second")]:
         net = network(replace(normalised=normalised), EXACT)
         assert jax.tree.structure(net.shapes()) == jax.tree.structure(params)
-        outputs.append(jax.jit(net.apply)(params, *args).pred[0])
+        outputs.append(jax.jit(net.apply)(params, batch).pred[0])
     for i, one in enumerate(outputs):
         assert all(jnp.abs(one - other).max() > 1e-3 for other in outputs[:i])
 
@@ -94,14 +94,19 @@ def test_normalised_weights_change_the_output_and_not_the_parameters():
 @pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
 def test_packed_groups_equal_separate_calls(config, batches):
     net, params = record.model(config)
-    groups = (images(0, batches[0], 8, 12), images(1, batches[1], 8, 4))
-    timesteps = tuple(jnp.linspace(0.1 + i, 0.9, b) for i, b in enumerate(batches))
-    conds = tuple(Condition(labels=jnp.arange(b) + i) for i, b in enumerate(batches))
+    batch = tuple(
+        Inputs(
+            images(i, b, *size),
+            jnp.linspace(0.1 + i, 0.9, b),
+            Condition(labels=jnp.arange(b) + i),
+        )
+        for i, (b, size) in enumerate(zip(batches, [(8, 12), (8, 4)], strict=True))
+    )
     apply = jax.jit(net.apply)
-    packed = apply(params, groups, timesteps, conds)
+    packed = apply(params, batch)
     for i in range(2):
-        alone = apply(params, groups[i : i + 1], timesteps[i : i + 1], conds[i : i + 1])
-        assert packed.pred[i].shape == groups[i].shape
+        alone = apply(params, batch[i : i + 1])
+        assert packed.pred[i].shape == batch[i].image.shape
         np.testing.assert_allclose(packed.pred[i], alone.pred[0], atol=2e-5)
         np.testing.assert_allclose(packed.features[i], alone.features[0], atol=2e-5)
 
@@ -112,29 +117,26 @@ def test_any_size_and_aspect_with_the_same_parameters(size):
     image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     labels = Condition(jax.ShapeDtypeStruct((2,), jnp.int32))
     t = jax.ShapeDtypeStruct((2,), jnp.float32)
-    out = jax.eval_shape(net.apply, net.shapes(), (image,), (t,), (labels,))
+    out = jax.eval_shape(net.apply, net.shapes(), (Inputs(image, t, labels),))
     assert out.pred[0].shape == image.shape and out.pred[0].dtype == jnp.float32
     assert out.features[0].shape == (2, size[0] * size[1] // 16, 24)
 
 
 def test_a_size_that_the_patch_does_not_divide_is_refused():
     net = network(record.MODEL, Precision())
-    args = (
-        (jnp.zeros((1, 6, 8, 3)),),
-        (jnp.zeros(1),),
-        (Condition(jnp.zeros(1, int)),),
-    )
+    cond = Condition(jnp.zeros(1, int))
+    batch = (Inputs(jnp.zeros((1, 6, 8, 3)), jnp.zeros(1), cond),)
     with pytest.raises(ValueError, match="patch of 4 does not divide.*6 x 8"):
-        jax.eval_shape(net.apply, net.shapes(), *args)
+        jax.eval_shape(net.apply, net.shapes(), batch)
 
 
 def test_half_precision_is_close_and_returns_float32():
     net, params = record.model(record.MODEL)
     half = network(record.MODEL, Precision())
     image, t = images(0, 2, 16, 16), jnp.array([0.2, 0.7])
-    args = ((image,), (t,), (Condition(labels=jnp.array([0, 5])),))
-    exact = jax.jit(net.apply)(params, *args).pred[0]
-    out = jax.jit(half.apply)(params, *args)
+    batch = (Inputs(image, t, Condition(labels=jnp.array([0, 5]))),)
+    exact = jax.jit(net.apply)(params, batch).pred[0]
+    out = jax.jit(half.apply)(params, batch)
     assert out.pred[0].dtype == jnp.float32 and out.features[0].dtype == jnp.bfloat16
     error = jnp.linalg.norm(out.pred[0] - exact) / jnp.linalg.norm(exact)
     assert 1e-6 < error < 0.03
@@ -144,7 +146,7 @@ def test_label_and_time_both_matter():
     net, params = record.model(record.MODEL)
     apply, image = jax.jit(net.apply), images(0, 1, 8, 8)
     at = lambda t, y: apply(
-        params, (image,), (jnp.array([t]),), (Condition(jnp.array([y])),)
+        params, (Inputs(image, jnp.array([t]), Condition(jnp.array([y]))),)
     )
     base = at(0.5, 1).pred[0]
     assert jnp.abs(at(0.5, 5).pred[0] - base).max() > 1e-3
@@ -171,7 +173,7 @@ def test_flops_agree_with_the_compiler(decoder):
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     cond = Condition(jax.ShapeDtypeStruct((1,), jnp.int32))
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    lowered = jax.jit(net.apply).lower(net.shapes(), (image,), (t,), (cond,))
+    lowered = jax.jit(net.apply).lower(net.shapes(), (Inputs(image, t, cond),))
     compiled = lowered.compile().cost_analysis()["flops"]
     assert abs(config.flops(64, 64) / compiled - 1) < 0.1
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import re
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.convert import pixelgen_text, pixnerd_text
-from pixelflow_jax.models.interface import LAST_KERNEL, Condition, count, network
+from pixelflow_jax.models.interface import Condition, Inputs, count, network
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
@@ -84,7 +85,7 @@ def compiled(name: str, mask_text: bool = False):
     config = {"PixNerdText": PIXNERD, "PixelGenText": PIXELGEN}[name]
     net, params = built(dataclasses.replace(config, mask_text=mask_text))
     image, t = normal(90, 2, 8, 8, 3), jnp.array([0.3, 0.8])
-    apply = lambda cond: net.apply(params, (image,), (t,), (cond,)).pred[0]
+    apply = lambda cond: net.apply(params, (Inputs(image, t, cond),)).pred[0]
     return jax.jit(apply)
 
 
@@ -132,7 +133,7 @@ def test_conditions_that_do_not_fit_are_refused(config, cond, words):
     net = network(dataclasses.replace(config, mask_text=True), EXACT)
     image, t = jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)
     with pytest.raises(ValueError, match=words):
-        jax.eval_shape(net.apply, net.shapes(), (image,), (t,), (cond,))
+        jax.eval_shape(net.apply, net.shapes(), (Inputs(image, t, cond),))
 
 
 @SMALL
@@ -140,14 +141,15 @@ def test_conditions_that_do_not_fit_are_refused(config, cond, words):
 def test_groups_are_what_they_are_alone(config, batches):
     config = dataclasses.replace(config, mask_text=True, text_depth=2)
     net, params = built(config)
-    groups = []
+    batch = []
     for i, (b, size) in enumerate(zip(batches, [(8, 8), (8, 16)], strict=True)):
         mask = jnp.arange(5) < 2 + i + jnp.arange(b)[:, None]
         cond = Condition(text=normal(20 + i, b, 5, 6), mask=mask)
-        groups.append((normal(10 + i, b, *size, 3), jnp.full(b, 0.2 + 0.3 * i), cond))
-    both = jax.jit(net.apply)(params, *zip(*groups, strict=True))
-    for i, group in enumerate(groups):
-        alone = jax.jit(net.apply)(params, *((part,) for part in group))
+        times = jnp.full(b, 0.2 + 0.3 * i)
+        batch.append(Inputs(normal(10 + i, b, *size, 3), times, cond))
+    both = jax.jit(net.apply)(params, tuple(batch))
+    for i, inputs in enumerate(batch):
+        alone = jax.jit(net.apply)(params, (inputs,))
         np.testing.assert_allclose(both.pred[i], alone.pred[0], atol=2e-4)
         np.testing.assert_allclose(both.features[i], alone.features[0], atol=2e-4)
 
@@ -157,14 +159,15 @@ def test_the_blocks_attend_to_the_refined_text(config):
     """Taking the blocks on texts away, or moving a text's places, changes images."""
     config = dataclasses.replace(config, text_depth=0)
     net, params = built(dataclasses.replace(config, text_depth=1))
-    args = ((normal(1, 1, 8, 8, 3),), (jnp.array([0.5]),), (Condition(text=text(1)),))
-    base = net.apply(params, *args).pred[0]
+    cond = Condition(text=text(1))
+    batch = (Inputs(normal(1, 1, 8, 8, 3), jnp.array([0.5]), cond),)
+    base = net.apply(params, batch).pred[0]
     trunk = params["trunk"]
     rest = {k: v for k, v in trunk.items() if k != "refine"}
-    bare = network(config, EXACT).apply({**params, "trunk": rest}, *args).pred[0]
+    bare = network(config, EXACT).apply({**params, "trunk": rest}, batch).pred[0]
     embed = trunk["text_embed"]
     moved = {**trunk, "text_embed": {**embed, "position": embed["position"][::-1]}}
-    other = net.apply({**params, "trunk": moved}, *args).pred[0]
+    other = net.apply({**params, "trunk": moved}, batch).pred[0]
     assert min(apart(base, bare), apart(base, other)) > 1e-3
 
 
@@ -177,7 +180,7 @@ def test_beginnings(config):
     """The official initialisation: nothing comes out, and the places are of its size"""
     net = network(dataclasses.replace(config, text_length=500), EXACT)
     params = net.init(jax.random.key(0))
-    kernel = functools.reduce(lambda tree, name: tree[name], LAST_KERNEL, params)
+    kernel = functools.reduce(operator.getitem, config.output_kernel, params)
     assert not kernel.any()
     trunk = params["trunk"]
     places = 1.0 if isinstance(config, PixNerdText) else 0.02
@@ -205,13 +208,13 @@ def test_flops_agree_with_the_compiler(config):
     net = network(config, EXACT)
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
     cond = Condition(text=shape(1, 24, 64))
-    args = ((shape(1, 64, 64, 3),), (shape(1),), (cond,))
-    lowered = jax.jit(net.apply).lower(net.shapes(), *args)
+    batch = (Inputs(shape(1, 64, 64, 3), shape(1), cond),)
+    lowered = jax.jit(net.apply).lower(net.shapes(), batch)
     found = lowered.compile().cost_analysis()["flops"]
     assert abs(config.flops(64, 64) / found - 1) < 0.08
     if isinstance(config, PixNerdText):
         sized = dataclasses.replace(config, canvas=(32, 32))
-        lowered = jax.jit(network(sized, EXACT).apply).lower(net.shapes(), *args)
+        lowered = jax.jit(network(sized, EXACT).apply).lower(net.shapes(), batch)
         found = lowered.compile().cost_analysis()["flops"]
         assert abs(sized.flops(64, 64) / found - 1) < 0.08
 
@@ -223,7 +226,7 @@ def drawn(config: PixNerdText, params: dict, image: jax.Array):
     """Prediction and tap for one image at t = 0.4."""
     cond = Condition(text=normal(3, 1, 5, 6))
     apply = jax.jit(network(config, EXACT).apply)
-    out = apply(params, (image,), (jnp.array([0.4]),), (cond,))
+    out = apply(params, (Inputs(image, jnp.array([0.4]), cond),))
     return out.pred[0], out.features[0]
 
 

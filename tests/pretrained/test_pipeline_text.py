@@ -8,8 +8,7 @@ import pytest
 
 from pixelflow_jax import Pipeline, build
 from pixelflow_jax.encoders.t5 import T5
-from pixelflow_jax.pretrained.pipeline import PipelineError
-from pixelflow_jax.tensors.lazy import WeightsError
+from pixelflow_jax.errors import PipelineError, WeightsError
 from tests import texts
 from tests.training import tiny
 

@@ -16,14 +16,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.flax import load_file, save_file
 
-from pixelflow_jax import Pipeline
+from pixelflow_jax import Pipeline, atomic
 from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.pretrained import weights as published
-from pixelflow_jax.pretrained.card import CITATIONS, Description, PipelineError
+from pixelflow_jax.pretrained.card import CITATIONS, Description
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
@@ -165,14 +166,14 @@ def test_a_failure_leaves_what_was_there(copy, pipeline, workdir, monkeypatch):
 def test_moving_that_was_cut_short_leaves_nothing_to_load(
     copy, pipeline, monkeypatch, last
 ):
-    move = published.os.replace
+    move = atomic.os.replace
 
     def stop(source, target):
         if source.parent.name == ".partial" and source.name == last:
             raise KeyboardInterrupt
         move(source, target)
 
-    monkeypatch.setattr(published.os, "replace", stop)
+    monkeypatch.setattr(atomic.os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         pipeline.save_pretrained(copy)
     names = {"README.md", "model.safetensors"}

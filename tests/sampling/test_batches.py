@@ -173,7 +173,7 @@ def test_what_depends_on_time_alone_is_precomputed_of_the_steps(
         solver=solver,
         guidance=ClassifierFree(scale=2.0, low=0.3),
     )
-    plain = dataclasses.replace(ahead.network, pre=None)
+    plain = dataclasses.replace(ahead.network, precompute=None)
     late = dataclasses.replace(ahead, network=plain)
     images = [one(params, LABELS, seed=1).images for one in (ahead, late)]
     np.testing.assert_allclose(*images, atol=2e-5)

@@ -90,12 +90,12 @@ def test_an_image_does_not_depend_on_the_devices(model, stochastic, shape):
     np.testing.assert_allclose(spread.images, images, atol=1e-5)
 
 
-def labelled(params, groups, timesteps, conds):
+def labelled(params, batch):
     """A network whose velocity is the label everywhere."""
     return Output(
         tuple(
             jnp.broadcast_to(1.0 * cond.labels[:, None, None, None], image.shape)
-            for image, cond in zip(groups, conds, strict=True)
+            for image, _, cond in batch
         ),
         (),
     )
@@ -132,7 +132,7 @@ def test_guidance_reaches_the_images():
     args = (image_keys(0, range(2)), *conds(np.array([1, 1])))
     moved = lambda guidance: program(labelled, guidance=guidance)({}, *args).images
     noise = program(
-        lambda p, g, c, conds: Output((jnp.zeros_like(g[0]),), ()),
+        lambda params, batch: Output((jnp.zeros_like(batch[0].image),), ()),
     )({}, *args).images
     np.testing.assert_allclose(moved(ClassifierFree()) - noise, 1, atol=1e-5)
     np.testing.assert_allclose(moved(ClassifierFree(scale=2.0)) - noise, -3, atol=1e-5)
@@ -151,9 +151,9 @@ def test_both_branches_come_back_in_order():
 def test_the_network_is_told_the_stages_clock():
     timesteps = []
 
-    def apply(params, groups, timestep_scale, conds):
-        timesteps.append(timestep_scale[0])
-        return labelled(params, groups, timestep_scale, conds)
+    def apply(params, batch):
+        timesteps.append(batch[0].timestep)
+        return labelled(params, batch)
 
     stage = Stage(timestep_range=(100.0, 300.0))
     branches = denoise(apply, {}, *conds(LABELS[:2]), stage, PredictVelocity())
@@ -164,8 +164,8 @@ def test_the_network_is_told_the_stages_clock():
 def test_a_perfect_network_shows_its_image_at_every_step():
     """Predicting the clean image 0.3: every recorded state points at it."""
 
-    def apply(params, groups, timesteps, conds):
-        return Output(tuple(jnp.full_like(g, 0.3) for g in groups), ())
+    def apply(params, batch):
+        return Output(tuple(jnp.full_like(x.image, 0.3) for x in batch), ())
 
     draw = program(apply, prediction=PredictClean(t_eps=0.0), record=True)
     out = draw({}, image_keys(0, range(2)), *conds(LABELS[:2]))
@@ -195,17 +195,17 @@ def cascade(apply, **changes):
     return program(apply, **{**settings, **changes})
 
 
-def still(params, groups, timesteps, conds):
+def still(params, batch):
     """A network whose velocity is zero."""
-    return Output(tuple(jnp.zeros_like(g) for g in groups), ())
+    return Output(tuple(jnp.zeros_like(x.image) for x in batch), ())
 
 
 def test_a_cascade_grows_from_stage_to_stage():
     sizes = []
 
-    def apply(params, groups, timesteps, conds):
-        sizes.append(groups[0].shape)
-        return labelled(params, groups, timesteps, conds)
+    def apply(params, batch):
+        sizes.append(batch[0].image.shape)
+        return labelled(params, batch)
 
     guidance = ClassifierFree(scale=3.0, ramp=(0.0, 0.5, 1.0))
     out = cascade(apply, guidance=guidance, record=True)(
@@ -274,8 +274,8 @@ def test_every_solver_follows_every_stage(solver):
 
 
 def test_twins_change_nothing_but_the_step_sizes():
-    def curved(params, groups, timesteps, conds):
-        return Output(tuple(jnp.cos(3 * g) for g in groups), ())
+    def curved(params, batch):
+        return Output(tuple(jnp.cos(3 * x.image) for x in batch), ())
 
     args = (image_keys(0, range(1)), *conds(np.array([1])))
     draw = lambda solver, doubled: (
@@ -293,9 +293,9 @@ def test_twins_change_nothing_but_the_step_sizes():
 def test_the_clock_may_stop_short():
     timesteps = []
 
-    def apply(params, groups, timestep_scale, conds):
-        timesteps.append(timestep_scale[0])
-        return still(params, groups, timestep_scale, conds)
+    def apply(params, batch):
+        timesteps.append(batch[0].timestep)
+        return still(params, batch)
 
     stage = Stage(timestep_range=(100.0, 300.0))
     both = conds(LABELS[:2])
@@ -306,7 +306,7 @@ def test_the_clock_may_stop_short():
 
 def test_a_weaker_model_guides():
     args = (image_keys(0, range(2)), *conds(np.array([1, 1])))
-    weak = Model(lambda p, g, c, conds: Output((jnp.full_like(g[0], p),), ()), 0.25)
+    weak = Model(lambda p, batch: Output((jnp.full_like(batch[0].image, p),), ()), 0.25)
     guidance = AutoGuidance(scale=3.0)
     out = program(labelled, guidance=guidance, guide=weak)({}, *args).images
     plain = program(still, guidance=ClassifierFree())({}, *args).images

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from pixelflow_jax import sharding
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import VARIANTS, Geometry, table
-from pixelflow_jax.tensors.lazy import WeightsError
 from pixelflow_jax.tensors.mapping import load
 from tests.teachers import official
 from tests.teachers.official import EXACT, MEAN, STD, TINY

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.teachers import lpips
 from pixelflow_jax.teachers.lpips import BACKBONES, LpipsNet, table
 from pixelflow_jax.tensors import reader
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.lazy import WeightsError
 from pixelflow_jax.tensors.mapping import load
 from tests.teachers import official
 from tests.teachers.official import EXACT

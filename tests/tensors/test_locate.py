@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pixelflow_jax.tensors.lazy import WeightsError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors.locate import Origin, read
 
 ORIGIN = Origin("SomeNet", "https://example.org/some.pth", "teachers.some.weights")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.convert import pixnerd
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixnerd import PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.tensors import layouts
 from pixelflow_jax.tensors import mapping as tables
-from pixelflow_jax.tensors.lazy import WeightsError
 from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
 from tests.golden import record
 

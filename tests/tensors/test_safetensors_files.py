@@ -9,8 +9,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor, WeightsError
+from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor
 
 
 def arrays() -> dict[str, np.ndarray]:

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from pixelflow_jax.training.checkpoint import Checkpointer, CheckpointError
+from pixelflow_jax.errors import CheckpointError
+from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
@@ -87,7 +88,7 @@ def test_a_file_system_without_room(images, begun, tmp_path):
 @needs_full
 def test_a_log_that_does_not_fit(images, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.tmp").symlink_to(FULL)
+    (tmp_path / "run" / ".metrics.jsonl.partial").symlink_to(FULL)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n')
     config = tiny.write_config(tmp_path / "config.py", images)
     process = tiny.command(f"--config={config}", f"--workdir={tmp_path / 'run'}")

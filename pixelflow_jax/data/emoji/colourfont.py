@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError
 
 PRIVATE_USE = 0xF0000
 VARIATION_SELECTOR = 0xFE0F

@@ -13,8 +13,8 @@ from PIL import Image, ImageChops
 
 from pixelflow_jax.data.emoji.colourfont import ColourFont, draw_glyph
 from pixelflow_jax.data.emoji.colours import coloured, main_colour
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.source import check_holdout, check_split, in_holdout
+from pixelflow_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
 CAPTIONS = ("names", "rich")

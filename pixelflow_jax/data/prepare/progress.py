@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.atomic import atomic_write, partials
 from pixelflow_jax.data.shards import INDEX
+from pixelflow_jax.errors import DataError
 
 PROGRESS = "progress.jsonl"
 
@@ -34,7 +35,7 @@ def begin(out: Path, header: dict, splits: list[str], overwrite: bool) -> dict:
         finished = {line["file"]: line for line in lines[1:]}
         done = {file: r for file, r in finished.items() if _is_whole(out, r)}
         _rewrite(progress, [header, *done.values()])
-        for file in out.glob("*/shard-*.tmp"):  # what a kill left
+        for file in _partials(out):
             file.unlink()
     elif out.is_dir() and any(out.iterdir()):
         raise DataError(
@@ -51,9 +52,8 @@ def begin(out: Path, header: dict, splits: list[str], overwrite: bool) -> dict:
 
 def _rewrite(path: Path, lines: list[dict]) -> None:
     """Drops a torn line, which would spoil the next one added."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(x) + "\n" for x in lines), "utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as partial:
+        partial.write_text("".join(json.dumps(x) + "\n" for x in lines), "utf-8")
 
 
 def _is_whole(out: Path, result: dict) -> bool:
@@ -76,14 +76,19 @@ def _changes(lines: list[dict], header: dict) -> str:
 
 def _remove_shards(out: Path) -> None:
     """Removes what this module wrote and nothing else."""
-    for file in out.glob("*/shard-*.array_record*"):
+    for file in (*out.glob("*/shard-*.array_record*"), *_partials(out)):
         file.unlink()
-    for file in (*out.glob(f"*/{INDEX}*"), out / PROGRESS):
+    for file in (*out.glob(f"*/{INDEX}"), out / PROGRESS):
         file.unlink(missing_ok=True)
     if out.is_dir():
         for folder in ("train", "test"):
             if (out / folder).is_dir() and not any((out / folder).iterdir()):
                 (out / folder).rmdir()
+
+
+def _partials(out: Path) -> list[Path]:
+    """What killed writers of shards left."""
+    return [file for split in out.glob("*/") for file in partials(split, "shard-*")]
 
 
 def note(out: Path, line: dict) -> None:

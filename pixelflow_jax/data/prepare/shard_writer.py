@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
+from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.prepare.progress import begin, note
 from pixelflow_jax.data.shards import (
     INDEX,
@@ -34,6 +34,7 @@ from pixelflow_jax.data.shards import (
 )
 from pixelflow_jax.data.source import LabelledSource
 from pixelflow_jax.data.transforms import center_crop, resize_short_side
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 KEPT = ("bytes", "count", "labels", "sizes", "captions", "bare")  # in dataset.json
 SHOWN = 20  # names or reasons a message lists
@@ -316,7 +317,6 @@ def _finish(
             unreadable=sum(len(result["unreadable"]) for result in results),
             shards=shards,
         )
-        temporary = out / split / f"{INDEX}.tmp"
-        temporary.write_text(json.dumps(indices[split]), encoding="utf-8")
-        os.replace(temporary, out / split / INDEX)
+        with atomic_write(out / split / INDEX) as partial:
+            partial.write_text(json.dumps(indices[split]), encoding="utf-8")
     return indices

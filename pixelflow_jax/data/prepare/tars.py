@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from pixelflow_jax.data.captions import allow_missing, clean, from_json, from_text
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.files import find_files
 from pixelflow_jax.data.source import (
     UNLABELLED,
@@ -18,6 +17,7 @@ from pixelflow_jax.data.source import (
     decode_image,
     in_holdout,
 )
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
