@@ -45,7 +45,7 @@ def write_features(
 
     `batch_size` captions are encoded at a time, spread over the devices of `mesh`. What
     an earlier, interrupted call finished is kept. States of padding are stored only
-    where `model` reads them. Raises DataError, or TeacherError without weights.
+    where `model` reads them. Raises DataError, or WeightsError without weights.
     """
     if not isinstance(conditioner, Text):
         raise DataError(
