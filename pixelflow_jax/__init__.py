@@ -5,7 +5,13 @@ other, without importing them. What it offers is loaded when first asked for:
 `Pipeline`, weights ready to use; `load_config`, the experiment of a config.
 """
 
+import typing
+
 from pixelflow_jax import compat, renamed
+
+if typing.TYPE_CHECKING:
+    from pixelflow_jax.config_files import load_config
+    from pixelflow_jax.pretrained.pipeline import Pipeline
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "__version__", "load_config"]

@@ -158,7 +158,9 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
         where = f"{path}:{lines[-1]}" if lines else str(path)
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         hint = _hint(error)
-        raise ConfigError(f"{where} cannot be used: {reason}. {hint}".rstrip()) from error
+        raise ConfigError(
+            f"{where} cannot be used: {reason}. {hint}".rstrip()
+        ) from error
 
 
 def _hint(error: Exception) -> str:
@@ -166,7 +168,7 @@ def _hint(error: Exception) -> str:
     if isinstance(error, ImportError):
         return renamed.import_hint(error)
     if isinstance(error, AttributeError) and is_node(error.obj):
-        return unknown_field(type(error.obj), error.name)
+        return unknown_field(type(error.obj), error.name or "")
     match = re.search(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )

@@ -18,7 +18,13 @@ from pixelflow_jax.config_types import (
 )
 from pixelflow_jax.errors import ConfigError
 
+from absl import flags
+from ml_collections import config_flags
+
 CLASS = "class"  # the key under which a node's class is written
+
+# Flags set a field of `Literal` by its text; which ones it may have is checked later.
+config_flags.register_flag_parser_for_type(typing.Literal, flags.ArgumentParser())
 
 
 class _Absent:

@@ -74,7 +74,7 @@ def _set(config: Node, path: str, changes: list[str]) -> Node:
     except (flags.Error, ValueError, TypeError, SyntaxError) as error:
         given = " ".join(changes)
         raise ConfigError(f"{given} must be of type {type_name(wanted)}.") from error
-    return values["config"].value
+    return typing.cast(Node, values["config"].value)
 
 
 def _settable(config: object, path: str, flag: str) -> Any:

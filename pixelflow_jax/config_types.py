@@ -154,6 +154,8 @@ def type_name(wanted: Any) -> str:
     if wanted in (None, types.NoneType):
         return "None"
     if isinstance(wanted, type):
-        kinds = f" ({', '.join(implementations(wanted))})" if is_protocol(wanted) else ""
+        kinds = (
+            f" ({', '.join(implementations(wanted))})" if is_protocol(wanted) else ""
+        )
         return wanted.__name__ + kinds
     return str(wanted)

@@ -46,7 +46,7 @@ def _renamed(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     name = value.get(CLASS)
-    values = {renamed.FIELDS.get(k, k): _renamed(v) for k, v in value.items()}
+    values: Values = {renamed.FIELDS.get(k, k): _renamed(v) for k, v in value.items()}
     if isinstance(name, str):
         values[CLASS] = renamed.CLASSES.get(name, name)
         change = CHANGES.get(name)
@@ -62,7 +62,7 @@ def _stack(values: Values) -> Values:
 
 def _guidance(values: Values) -> Values:
     """The ends of an interval had names."""
-    interval = values.get("interval", "neither")
+    interval = str(values.get("interval", "neither"))
     return {**values, "interval": INTERVALS.get(interval, interval)}
 
 

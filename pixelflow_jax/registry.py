@@ -17,13 +17,13 @@ import inspect
 import pkgutil
 import types
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from pixelflow_jax.errors import ConfigError
 
 
 @functools.cache
-def implementations(protocol: type) -> dict[str, type]:
+def implementations(protocol: type) -> dict[str, type[Any]]:
     """The config classes of a kind by their names, found once.
 
     Raises ConfigError, naming the package, for an entry point that cannot be loaded or

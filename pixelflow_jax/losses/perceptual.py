@@ -14,7 +14,7 @@ from pixelflow_jax.losses.objective import (
 )
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.nn.layers import torch_default, torch_default_bias
-from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers, enlarged
+from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers
 
 LAST = -1  # the teacher's last block
 
@@ -129,7 +129,7 @@ class Lpips(Term):
     Images whose point holds less than the share `threshold` of data are left out of
     the mean (PixelGen's noise gating; 0 lets all in). Both images are first resized by
     16 / `patch`, as PixelGen does for patches other than 16. Stages of a cascade are
-    compared at their own size, small ones enlarged (`teachers.suite.enlarged`).
+    compared at their own size.
     """
 
     weight: float = 0.1
@@ -148,7 +148,6 @@ class Lpips(Term):
         return _gated(jnp.concatenate(values), context, self.threshold)
 
     def _sized(self, image: Array) -> Array:
-        image = enlarged(image)
         b, height, width, c = image.shape
         if self.patch == 16:
             return image
@@ -194,7 +193,7 @@ class PDino(Term):
         values = []
         for ours, seen in zip(context.clean(), context.targets.staged, strict=True):
             found = context.teachers.dino.features(
-                context.frozen_params["dino"], enlarged(ours), self.layers
+                context.frozen_params["dino"], ours, self.layers
             )
             cosines = [_cosine(found[layer], seen[layer]).mean(-1) for layer in found]
             values.append(1 - sum(cosines) / len(cosines))

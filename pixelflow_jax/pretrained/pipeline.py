@@ -241,7 +241,7 @@ class Pipeline:
         Sizes default to the training size; `sampling` to the config's, and `solver`,
         `grid` and `guidance` to those of `sampling`. Image i depends on (seed, first +
         i), its prompt and negative prompt, or its class, alone. Raises PipelineError
-        for a request that the model cannot serve, TeacherError without a text encoder.
+        for a request that the model cannot serve, WeightsError without a text encoder.
         """
         generated = self.generate(
             wanted,

@@ -23,7 +23,7 @@ from pixelflow_jax import build, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.data.images import save_png
-from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightFileError
+from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import shape_errors
 from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
@@ -68,7 +68,7 @@ class WeightsRef:
         """
         try:
             tensors = self.tensors(ema)
-        except WeightFileError as error:
+        except WeightsError as error:
             raise PipelineError(str(error)) from error
         shapes = build.network(self.description.config).shapes()
         if problems := shape_errors(dict(tensors), shapes):
@@ -195,7 +195,7 @@ def _class_names(config: Experiment) -> tuple[str, ...]:
 def _found_file(path: pathlib.Path) -> WeightsRef:
     try:
         tensors = reader.tensors(path)
-    except WeightFileError as error:
+    except WeightsError as error:
         raise PipelineError(str(error)) from error
     data = _parsed(safe.metadata(path).get(FORMAT, "null"), path)
     if not isinstance(data, dict):

@@ -10,8 +10,6 @@ from jax import Array
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.lpips import LpipsNet
 
-SMALLEST = 32  # pixels; smaller images give the networks nothing to see
-
 
 class RequiredFeatures(NamedTuple):
     """What loss terms ask of the teachers.
@@ -63,7 +61,7 @@ class Teachers:
         return {name: getattr(self, name) for name, yes in chosen.items() if yes}
 
     def load(self, required: RequiredFeatures) -> dict:
-        """The parameters of the needed networks, by name; TeacherError without."""
+        """The parameters of the needed networks, by name; WeightsError without."""
         return {name: net.load() for name, net in self._needed(required).items()}
 
     def shapes(self, required: RequiredFeatures) -> dict:
@@ -78,7 +76,7 @@ class Teachers:
         return [
             f"teachers.{name}: {problem}"
             for name, net in nets
-            for problem in net.problems(max(height, SMALLEST), max(width, SMALLEST))
+            for problem in net.problems(height, width)
         ]
 
     def extract_targets(
@@ -98,27 +96,14 @@ class Teachers:
         images, staged = jax.lax.stop_gradient((images, staged))
 
         def look(images: Array, layers: tuple[int, ...]) -> dict[int, Array]:
-            return self.dino.features(frozen_params["dino"], enlarged(images), layers)
+            return self.dino.features(frozen_params["dino"], images, layers)
 
         if len(staged) == 1:  # a path of one stage: both are the same images
-            found = look(images, tuple(sorted({*required.full, *required.staged})))
-            return TargetFeatures(found, (found,))
+            both = look(images, tuple(sorted({*required.full, *required.staged})))
+            return TargetFeatures(both, (both,))
         full = look(images, required.full) if required.full else None
         if not required.staged:
             return TargetFeatures(full)
         return TargetFeatures(
             full, tuple(look(part, required.staged) for part in staged)
         )
-
-
-def enlarged(images: Array) -> Array:
-    """Images [b, h, w, c] whose shorter side is below 32 pixels, enlarged to that.
-
-    Early stages of a cascade are that small.
-    """
-    b, height, width, c = images.shape
-    shorter = min(height, width)
-    if shorter >= SMALLEST:
-        return images
-    size = (b, height * SMALLEST // shorter, width * SMALLEST // shorter, c)
-    return jax.image.resize(images, size, "linear")

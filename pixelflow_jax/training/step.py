@@ -98,7 +98,7 @@ class Objective:
         return self.teachers.shapes(self.required_features) | self.conditioner.shapes()
 
     def load_frozen(self) -> dict:
-        """The parameters of all frozen networks (numpy); TeacherError without."""
+        """The parameters of all frozen networks (numpy); WeightsError without."""
         return self.teachers.load(self.required_features) | self.conditioner.load()
 
     def balancing(self, step: int) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pixelflow_jax import build
-from pixelflow_jax.errors import PipelineError, TeacherError
+from pixelflow_jax.errors import PipelineError, WeightsError
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Pyramid
@@ -179,5 +179,5 @@ def test_a_run_with_teachers_is_saved_without_them(images, dino, tmp_path):
 
 
 def test_absent_weights_name_the_file_and_the_field(images):
-    with pytest.raises(TeacherError, match=r"teachers\.dino\.weights"):
+    with pytest.raises(WeightsError, match=r"teachers\.dino\.weights"):
         tiny.run(images, terms=[FlowMatching(), Repa(grid="resize")])
