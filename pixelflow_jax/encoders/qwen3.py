@@ -10,8 +10,8 @@ from jax import Array
 from pixelflow_jax.encoders import shared as encoders
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.nn.embed import rotate_halves
-from pixelflow_jax.nn.heads import split_heads
-from pixelflow_jax.nn.layers import rms_normalise
+from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.nn.layers import rms_normalise, split_heads
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.official import Origin, Row, load, read, shapes
@@ -97,7 +97,7 @@ class Qwen3:
     tokenizer: str = ""
     empty_text: str = "attend"
     embed_width: int = 0
-    attention: str = "auto"
+    attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     stack: StackConfig = dataclasses.field(
         default_factory=lambda: StackConfig(remat="none")

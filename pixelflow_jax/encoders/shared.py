@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.attention import IMPLEMENTATIONS, cudnn_fits
+from pixelflow_jax.nn.kernels.choice import Attention
 from pixelflow_jax.nn.stack import StackConfig, layers_of, run_layers
 from pixelflow_jax.tensors.official import Origin, Row
 
@@ -41,7 +42,7 @@ def attend(
     k: Array,
     v: Array,
     mask: Array | None,
-    implementation: str,
+    implementation: Attention,
     *,
     bias: Array | None = None,
     causal: bool = False,

@@ -10,8 +10,8 @@ from jax import Array
 from pixelflow_jax.encoders import shared as encoders
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.errors import TeacherError
-from pixelflow_jax.nn.heads import split_heads
-from pixelflow_jax.nn.layers import rms_normalise
+from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.nn.layers import rms_normalise, split_heads
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -79,7 +79,7 @@ class T5:
     geometry: T5Geometry | None = None
     weights: str = ""
     tokenizer: str = ""
-    attention: str = "auto"
+    attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     stack: StackConfig = dataclasses.field(
         default_factory=lambda: StackConfig(remat="none")

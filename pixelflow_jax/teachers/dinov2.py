@@ -10,8 +10,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.attention import IMPLEMENTATIONS, attend
-from pixelflow_jax.nn.heads import split_heads
-from pixelflow_jax.nn.layers import gated, layer_normalise
+from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.nn.layers import gated, layer_normalise, split_heads
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig, layers_of, run_layers
@@ -66,7 +66,7 @@ class DinoV2:
     weights: str = ""
     base_patch: int = 16
     position: str = "hub"
-    attention: str = "auto"
+    attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     # remat="full" takes a quarter of the memory, and 3 % longer on an H100.
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
