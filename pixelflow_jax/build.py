@@ -26,7 +26,7 @@ from pixelflow_jax.training.step import Objective
 
 def network(config: Experiment) -> Network:
     """The denoiser as functions."""
-    return models.network(config.model, config.precision)
+    return models.network(config.model, config.precision, config.kernels)
 
 
 def stages(config: Experiment) -> tuple[Stage, ...]:

@@ -19,6 +19,7 @@ from pixelflow_jax import build, sharding
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.objective import FlowMatching, term_name
+from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.training.step import abstract_state, make_step
 
@@ -201,7 +202,7 @@ def test_a_step_with_the_fused_field_does_not_pass(platform, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = shallow("pixnerd")
     config.terms = [FlowMatching()]
-    config.model = dataclasses.replace(config.model, attention="xla")
+    config.kernels = Kernels(attention="xla")
     mesh = sharding.MeshShape().build(jax.devices()[:1])
     traced = traced_step(config, mesh)
     assert "pallas_call" in str(traced.jaxpr)

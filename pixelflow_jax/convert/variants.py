@@ -27,7 +27,7 @@ from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.mapping import Row
 
 # How a model is computed: no tensor tells, and no result depends on it.
-EXECUTION = ("attention", "stack", "decoder.stack", "decoder.kernel")
+EXECUTION = ("stack", "decoder.stack")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -224,7 +224,7 @@ def test_decoders_may_be_exchanged():
 
 
 def test_fields_that_only_change_speed_are_no_difference():
-    fast = dataclasses.replace(PIXELGEN, stack=StackConfig(scan=False), attention="xla")
+    fast = dataclasses.replace(PIXELGEN, stack=StackConfig(scan=False))
     fit = compare(PIXELGEN, fast)
     assert not fit.differences and len(fit.report()) == 1
 
