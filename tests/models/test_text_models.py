@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.convert import pixelgen_text, pixnerd_text
+from pixelflow_jax.convert import pixelgen, pixnerd
 from pixelflow_jax.models.interface import Condition, Inputs, count, network
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
@@ -25,7 +25,7 @@ TEXTS = {"text_width": 6, "text_length": 5}
 FIELD = dataclasses.replace(text_field(), width=8, depth=1)
 PIXNERD = PixNerdText(patch=4, decoder=FIELD, **WIDTHS, **TEXTS)
 PIXELGEN = PixelGenText(patch=4, image_size=8, bottleneck=7, **WIDTHS, **TEXTS)
-TABLES = {PixNerdText: pixnerd_text.table, PixelGenText: pixelgen_text.table}
+TABLES = {PixNerdText: pixnerd.text_table, PixelGenText: pixelgen.text_table}
 SMALL = pytest.mark.parametrize(
     "config", [PIXNERD, PIXELGEN], ids=["pixnerd", "pixelgen"]
 )
