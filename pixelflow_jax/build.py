@@ -13,13 +13,15 @@ from pixelflow_jax.evaluation.heldout import HeldoutLoss
 from pixelflow_jax.experiment import ConfigError, Experiment
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Stage
+from pixelflow_jax.losses.objective import Objective
+from pixelflow_jax.losses.weighted_terms import WeightedTerms
 from pixelflow_jax.models import interface as models
 from pixelflow_jax.models.interface import Network
 from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.sampling.preview import Preview
 from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.state import Initial
-from pixelflow_jax.training.step import Objective
+from pixelflow_jax.training.step import StepSettings
 
 
 def network(config: Experiment) -> Network:
@@ -57,21 +59,30 @@ def generator(
 
 
 def objective(config: Experiment) -> Objective:
-    """What a training step is made of."""
+    """What the network is to learn from a batch."""
     return Objective(
         model=config.model,
         network=network(config),
+        conditioner=config.conditioner,
         stages=stages(config),
         prediction=config.prediction,
         time=config.time,
-        terms=config.terms,
-        conditioner=config.conditioner,
+        terms=WeightedTerms(
+            terms=config.terms,
+            teachers=config.teachers,
+            adaptive_weight=config.adaptive_weight,
+        ),
+    )
+
+
+def step_settings(config: Experiment) -> StepSettings:
+    """What a training step needs besides the objective."""
+    return StepSettings(
         optimizer=config.optimizer.build(config.steps),
         learning_rate=config.optimizer.learning_rate(config.steps),
         seed=config.seed,
         accumulate=config.accumulate,
-        teachers=config.teachers,
-        adaptive_weight=config.adaptive_weight,
+        ema=config.ema,
     )
 
 
@@ -88,7 +99,7 @@ def training_run(
     loss = objective(config)
     return TrainingRun(
         objective=loss,
-        ema=config.ema,
+        settings=step_settings(config),
         mesh=config.mesh.build(),
         open_data=functools.partial(open_data, config),
         preview=_preview(config),

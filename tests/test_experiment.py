@@ -21,7 +21,7 @@ from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
@@ -247,12 +247,12 @@ def test_the_seed_fixes_weights_data_and_noise(images):
 def test_the_recipe_takes_every_part_from_the_config(images):
     config = tiny.experiment(images, accumulate=1)
     objective = build.objective(config)
-    assert (
-        objective.terms is config.terms and objective.conditioner is config.conditioner
-    )
+    assert objective.terms.terms is config.terms
+    assert objective.conditioner is config.conditioner
     assert objective.prediction is config.prediction and objective.time is config.time
-    assert objective.seed == 3 and objective.accumulate == 1
-    assert float(objective.learning_rate(6)) == pytest.approx(1e-2)
+    settings = build.step_settings(config)
+    assert settings.seed == 3 and settings.accumulate == 1
+    assert float(settings.learning_rate(6)) == pytest.approx(1e-2)
     shapes = objective.network.shapes()
     assert jax.tree.leaves(shapes)[0].dtype == "float32"
 

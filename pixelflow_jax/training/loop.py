@@ -19,11 +19,12 @@ from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.conditioner import label_problems
 from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.loader import BatchLoader
+from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.state import Initial, TrainState
 from pixelflow_jax.training.step import (
-    Objective,
+    StepSettings,
     abstract_state,
     fresh_state,
     make_step,
@@ -46,7 +47,7 @@ class TrainingRun:
     """
 
     objective: Objective
-    ema: tuple[float, ...]
+    settings: StepSettings
     mesh: jax.sharding.Mesh
     open_data: Callable[[int], BatchLoader]
     preview: Callable[[dict, dict], np.ndarray]
@@ -62,11 +63,11 @@ class TrainingRun:
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state; allocates nothing."""
-        return abstract_state(self.objective, self.ema, self.mesh)
+        return abstract_state(self.objective, self.settings, self.mesh)
 
     def fresh_state(self, initial: Initial | None = None) -> TrainState:
         """The state before the first step, laid out where it will live."""
-        state = fresh_state(self.objective, self.ema, self.mesh)
+        state = fresh_state(self.objective, self.settings, self.mesh)
         if initial is None:
             return state
         denoiser = _placed(state.params["denoiser"], initial.params)
@@ -170,11 +171,11 @@ def _steps(
 
     while step < run.steps:
         batch = next(batches)
-        balancing = run.objective.balancing(step)
-        state, metrics = steps[balancing](state, batch, frozen_params)
+        weight_is_due = run.objective.terms.weight_is_due(step)
+        state, metrics = steps[weight_is_due](state, batch, frozen_params)
         step += 1
         pending.append((step, metrics))
-        program = batch["image"].shape, balancing
+        program = batch["image"].shape, weight_is_due
         if program not in seen:
             seen.add(program)
             jax.block_until_ready(metrics)
@@ -201,12 +202,12 @@ def _programs(run: TrainingRun, state: TrainState) -> dict[bool, Callable]:
     layout = jax.tree.map(lambda a: a.sharding, state)
     shardings = (layout, sharding.replicated(run.mesh))
     return {
-        balancing: jax.jit(
-            make_step(run.objective, balancing),
+        weight_is_due: jax.jit(
+            make_step(run.objective, run.settings, weight_is_due),
             donate_argnums=0,
             out_shardings=shardings,
         )
-        for balancing in (False, True)
+        for weight_is_due in (False, True)
     }
 
 

@@ -37,7 +37,8 @@ from pixelflow_jax.flow.path import Stage, block_noise, pyramid
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
-from pixelflow_jax.losses.objective import Context, FlowMatching
+from pixelflow_jax.losses.context import Context
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.interface import Condition, Inputs, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
