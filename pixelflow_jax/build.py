@@ -8,9 +8,11 @@ import jax
 import numpy as np
 
 from pixelflow_jax.data.loader import BatchLoader
+from pixelflow_jax.data.plan import Batching
 from pixelflow_jax.data.source import spread_captions
+from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
-from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Stage
 from pixelflow_jax.losses.objective import Objective
@@ -117,22 +119,23 @@ def training_run(
 
 def open_data(config: Experiment, start: int) -> BatchLoader:
     """Return the training batches from number `start` on."""
-    return config.data.loader(
+    batching = Batching(
         split="train",
         batch_size=config.batch_size,
         seed=config.seed,
-        start=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        reader=config.conditioner.reader(),
+    )
+    return config.data.loader(
+        batching, start=start, caption_encoder=config.conditioner.reader()
     )
 
 
 def _forward_flops(config: Experiment, objective: Objective) -> float:
     """Operations of a forward pass for one image, in the mean over the data."""
-    streams = config.data.streams("train")
-    counts = [len(stream.records) for stream in streams]
-    flops = [objective.forward_flops(*stream.shape) for stream in streams]
+    buckets = config.data.open_buckets("train")
+    counts = [len(bucket.records) for bucket in buckets]
+    flops = [objective.forward_flops(*bucket.shape) for bucket in buckets]
     return float(np.average(flops, weights=counts))
 
 
@@ -169,15 +172,16 @@ def heldout_loss(config: Experiment, params: dict, batch_size: int) -> dict[str,
         conditioner=config.conditioner,
         seed=config.seed,
     )
-    with config.data.loader(
+    batching = Batching(
         split="test",
         batch_size=batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         shuffle=False,
         repeat=False,
-        reader=config.conditioner.reader(),
-    ) as batches:
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    captions = config.conditioner.reader()
+    with config.data.loader(batching, caption_encoder=captions) as batches:
         frozen_params = config.conditioner.load()
         return loss(params, batches, config.mesh.build(), frozen_params)

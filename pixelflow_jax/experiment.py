@@ -16,6 +16,7 @@ from pixelflow_jax.data.transforms import CenterCrop, RandomCrop
 from pixelflow_jax.encoders.bert import Bert, BertGeometry
 from pixelflow_jax.encoders.qwen3 import Qwen3, Qwen3Geometry
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
+from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Pyramid, Straight
@@ -40,10 +41,6 @@ from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
-
-
-class ConfigError(ValueError):
-    """Fields that do not make sense, alone or together; lists all of them."""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -39,22 +39,13 @@ from ml_collections import config_flags
 
 from pixelflow_jax import backend, build
 from pixelflow_jax.cli import sample as draw
-from pixelflow_jax.data.errors import DataError
-from pixelflow_jax.experiment import NODES, ConfigError, Experiment
+from pixelflow_jax.errors import ConfigError, UserError
+from pixelflow_jax.experiment import NODES, Experiment
 from pixelflow_jax.pretrained import weights as published
-from pixelflow_jax.pretrained.finetune import InitialError
-from pixelflow_jax.pretrained.pipeline import Pipeline, PipelineError
-from pixelflow_jax.tensors.hub import HubError
-from pixelflow_jax.tensors.official import TeacherError
-from pixelflow_jax.training.checkpoint import CheckpointError
-from pixelflow_jax.training.loop import DivergedError, train
+from pixelflow_jax.pretrained.pipeline import Pipeline
+from pixelflow_jax.training.loop import train
 from pixelflow_jax.validate import validate_data, validated
 
-# What a user can mend: reported in one paragraph, without a traceback.
-USER_ERRORS = (
-    *(ConfigError, DataError, PipelineError, CheckpointError, DivergedError),
-    *(TeacherError, HubError, InitialError),
-)
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
@@ -193,7 +184,7 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(WORKDIR.value)
     try:
         _dispatch(workdir)
-    except USER_ERRORS as error:
+    except UserError as error:
         _give_up(f"{type(error).__name__}: {error}")
     except OSError as error:
         if error.errno not in DISK_ERRORS:

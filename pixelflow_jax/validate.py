@@ -4,7 +4,8 @@ import functools
 
 from pixelflow_jax import build, sharding
 from pixelflow_jax.config_io import type_errors, walk
-from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import AutoGuidance
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.finetune import KINDS

@@ -15,7 +15,8 @@ from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
-from pixelflow_jax.experiment import NODES, ConfigError, Experiment, choose_variant
+from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.experiment import NODES, Experiment, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler

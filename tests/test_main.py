@@ -10,7 +10,7 @@ from PIL import Image
 
 from pixelflow_jax import Pipeline, main
 from pixelflow_jax.cli import sample as draw
-from pixelflow_jax.experiment import ConfigError
+from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 

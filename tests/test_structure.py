@@ -18,8 +18,8 @@ PACKAGE = "pixelflow_jax"
 
 # A unit is a sub-package or a module directly under the package.
 FLOORS = {
-    **dict.fromkeys(["errors", "atomic", "backend", "compat", "config_io"], 0),
-    **dict.fromkeys(["flow", "nn", "data", "tensors", "sharding"], 1),
+    **dict.fromkeys(["errors", "atomic", "backend", "compat"], 0),
+    **dict.fromkeys(["config_io", "flow", "nn", "data", "tensors", "sharding"], 1),
     **dict.fromkeys(["models", "encoders", "teachers"], 2),
     **dict.fromkeys(["conditioning"], 3),
     **dict.fromkeys(["losses", "sampling"], 4),

@@ -8,10 +8,11 @@ import numpy as np
 from absl import flags
 
 from pixelflow_jax.conditioning.prompts import read_prompts
+from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
-from pixelflow_jax.pretrained.pipeline import Pipeline, PipelineError
+from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.sampling.output import write_samples
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.sampling.settings import Sampling

@@ -201,7 +201,7 @@ class Text:
         }
 
     def load(self) -> dict:
-        """The encoder's parameters; TeacherError where its weights are absent.
+        """The encoder's parameters; WeightsError where its weights are absent.
 
         With stored features the null text's; DataError where they are absent.
         """

@@ -10,12 +10,8 @@ from jax.sharding import Mesh
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.conditioner import Text
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.plan import CaptionEncoder
-
-
-class PromptError(ValueError):
-    """What was given as a prompt is none."""
+from pixelflow_jax.errors import DataError, PromptError
 
 
 class PromptFile(NamedTuple):
@@ -73,7 +69,7 @@ class Prompts:
         self._frozen: dict | None = None
 
     def load(self, mesh: Mesh) -> dict:
-        """The encoder's parameters on the devices; TeacherError without its weights."""
+        """The encoder's parameters on the devices; WeightsError without its weights."""
         if self._frozen is None:
             self._frozen = sharding.place(self.conditioner.load(), mesh)
         return self._frozen
@@ -85,7 +81,7 @@ class Prompts:
 
         "tokens" int32 and "mask" bool [n, length], and the same of the negatives as
         "negative_tokens" and "negative_mask". Every distinct text is read once. Raises
-        PromptError for what is no prompt, TeacherError without a tokenizer.
+        PromptError for what is no prompt, WeightsError without a tokenizer.
         """
         negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
         if len(negatives) != len(prompts):

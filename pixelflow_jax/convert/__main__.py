@@ -11,14 +11,11 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 from pixelflow_jax.convert import actions, inspect
-from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.convert.infer import Fields
 from pixelflow_jax.convert.official import PREFERENCE
 from pixelflow_jax.convert.variants import EXECUTION, FAMILIES, fields
-from pixelflow_jax.experiment import ConfigError, Experiment
-from pixelflow_jax.pretrained.pipeline import PipelineError
-from pixelflow_jax.tensors.lazy import WeightFileError
-from pixelflow_jax.training.checkpoint import CheckpointError
+from pixelflow_jax.errors import ConvertError, UserError
+from pixelflow_jax.experiment import Experiment
 
 COMMAND = "python -m pixelflow_jax.convert"
 DESCRIPTION = """Converts the official weights of PixelFlow, PixNerd, PixelGen and JiT
@@ -39,10 +36,6 @@ Official files: a bare state dict, {{model, ema, opt, args}}, Lightning's .ckpt,
 folder of safetensors with an index. Nothing in a pickle is executed. What does not fit
 is listed, and nothing is written.
 """
-ERRORS = (
-    *(ConvertError, WeightFileError, ConfigError, PipelineError, CheckpointError),
-    OSError,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except ERRORS as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from pixelflow_jax.convert import official, released, variants
-from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.convert.infer import Fields
+from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import DenoiserConfig, count
 from pixelflow_jax.nn.embed import sincos_table
@@ -55,7 +55,7 @@ def understood(
     `given` are fields of its config that tensors cannot tell, `image_size` another size
     than that of its stored positions (0: the same), which are then computed as the
     official code does. Raises ConvertError with everything that does not fit,
-    WeightFileError for files that cannot be read.
+    WeightsError for files that cannot be read.
     """
     if published.is_ours(source):
         raise ConvertError(
@@ -100,7 +100,7 @@ def understood(
 
 
 def _content(source: pathlib.Path) -> object:
-    """What a file or a folder's files hold; WeightFileError, ConvertError."""
+    """What a file or a folder's files hold; WeightsError, ConvertError."""
     if not source.exists():
         raise ConvertError(f"There is no file {source}.")
     return reader.tensors(source) if source.is_dir() else reader.opened(source)

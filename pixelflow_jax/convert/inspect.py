@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from pixelflow_jax.convert import actions, official, variants
-from pixelflow_jax.convert.errors import ConvertError
+from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.tensors import reader
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -18,7 +18,7 @@ def report(path: pathlib.Path, *, every: bool = False) -> Iterator[str]:
     """The lines of a report on a file or folder; `every` tensor in a line of its own.
 
     Otherwise layers of equal shapes share a line. Raises ConvertError and
-    WeightFileError for what cannot be read.
+    WeightsError for what cannot be read.
     """
     if published.is_ours(path):
         found = published.find(path)

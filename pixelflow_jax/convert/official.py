@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
-from pixelflow_jax.convert.errors import ConvertError
+from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.tensors.lazy import LazyTensor
 
 RAW = "raw"

@@ -1,7 +1,8 @@
 """PixelFlow's official state dict, for classes and for text."""
 
 from pixelflow_jax.models.pixelflow import PixelFlow
-from pixelflow_jax.tensors.mapping import Row, linear_rows, patch_convolution, same
+from pixelflow_jax.tensors.layouts import patch_convolution, same
+from pixelflow_jax.tensors.mapping import Row, linear_rows
 
 
 def table(config: PixelFlow) -> list[Row]:

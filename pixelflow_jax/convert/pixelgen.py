@@ -2,7 +2,8 @@
 
 from pixelflow_jax.convert.pixnerd import attention_rows, embedding_rows
 from pixelflow_jax.models.pixelgen import PixelGen
-from pixelflow_jax.tensors.mapping import Row, leading, linear_rows, patch_convolution
+from pixelflow_jax.tensors.layouts import leading, patch_convolution
+from pixelflow_jax.tensors.mapping import Row, linear_rows
 
 
 def table(config: PixelGen) -> list[Row]:

@@ -2,13 +2,8 @@
 
 from pixelflow_jax.convert.text_trunk import trunk_rows
 from pixelflow_jax.models.pixelgen_text import PixelGenText
-from pixelflow_jax.tensors.mapping import (
-    Row,
-    leading,
-    linear_rows,
-    patch_inputs,
-    patch_outputs,
-)
+from pixelflow_jax.tensors.layouts import leading, patch_inputs, patch_outputs
+from pixelflow_jax.tensors.mapping import Row, linear_rows
 
 
 def table(config: PixelGenText) -> list[Row]:

@@ -1,13 +1,8 @@
 """PixNerd's official state dict, class-conditional (and the DiT baseline's)."""
 
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
-from pixelflow_jax.tensors.mapping import (
-    Row,
-    linear_rows,
-    patch_inputs,
-    patch_outputs,
-    same,
-)
+from pixelflow_jax.tensors.layouts import patch_inputs, patch_outputs, same
+from pixelflow_jax.tensors.mapping import Row, linear_rows
 
 
 def table(config: PixNerd) -> list[Row]:

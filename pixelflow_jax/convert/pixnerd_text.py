@@ -3,7 +3,8 @@
 from pixelflow_jax.convert.pixnerd import field_rows
 from pixelflow_jax.convert.text_trunk import trunk_rows
 from pixelflow_jax.models.pixnerd_text import PixNerdText
-from pixelflow_jax.tensors.mapping import Row, linear_rows, patch_inputs
+from pixelflow_jax.tensors.layouts import patch_inputs
+from pixelflow_jax.tensors.mapping import Row, linear_rows
 
 
 def table(config: PixNerdText) -> list[Row]:

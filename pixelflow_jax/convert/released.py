@@ -3,10 +3,10 @@
 import dataclasses
 
 from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
-from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.encoders.qwen3 import Qwen3
+from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import stage_ramp
 from pixelflow_jax.flow.path import Pyramid, Straight

@@ -2,7 +2,8 @@
 
 from pixelflow_jax.convert.pixnerd import attention_rows, time_rows
 from pixelflow_jax.models.text_trunk import TextConfig
-from pixelflow_jax.tensors.mapping import Row, leading, linear_rows
+from pixelflow_jax.tensors.layouts import leading
+from pixelflow_jax.tensors.mapping import Row, linear_rows
 
 
 def trunk_rows(config: TextConfig) -> list[Row]:

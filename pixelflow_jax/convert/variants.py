@@ -14,8 +14,8 @@ from pixelflow_jax.convert import (
     pixnerd,
     pixnerd_text,
 )
-from pixelflow_jax.convert.errors import ConvertError
 from pixelflow_jax.convert.infer import Fields, InferredConfig, Sizes
+from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 
-from pixelflow_jax.data.errors import NoCaption
+from pixelflow_jax.errors import NoCaption
 
 KEYS = ("caption", "captions", "text")  # where JSON files keep them, in this order
 

@@ -4,7 +4,7 @@ import glob
 import re
 from pathlib import Path
 
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError
 
 
 def find_files(pattern: str, suffix: str) -> list[Path]:

@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.source import check_split, decode_image
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -152,7 +152,7 @@ class Objective:
         return self.terms.shapes() | self.conditioner.shapes() | own
 
     def load_frozen(self) -> dict:
-        """The parameters of all frozen networks (numpy); TeacherError without."""
+        """The parameters of all frozen networks (numpy); WeightsError without."""
         networks = self.model.frozen_networks().items()
         own = {name: network.load() for name, network in networks}
         return self.terms.load() | self.conditioner.load() | own

@@ -11,7 +11,7 @@ from pixelflow_jax.losses.context import Context, Role, Term, weight_problems
 from pixelflow_jax.losses.points import split_round_robin
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.nn.layers import torch_default, torch_default_bias
-from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers, enlarged
+from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers
 
 LAST = -1  # the teacher's last block
 Grid = Literal["truncate", "resize"]
@@ -131,7 +131,7 @@ class Lpips(Term):
     Images whose point holds less than the share `threshold` of data are left out of
     the mean (PixelGen's noise gating; 0 lets all in). Both images are first resized by
     16 / `patch`, as PixelGen does for patches other than 16. Stages of a cascade are
-    compared at their own size, small ones enlarged (`teachers.suite.enlarged`).
+    compared at their own size.
     """
 
     weight: float = 0.1
@@ -149,7 +149,6 @@ class Lpips(Term):
         return _gated(jnp.concatenate(values), context, self.threshold)
 
     def _resized(self, images: Array) -> Array:
-        images = enlarged(images)
         b, height, width, c = images.shape
         if self.patch == 16:
             return images
@@ -191,7 +190,7 @@ class PDino(Term):
         dino, params = context.teachers.dino, context.frozen_params["dino"]
         values = []
         for clean, targets in zip(context.clean(), context.targets.staged, strict=True):
-            features = dino.features(params, enlarged(clean), self.layers)
+            features = dino.features(params, clean, self.layers)
             cosines = [
                 cosine(tokens, targets[layer]).mean(-1)
                 for layer, tokens in features.items()

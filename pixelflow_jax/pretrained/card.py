@@ -5,7 +5,8 @@ import json
 
 from pixelflow_jax import build, sharding
 from pixelflow_jax.conditioning.conditioner import Text
-from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.errors import ConfigError, PipelineError
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
@@ -51,10 +52,6 @@ CITATIONS = {
     PixelGen: PIXELGEN,
     PixelGenText: PIXELGEN,
 }
-
-
-class PipelineError(ValueError):
-    """Weights that cannot be loaded, or a request the model cannot serve."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from pixelflow_jax.config_io import differences, is_under, to_dict
+from pixelflow_jax.errors import InitialError
 from pixelflow_jax.models.interface import DenoiserConfig, network
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.training.checkpoint import FREE
@@ -38,10 +39,6 @@ STACKS = ("early", "middle", "late")
 STACK = re.compile(rf"(?:^|(?<=/))({'|'.join(STACKS)})/(?=blocks/)")
 
 Shape = tuple[int, ...]
-
-
-class InitialError(ValueError):
-    """Weights that a run cannot begin with."""
 
 
 class Difference(NamedTuple):

@@ -13,15 +13,16 @@ import numpy as np
 
 from pixelflow_jax import backend, build
 from pixelflow_jax.conditioning.conditioner import Text, label_problems
-from pixelflow_jax.conditioning.prompts import PromptError, Prompts
+from pixelflow_jax.conditioning.prompts import Prompts
 from pixelflow_jax.data.images import grid as image_grid
 from pixelflow_jax.data.images import to_uint8
+from pixelflow_jax.errors import PipelineError, PromptError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.pretrained import weights as published
-from pixelflow_jax.pretrained.card import Description, PipelineError
+from pixelflow_jax.pretrained.card import Description
 from pixelflow_jax.sampling.batches import Generated, Generator
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.tensors import hub
@@ -240,7 +241,7 @@ class Pipeline:
         Sizes default to the training size; `sampling` to the config's, and `solver`,
         `grid` and `guidance` to those of `sampling`. Image i depends on (seed, first +
         i), its prompt and negative prompt, or its class, alone. Raises PipelineError
-        for a request that the model cannot serve, TeacherError without a text encoder.
+        for a request that the model cannot serve, WeightsError without a text encoder.
         """
         generated = self.generate(
             wanted,

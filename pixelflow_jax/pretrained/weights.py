@@ -22,21 +22,15 @@ from flax import traverse_util
 from pixelflow_jax import build, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.conditioning.conditioner import Text
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import save_png
+from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import shape_errors
-from pixelflow_jax.pretrained.card import (
-    FORMAT,
-    PICTURE,
-    Description,
-    PipelineError,
-    on_any_devices,
-)
-from pixelflow_jax.pretrained.finetune import InitialError, compare, described
+from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
+from pixelflow_jax.pretrained.finetune import compare, described
 from pixelflow_jax.tensors import hub, reader
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.lazy import LazyTensor, WeightFileError
+from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.state import Initial
 
@@ -74,7 +68,7 @@ class WeightsRef:
         """
         try:
             tensors = self.tensors(ema)
-        except WeightFileError as error:
+        except WeightsError as error:
             raise PipelineError(str(error)) from error
         shapes = build.network(self.description.config).shapes()
         if problems := shape_errors(dict(tensors), shapes):
@@ -201,7 +195,7 @@ def _class_names(config: Experiment) -> tuple[str, ...]:
 def _found_file(path: pathlib.Path) -> WeightsRef:
     try:
         tensors = reader.tensors(path)
-    except WeightFileError as error:
+    except WeightsError as error:
         raise PipelineError(str(error)) from error
     data = _parsed(safe.metadata(path).get(FORMAT, "null"), path)
     if not isinstance(data, dict):

@@ -10,8 +10,6 @@ from jax import Array
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.lpips import LpipsNet
 
-SMALLEST = 32  # pixels; smaller images give the networks nothing to see
-
 
 class RequiredFeatures(NamedTuple):
     """What loss terms ask of the teachers.
@@ -67,7 +65,7 @@ class Teachers:
         return networks
 
     def load(self, required: RequiredFeatures) -> dict:
-        """The parameters of the needed networks, by name; TeacherError without."""
+        """The parameters of the needed networks, by name; WeightsError without."""
         return {name: net.load() for name, net in self._needed(required).items()}
 
     def shapes(self, required: RequiredFeatures) -> dict:
@@ -81,7 +79,7 @@ class Teachers:
         return [
             f"teachers.{name}: {problem}"
             for name, net in self._needed(required).items()
-            for problem in net.problems(max(height, SMALLEST), max(width, SMALLEST))
+            for problem in net.problems(height, width)
         ]
 
     def extract_targets(
@@ -101,7 +99,7 @@ class Teachers:
         images, staged = jax.lax.stop_gradient((images, staged))
 
         def features(images: Array, layers: tuple[int, ...]) -> dict[int, Array]:
-            return self.dino.features(frozen_params["dino"], enlarged(images), layers)
+            return self.dino.features(frozen_params["dino"], images, layers)
 
         if len(staged) == 1:  # a path of one stage: both are the same images
             layers = tuple(sorted({*required.full, *required.staged}))
@@ -113,16 +111,3 @@ class Teachers:
         return TargetFeatures(
             full, tuple(features(part, required.staged) for part in staged)
         )
-
-
-def enlarged(images: Array) -> Array:
-    """Images [b, h, w, c] whose shorter side is below 32 pixels, enlarged to that.
-
-    Early stages of a cascade are that small.
-    """
-    b, height, width, c = images.shape
-    shorter = min(height, width)
-    if shorter >= SMALLEST:
-        return images
-    size = (b, height * SMALLEST // shorter, width * SMALLEST // shorter, c)
-    return jax.image.resize(images, size, "linear")

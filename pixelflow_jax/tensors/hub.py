@@ -4,6 +4,8 @@ import pathlib
 import types
 from collections.abc import Sequence
 
+from pixelflow_jax.errors import HubError
+
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 # What to do, by the class of huggingface_hub's exception: the first class of its line
 # of ancestors that is listed here counts.
@@ -18,10 +20,6 @@ REMEDIES = {
     "HfHubHTTPError": f"{LOG_IN} as someone who may do this, or try again later.",
 }
 OTHERWISE = "check the network and the disk."
-
-
-class HubError(ValueError):
-    """The Hub cannot be reached, or does not do what it was asked for."""
 
 
 def fetch(

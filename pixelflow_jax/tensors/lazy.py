@@ -21,10 +21,6 @@ DTYPES = {
 }
 
 
-class WeightFileError(ValueError):
-    """A weight file is absent, unreadable, damaged, or asks for more than tensors."""
-
-
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
     """A tensor that is read when asked for.

@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from pixelflow_jax.config_io import differences, is_under
+from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.training.state import TrainState
 
 # What may change between two sittings of the same run: none of it alters a step.
@@ -42,10 +43,6 @@ FREE = (
         for name in ("weights", "tokenizer", "attention", "stack")
     ),
 )
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read, or does not belong to this config."""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -17,8 +17,8 @@ from jax.experimental import multihost_utils
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.conditioner import label_problems
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.loader import BatchLoader
+from pixelflow_jax.errors import DataError, DivergedError
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
@@ -29,10 +29,6 @@ from pixelflow_jax.training.step import (
     fresh_state,
     make_step,
 )
-
-
-class DivergedError(RuntimeError):
-    """A loss or gradient stopped being finite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

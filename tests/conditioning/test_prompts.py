@@ -5,7 +5,7 @@ import pytest
 
 from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.conditioning.prompts import Prompts, read_prompts
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError
 
 
 def test_a_prompt_a_line(tmp_path):

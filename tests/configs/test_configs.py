@@ -17,7 +17,8 @@ from ml_collections import config_flags
 from pixelflow_jax import build
 from pixelflow_jax.conditioning.conditioner import ClassLabels
 from pixelflow_jax.config_io import type_errors, walk
-from pixelflow_jax.experiment import NODES, ConfigError, Experiment
+from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.experiment import NODES, Experiment
 from pixelflow_jax.flow.solver import AdamsBashforth
 from pixelflow_jax.models.interface import count, shape_errors
 from pixelflow_jax.sampling.presets import PRESETS

@@ -81,9 +81,7 @@ def test_types_may_differ_between_parameters_and_not_within_one(tmp_path, capsys
     checkpoints.save(theirs | {key: theirs[key].astype(half)}, source)
     message = refused(capsys, "from-torch", source, tmp_path / "out")
     (line,) = listed(message)
-    assert (
-        line.startswith("type_errors: ") and key in line and "bfloat16, float32" in line
-    )
+    assert line.startswith("mistyped: ") and key in line and "bfloat16, float32" in line
     assert nothing_written(tmp_path)
 
 

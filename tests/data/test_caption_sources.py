@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from pixelflow_jax.cli import prepare
-from pixelflow_jax.data.errors import DataError, NoCaption, UnreadableImage
 from pixelflow_jax.data.files import find_files
 from pixelflow_jax.data.prepare import parquet
 from pixelflow_jax.data.prepare.parquet import Parquet
 from pixelflow_jax.data.prepare.tars import Tars
 from pixelflow_jax.data.shards import Shards
+from pixelflow_jax.errors import DataError, NoCaption, UnreadableImage
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs pixelflow_jax[parquet]")
 pytest.importorskip("pyarrow.parquet")

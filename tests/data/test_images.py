@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.images import grid, save_animation, save_png, to_uint8
 from pixelflow_jax.data.transforms import normalise
+from pixelflow_jax.errors import DataError
 
 
 def test_to_uint8_inverts_normalise_and_clips():

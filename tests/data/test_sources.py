@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from pixelflow_jax.cli import prepare
-from pixelflow_jax.data.errors import DataError, UnreadableImage
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.source import decode_image, in_holdout
 from pixelflow_jax.data.tfds import Tfds
+from pixelflow_jax.errors import DataError, UnreadableImage
 
 
 def write_image(path, seed=0, size=(12, 10)):

@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 
 from pixelflow_jax import build
-from pixelflow_jax.experiment import ConfigError
+from pixelflow_jax.errors import ConfigError, InitialError
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
@@ -18,7 +18,7 @@ from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.pretrained.finetune import KINDS, InitialError, compare
+from pixelflow_jax.pretrained.finetune import KINDS, compare
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.state import Initial
 from pixelflow_jax.validate import validate, validated

@@ -12,13 +12,13 @@ from pixelflow_jax import Pipeline, build
 from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
+from pixelflow_jax.errors import InitialError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained import weights as published
-from pixelflow_jax.pretrained.finetune import InitialError
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.validate import validated
 from tests.training import tiny

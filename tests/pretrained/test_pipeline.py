@@ -10,12 +10,11 @@ import pytest
 from safetensors.flax import load_file, save_file
 
 from pixelflow_jax import Pipeline
+from pixelflow_jax.errors import CheckpointError, PipelineError
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.pretrained.pipeline import PipelineError
 from pixelflow_jax.sharding import MeshShape
-from pixelflow_jax.training.checkpoint import CheckpointError
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 

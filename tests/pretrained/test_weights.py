@@ -18,12 +18,13 @@ from safetensors.flax import load_file, save_file
 
 from pixelflow_jax import Pipeline, atomic
 from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.pretrained import weights as published
-from pixelflow_jax.pretrained.card import CITATIONS, Description, PipelineError
+from pixelflow_jax.pretrained.card import CITATIONS, Description
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 

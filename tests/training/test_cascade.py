@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from pixelflow_jax import build
+from pixelflow_jax.errors import PipelineError, WeightsError
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Pyramid
@@ -20,12 +21,11 @@ from pixelflow_jax.losses.perceptual import PDino, Repa
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.pretrained.pipeline import Pipeline, PipelineError
+from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.sampling.output import write_samples
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import table
 from pixelflow_jax.teachers.suite import Teachers
-from pixelflow_jax.tensors.official import TeacherError
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.optimizer import AdamW
@@ -178,5 +178,5 @@ def test_a_run_with_teachers_is_saved_without_them(images, dino, tmp_path):
 
 
 def test_absent_weights_name_the_file_and_the_field(images):
-    with pytest.raises(TeacherError, match=r"teachers\.dino\.weights"):
+    with pytest.raises(WeightsError, match=r"teachers\.dino\.weights"):
         tiny.run(images, terms=[FlowMatching(), Repa(grid="resize")])

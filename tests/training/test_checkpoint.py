@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.data.folder import ImageFolder
+from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.models.pixnerd import LinearDecoder
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sharding import MeshShape
-from pixelflow_jax.training.checkpoint import (
-    Checkpointer,
-    CheckpointError,
-    Checkpointing,
-)
+from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.optimizer import AdamW

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from pixelflow_jax.training.checkpoint import Checkpointer, CheckpointError
+from pixelflow_jax.errors import CheckpointError
+from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 

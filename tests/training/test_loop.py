@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from pixelflow_jax.data.errors import DataError
+from pixelflow_jax.errors import DataError, DivergedError
 from pixelflow_jax.training import loop
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
-from pixelflow_jax.training.loop import DivergedError, train
+from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
 

@@ -13,12 +13,12 @@ from pixelflow_jax.cli.text_features import write_features
 from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
-from pixelflow_jax.data.errors import DataError
 from pixelflow_jax.data.features import Features
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
-from pixelflow_jax.experiment import ConfigError, Experiment
+from pixelflow_jax.errors import ConfigError, DataError
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision

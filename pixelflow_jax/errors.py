@@ -1,0 +1,53 @@
+"""Errors that a user can mend: each is one paragraph, what is wrong and what to do."""
+
+
+class UserError(Exception):
+    """What a user can mend; commands print it as one paragraph, without a traceback."""
+
+
+class ConfigError(UserError, ValueError):
+    """Fields that do not make sense, alone or together; lists all of them."""
+
+
+class DataError(UserError, ValueError):
+    """Data or its configuration cannot be used as asked."""
+
+
+class UnreadableImage(DataError):
+    """One image cannot be decoded or is unfit; the loader replaces and counts it."""
+
+
+class NoCaption(UnreadableImage):
+    """One image has no caption that can be read; it is replaced and counted alike."""
+
+
+class PromptError(UserError, ValueError):
+    """What was given as a prompt is none."""
+
+
+class WeightsError(UserError, ValueError):
+    """Weights are absent, unreadable, damaged, or another network's."""
+
+
+class HubError(UserError, ValueError):
+    """The Hub cannot be reached, or does not do what it was asked for."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint cannot be written or read, or does not belong to this config."""
+
+
+class DivergedError(UserError, RuntimeError):
+    """A loss or gradient stopped being finite."""
+
+
+class InitialError(UserError, ValueError):
+    """Weights that a run cannot begin with."""
+
+
+class PipelineError(UserError, ValueError):
+    """Weights that cannot be loaded, or a request the model cannot serve."""
+
+
+class ConvertError(UserError, ValueError):
+    """Weights that cannot be converted; says what is wrong and what to do."""
