@@ -27,7 +27,7 @@ one computes them anew, which is all it does not take over.
 
 import dataclasses
 
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.encoders.qwen3 import Qwen3

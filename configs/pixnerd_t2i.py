@@ -31,7 +31,7 @@ are written by python -m pixelflow_jax.prepare.
 
 import dataclasses
 
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.encoders.qwen3 import Qwen3

@@ -127,7 +127,7 @@ def open_data(config: Experiment, start: int) -> BatchLoader:
         process_count=jax.process_count(),
     )
     return config.data.loader(
-        batching, start=start, caption_encoder=config.conditioner.reader()
+        batching, start=start, caption_encoder=config.conditioner.caption_encoder()
     )
 
 
@@ -148,7 +148,7 @@ def _preview(config: Experiment) -> Preview:
     if isinstance(config.sampling.guidance, AutoGuidance):
         plain = dataclasses.replace(config.sampling, guidance=ClassifierFree())
         config = dataclasses.replace(config, sampling=plain)
-    reader, prompts = config.conditioner.reader(), ()
+    reader, prompts = config.conditioner.caption_encoder(), ()
     if reader is None:
         labels = np.arange(count, dtype=np.int32) % config.model.num_classes
         given = {"label": labels}
@@ -181,7 +181,7 @@ def heldout_loss(config: Experiment, params: dict, batch_size: int) -> dict[str,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    captions = config.conditioner.reader()
+    captions = config.conditioner.caption_encoder()
     with config.data.loader(batching, caption_encoder=captions) as batches:
         frozen_params = config.conditioner.load()
         return loss(params, batches, config.mesh.build(), frozen_params)

@@ -11,7 +11,8 @@ import pixelflow_jax.data.loader
 import pixelflow_jax.experiment
 import pixelflow_jax.sharding
 from pixelflow_jax import build
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.encoders.t5 import T5, T5Geometry

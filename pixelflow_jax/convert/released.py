@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.encoders.qwen3 import Qwen3

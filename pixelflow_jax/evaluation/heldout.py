@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import Conditioner
+from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.flow.path import Stage, image_noise
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.losses.context import Context

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.conditioning.conditioner import Conditioner, drop
+from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.flow.path import Point, Stage
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.flow.time import TimeSampler
@@ -58,8 +58,7 @@ class Objective:
         points = draw_points(point_keys, batch["image"], self.stages, self.time)
         cond = self.conditioner.encode(frozen_params, batch)
         null = self.conditioner.null(frozen_params, cond, self.model)
-        uniform = jax.vmap(jax.random.uniform)(drop_keys)
-        cond = drop(uniform, cond, null, self.conditioner.drop)
+        cond = self.conditioner.dropped(drop_keys, cond, null)
         in_order = jnp.concatenate(split_round_robin(keys, count))
         return Drawn(batch["image"], points, _by_stage(cond, count), in_order)
 

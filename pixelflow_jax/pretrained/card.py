@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from pixelflow_jax import build, sharding
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.errors import ConfigError, PipelineError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count

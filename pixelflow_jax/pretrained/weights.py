@@ -21,7 +21,7 @@ from flax import traverse_util
 
 from pixelflow_jax import build, sharding
 from pixelflow_jax.atomic import atomic_files
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment

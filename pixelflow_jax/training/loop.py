@@ -16,7 +16,6 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import label_problems
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.errors import DataError, DivergedError
 from pixelflow_jax.losses.objective import Objective
@@ -209,15 +208,11 @@ def _programs(run: TrainingRun, state: TrainState) -> dict[bool, Callable]:
 
 def _on_device(data: BatchLoader, run: TrainingRun) -> Iterator[dict]:
     """Batches as global arrays, each sent on its way one step before it is needed."""
-    classes = run.objective.model.num_classes
+    conditioner, model = run.objective.conditioner, run.objective.model
 
     def send(batch: dict) -> dict:
-        labels = batch["label"].tolist() if classes else []  # a model of texts: none
-        for problem in label_problems(labels, classes):
-            raise DataError(
-                f"A batch of the data set holds labels the model has no class for: "
-                f"{problem}. Mend the labels, or raise --config.model.num_classes."
-            )
+        for problem in conditioner.batch_problems(batch, model):
+            raise DataError(problem)
         return sharding.global_batch(batch, run.mesh)
 
     batches = iter(data)

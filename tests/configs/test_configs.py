@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pixelflow_jax import build
-from pixelflow_jax.conditioning.conditioner import ClassLabels
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.config_io import type_errors, walk
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import NODES, Experiment

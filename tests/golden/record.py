@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from pixelflow_jax.conditioning.conditioner import drop
+from pixelflow_jax.conditioning.drop import drop
 from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Stage, block_noise, pyramid

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
+from pixelflow_jax.conditioning.drop import drop
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.time import LogitNormal, Uniform

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
+from pixelflow_jax.conditioning.drop import drop
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.flow.path import Stage, Straight
 from pixelflow_jax.flow.prediction import PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, Uniform

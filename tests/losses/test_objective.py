@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, drop, label_problems
+from pixelflow_jax.conditioning.drop import drop
+from pixelflow_jax.conditioning.labels import ClassLabels, label_problems
 from pixelflow_jax.flow.path import Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, Uniform

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.flow.path import Pyramid, Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.time import Uniform

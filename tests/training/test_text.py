@@ -10,7 +10,8 @@ from PIL import Image
 from pixelflow_jax import build
 from pixelflow_jax.cli import prepare, text_features
 from pixelflow_jax.cli.text_features import write_features
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.features import Features
