@@ -52,6 +52,7 @@ def test_the_tiny_experiment_is_valid(images):
 
 
 GIANT = DinoV2(variant="vitx14")
+FINE = DinoV2(base_patch=8)
 BAD = [
     ({"steps": 0}, "steps and accumulate must be at least 1"),
     ({"accumulate": 0}, "steps and accumulate must be at least 1"),
@@ -120,7 +121,11 @@ BAD = [
         "teachers.dino",
     ),
     (
-        {"terms": [FlowMatching(), Repa()], "model": tiny.model(patch=16)},
+        {
+            "terms": [FlowMatching(), Repa()],
+            "model": tiny.model(patch=16),
+            "teachers": Teachers(dino=FINE),
+        },
         'grid="resize"',
     ),
     ({"model": PixelFlow(num_classes=3, patch=8, text_width=8)}, "holds none"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pixelflow_jax.conditioning.drop import drop_problems
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.data.source import Source
-from pixelflow_jax.models.interface import Condition, DenoiserConfig, Labels
+from pixelflow_jax.models.interface import Condition, DenoiserConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -62,7 +62,7 @@ class ClassLabels(Conditioner):
     def problems(self, model: DenoiserConfig) -> list[str]:
         """What is wrong with these fields for that model."""
         problems = drop_problems(self.drop)
-        if not isinstance(model.condition, Labels) or model.num_classes < 1:
+        if model.num_classes < 1:
             problems.append(
                 "conditioner ClassLabels needs model.num_classes of at least 1; a "
                 "model of text takes conditioner Text"

@@ -129,7 +129,6 @@ def test_a_strangers_model_is_taken_by_what_it_says(spec, problem):
         (CLASS_MODEL, True),
         (Model(condition=Labels(0)), False),
         (Model(condition=TextSpec(16)), False),
-        (Model(condition=TextSpec(16), num_classes=3), False),
     ],
 )
 def test_class_labels_ask_for_a_model_of_classes(model, fits):
