@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.convert.architecture import Architecture, Resized
 from pixelflow_jax.convert.rows import (
     attention_rows,

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.convert.architecture import Architecture, one_patch
 from pixelflow_jax.convert.rows import (
     attention_rows,

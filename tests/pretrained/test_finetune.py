@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import Pipeline, build
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.errors import InitialError
