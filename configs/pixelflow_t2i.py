@@ -23,7 +23,7 @@ on all of them (--preset=euler10_cfg4).
 
 import functools
 
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.transforms import RandomCrop

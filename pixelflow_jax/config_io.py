@@ -7,6 +7,9 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from absl import flags
+from ml_collections import config_flags
+
 from pixelflow_jax.config_types import (
     UNIONS,
     alternatives,
@@ -17,9 +20,6 @@ from pixelflow_jax.config_types import (
     unknown_field,
 )
 from pixelflow_jax.errors import ConfigError
-
-from absl import flags
-from ml_collections import config_flags
 
 CLASS = "class"  # the key under which a node's class is written
 

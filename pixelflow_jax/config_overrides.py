@@ -3,7 +3,7 @@
 import re
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import config_flags
@@ -20,10 +20,6 @@ from pixelflow_jax.errors import ConfigError
 Node = TypeVar("Node")
 FLAG = re.compile(r"--?(?:no)?config\.([^=]+)(?:=.*)?", re.DOTALL)
 PART = re.compile(r"\.?([^.\[\]]+)|\[(-?\d+)\]")
-
-# Where config_flags meets a Literal: a word is read as it is, and validation knows
-# which words there are.
-config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
 
 
 def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -36,8 +36,20 @@ def migrate(data: Values) -> Values:
 
 
 def _from_1(values: Values) -> Values:
-    """The words of version 0.1 of the package."""
-    return _renamed(values)
+    """The words of version 0.1 of the package, and what it had in another place."""
+    model = _part(values, "model")
+    chosen = {
+        "blocks": _part(model, "loop").get("kernels"),
+        "field": _part(model, "decoder").get("kernel"),
+        "attention": model.get("attention"),
+    }
+    kernels = {name: word for name, word in chosen.items() if word is not None}
+    return {**_renamed(values), "kernels": {CLASS: "Kernels", **kernels}}
+
+
+def _part(values: Values, name: str) -> Values:
+    part = values.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _renamed(value: Any) -> Any:
@@ -46,7 +58,9 @@ def _renamed(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     name = value.get(CLASS)
-    values: Values = {renamed.FIELDS.get(k, k): _renamed(v) for k, v in value.items()}
+    values: Values = {
+        renamed.FIELDS.get(str(k), k): _renamed(v) for k, v in value.items()
+    }
     if isinstance(name, str):
         values[CLASS] = renamed.CLASSES.get(name, name)
         change = CHANGES.get(name)
@@ -57,7 +71,8 @@ def _renamed(value: Any) -> Any:
 def _stack(values: Values) -> Values:
     """0 blocks an iteration stood for a stack that is not scanned."""
     unroll = values.get("unroll", 1)
-    return {**values, "scan": unroll != 0, "unroll": unroll or 1}
+    values = {**values, "scan": unroll != 0, "unroll": unroll or 1}
+    return _without(values, "kernels")
 
 
 def _guidance(values: Values) -> Values:
@@ -66,13 +81,16 @@ def _guidance(values: Values) -> Values:
     return {**values, "interval": INTERVALS.get(interval, interval)}
 
 
-def _sampling(values: Values) -> Values:
-    """Twins of images were for comparisons with the official sampler alone."""
-    if values.pop("doubled", False):
-        raise ConfigError(
-            "This config sets sampling.doubled, which draws no images any more."
-        )
-    return values
+def _model(values: Values) -> Values:
+    return _without(values, "attention")
+
+
+def _field(values: Values) -> Values:
+    return _without(values, "kernel")
+
+
+def _without(values: Values, name: str) -> Values:
+    return {k: v for k, v in values.items() if k != name}
 
 
 # What changed in a class but its words, by the name it had then.
@@ -80,5 +98,9 @@ CHANGES: dict[str, Callable[[Values], Values]] = {
     "Loop": _stack,
     "ClassifierFree": _guidance,
     "AutoGuidance": _guidance,
+    "NeuralField": _field,
+    **dict.fromkeys(
+        ("PixNerd", "PixNerdText", "PixelFlow", "PixelGen", "PixelGenText"), _model
+    ),
 }
 STEPS = (_from_1,)

@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Conditioner
+from pixelflow_jax.conditioning.interface import Conditioner
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.config_io import from_dict, to_dict, walk
 from pixelflow_jax.config_types import alternatives, field_types, is_node_type
 from pixelflow_jax.config_versions import FORMAT, VERSION, migrate
@@ -20,9 +21,11 @@ from pixelflow_jax.flow.path import Path, Straight
 from pixelflow_jax.flow.prediction import Prediction, PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, TimeSampler
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
-from pixelflow_jax.losses.objective import FlowMatching, Term
+from pixelflow_jax.losses.context import Term
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.models.pixnerd import PixNerd
+from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.registry import group_of, implementations, is_protocol
 from pixelflow_jax.sampling.settings import Sampling
@@ -68,6 +71,7 @@ class Experiment:
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     ema: tuple[float, ...] = (0.9999,)
     precision: Precision = dataclasses.field(default_factory=Precision)
+    kernels: Kernels = dataclasses.field(default_factory=Kernels)
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
     checkpoint: Checkpointing = dataclasses.field(default_factory=Checkpointing)
     log: Logging = dataclasses.field(default_factory=Logging)

@@ -69,6 +69,13 @@ FIELDS = {
     "told": "timestep_scale",
 }
 
+# Fields that are elsewhere now, and where.
+MOVED = {
+    "attention": "kernels.attention of the Experiment",
+    "kernel": "kernels.field of the Experiment",
+    "kernels": "kernels.blocks of the Experiment",
+}
+
 # Entries of a training state: of its parameters, and of what it carries along.
 STATE = {"heads": "projectors", "balance": "adaptive_weight"}
 
@@ -110,6 +117,8 @@ def field_hint(cls: str, name: str, fields: Sequence[str]) -> str:
     new = FIELDS.get(name, "")
     if new in fields:
         return f"{cls}.{name} is called {new} now. "
+    if name in MOVED:
+        return f"{cls}.{name} is {MOVED[name]} now. "
     near = difflib.get_close_matches(name, fields, 1)
     return f"Did you mean {near[0]}? " if near else ""
 

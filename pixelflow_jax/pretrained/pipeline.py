@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from pixelflow_jax import backend, build
-from pixelflow_jax.conditioning.conditioner import Text, label_problems
+from pixelflow_jax.conditioning.labels import label_problems
 from pixelflow_jax.conditioning.prompts import Prompts
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.images import grid as image_grid
 from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.errors import PipelineError, PromptError

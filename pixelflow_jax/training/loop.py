@@ -16,14 +16,15 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import label_problems
+from pixelflow_jax.config_versions import migrate
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.errors import DataError, DivergedError
+from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.state import Initial, TrainState
 from pixelflow_jax.training.step import (
-    Objective,
+    StepSettings,
     abstract_state,
     fresh_state,
     make_step,
@@ -34,15 +35,17 @@ from pixelflow_jax.training.step import (
 class TrainingRun:
     """A run, ready to go: built by the experiment, carried out by `train`.
 
-    `open_data(k)` is the batches from number k on; `preview(ema, frozen_params)` draws a
-    picture, uint8 [h, w, 3], from an average of the denoiser. `forward_flops` are the
+    `open_data(k)` is the batches from number k on; `preview(ema, frozen_params)` draws
+    a picture, uint8 [h, w, 3], from an average of the denoiser. `forward_flops` are the
     denoiser's operations for an image, in the mean over the data. A run without
     checkpoints begins with the parameters that `initial` reads, or with random ones.
-    `frozen_params` are the parameters of frozen networks, arrays of the host.
+    `frozen_params` are the parameters of frozen networks, arrays of the host. `config`
+    is written down with every checkpoint; `read_config` makes one that was written
+    before, perhaps by an earlier version, comparable with it.
     """
 
     objective: Objective
-    ema: tuple[float, ...]
+    settings: StepSettings
     mesh: jax.sharding.Mesh
     open_data: Callable[[int], BatchLoader]
     preview: Callable[[dict, dict], np.ndarray]
@@ -53,16 +56,17 @@ class TrainingRun:
     checkpointing: Checkpointing
     logging: Logging
     config: dict
+    read_config: Callable[[dict], dict] = migrate
     initial: Callable[[], Initial] | None = None
     frozen_params: dict = dataclasses.field(default_factory=dict)
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state; allocates nothing."""
-        return abstract_state(self.objective, self.ema, self.mesh)
+        return abstract_state(self.objective, self.settings, self.mesh)
 
     def fresh_state(self, initial: Initial | None = None) -> TrainState:
         """The state before the first step, laid out where it will live."""
-        state = fresh_state(self.objective, self.ema, self.mesh)
+        state = fresh_state(self.objective, self.settings, self.mesh)
         if initial is None:
             return state
         denoiser = _placed(state.params["denoiser"], initial.params)
@@ -108,7 +112,9 @@ def _begin(
             print(initial.report)
             (workdir / "init_from.txt").write_text(initial.report + "\n")
         return run.fresh_state(initial), run.open_data(0)
-    state, position = checkpointer.restore(latest, run.abstract_state(), run.config)
+    state, position = checkpointer.restore(
+        latest, run.abstract_state(), run.config, run.read_config
+    )
     data = run.open_data(position["next_batch"])
     data.check(position)
     return state, data
@@ -166,11 +172,11 @@ def _steps(
 
     while step < run.steps:
         batch = next(batches)
-        balancing = run.objective.balancing(step)
-        state, metrics = steps[balancing](state, batch, frozen_params)
+        weight_is_due = run.objective.terms.weight_is_due(step)
+        state, metrics = steps[weight_is_due](state, batch, frozen_params)
         step += 1
         pending.append((step, metrics))
-        program = batch["image"].shape, balancing
+        program = batch["image"].shape, weight_is_due
         if program not in seen:
             seen.add(program)
             jax.block_until_ready(metrics)
@@ -197,26 +203,22 @@ def _programs(run: TrainingRun, state: TrainState) -> dict[bool, Callable]:
     layout = jax.tree.map(lambda a: a.sharding, state)
     shardings = (layout, sharding.replicated(run.mesh))
     return {
-        balancing: jax.jit(
-            make_step(run.objective, balancing),
+        weight_is_due: jax.jit(
+            make_step(run.objective, run.settings, weight_is_due),
             donate_argnums=0,
             out_shardings=shardings,
         )
-        for balancing in (False, True)
+        for weight_is_due in (False, True)
     }
 
 
 def _on_device(data: BatchLoader, run: TrainingRun) -> Iterator[dict]:
     """Batches as global arrays, each sent on its way one step before it is needed."""
-    classes = run.objective.model.num_classes
+    conditioner, model = run.objective.conditioner, run.objective.model
 
     def send(batch: dict) -> dict:
-        labels = batch["label"].tolist() if classes else []  # a model of texts: none
-        for problem in label_problems(labels, classes):
-            raise DataError(
-                f"A batch of the data set holds labels the model has no class for: "
-                f"{problem}. Mend the labels, or raise --config.model.num_classes."
-            )
+        for problem in conditioner.batch_problems(batch, model):
+            raise DataError(problem)
         return sharding.global_batch(batch, run.mesh)
 
     batches = iter(data)
