@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import Conditioner
+from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.models.interface import DenoiserConfig, Network
 from pixelflow_jax.sampling.fields import Net
 from pixelflow_jax.sampling.sampler import Sampler, Samples, image_keys
