@@ -81,6 +81,16 @@ def _guidance(values: Values) -> Values:
     return {**values, "interval": INTERVALS.get(interval, interval)}
 
 
+def _sampling(values: Values) -> Values:
+    """Twins of images were for comparisons with the official sampler alone."""
+    if values.get("doubled"):
+        raise ConfigError(
+            "This config sets sampling.doubled, twins of images that no sampler draws "
+            "any more: set it to false."
+        )
+    return _without(values, "doubled")
+
+
 def _model(values: Values) -> Values:
     return _without(values, "attention")
 
@@ -98,6 +108,7 @@ CHANGES: dict[str, Callable[[Values], Values]] = {
     "Loop": _stack,
     "ClassifierFree": _guidance,
     "AutoGuidance": _guidance,
+    "Sampling": _sampling,
     "NeuralField": _field,
     **dict.fromkeys(
         ("PixNerd", "PixNerdText", "PixelFlow", "PixelGen", "PixelGenText"), _model

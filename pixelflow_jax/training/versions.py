@@ -1,5 +1,6 @@
 """Training states under the names that earlier versions gave their entries."""
 
+import dataclasses
 from typing import Any
 
 from pixelflow_jax import renamed
@@ -30,7 +31,8 @@ def _renamed(state: TrainState, names: dict[str, str]) -> TrainState:
             return type(tree)(*inside) if type(tree) is not tuple else tuple(inside)
         return tree
 
-    return state.replace(
+    return dataclasses.replace(
+        state,
         params=rename(state.params),
         opt_state=rename(state.opt_state),
         carry=rename(state.carry),
