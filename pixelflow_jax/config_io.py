@@ -7,7 +7,13 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 
+from absl import flags
+from ml_collections import config_flags
+
 CLASS = "class"  # the key under which a node's class is written
+
+# Flags set a field of `Literal` by its text; which ones it may have is checked later.
+config_flags.register_flag_parser_for_type(typing.Literal, flags.ArgumentParser())
 
 
 class _Absent:

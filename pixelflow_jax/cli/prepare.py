@@ -1,6 +1,7 @@
 """Prepares and shows data: `python -m pixelflow_jax.prepare --help`."""
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -9,15 +10,21 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.folder import ImageFolder
-from pixelflow_jax.data.images import captioned_grid, grid, save_png
+from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.prepare.parquet import Parquet
-from pixelflow_jax.data.prepare.shard_writer import FORMATS, Encoding, write_shards
+from pixelflow_jax.data.prepare.shard_writer import (
+    FORMATS,
+    Encoding,
+    ShardOptions,
+    write_shards,
+)
 from pixelflow_jax.data.prepare.tars import Tars
 from pixelflow_jax.data.shards import Shards
-from pixelflow_jax.data.transforms import center_crop
-from pixelflow_jax.errors import DataError, UnreadableImage, UserError
+from pixelflow_jax.data.source import SPLITS
+from pixelflow_jax.errors import DataError, UserError
 
 COMMAND = "python -m pixelflow_jax.prepare"
 EXAMPLES = f"""examples:
@@ -58,28 +65,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_shards(arguments: argparse.Namespace) -> None:
     """Writes images, with their classes or captions, as shards."""
-    source_path, out = _source_and_out(arguments)
-    if arguments.emoji and arguments.size is None:
+    path, out = _source_and_out(arguments)
+    size = arguments.size
+    if arguments.source is _emoji and size is None:
         raise DataError("--emoji needs --size: emoji are drawn at any size.")
     encoding = Encoding(
-        size=arguments.size,
+        size=size,
         keep_aspect=arguments.keep_aspect,
-        format=arguments.format or ("keep" if arguments.size is None else "png"),
+        format=arguments.format or ("keep" if size is None else "png"),
         quality=arguments.quality,
     )
-    holdout = arguments.holdout
-    config = _config(arguments, source_path, holdout)
-    splits = ("train", "test") if holdout > 0 else ("train",)
-    print("Listing the images ...", flush=True)
-    indices = write_shards(
-        {split: config.open(split, arguments.size or 0) for split in splits},
-        Path(out).expanduser(),
-        encoding,
-        description=repr(config),
-        num_shards=arguments.shards,
+    options = ShardOptions(
+        shards=arguments.shards,
         workers=arguments.workers,
         max_corrupt=arguments.max_corrupt,
         overwrite=arguments.overwrite,
+    )
+    config = arguments.source(arguments, path, arguments.holdout)
+    print("Listing the images ...", flush=True)
+    indices = write_shards(
+        {
+            split: config.open(split, size or 0)
+            for split in (SPLITS if arguments.holdout > 0 else SPLITS[:1])
+        },
+        Path(out).expanduser(),
+        encoding,
+        description=repr(config),
+        options=options,
     )
     for split, index in indices.items():
         print(
@@ -95,20 +107,18 @@ def run_preview(arguments: argparse.Namespace) -> None:
 
     Where there is one class only, each image stands above its caption instead.
     """
-    source_path, out = _source_and_out(arguments, default_out="preview.png")
-    if arguments.shards:
-        config = Shards(path=source_path)
-    else:
-        config = _config(arguments, source_path, holdout=0.0)
-    if min(arguments.rows, arguments.columns, arguments.size) < 1:
-        raise DataError("--rows, --columns and --size must be at least 1.")
+    path, out = _source_and_out(arguments, default_out="preview.png")
+    config = arguments.source(arguments, path, 0.0)
+    layout = Layout(
+        arguments.rows, arguments.columns, arguments.size, seed=arguments.seed
+    )
+    layout.check()
     source = config.open("train", arguments.size)
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     for name, count in zip(source.class_names, counts, strict=True):
         print(f"{count:8d}  {name}")
     print(f"{len(source):8d}  in all")
-    picture = _examples(source, arguments)
-    save_png(Path(out).expanduser(), picture)
+    save_png(Path(out).expanduser(), examples(source, layout))
     print(f"Written: {out}")
 
 
@@ -152,82 +162,51 @@ def _load_config(path: str, overrides: list[str]):
         ) from error
 
 
-def _config(arguments: argparse.Namespace, path: str, holdout: float):
-    """The source that the flags name."""
-    allow = arguments.allow_missing_captions
-    if arguments.emoji:
-        captions = "rich" if arguments.rich_captions else "names"
-        return Emoji(holdout=holdout, captions=captions)
-    if arguments.tars:
-        return Tars(
-            path=path,
-            caption_key=arguments.caption_key,
-            allow_missing=allow,
-            holdout=holdout,
-        )
-    if arguments.parquet:
-        config = Parquet(
-            path=path,
-            image_column=arguments.image_column,
-            caption_column=arguments.caption_column,
-            allow_missing=allow,
-            holdout=holdout,
-        )
-        print("Columns: {} (images), {} (captions)".format(*config.columns()))
-        return config
-    return ImageFolder(
+def _emoji(arguments: argparse.Namespace, path: str, holdout: float) -> Emoji:
+    captions = "rich" if arguments.rich_captions else "names"
+    return Emoji(holdout=holdout, captions=captions)
+
+
+def _tars(arguments: argparse.Namespace, path: str, holdout: float) -> Tars:
+    return Tars(
         path=path,
-        labels=not (arguments.no_labels or arguments.captions),
-        captions=arguments.captions,
-        allow_missing=allow,
+        caption_key=arguments.caption_key,
+        allow_missing=arguments.allow_missing_captions,
         holdout=holdout,
     )
 
 
-def _examples(source, arguments: argparse.Namespace) -> np.ndarray:
-    """A grid of randomly chosen images, one class a row; uint8 [h, w, 3]."""
-    rng = np.random.default_rng(arguments.seed)
-    filled = np.unique(source.labels)
-    if len(filled) == 1:
-        return _captioned_examples(source, arguments, rng.permutation(len(source)))
-    chosen = filled[: arguments.rows]
-    orders = {
-        int(c): rng.permutation(np.flatnonzero(source.labels == c)) for c in chosen
-    }
-    blank = np.full((arguments.size, arguments.size, 3), 255, np.uint8)
-    cells, labels = [], []
-    supplies = {label: _readable(source, order) for label, order in orders.items()}
-    for label in map(int, chosen):
-        labels.append(source.class_names[label])
-        for _ in range(arguments.columns):
-            record = next(supplies[label], None)
-            image = blank if record is None else record["image"]
-            cells.append(center_crop(image, arguments.size))
-    scale = max(1, 64 // arguments.size)
-    return grid(np.stack(cells), arguments.columns, labels, scale=scale)
+def _parquet(arguments: argparse.Namespace, path: str, holdout: float) -> Parquet:
+    config = Parquet(
+        path=path,
+        image_column=arguments.image_column,
+        caption_column=arguments.caption_column,
+        allow_missing=arguments.allow_missing_captions,
+        holdout=holdout,
+    )
+    print("Columns: {} (images), {} (captions)".format(*config.columns()))
+    return config
 
 
-def _captioned_examples(
-    source, arguments: argparse.Namespace, order: np.ndarray
-) -> np.ndarray:
-    wanted = range(arguments.rows * arguments.columns)
-    records = [r for _, r in zip(wanted, _readable(source, order), strict=False)]
-    if not records:
-        raise DataError("None of the images can be used: there is nothing to show.")
-    images = [center_crop(record["image"], arguments.size) for record in records]
-    captions = [" / ".join(record["captions"]) for record in records]
-    scale = max(1, 64 // arguments.size)
-    if not any(captions):
-        return grid(np.stack(images), arguments.columns, scale=scale)
-    return captioned_grid(np.stack(images), captions, arguments.columns, scale=scale)
+def _folder(
+    arguments: argparse.Namespace,
+    path: str,
+    holdout: float,
+    *,
+    labels: bool = True,
+    captions: bool = False,
+) -> ImageFolder:
+    return ImageFolder(
+        path=path,
+        labels=labels,
+        captions=captions,
+        allow_missing=arguments.allow_missing_captions,
+        holdout=holdout,
+    )
 
 
-def _readable(source, order: np.ndarray):
-    for index in order:
-        try:
-            yield source[int(index)]
-        except UnreadableImage as error:
-            print(f"skipped: {error}", file=sys.stderr)
+def _shards(arguments: argparse.Namespace, path: str, holdout: float) -> Shards:
+    return Shards(path=path)
 
 
 def _source_and_out(
@@ -235,7 +214,7 @@ def _source_and_out(
 ) -> tuple[str, str]:
     """Sorts the positional paths: emoji have no SOURCE, a preview may omit OUT."""
     paths = list(arguments.paths)
-    source = "" if arguments.emoji else paths.pop(0) if paths else None
+    source = "" if arguments.source is _emoji else paths.pop(0) if paths else None
     out = paths.pop(0) if paths else default_out
     if source is None or out is None or paths:
         raise DataError(
@@ -271,9 +250,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     preview.set_defaults(run=run_preview)
-    _add_source(preview, "SOURCE [OUT.png]")
+    kinds = _add_source(preview, "SOURCE [OUT.png]")
+    kinds.add_argument(
+        "--shards",
+        dest="source",
+        action="store_const",
+        const=_shards,
+        help="SOURCE is a folder of shards",
+    )
     add = preview.add_argument
-    add("--shards", action="store_true", help="SOURCE is a folder of shards")
     add("--rows", type=int, default=10, help="classes to show (%(default)s)")
     add("--columns", type=int, default=10, help="images of each (%(default)s)")
     add("--size", type=int, default=64, help="pixels of an image (%(default)s)")
@@ -296,27 +281,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_source(parser: argparse.ArgumentParser, metavar: str) -> None:
+def _add_source(parser: argparse.ArgumentParser, metavar: str):
+    """Adds the flags that name a source; returns the group of which one may be given.
+
+    Each sets `arguments.source` to a function that makes the source's config of
+    (arguments, path, holdout).
+    """
+    parser.set_defaults(source=_folder)
     add = parser.add_argument
     add("paths", nargs="*", metavar=metavar, help="leave SOURCE out with --emoji")
     kinds = parser.add_mutually_exclusive_group()
-    kind = kinds.add_argument
-    kind("--emoji", action="store_true", help="the built-in emoji instead of a folder")
+    kind = functools.partial(kinds.add_argument, dest="source", action="store_const")
+    kind("--emoji", const=_emoji, help="the built-in emoji instead of a folder")
     kind(
         "--captions",
-        action="store_true",
+        const=functools.partial(_folder, labels=False, captions=True),
         help="a folder in which each image has a .txt of its name, a caption a line",
     )
     kind(
         "--tars",
-        action="store_true",
+        const=_tars,
         help="WebDataset tars (.jpg, .png or .webp with .txt or .json): a file, a "
         "folder, or a pattern such as 'x/{000..012}.tar'",
     )
-    kind("--parquet", action="store_true", help="parquet files, named in the same way")
+    kind("--parquet", const=_parquet, help="parquet files, named in the same way")
     kind(
         "--no-labels",
-        action="store_true",
+        const=functools.partial(_folder, labels=False),
         help="sub-folders are not classes: all images are of one class",
     )
     add("--caption-key", default="", help="of the .json files in tars (default: usual)")
@@ -332,6 +323,7 @@ def _add_source(parser: argparse.ArgumentParser, metavar: str) -> None:
         action="store_true",
         help="keep images without a readable caption, with an empty one",
     )
+    return kinds
 
 
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:

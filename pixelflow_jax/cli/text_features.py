@@ -6,8 +6,9 @@ What lies on disk afterwards is described in `data/features.py`.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +16,18 @@ import numpy as np
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
-from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.conditioning.conditioner import Conditioner, Text, reads_padding
+from pixelflow_jax.conditioning.interface import Conditioner
+from pixelflow_jax.conditioning.text import Text, reads_padding
 from pixelflow_jax.data.features import (
     EMPTY,
     FOLDER,
-    INDEX,
+    FORMAT,
     KEYS,
-    VERSION,
     pack_features,
     text_key,
 )
-from pixelflow_jax.data.prepare.progress import begin, note
+from pixelflow_jax.data.index import IndexedFile, write_index
+from pixelflow_jax.data.prepare.progress import Header, begin, note
 from pixelflow_jax.data.shards import Shards, ShardSource, whole_file
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.models.interface import DenoiserConfig
@@ -45,7 +46,7 @@ def write_features(
 
     `batch_size` captions are encoded at a time, spread over the devices of `mesh`. What
     an earlier, interrupted call finished is kept. States of padding are stored only
-    where `model` reads them. Raises DataError, or TeacherError without weights.
+    where `model` reads them. Raises DataError, or WeightsError without weights.
     """
     if not isinstance(conditioner, Text):
         raise DataError(
@@ -60,21 +61,22 @@ def write_features(
         for split, source in sources.items()
         for file, count in source.shards.items()
     }
-    for name in (INDEX, EMPTY) if overwrite else ():
+    for name in (FORMAT.name, EMPTY) if overwrite else ():
         (out / name).unlink(missing_ok=True)
-    index = _described(conditioner, model)
-    header = {"listing": _digest(counts), "options": index}
+    options = _options(conditioner, model)
+    header: Header = {
+        "listing": _digest(counts),
+        "options": {"version": FORMAT.version, **options},
+    }
     try:
-        done = begin(out, header, list(sources), overwrite)
+        done: dict[str, IndexedFile] = begin(out, header, sources, overwrite)
         encode = Encoder(conditioner, model, mesh, batch_size)
         np.savez(out / EMPTY, **encode.empty())
         for file, texts in _texts(sources, done):
-            done[file] = _write(out, file, texts, encode, index["padding"])
+            done[file] = _write(out, file, texts, encode, options["padding"])
             note(out, done[file])
         files = [done[file] for file in counts]
-        index |= {"shards": counts, "files": files}
-        with atomic_write(out / INDEX) as partial:
-            partial.write_text(json.dumps(index), "utf-8")
+        write_index(out, FORMAT, {**options, "shards": counts, "files": files})
     except OSError as error:
         raise DataError(
             f"{out} cannot be written ({error.strerror or error}): free some space, or "
@@ -101,7 +103,7 @@ class Encoder:
         devices = sharding.batch_shards(mesh)
         self._size = -(-max(1, batch_size) // devices) * devices
         self._conditioner, self._model, self._mesh = conditioner, model, mesh
-        self._reader = conditioner.reader()
+        self._reader = conditioner.encoder.reader(conditioner.length)
         self._reader.check()
         self._frozen = sharding.place(conditioner.load(), mesh)
         self._program = jax.jit(self._encode)
@@ -137,10 +139,9 @@ def _open(shards: Path) -> dict[str, ShardSource]:
     return sources
 
 
-def _described(conditioner: Text, model: DenoiserConfig) -> dict:
+def _options(conditioner: Text, model: DenoiserConfig) -> dict[str, Any]:
     """What the states depend on, and how they are stored."""
     return {
-        "version": VERSION,
         "identity": conditioner.encoder.identity(),
         "length": conditioner.length,
         "width": conditioner.encoder.width,
@@ -149,7 +150,7 @@ def _described(conditioner: Text, model: DenoiserConfig) -> dict:
 
 
 def _texts(
-    sources: dict[str, ShardSource], done: dict
+    sources: dict[str, ShardSource], done: Mapping[str, IndexedFile]
 ) -> Iterator[tuple[str, dict[int, str]]]:
     """The captions of each shard that is not done, by their keys; shows progress."""
     total = sum(len(source) for source in sources.values())
@@ -178,7 +179,7 @@ def _captions(source: ShardSource, records: range) -> dict[int, str]:
 
 def _write(
     out: Path, file: str, texts: dict[int, str], encode: Encoder, padding: bool
-) -> dict:
+) -> IndexedFile:
     """Writes the states of one shard's captions, and their keys."""
     path = out / file
     with whole_file(path) as writer:

@@ -8,24 +8,32 @@ neither the order of the data nor which caption is drawn matters.
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from array_record.python import array_record_data_source
 
-from pixelflow_jax.data.shards import Shard, find_damage
+from pixelflow_jax.data.index import IndexedFile, IndexFormat, read_index, record_files
 from pixelflow_jax.errors import DataError
 
-VERSION = 1
+FORMAT = IndexFormat(
+    name="features.json",
+    field="files",
+    version=1,
+    oldest=1,
+    contents="features",
+    files="files of features",
+    absent="holds no finished text features",
+    command="python -m pixelflow_jax.prepare text-features",
+)
 FOLDER = "features"  # below the shards they belong to
-INDEX = "features.json"
 EMPTY = "empty.npz"
 KEYS = ".keys.npy"
 DTYPE = np.dtype(ml_dtypes.bfloat16)
-OPENED = ("_table", "_records")
+CACHED = ("_sorted_keys", "_records")
 
 
 class Features:
@@ -38,18 +46,19 @@ class Features:
 
     def __init__(self, path: str):
         root = Path(path).expanduser()
-        own = (root / INDEX).is_file()
+        own = (root / FORMAT.name).is_file()
         self.folder = root if own else root / FOLDER
-        index = _read_index(self.folder)
-        self.identity: dict = index["identity"]
-        self.length, self.width = index["length"], index["width"]
+        index = read_index(self.folder, FORMAT)
+        self.identity: dict[str, Any] = index["identity"]
+        self.length: int = index["length"]
+        self.width: int = index["width"]
         self.padding: bool = index["padding"]
         self.shards: dict[str, int] = index["shards"]
-        self._files: list[dict] = index["files"]
+        self._files: list[IndexedFile] = index["files"]
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Features of captions; DataError for one that was not there to be encoded."""
-        keys, order = self._table
+        keys, order = self._sorted_keys
         wanted = np.array([text_key(text) for text in texts], np.uint64)
         places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         absent = np.flatnonzero(keys[places] != wanted)
@@ -59,8 +68,8 @@ class Features:
                 f"{texts[absent[0]]!r}: it was made for other captions. Run `python -m "
                 "pixelflow_jax.prepare text-features` on the shards you train on."
             )
-        found = [self._unpack(self._records[int(order[p])]) for p in places]
-        states, masks = zip(*found, strict=True)
+        features = [self._unpack(self._records[int(order[p])]) for p in places]
+        states, masks = zip(*features, strict=True)
         return {"text": np.stack(states), "mask": np.stack(masks)}
 
     def empty(self) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +88,7 @@ class Features:
         return states, mask
 
     @functools.cached_property
-    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+    def _sorted_keys(self) -> tuple[np.ndarray, np.ndarray]:
         """Keys in ascending order, and the record of each."""
         files = [self.folder / (entry["file"] + KEYS) for entry in self._files]
         keys = np.concatenate([np.load(file) for file in files])
@@ -88,16 +97,12 @@ class Features:
 
     @functools.cached_property
     def _records(self):
-        return array_record_data_source.ArrayRecordDataSource(
-            [
-                Shard(str(self.folder / e["file"]), 0, e["count"], e["count"])
-                for e in self._files
-            ]
-        )
+        files = record_files(self.folder, self._files)
+        return array_record_data_source.ArrayRecordDataSource(files)
 
     def __getstate__(self) -> dict:
-        # Open files and tables stay with the process that read them.
-        return {k: v for k, v in self.__dict__.items() if k not in OPENED}
+        # Open files and keys stay with the process that read them.
+        return {k: v for k, v in self.__dict__.items() if k not in CACHED}
 
 
 def text_key(text: str) -> int:
@@ -112,32 +117,3 @@ def pack_features(states: np.ndarray, mask: np.ndarray, padding: bool) -> bytes:
     """
     kept = states if padding else states[mask]
     return np.asarray(mask, np.bool_).tobytes() + np.asarray(kept, DTYPE).tobytes()
-
-
-def _read_index(folder: Path) -> dict:
-    path = folder / INDEX
-    try:
-        index = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{str(folder)!r} holds no finished text features (no {INDEX}): run "
-            "`python -m pixelflow_jax.prepare text-features` on the shards; it "
-            "continues where it stopped."
-        ) from error
-    except ValueError as error:
-        raise DataError(
-            f"{path} is damaged ({error}). Prepare the features again with --overwrite."
-        ) from error
-    if index.get("version") != VERSION:
-        raise DataError(
-            f"{path} has version {index.get('version')} and this program reads version "
-            f"{VERSION}: prepare the features again with --overwrite."
-        )
-    damage = [text for entry in index["files"] if (text := find_damage(folder, entry))]
-    if damage:
-        raise DataError(
-            f"{len(damage)} of {len(index['files'])} files of features in {folder} are "
-            f"missing or damaged: {'; '.join(damage[:5])}. Copy them again, or run "
-            "text-features again, which writes what is missing."
-        )
-    return index

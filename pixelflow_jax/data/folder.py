@@ -8,14 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pixelflow_jax.data.captions import allow_missing, clean, from_text
-from pixelflow_jax.data.source import (
-    UNLABELLED,
-    check_holdout,
-    check_split,
-    decode_image,
-    in_holdout,
-)
+from pixelflow_jax.data.captions import clean, from_text
+from pixelflow_jax.data.encoded import EncodedSource
+from pixelflow_jax.data.source import UNLABELLED, Split, check_split, choose_split
 from pixelflow_jax.errors import DataError, NoCaption, UnreadableImage
 
 LOG = logging.getLogger(__name__)
@@ -53,27 +48,29 @@ class ImageFolder:
     allow_missing: bool = False
     holdout: float = 0.0
 
-    def open(self, split: str, image_size: int = 0) -> "FolderSource":
+    def open(self, split: Split, image_size: int = 0) -> EncodedSource:
         """Opens one split; see the class for its errors."""
-        check_split(split)
-        check_holdout(self.holdout)
+        check_split(split, self.holdout)
         root = Path(self.path).expanduser()
         files = list_images(root)
+        class_names = UNLABELLED
         if self.labels:
             files, class_names = self._labelled(root, files)
-        else:
-            class_names = UNLABELLED
-        test = split == "test"
-        files = [file for file in files if in_holdout(file, self.holdout) == test]
-        if not files:
-            raise DataError(
-                f"{root} has no images in the {split} split with "
-                f"holdout={self.holdout}: set holdout to the share to keep for "
-                "testing (between 0 and 1), or add images."
-            )
-        return FolderSource(str(root), files, class_names, self)
+        files = choose_split(
+            files, str, split, self.holdout, nothing=f"{root} holds no images"
+        )
+        images = FolderImages(str(root), files, class_names, self)
+        return EncodedSource(
+            images,
+            contiguous=False,
+            allow_missing=self.allow_missing,
+            class_names=class_names,
+            labels=images.labels,
+        )
 
-    def _labelled(self, root: Path, files: list[str]) -> tuple[list[str], tuple]:
+    def _labelled(
+        self, root: Path, files: list[str]
+    ) -> tuple[list[str], tuple[str, ...]]:
         inside = [file for file in files if "/" in file]
         if not inside:
             raise DataError(
@@ -90,11 +87,8 @@ class ImageFolder:
         return inside, tuple(sorted({file.split("/", 1)[0] for file in inside}))
 
 
-class FolderSource:
-    """Image files read one by one; see ImageFolder."""
-
-    sizes = None
-    contiguous = False
+class FolderImages:
+    """The `EncodedImages` of files below `root`, named by their relative paths."""
 
     def __init__(
         self,
@@ -103,9 +97,8 @@ class FolderSource:
         class_names: tuple[str, ...],
         config: ImageFolder,
     ):
-        self.root = root
-        self.class_names = class_names
-        self._captions, self._allow_missing = config.captions, config.allow_missing
+        self._root, self._class_names = root, class_names
+        self._must_have_captions = config.captions
         # One array of bytes pickles to workers many times faster than a million str.
         self._files = np.array([os.fsencode(file) for file in files])
         numbers = {name: number for number, name in enumerate(class_names)}
@@ -116,44 +109,37 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> dict:
-        name = self.name(index)
-        label = int(self.labels[index])
-        return {
-            "image": decode_image(self.read(index), name),
-            "label": label,
-            "captions": self._read_captions(name, label),
-            "name": name,
-            "origin": str(Path(self.root, name)),
-        }
-
     def name(self, index: int) -> str:
         """The file's path relative to the root, with forward slashes."""
         return os.fsdecode(bytes(self._files[index]))
 
+    def origin(self, index: int) -> str:
+        """The file itself."""
+        return str(Path(self._root, self.name(index)))
+
     def read(self, index: int) -> bytes:
         """The file as it is; raises UnreadableImage where it cannot be read."""
-        name = self.name(index)
         try:
-            return Path(self.root, name).read_bytes()
+            return Path(self.origin(index)).read_bytes()
         except OSError as error:
             raise UnreadableImage(
-                f"{name} cannot be read ({error.strerror}). Check the file and its "
-                "permissions."
+                f"{self.name(index)} cannot be read ({error.strerror}). Check the file "
+                "and its permissions."
             ) from error
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The lines of the .txt beside the image, or else the name of its class."""
+        file = Path(self.origin(index)).with_suffix(".txt")
+        if not self._must_have_captions and not file.exists():
+            names = self._class_names
+            return ("",) if names == UNLABELLED else (names[self.labels[index]],)
+        return _file_captions(file, self.name(index))
 
     def listing(self) -> Iterator[str]:
         """One line for each file, which changes when a file does: name and size."""
         for index in range(len(self)):
-            path = Path(self.root, self.name(index))
+            path = Path(self.origin(index))
             yield f"{self.name(index)} {path.stat().st_size if path.exists() else -1}"
-
-    def _read_captions(self, name: str, label: int) -> tuple[str, ...]:
-        file = Path(self.root, name).with_suffix(".txt")
-        if not self._captions and not file.exists():
-            names = self.class_names
-            return ("",) if names == UNLABELLED else (names[label],)
-        return allow_missing(lambda: _file_captions(file, name), self._allow_missing)
 
 
 def _file_captions(file: Path, name: str) -> tuple[str, ...]:
@@ -176,18 +162,18 @@ def list_images(root: Path) -> list[str]:
         raise DataError(
             f"The image folder {str(root)!r} {state}: set path to a folder of images."
         )
-    found = []
+    images: list[str] = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         relative = Path(folder).relative_to(root)
-        found.extend(
+        images.extend(
             (relative / name).as_posix()
             for name in files
             if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         )
-    if not found:
+    if not images:
         raise DataError(
             f"{root} holds no images ({', '.join(SUFFIXES)}), or they cannot be "
             "listed: check the path and its permissions."
         )
-    return sorted(found)
+    return sorted(images)

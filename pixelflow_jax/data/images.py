@@ -1,7 +1,9 @@
 """Pictures out: 8-bit conversion, grids, PNG files and animations."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -9,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.errors import DataError
 
+Format = Literal["png", "jpeg", "webp"]
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 HOLD_MS = 1500  # the last frame is what one wants to look at
 WHITE = 255
@@ -100,6 +103,18 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
         if len(lines) <= LINES
         else [*lines[: LINES - 1], f"{lines[LINES - 1]} ..."]
     )
+
+
+def encode_image(image: np.ndarray, format: Format, quality: int) -> bytes:
+    """uint8 [h, w, 3] as a file; WebP of quality 100 is lossless, PNG always."""
+    options: dict[Format, dict[str, int]] = {
+        "png": {"optimize": False},
+        "jpeg": {"quality": quality, "subsampling": 0},
+        "webp": {"quality": quality, "lossless": quality == 100},
+    }
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format=format.upper(), **options[format])
+    return file.getvalue()
 
 
 def save_png(path: str | Path, array: np.ndarray) -> None:

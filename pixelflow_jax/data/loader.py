@@ -7,7 +7,7 @@ processes change the speed but never the pictures.
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -16,13 +16,20 @@ from absl import flags
 
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
-from pixelflow_jax.data.plan import Bucket, CaptionEncoder, Collate, Plan, Prepare
-from pixelflow_jax.data.source import Source, SourceConfig, spread_captions
+from pixelflow_jax.data.plan import (
+    Batching,
+    Bucket,
+    CaptionEncoder,
+    Collate,
+    Plan,
+    Prepare,
+)
+from pixelflow_jax.data.source import Source, SourceConfig, Split, spread_captions
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
 from pixelflow_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
-SEEN_LIMIT = 100  # records to look at before the share of unreadable ones counts
+MIN_SEEN = 100  # records to look at before the share of unreadable ones counts
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,7 +75,7 @@ class Data:
             return ((self.image_size, self.image_size),)
         return self.buckets.shapes(self.image_size)
 
-    def streams(self, split: str) -> tuple[Bucket, ...]:
+    def open_buckets(self, split: Split) -> tuple[Bucket, ...]:
         """The records of each shape that there are any of; DataError without sizes."""
         source = self.open(split)
         if self.buckets is None:
@@ -80,11 +87,11 @@ class Data:
                 "prepare the data as shards with --size and --keep-aspect."
             )
         numbers = self.buckets.assign(source.sizes, self.image_size)
-        streams = [
+        buckets = [
             Bucket(np.flatnonzero(numbers == number), shape)
             for number, shape in enumerate(self.shapes)
         ]
-        return tuple(stream for stream in streams if len(stream.records))
+        return tuple(bucket for bucket in buckets if len(bucket.records))
 
     def held_out(self) -> Source:
         """The test split; the train split where there is no other."""
@@ -93,7 +100,7 @@ class Data:
         except DataError:
             return self.open("train")
 
-    def open(self, split: str) -> Source:
+    def open(self, split: Split) -> Source:
         """The split, opened once for each setting of the source."""
         # The fields may change after the first use, on the command line for one.
         key = (split, self.image_size, repr(self.source))
@@ -103,56 +110,44 @@ class Data:
 
     def loader(
         self,
+        batching: Batching,
         *,
-        split: str,
-        batch_size: int,
-        seed: int,
         start: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
-        shuffle: bool = True,
-        repeat: bool = True,
-        reader: CaptionEncoder | None = None,
+        caption_encoder: CaptionEncoder | None = None,
     ) -> "BatchLoader":
         """This process's part of every global batch, from batch number `start` on.
 
         Yields {"image": float32 [b, height, width, 3] in [-1, 1], "label": int32 [b]}
         with b = batch_size / process_count; the parts of all processes, in their order,
-        make the same global batch for any number of processes. `reader` adds what it
-        makes of each record's caption: of several, one drawn anew every epoch. With
-        `repeat` it never ends and each epoch is shuffled anew. Without, it is one pass
-        for evaluation: images are not mirrored, random crops take the middle, captions
-        are the first, the last batch is filled up from the beginning (that of each
-        shape, with buckets), and an entry "weight", float32 [b], is 0 for what fills
-        it. Raises DataError.
+        make the same global batch for any number of processes. `caption_encoder` adds
+        what it makes of each record's caption: of several, one drawn anew every epoch.
+        With `batching.repeat` it never ends and each epoch is shuffled anew. Without,
+        it is one pass for evaluation: images are not mirrored, random crops take the
+        middle, captions are the first, the last batch is filled up from the beginning
+        (that of each shape, with buckets), and an entry "weight", float32 [b], is 0 for
+        what fills it. Raises DataError.
         """
-        self._check(batch_size, seed, start, process_index, process_count)
-        source, streams = self.open(split), self.streams(split)
-        plan = Plan(
-            streams=streams,
-            seed=seed,
-            batch_size=batch_size,
-            process_index=process_index,
-            process_count=process_count,
-            shuffle=shuffle,
-            repeat=repeat,
-        )
-        prepare = Prepare(source, streams[0], self.crop, self.flip)
-        batches = self._prefetched(plan.batches(prepare, Collate(reader), start))
-        fingerprint = self._fingerprint(split, plan, reader and _print(source, reader))
+        self._check(batching, start)
+        source = self.open(batching.split)
+        plan = Plan(self.open_buckets(batching.split), batching)
+        prepare = Prepare(source, plan.buckets[0], self.crop, self.flip)
+        collate = Collate(caption_encoder)
+        batches = self._prefetched(plan.batches(prepare, collate, start))
+        captions = None
+        if caption_encoder is not None:
+            captions = _captions_digest(source, caption_encoder)
+        fingerprint = self._fingerprint(plan, captions)
         return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)
 
-    def _fingerprint(
-        self, split: str, plan: Plan, captions: str | None
-    ) -> dict[str, Any]:
+    def _fingerprint(self, plan: Plan, captions: str | None) -> dict[str, Any]:
         return {
             "source": type(self.source).__name__,
-            "split": split,
+            "split": plan.batching.split,
             "length": plan.length,
-            "seed": plan.seed,
-            "batch_size": plan.batch_size,
+            "seed": plan.batching.seed,
+            "batch_size": plan.batching.batch_size,
             "image_size": self.image_size,
-            "shuffle": plan.shuffle,
+            "shuffle": plan.batching.shuffle,
             "crop": repr(self.crop),
             "flip": self.flip,
             "buckets": None if self.buckets is None else repr(self.buckets),
@@ -179,28 +174,21 @@ class Data:
             dataset.map(_to_float), prefetch_buffer_size=self.prefetch
         )
 
-    def _check(self, batch_size, seed, start, process_index, process_count) -> None:
+    def _check(self, batching: Batching, start: int) -> None:
         rules = {
             "image_size must be at least 1": self.image_size >= 1,
-            **dict.fromkeys(self._bucket_problems(), False),
             "workers must be at least 0": self.workers >= 0,
             "threads and prefetch must be at least 1": min(self.threads, self.prefetch)
             >= 1,
             "max_corrupt must be a share from 0 to 1": 0 <= self.max_corrupt <= 1,
-            "seed must be at least 0 and below 2**32": 0 <= seed < 2**32,
             "start must be at least 0": start >= 0,
-            f"process_index {process_index} must be below process_count "
-            f"{process_count}": 0 <= process_index < process_count,
-            f"batch_size {batch_size} must be a positive multiple of the "
-            f"{process_count} processes": batch_size > 0
-            and batch_size % max(1, process_count) == 0,
         }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise DataError(f"The data settings do not work: {'; '.join(broken)}.")
-
-    def _bucket_problems(self) -> list[str]:
-        return [] if self.buckets is None else self.buckets.problems(self.image_size)
+        problems = [rule for rule, holds in rules.items() if not holds]
+        if self.buckets is not None:
+            problems += self.buckets.problems(self.image_size)
+        problems += batching.problems()
+        if problems:
+            raise DataError(f"The data settings do not work: {'; '.join(problems)}.")
 
 
 class BatchLoader:
@@ -218,7 +206,7 @@ class BatchLoader:
         start: int,
         max_corrupt: float,
     ):
-        self._batches: Iterator[dict] | None = iter(batches)
+        self._batches: grain.DatasetIterator | None = iter(batches)
         self._plan, self._fingerprint = plan, fingerprint
         self._next, self._max_corrupt = start, max_corrupt
         self._seen, self._corrupt = 0, 0
@@ -244,7 +232,7 @@ class BatchLoader:
                 "workers=0 shows the error itself."
             ) from error
         self._count(batch.pop("unreadable"), len(batch["image"]))
-        if not self._plan.repeat:
+        if not self._plan.batching.repeat:
             batch["weight"] = self._plan.weight(self._next)
         self._next += 1
         return batch
@@ -297,7 +285,7 @@ class BatchLoader:
                 self._reasons[reason] = None
                 LOG.warning("Unreadable image, the next one is used: %s", reason)
         share = self._corrupt / self._seen
-        if self._seen >= SEEN_LIMIT and share > self._max_corrupt:
+        if self._seen >= MIN_SEEN and share > self._max_corrupt:
             self.close()
             raise DataError(
                 f"{self._corrupt} of {self._seen} images read ({share:.1%}) cannot be "
@@ -307,15 +295,15 @@ class BatchLoader:
             )
 
 
-def _print(source: Source, reader: CaptionEncoder) -> str:
-    """What tells this reader and these captions from others: shapes and a digest."""
-    entries = reader(spread_captions(source, 1))
+def _captions_digest(source: Source, encoder: CaptionEncoder) -> str:
+    """What tells this encoder and these captions from others: shapes and a digest."""
+    entries = encoder(spread_captions(source, 1))
     shapes = [f"{name} {a.dtype}{list(a.shape[1:])}" for name, a in entries.items()]
     content = b"".join(np.ascontiguousarray(a).tobytes() for a in entries.values())
     return f"{', '.join(shapes)}, {hashlib.sha256(content).hexdigest()[:12]}"
 
 
-def _to_float(batch: dict) -> dict:
+def _to_float(batch: dict[str, Any]) -> dict[str, Any]:
     # Copies: what came from a worker lies in shared memory that must not outlive it.
     unreadable, image = batch.pop("unreadable"), normalise(np.asarray(batch["image"]))
     copies = {name: np.array(array) for name, array in batch.items() if name != "image"}

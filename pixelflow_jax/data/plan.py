@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import grain
 import numpy as np
 
-from pixelflow_jax.data.source import ROW_LIMIT, Source
-from pixelflow_jax.data.transforms import Crop, flip
+from pixelflow_jax.data.source import MAX_UNREADABLE_RUN, Record, Source, Split
+from pixelflow_jax.data.transforms import Crop, Rng, flip
 from pixelflow_jax.errors import DataError, UnreadableImage
 
 
@@ -25,58 +25,87 @@ class Bucket(NamedTuple):
     shape: tuple[int, int]
 
 
+class Example(TypedDict):
+    """A record as it goes into a batch, and why others were passed over for it."""
+
+    image: np.ndarray
+    label: int
+    caption: str
+    unreadable: list[str]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Which records make which batch; a batch is of one stream."""
+class Batching:
+    """How a split becomes batches of `batch_size` records, over all processes.
 
-    streams: tuple[Bucket, ...]
-    seed: int
+    With `repeat` there is no end, and each epoch is shuffled anew; without, there is
+    one pass, in which nothing is random but the order. `process_index` of
+    `process_count` processes gets its part of every batch.
+    """
+
+    split: Split
     batch_size: int
-    process_index: int
-    process_count: int
-    shuffle: bool
-    repeat: bool
-
-    @property
-    def length(self) -> int:
-        """Records in all."""
-        return sum(len(stream.records) for stream in self.streams)
+    seed: int
+    shuffle: bool = True
+    repeat: bool = True
+    process_index: int = 0
+    process_count: int = 1
 
     @property
     def local_size(self) -> int:
         """Records in this process's part of a batch."""
         return self.batch_size // self.process_count
 
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        index, count = self.process_index, self.process_count
+        rules = {
+            "seed must be at least 0 and below 2**32": 0 <= self.seed < 2**32,
+            f"process_index {index} must be below process_count {count}": 0
+            <= index
+            < count,
+            f"batch_size {self.batch_size} must be a positive multiple of the {count} "
+            "processes": self.batch_size > 0 and self.batch_size % max(1, count) == 0,
+        }
+        return [rule for rule, holds in rules.items() if not holds]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which records make which batch; a batch is of one bucket."""
+
+    buckets: tuple[Bucket, ...]
+    batching: Batching
+
+    @property
+    def length(self) -> int:
+        """Records in all."""
+        return sum(len(bucket.records) for bucket in self.buckets)
+
     @property
     def num_batches(self) -> int | None:
         """Batches in one pass, None where it repeats for ever."""
-        return None if self.repeat else sum(map(self._batches_of, self.streams))
+        if self.batching.repeat:
+            return None
+        return sum(map(self._batches_of, self.buckets))
 
     def batches(
         self, prepare: "Prepare", collate: "Collate", start: int
     ) -> grain.MapDataset:
         """This process's batches from `start` on, computed on demand.
 
-        Streams take turns in proportion to their lengths; in one pass they follow each
+        Buckets take turns in proportion to their lengths; in one pass they follow each
         other.
         """
-        parts = []
-        for number, stream in enumerate(self.streams):
-            order = grain.MapDataset.range(len(stream.records))
-            order = order.seed((self.seed + number) % 2**32)
-            order = order.shuffle() if self.shuffle else order
-            order = order.repeat(reseed_each_epoch=self.repeat)
-            one = dataclasses.replace(prepare, stream=stream)
-            records = order.random_map(one) if self.repeat else order.map(one)
-            # Batches of the local size, dealt out in turn: number k * count + index.
-            local = records.batch(self.local_size, batch_fn=collate)
-            mine = local.slice(slice(self.process_index, None, self.process_count))
-            end = None if self.repeat else self._batches_of(stream)
-            parts.append(mine.slice(slice(0, end)))
+        repeat = self.batching.repeat
+        parts = [
+            self._bucket_batches(number, prepare, collate)
+            for number in range(len(self.buckets))
+        ]
         if len(parts) == 1:
             joined = parts[0]
-        elif self.repeat:
-            shares = [len(stream.records) / self.length for stream in self.streams]
+        elif repeat:
+            shares = [len(bucket.records) / self.length for bucket in self.buckets]
             joined = grain.MapDataset.mix(parts, weights=shares)
         else:
             joined = grain.MapDataset.concatenate(parts)
@@ -84,38 +113,56 @@ class Plan:
 
     def weight(self, batch: int) -> np.ndarray:
         """1 for the records of the pass and 0 for what fills it up; float32 [b]."""
-        for stream in self.streams:
-            if batch < self._batches_of(stream):
+        own, length = self.batching, 0
+        for bucket in self.buckets:
+            length = len(bucket.records)
+            if batch < self._batches_of(bucket):
                 break
-            batch -= self._batches_of(stream)
-        first = batch * self.batch_size + self.process_index * self.local_size
-        numbers = np.arange(first, first + self.local_size)
-        return (numbers < len(stream.records)).astype(np.float32)
+            batch -= self._batches_of(bucket)
+        first = batch * own.batch_size + own.process_index * own.local_size
+        numbers = np.arange(first, first + own.local_size)
+        return (numbers < length).astype(np.float32)
 
-    def _batches_of(self, stream: Bucket) -> int:
-        return -(-len(stream.records) // self.batch_size)
+    def _bucket_batches(
+        self, number: int, prepare: "Prepare", collate: "Collate"
+    ) -> grain.MapDataset:
+        """This process's batches of one bucket, without end where it repeats."""
+        own, bucket = self.batching, self.buckets[number]
+        order = grain.MapDataset.range(len(bucket.records))
+        order = order.seed((own.seed + number) % 2**32)
+        order = order.shuffle() if own.shuffle else order
+        order = order.repeat(reseed_each_epoch=own.repeat)
+        one = dataclasses.replace(prepare, bucket=bucket)
+        records = order.random_map(one) if own.repeat else order.map(one)
+        # Batches of the local size, dealt out in turn: number k * count + index.
+        local = records.batch(own.local_size, batch_fn=collate)
+        mine = local.slice(slice(own.process_index, None, own.process_count))
+        return mine.slice(slice(0, None if own.repeat else self._batches_of(bucket)))
+
+    def _batches_of(self, bucket: Bucket) -> int:
+        return -(-len(bucket.records) // self.batching.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Place in a stream -> cropped, perhaps mirrored image, label and one caption.
+    """Place in a bucket -> cropped, perhaps mirrored image, label and one caption.
 
     An unreadable record's place is taken by the next readable one in the order of the
-    stream, so the outcome depends on the data alone. Without `rng`, in passes for
+    bucket, so the outcome depends on the data alone. Without `rng`, in passes for
     evaluation, nothing is random: no image is mirrored, crops are fixed, and the first
     caption is taken.
     """
 
     source: Source
-    stream: Bucket
+    bucket: Bucket
     crop: Crop
     mirror: bool
 
-    def __call__(self, place: int, rng: np.random.Generator | None = None) -> dict:
-        """The record, and why others were passed over ("unreadable")."""
-        failures = []
-        numbers = self.stream.records
-        for step in range(ROW_LIMIT):
+    def __call__(self, place: int, rng: Rng = None) -> Example:
+        """The record at that place, or the next readable one."""
+        failures: list[str] = []
+        numbers = self.bucket.records
+        for step in range(MAX_UNREADABLE_RUN):
             try:
                 record = self.source[int(numbers[(int(place) + step) % len(numbers)])]
                 image = self._cropped(record, rng)
@@ -134,33 +181,33 @@ class Prepare:
                 "unreadable": failures,
             }
         raise DataError(
-            f"{ROW_LIMIT} records in a row cannot be used, the last because: "
+            f"{MAX_UNREADABLE_RUN} records in a row cannot be used, the last because: "
             f"{failures[-1]} Check that the data is complete and still mounted."
         )
 
-    def _cropped(self, record: dict, rng: np.random.Generator | None) -> np.ndarray:
+    def _cropped(self, record: Record, rng: Rng) -> np.ndarray:
         try:
-            return self.crop(record["image"], self.stream.shape, rng)
+            return self.crop(record["image"], self.bucket.shape, rng)
         except UnreadableImage as error:
             raise UnreadableImage(f"{record['name']}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Collate:
-    """Records -> a batch, with what `reader` makes of their captions, if there is one.
+    """Records -> a batch, with what `encoder` makes of their captions, if there is one.
 
-    The whole batch is read at once, which costs tokenizers less than text by text.
+    All captions are encoded at once, which costs tokenizers less than text by text.
     """
 
-    reader: CaptionEncoder | None
+    encoder: CaptionEncoder | None
 
-    def __call__(self, records: Sequence[dict]) -> dict:
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Arrays by name, and all "unreadable" messages."""
-        batch = {
-            "image": np.stack([record["image"] for record in records]),
-            "label": np.array([record["label"] for record in records], np.int32),
-            "unreadable": [text for record in records for text in record["unreadable"]],
+        batch: dict[str, Any] = {
+            "image": np.stack([example["image"] for example in examples]),
+            "label": np.array([example["label"] for example in examples], np.int32),
+            "unreadable": [text for one in examples for text in one["unreadable"]],
         }
-        if self.reader is not None:
-            batch |= self.reader([record["caption"] for record in records])
+        if self.encoder is not None:
+            batch |= self.encoder([example["caption"] for example in examples])
         return batch

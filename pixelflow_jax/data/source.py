@@ -2,49 +2,83 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
-from typing import Protocol
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, Protocol, TypedDict, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pixelflow_jax.errors import DataError, UnreadableImage
 
-SPLITS = ("train", "test")
-ROW_LIMIT = 100  # unreadable records in a row that end a run
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = typing.get_args(Split)
+MAX_UNREADABLE_RUN = 100  # unreadable records in a row that end a run
 UNLABELLED = ("image",)  # the one class of data without classes
+T = TypeVar("T")
+
+
+class Record(TypedDict):
+    """One image and what is known of it.
+
+    `image` is uint8 [h, w, 3]. There is one caption at least, empty only where the data
+    truly have none. `name` is what logs call the record, `origin` the file it came
+    from.
+    """
+
+    image: np.ndarray
+    label: int
+    captions: tuple[str, ...]
+    name: str
+    origin: str
 
 
 class Source(Protocol):
-    """A random-access split: picklable, files opened lazily in each process.
+    """A random-access split: picklable, files opened lazily in each process."""
 
-    `source[i]` is {"image": uint8 [h, w, 3], "label": int, "captions": tuple[str, ...],
-    "name": str, "origin": str} for 0 <= i < len(source), and raises UnreadableImage
-    where the image cannot be decoded or has no caption. There is one caption at least,
-    empty only where the data truly have none. `name` is what logs call the record,
-    `origin` the file it came from. `sizes` is int32 [n, 2], height and width of each
-    image, or None where only decoding would tell.
-    """
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in label order."""
+        ...
 
-    class_names: tuple[str, ...]
-    sizes: np.ndarray | None
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """Height and width of each image, int32 [n, 2]; None without decoding them."""
+        ...
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> dict: ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Record 0 <= index < len(self).
+
+        Raises UnreadableImage where the image cannot be decoded or has no caption.
+        """
+        ...
 
 
 class LabelledSource(Source, Protocol):
-    """A source that knows what it holds without reading its records.
+    """A source that knows its labels without reading its records."""
 
-    `labels` is int32 [n]; `listing()` gives lines that change when a record does.
-    `contiguous` says that neighbours are cheaper to read together than records apart.
-    """
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each record, int32 [n]."""
+        ...
 
-    labels: np.ndarray
-    contiguous: bool
+
+class ListedSource(LabelledSource, Protocol):
+    """A source that can be written as shards."""
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether neighbours are cheaper to read together than records apart."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """The image file as it is; UnreadableImage where there is none."""
+        ...
 
     def listing(self) -> Iterator[str]:
-        """A line for each record, or for each file of many."""
+        """A line for each record, or file of many, that changes when a record does."""
         ...
 
 
@@ -55,17 +89,45 @@ class SourceConfig(Protocol):
     DataError where the split is missing or empty.
     """
 
-    def open(self, split: str, image_size: int) -> Source:
+    def open(self, split: Split, image_size: int) -> Source:
         """Opens "train" or "test"."""
         ...
 
 
-def check_split(split: str) -> None:
-    """Raises DataError unless the split is "train" or "test"."""
+def check_split(split: str, holdout: float = 0.0) -> None:
+    """Raises DataError unless there is such a split and 0 <= holdout < 1."""
     if split not in SPLITS:
         raise DataError(
             f"There is no split {split!r}: ask for one of {', '.join(SPLITS)}."
         )
+    if not 0 <= holdout < 1:
+        raise DataError(
+            f"holdout is the share of the data kept for testing: it must be at least "
+            f"0 and below 1, not {holdout}."
+        )
+
+
+def choose_split(
+    records: Iterable[T],
+    key: Callable[[T], str],
+    split: Split,
+    holdout: float,
+    *,
+    nothing: str,
+) -> list[T]:
+    """The records of a split, decided by a hash of each one's `key`.
+
+    `holdout` is the share kept for testing. Where none is left it raises a DataError
+    that begins with `nothing`, as in "PATH holds no images".
+    """
+    test = split == "test"
+    chosen = [record for record in records if in_holdout(key(record), holdout) == test]
+    if not chosen:
+        raise DataError(
+            f"{nothing} in the {split} split with holdout={holdout}: choose more data, "
+            "or set holdout to the share to keep for testing (between 0 and 1)."
+        )
+    return chosen
 
 
 def in_holdout(key: str, share: float) -> bool:
@@ -77,20 +139,11 @@ def in_holdout(key: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def check_holdout(share: float) -> None:
-    """Raises DataError unless 0 <= share < 1."""
-    if not 0 <= share < 1:
-        raise DataError(
-            f"holdout is the share of the data kept for testing: it must be at least "
-            f"0 and below 1, not {share}."
-        )
-
-
 def spread_captions(source: Source, count: int) -> tuple[str, ...]:
     """The first captions of `count` images spread evenly over a source.
 
     An unreadable one's place is taken by the next that is not. Raises the
-    UnreadableImage of the last of ROW_LIMIT in a row.
+    UnreadableImage of the last of MAX_UNREADABLE_RUN in a row.
     """
     starts = np.linspace(0, len(source), count, endpoint=False).astype(int)
     return tuple(_caption_from(source, int(start)) for start in starts)
@@ -103,7 +156,7 @@ def _caption_from(source: Source, start: int) -> str:
             return source[(start + step) % len(source)]["captions"][0]
         except UnreadableImage:
             step += 1
-            if step == ROW_LIMIT:
+            if step == MAX_UNREADABLE_RUN:
                 raise
 
 

@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
-from typing import Protocol
+import typing
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
 from pixelflow_jax.errors import DataError, UnreadableImage
 
-SMALL = ("upscale", "error")
+Small = Literal["upscale", "error"]
+Size = tuple[int, int]  # height and width
+Rng = np.random.Generator | None
 
 
 class Crop(Protocol):
@@ -20,12 +23,7 @@ class Crop(Protocol):
     unfit.
     """
 
-    def __call__(
-        self,
-        image: np.ndarray,
-        size: tuple[int, int],
-        rng: np.random.Generator | None,
-    ) -> np.ndarray: ...
+    def __call__(self, image: np.ndarray, size: Size, rng: Rng) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,14 +35,9 @@ class CenterCrop:
     unreadable.
     """
 
-    small: str = "upscale"
+    small: Small = "upscale"
 
-    def __call__(
-        self,
-        image: np.ndarray,
-        size: tuple[int, int],
-        rng: np.random.Generator | None,
-    ) -> np.ndarray:
+    def __call__(self, image: np.ndarray, size: Size, rng: Rng) -> np.ndarray:
         _check_small(self, image, size)
         return center_crop(image, *size)
 
@@ -61,14 +54,9 @@ class RandomCrop:
     """
 
     scale: float = 1.125
-    small: str = "upscale"
+    small: Small = "upscale"
 
-    def __call__(
-        self,
-        image: np.ndarray,
-        size: tuple[int, int],
-        rng: np.random.Generator | None,
-    ) -> np.ndarray:
+    def __call__(self, image: np.ndarray, size: Size, rng: Rng) -> np.ndarray:
         if not 1 <= self.scale < math.inf:
             raise DataError(
                 f"RandomCrop.scale is {self.scale}: the resized image must hold the "
@@ -84,13 +72,14 @@ class RandomCrop:
 
 
 def _check_small(
-    crop: CenterCrop | RandomCrop, image: np.ndarray, needed: tuple[int, int]
+    crop: CenterCrop | RandomCrop, image: np.ndarray, needed: Size
 ) -> None:
     """Raises where the crop's `small` refuses the image, or is no known choice."""
-    if crop.small not in SMALL:
+    choices = typing.get_args(Small)
+    if crop.small not in choices:
         raise DataError(
             f"{type(crop).__name__}.small is {crop.small!r}: set it to one of "
-            f"{', '.join(SMALL)}."
+            f"{', '.join(choices)}."
         )
     height, width = image.shape[:2]
     if crop.small == "error" and (height < needed[0] or width < needed[1]):

@@ -24,7 +24,7 @@ from pixelflow_jax.models.interface import (
     Output,
     Paper,
 )
-from pixelflow_jax.nn.block import XAVIER, Block, block_flops
+from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
 from pixelflow_jax.nn.decoder import Patches, TokenDecoder
 from pixelflow_jax.nn.dropout import layer_drops
 from pixelflow_jax.nn.embed import (
@@ -34,7 +34,7 @@ from pixelflow_jax.nn.embed import (
     rotary_table,
     sincos_table,
 )
-from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
+from pixelflow_jax.nn.layers import XAVIER, RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -100,7 +100,6 @@ class PixelGen(DenoiserConfig):
     feature_layer: int = 8
     dropout: float = 0.1
     attention_dropout: float = 0.0
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
@@ -148,11 +147,6 @@ class PixelGen(DenoiserConfig):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
                 problems.append(f"model.{name}={rate} must lie in [0, 1)")
-        if self.attention == "cudnn" and self.attention_dropout:
-            problems.append(
-                'model.attention="cudnn" cannot drop probabilities: set '
-                'model.attention="auto" or model.attention_dropout=0'
-            )
         return problems
 
     def flops(self, height: int, width: int) -> float:
@@ -187,21 +181,18 @@ class PixelGenModel(nnx.Module):
         # The stacks before which features leave and class tokens enter.
         self.features_at = 1 if config.feature_layer == cuts[0] else 2
         self.context_at = 3 - self.features_at
+        sizes = BlockConfig(
+            width=d,
+            heads=config.heads,
+            hidden=config.mlp_width,
+            bias=True,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            initial=XAVIER,
+        )
 
         def block(rngs: nnx.Rngs) -> Block:
-            return Block(
-                d,
-                config.heads,
-                config.mlp_width,
-                precision,
-                rngs,
-                attention=config.attention,
-                kernels=config.stack.kernels,
-                bias=True,
-                initial=XAVIER,
-                dropout=config.dropout,
-                attention_dropout=config.attention_dropout,
-            )
+            return Block(sizes, precision, rngs)
 
         stacks = trunk.make_stacks(config, block, rngs, cuts)
         self.early, self.middle, self.late = stacks

@@ -33,8 +33,8 @@ from pixelflow_jax.models.text_trunk import (
     text_problems,
     text_rope,
 )
-from pixelflow_jax.nn.block import XAVIER
 from pixelflow_jax.nn.decoder import TokenDecoder
+from pixelflow_jax.nn.layers import XAVIER
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 
@@ -66,7 +66,6 @@ class PixelGenText(DenoiserConfig):
     mask_text: bool = False
     bottleneck: int = 256
     feature_layer: int = 6
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property

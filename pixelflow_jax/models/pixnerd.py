@@ -21,12 +21,11 @@ from pixelflow_jax.models.interface import (
     Output,
     Paper,
 )
-from pixelflow_jax.nn.block import Block, block_flops
+from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
 from pixelflow_jax.nn.decoder import Patches, TokenDecoder
 from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, rotary_table
 from pixelflow_jax.nn.field import (
     ENCODINGS,
-    KERNELS,
     WEIGHTS,
     FieldBlock,
     PixelEmbed,
@@ -62,9 +61,9 @@ class NeuralField:
     in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct", "sincos", "cosine", or
     "cosine16", which always spans what "cosine" spans in a patch of 16; `normalised`:
     which generated weights get unit columns ("first", "second"), `output_norm`: RMS
-    norm before the last linear layer. `kernel`: see `nn.field.FieldBlock`. `stack`:
-    remat "names" keeps only the generated weights for the backward pass, for batches
-    that do not fit otherwise.
+    norm before the last linear layer. `stack`: remat
+    "names" keeps only the generated weights for the backward pass, for batches that do
+    not fit otherwise.
     """
 
     width: int = 64
@@ -73,7 +72,6 @@ class NeuralField:
     encoding: str = "dct"
     normalised: tuple[str, ...] = WEIGHTS
     output_norm: bool = True
-    kernel: str = "auto"
     stack: StackConfig = dataclasses.field(
         default_factory=lambda: StackConfig(remat="none", scan=False)
     )
@@ -95,10 +93,6 @@ class NeuralField:
         if not set(self.normalised) <= set(WEIGHTS):
             problems.append(
                 f"decoder.normalised may hold {WEIGHTS}, not {tuple(self.normalised)}"
-            )
-        if self.kernel not in KERNELS:
-            problems.append(
-                f"decoder.kernel must be one of {KERNELS}, not {self.kernel!r}"
             )
         if min(self.width, self.ratio, self.depth) < 1:
             problems.append("decoder.width, ratio and depth must be at least 1")
@@ -152,7 +146,6 @@ class PixNerd(DenoiserConfig):
     decoder: NeuralField | LinearDecoder = dataclasses.field(
         default_factory=NeuralField
     )
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
@@ -204,7 +197,6 @@ class FieldDecoder(nnx.Module):
                 config.normalised,
                 precision,
                 rngs,
-                config.kernel,
             ),
             config.depth,
             rngs,
@@ -252,17 +244,10 @@ class PixNerdModel(nnx.Module):
         self.patch_embed = trunk.patch_linear(config, d, rngs, precision)
         self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs)
         self.class_embed = ClassEmbed(config.num_classes, d, rngs)
+        sizes = BlockConfig(width=d, heads=config.heads, hidden=config.mlp_width)
 
         def block(rngs: nnx.Rngs) -> Block:
-            return Block(
-                d,
-                config.heads,
-                config.mlp_width,
-                precision,
-                rngs,
-                attention=config.attention,
-                kernels=config.stack.kernels,
-            )
+            return Block(sizes, precision, rngs)
 
         self.early, self.late = trunk.make_stacks(config, block, rngs)
         self.decoder = config.decoder.build(config, rngs, precision)

@@ -27,7 +27,7 @@ from pixelflow_jax.models.text_trunk import (
     text_problems,
     text_rope,
 )
-from pixelflow_jax.nn.block import TORCH
+from pixelflow_jax.nn.layers import TORCH
 from pixelflow_jax.nn.patch import Patch, nearest
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -69,7 +69,6 @@ class PixNerdText(DenoiserConfig):
     canvas: tuple[int, ...] = ()
     feature_layer: int = 6
     decoder: NeuralField = dataclasses.field(default_factory=text_field)
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property

@@ -4,7 +4,6 @@ The time alone modulates its blocks. A text is refined by blocks of its own; eve
 on images then attends to the images and, unchanged, to the refined text.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -14,12 +13,13 @@ from jax import Array
 
 from pixelflow_jax.models import trunk
 from pixelflow_jax.models.interface import Condition, Inputs
-from pixelflow_jax.nn.attention import SelfAttention
-from pixelflow_jax.nn.block import Block, Initial, block_flops
-from pixelflow_jax.nn.embed import TimeEmbed, rotary_table
+from pixelflow_jax.nn.attention import JointAttention
+from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
+from pixelflow_jax.nn.embed import TextEmbed, TimeEmbed, rotary_table
+from pixelflow_jax.nn.layers import Initial
+from pixelflow_jax.nn.packing import PackedText
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack
-from pixelflow_jax.nn.text_block import JointAttention, Text, TextEmbed
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
 
@@ -49,11 +49,6 @@ def text_problems(
     problems = trunk.problems(config, height, width, also=also)
     if config.text_depth < 0:
         problems.append(f"model.text_depth={config.text_depth} must be at least 0")
-    if config.mask_text and config.attention == "cudnn":
-        problems.append(
-            'model.attention="cudnn" has faults under masks: set model.attention='
-            '"auto" or model.mask_text=False'
-        )
     return problems
 
 
@@ -100,24 +95,19 @@ class TextTrunk(nnx.Module):
             precision,
             rngs,
             place_init=place_init,
-            init=initial.kernel,
-            bias_init=initial.bias,
+            initial=initial,
         )
 
-        def block(rngs: nnx.Rngs, attend: Callable = SelfAttention) -> Block:
-            return Block(
-                d,
-                config.heads,
-                mlp_width(config),
-                precision,
-                rngs,
-                attention=config.attention,
-                kernels=config.stack.kernels,
-                initial=initial,
-                attend=attend,
-            )
+        sizes = BlockConfig(
+            width=d, heads=config.heads, hidden=mlp_width(config), initial=initial
+        )
 
-        joint = functools.partial(block, attend=JointAttention)
+        def block(rngs: nnx.Rngs) -> Block:
+            return Block(sizes, precision, rngs)
+
+        def joint(rngs: nnx.Rngs) -> Block:
+            return Block(sizes, precision, rngs, JointAttention)
+
         depth = config.text_depth
         self.refine = Stack(block, depth, rngs, config.stack) if depth else None
         self.early, self.late = trunk.make_stacks(config, joint, rngs)
@@ -140,7 +130,7 @@ class TextTrunk(nnx.Module):
         refined = RefinedText(text.packing.split(text.tokens), text.masks)
         return trunk.Precomputed(pre.time, pre.cond, pre.modulations, refined)
 
-    def read(self, conds: tuple[Condition, ...], cond: tuple[Array, ...]) -> Text:
+    def read(self, conds: tuple[Condition, ...], cond: tuple[Array, ...]) -> PackedText:
         """The refined texts; `cond` modulates their blocks."""
         text = self.embed_text(conds)
         if self.refine is None:
@@ -148,7 +138,7 @@ class TextTrunk(nnx.Module):
         args = (cond, text.packing, None, None, text.masks)
         return text._replace(tokens=self.refine(text.tokens, *args))
 
-    def embed_text(self, conds: tuple[Condition, ...]) -> Text:
+    def embed_text(self, conds: tuple[Condition, ...]) -> PackedText:
         """The texts as the first of their blocks sees them.
 
         Raises ValueError where a condition holds none, or lacks a mask.

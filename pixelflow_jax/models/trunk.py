@@ -15,15 +15,13 @@ from flax import nnx
 from jax import Array
 
 from pixelflow_jax.models.interface import Condition, Inputs
-from pixelflow_jax.nn.attention import IMPLEMENTATIONS
 from pixelflow_jax.nn.decoder import Patches
 from pixelflow_jax.nn.dropout import DropoutKeys
 from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, pack_patches, pack_tables
 from pixelflow_jax.nn.layers import linear, xavier
-from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.packing import PackedText, Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
-from pixelflow_jax.nn.text_block import Text
 
 Images = tuple[Array, ...]  # [b_i, h_i, w_i, c], one array a resolution
 # The rotary table of a grid of tokens, cosines and sines, from its rows and columns.
@@ -42,7 +40,6 @@ class Config(Protocol):
     heads: int
     depth: int
     feature_layer: int
-    attention: str
     stack: StackConfig
 
 
@@ -130,11 +127,11 @@ def pack_rope(
 
 def pack_text(
     states: Sequence[Array], masks: tuple[Array | None, ...] | None = None
-) -> Text:
+) -> PackedText:
     """The texts [b_i, length_i, width] as one array, with their masks."""
     packing = Packing.of(list(states))
     masks = masks or (None,) * len(states)
-    return Text(packing, packing.join(list(states)), masks)
+    return PackedText(packing, packing.join(list(states)), masks)
 
 
 def labels_of(cond: Condition) -> Array:
@@ -264,10 +261,6 @@ def problems(
         wrong.append(
             f"model.feature_layer={model.feature_layer} must lie in "
             f"0..depth={model.depth}"
-        )
-    if model.attention not in IMPLEMENTATIONS:
-        wrong.append(
-            f"model.attention={model.attention!r} must be one of {IMPLEMENTATIONS}"
         )
     return wrong
 

@@ -15,6 +15,7 @@ from pixelflow_jax.data.transforms import CenterCrop, RandomCrop, center_crop
 from pixelflow_jax.errors import ConfigError, DataError, UnreadableImage
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.validate import validate
+from tests.data.batches import open_loader
 from tests.training import tiny
 
 SHAPES = ((8, 8), (6, 10), (10, 6))
@@ -43,7 +44,7 @@ def make_data(shards, **fields):
 
 def take(data, count, **options):
     options = {"split": "train", "batch_size": 4, "seed": 3} | options
-    with data.loader(**options) as loader:
+    with open_loader(data, **options) as loader:
         return [next(loader) for _ in range(count)]
 
 
@@ -99,7 +100,7 @@ def test_workers_processes_and_resuming_change_nothing(shards):
 def test_one_pass_covers_everything_once(shards):
     options = {"split": "train", "batch_size": 4, "seed": 0, "repeat": False}
     data = make_data(shards)
-    with data.loader(**options, shuffle=False) as loader:
+    with open_loader(data, **options, shuffle=False) as loader:
         assert loader.num_batches == 3 + 2 + 1
         batches = list(loader)
     kept = [
@@ -113,7 +114,7 @@ def test_one_pass_covers_everything_once(shards):
     halves = []
     for i in (0, 1):
         options |= {"process_index": i, "process_count": 2}
-        with data.loader(**options, shuffle=False, start=4) as loader:
+        with open_loader(data, **options, shuffle=False, start=4) as loader:
             halves.append(list(loader))
     weights = [np.concatenate([h[k]["weight"] for h in halves]) for k in (0, 1)]
     assert [w.tolist() for w in weights] == [[1, 1, 0, 0], [1, 1, 1, 0]]
@@ -176,7 +177,7 @@ def test_an_unreadable_image_is_replaced_by_one_of_its_shape(shards, monkeypatch
 
 def test_shapes_without_images_and_sources_without_sizes(shards, tmp_path):
     data = make_data(shards, buckets=Buckets(sizes=(*SHAPES, (2, 30))))
-    assert [s.shape for s in data.streams("train")] == list(SHAPES)
+    assert [s.shape for s in data.open_buckets("train")] == list(SHAPES)
     Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
     folder = ImageFolder(path=str(tmp_path), labels=False)
     with pytest.raises(DataError, match="ImageFolder does not know.*--keep-aspect"):
@@ -194,11 +195,11 @@ def test_sizes_lie_in_the_index(shards):
 
 
 def test_other_buckets_are_other_data(shards):
-    with make_data(shards).loader(split="train", batch_size=4, seed=3) as loader:
+    with open_loader(make_data(shards), split="train", batch_size=4, seed=3) as loader:
         saved = json.loads(json.dumps(loader.state()))
         loader.check(saved)
     other = make_data(shards, buckets=Buckets(sizes=SHAPES[:2]))
-    with other.loader(split="train", batch_size=4, seed=3) as loader:
+    with open_loader(other, split="train", batch_size=4, seed=3) as loader:
         with pytest.raises(DataError, match="buckets was .*10, 6.* and is"):
             loader.check(saved)
 

@@ -13,6 +13,7 @@ from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.source import spread_captions
 from pixelflow_jax.errors import DataError, NoCaption
 from tests.data import words
+from tests.data.batches import open_loader
 from tests.data.words import Codepoints, WordReader, texts
 
 # Workers do not find the modules of tests: send them the readers themselves.
@@ -49,8 +50,13 @@ def make_data(root, allow_missing=False, **fields):
 
 
 def take(data, count, **options):
-    options = {"split": "train", "batch_size": 4, "seed": 3, "reader": READER} | options
-    with data.loader(**options) as loader:
+    options = {
+        "split": "train",
+        "batch_size": 4,
+        "seed": 3,
+        "caption_encoder": READER,
+    } | options
+    with open_loader(data, **options) as loader:
         return [next(loader) for _ in range(count)]
 
 
@@ -91,7 +97,7 @@ def test_the_draw_depends_on_seed_epoch_and_record_alone(folder):
 
 
 def test_captions_leave_images_as_they_are(folder):
-    plain = take(make_data(folder), 6, reader=None)
+    plain = take(make_data(folder), 6, caption_encoder=None)
     assert set(plain[0]) == {"image", "label"}
     for one, other in zip(plain, take(make_data(folder), 6), strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
@@ -108,7 +114,7 @@ def test_other_captions_or_readers_are_other_data(folder, tmp_path):
     def state(root=folder, **options):
         options = {"split": "train", "batch_size": 4, "seed": 3} | options
         data = options.pop("data", make_data(root))
-        with data.loader(**{"reader": READER} | options) as loader:
+        with open_loader(data, **{"caption_encoder": READER} | options) as loader:
             return loader, loader.state()
 
     loader, saved = state()
@@ -116,9 +122,9 @@ def test_other_captions_or_readers_are_other_data(folder, tmp_path):
     for k in range(COUNT):
         write(tmp_path, k, f"{k} z")
     changes = {
-        "captions was None": {"reader": None},
-        r"captions was 'points int32\[9\]": {"reader": Codepoints(9)},
-        "captions was 'tokens": {"reader": WordReader(8)},
+        "captions was None": {"caption_encoder": None},
+        r"captions was 'points int32\[9\]": {"caption_encoder": Codepoints(9)},
+        "captions was 'tokens": {"caption_encoder": WordReader(8)},
         "captions was 'points": {"root": tmp_path},
         "flip was False": {"data": make_data(folder, flip=False)},
     }

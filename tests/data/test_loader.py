@@ -1,5 +1,6 @@
 """The k-th batch depends on the data, the seed and k, and on nothing else."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.transforms import CenterCrop
 from pixelflow_jax.errors import DataError, UnreadableImage
+from tests.data.batches import open_loader
 
 COUNT, SIZE = 21, 4
 
@@ -50,7 +52,7 @@ def mirrored(batch):
 
 def take(data, count, **options):
     options = {"split": "train", "batch_size": 8, "seed": 3} | options
-    with data.loader(**options) as loader:
+    with open_loader(data, **options) as loader:
         return [next(loader) for _ in range(count)]
 
 
@@ -102,13 +104,13 @@ def test_processes_share_the_same_global_batch(folder, processes, repeat):
 @pytest.mark.parametrize("start", [0, 1, 6, 40])
 def test_resuming_equals_never_stopping(folder, start):
     data = make_data(folder)
-    with data.loader(split="train", batch_size=8, seed=3) as loader:
+    with open_loader(data, split="train", batch_size=8, seed=3) as loader:
         for _ in range(start):
             next(loader)
         state = json.loads(json.dumps(loader.state()))
         expected = [next(loader) for _ in range(3)]
-    with data.loader(
-        split="train", batch_size=8, seed=3, start=state["next_batch"]
+    with open_loader(
+        data, split="train", batch_size=8, seed=3, start=state["next_batch"]
     ) as loader:
         loader.check(state)
         assert_same([next(loader) for _ in range(3)], expected)
@@ -150,7 +152,7 @@ def test_flips_are_random_and_repeatable(folder):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_one_pass_covers_the_split_once_and_weighs_the_rest_zero(folder, shuffle):
     options = {"split": "train", "batch_size": 8, "seed": 0, "shuffle": shuffle}
-    with make_data(folder).loader(**options, repeat=False) as loader:
+    with open_loader(make_data(folder), **options, repeat=False) as loader:
         assert loader.num_batches == 3
         batches = list(loader)
         assert next(loader, None) is None
@@ -163,7 +165,7 @@ def test_one_pass_covers_the_split_once_and_weighs_the_rest_zero(folder, shuffle
     assert sorted(found[weight == 1]) == list(range(COUNT))
     assert weight.tolist() == [1.0] * 21 + [0.0] * 3
     assert found[21:].tolist() == found[:3].tolist()  # wrapped around
-    with make_data(folder).loader(**options, repeat=False, start=2) as loader:
+    with open_loader(make_data(folder), **options, repeat=False, start=2) as loader:
         assert_same(list(loader), batches[2:])
 
 
@@ -204,8 +206,8 @@ def damaged(tmp_path):
 
 def test_the_next_readable_image_takes_the_place(damaged, caplog):
     data = make_data(damaged, max_corrupt=0.5)
-    with data.loader(
-        split="train", batch_size=5, seed=0, shuffle=False, repeat=False
+    with open_loader(
+        data, split="train", batch_size=5, seed=0, shuffle=False, repeat=False
     ) as loader:
         assert numbers(next(loader)) == [0, 1, 2, 5, 5]
         assert numbers(next(loader)) == [5, 6, 7, 8, 9]
@@ -223,7 +225,7 @@ def test_replacing_does_not_depend_on_the_batch_size(damaged):
 
 def test_too_many_unreadable_images_end_the_run(damaged):
     data = make_data(damaged)
-    with data.loader(split="train", batch_size=10, seed=0) as loader:
+    with open_loader(data, split="train", batch_size=10, seed=0) as loader:
         with pytest.raises(DataError) as error:
             for _ in range(20):
                 next(loader)
@@ -289,10 +291,10 @@ def test_wrong_settings_are_named(folder, fields, options, message):
 
 def test_a_checkpoint_of_other_data_is_refused(folder):
     data = make_data(folder)
-    with data.loader(split="train", batch_size=8, seed=3) as loader:
+    with open_loader(data, split="train", batch_size=8, seed=3) as loader:
         state = loader.state()
         loader.check(state)
-    with data.loader(split="train", batch_size=4, seed=9) as loader:
+    with open_loader(data, split="train", batch_size=4, seed=9) as loader:
         with pytest.raises(DataError) as error:
             loader.check(state)
     text = str(error.value)
@@ -302,16 +304,16 @@ def test_a_checkpoint_of_other_data_is_refused(folder):
 
 def test_a_loader_can_change_the_number_of_processes(folder):
     data = make_data(folder)
-    with data.loader(split="train", batch_size=8, seed=3) as loader:
+    with open_loader(data, split="train", batch_size=8, seed=3) as loader:
         state = loader.state()
-    with data.loader(
-        split="train", batch_size=8, seed=3, process_count=4, process_index=1
+    with open_loader(
+        data, split="train", batch_size=8, seed=3, process_count=4, process_index=1
     ) as loader:
         loader.check(state)
 
 
 def test_a_closed_loader_yields_nothing(folder):
-    loader = make_data(folder).loader(split="train", batch_size=2, seed=0)
+    loader = open_loader(make_data(folder), split="train", batch_size=2, seed=0)
     next(loader)
     loader.close()
     loader.close()
@@ -319,6 +321,7 @@ def test_a_closed_loader_yields_nothing(folder):
 
 
 def test_the_command_line_overrides_every_node():
+    importlib.import_module("pixelflow_jax.config_io")  # how flags read a choice
     argv = ["x", "--data.source.path=/b", "--data.source.labels=false"]
     argv += ["--data.crop.small=error", "--data.workers=3", "--data.max_corrupt=0.2"]
     values = flags.FlagValues()
@@ -335,11 +338,12 @@ SCRIPT = """
 import sys
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
+from pixelflow_jax.data.plan import Batching
 
 def main():
     source = ImageFolder(path=sys.argv[1], labels=False)
     data = Data(source=source, image_size=4, workers=1)
-    with data.loader(split="train", batch_size=3, seed=0) as loader:
+    with data.loader(Batching(split="train", batch_size=3, seed=0)) as loader:
         print("batch", next(loader)["image"].shape)
 
 {guard}main()

@@ -15,6 +15,7 @@ from pixelflow_jax.data.transforms import (
     resize_short_side,
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
+from tests.data.batches import open_loader
 
 
 def random_image(height, width, seed=0):
@@ -180,7 +181,7 @@ def take(root, count, **options):
     source = ImageFolder(path=root, labels=False)
     data = Data(source=source, image_size=16, crop=RandomCrop(), threads=2)
     options = {"split": "train", "batch_size": 6, "seed": 1} | options
-    with data.loader(**options) as loader:
+    with open_loader(data, **options) as loader:
         return [next(loader)["image"] for _ in range(count)]
 
 

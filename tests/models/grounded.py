@@ -22,7 +22,7 @@ from pixelflow_jax.models.interface import (
     Output,
     Paper,
 )
-from pixelflow_jax.nn.block import Block
+from pixelflow_jax.nn.block import Block, BlockConfig
 from pixelflow_jax.nn.decoder import TokenDecoder
 from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, rotary_table
 from pixelflow_jax.nn.layers import linear
@@ -70,7 +70,6 @@ class Grounded(DenoiserConfig):
     depth: int = 4
     feature_layer: int = 2
     seen: int = 8
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
@@ -110,9 +109,10 @@ class GroundedModel(nnx.Module):
         self.time_embed = TimeEmbed(d, 10.0, precision, rngs)
         self.class_embed = ClassEmbed(config.num_classes, d, rngs)
         self.ground = linear(config.seen, d, precision, rngs)
+        sizes = BlockConfig(width=d, heads=config.heads, hidden=2 * d)
 
         def block(rngs: nnx.Rngs) -> Block:
-            return Block(d, config.heads, 2 * d, precision, rngs)
+            return Block(sizes, precision, rngs)
 
         self.early, self.late = trunk.make_stacks(config, block, rngs)
         self.decoder = TokenDecoder(config, rngs, precision)

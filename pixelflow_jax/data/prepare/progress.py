@@ -6,21 +6,31 @@ added, so a kill can cost the last one at most.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypedDict
 
 from pixelflow_jax.atomic import atomic_write, partials
-from pixelflow_jax.data.shards import INDEX
+from pixelflow_jax.data.index import find_damage
+from pixelflow_jax.data.shards import FORMAT
 from pixelflow_jax.errors import DataError
 
 PROGRESS = "progress.jsonl"
 
 
-def begin(out: Path, header: dict, splits: list[str], overwrite: bool) -> dict:
-    """Makes the folders; returns the shards finished earlier, by file.
+class Header(TypedDict):
+    """The first line: a digest of what is prepared, and how it is."""
 
-    `header` says which source and options they belong to. Raises DataError where `out`
-    belongs to others or to something else.
+    listing: str
+    options: dict[str, Any]
+
+
+def begin(
+    out: Path, header: Header, splits: Iterable[str], overwrite: bool
+) -> dict[str, Any]:
+    """Makes the folders; returns the shards finished earlier, as noted, by file.
+
+    Raises DataError where `out` belongs to another header or to something else.
     """
     progress = out / PROGRESS
     if overwrite:
@@ -29,11 +39,11 @@ def begin(out: Path, header: dict, splits: list[str], overwrite: bool) -> dict:
         lines = list(_read_progress(progress))
         if lines and lines[0] != header:
             raise DataError(
-                f"{out} was begun with {_changes(lines, header)}: use --overwrite to "
-                "start anew, another OUT, or the earlier source and options."
+                f"{out} was begun with {_changes(lines[0], header)}: use --overwrite "
+                "to start anew, another OUT, or the earlier source and options."
             )
         finished = {line["file"]: line for line in lines[1:]}
-        done = {file: r for file, r in finished.items() if _is_whole(out, r)}
+        done = {f: line for f, line in finished.items() if not find_damage(out, line)}
         _rewrite(progress, [header, *done.values()])
         for file in _partials(out):
             file.unlink()
@@ -50,19 +60,13 @@ def begin(out: Path, header: dict, splits: list[str], overwrite: bool) -> dict:
     return done
 
 
-def _rewrite(path: Path, lines: list[dict]) -> None:
+def _rewrite(path: Path, lines: list[Mapping[str, Any]]) -> None:
     """Drops a torn line, which would spoil the next one added."""
     with atomic_write(path) as partial:
         partial.write_text("".join(json.dumps(x) + "\n" for x in lines), "utf-8")
 
 
-def _is_whole(out: Path, result: dict) -> bool:
-    path = out / result["file"]
-    return path.is_file() and path.stat().st_size == result["bytes"]
-
-
-def _changes(lines: list[dict], header: dict) -> str:
-    earlier = lines[0]
+def _changes(earlier: dict[str, Any], header: Header) -> str:
     options = earlier.get("options", {})
     changed = [
         f"{name}={options.get(name)} (now {value})"
@@ -78,7 +82,7 @@ def _remove_shards(out: Path) -> None:
     """Removes what this module wrote and nothing else."""
     for file in (*out.glob("*/shard-*.array_record*"), *_partials(out)):
         file.unlink()
-    for file in (*out.glob(f"*/{INDEX}"), out / PROGRESS):
+    for file in (*out.glob(f"*/{FORMAT.name}"), out / PROGRESS):
         file.unlink(missing_ok=True)
     if out.is_dir():
         for folder in ("train", "test"):
@@ -87,19 +91,19 @@ def _remove_shards(out: Path) -> None:
 
 
 def _partials(out: Path) -> list[Path]:
-    """What killed writers of shards left."""
-    return [file for split in out.glob("*/") for file in partials(split, "shard-*")]
+    """What killed processes left."""
+    return [file for folder in (out, *out.glob("*/")) for file in partials(folder, "*")]
 
 
-def note(out: Path, line: dict) -> None:
-    """Adds a line that survives a kill: a finished shard, as write_shard returns it."""
+def note(out: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line that survives a kill: the header, or a finished shard."""
     with (out / PROGRESS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read_progress(path: Path) -> Iterator[dict]:
+def _read_progress(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text("utf-8").splitlines():
         try:
             yield json.loads(line)

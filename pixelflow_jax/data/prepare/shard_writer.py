@@ -6,51 +6,49 @@ gets a run. A shard is written under a temporary name and renamed when complete,
 noted by progress.py.
 """
 
-import concurrent.futures
 import dataclasses
+import functools
 import hashlib
-import io
-import json
-import multiprocessing
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
+import typing
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.data.prepare.progress import begin, note
+from pixelflow_jax.data.images import encode_image
+from pixelflow_jax.data.index import write_index
+from pixelflow_jax.data.prepare.processes import run_tasks
+from pixelflow_jax.data.prepare.progress import Header, begin, note
 from pixelflow_jax.data.shards import (
-    INDEX,
-    make_index,
-    pack_record,
+    FORMAT,
+    DatasetIndex,
+    IndexedShard,
+    StoredRecord,
     shard_name,
     whole_file,
 )
-from pixelflow_jax.data.source import LabelledSource
+from pixelflow_jax.data.source import ListedSource
 from pixelflow_jax.data.transforms import center_crop, resize_short_side
 from pixelflow_jax.errors import DataError, UnreadableImage
 
-KEPT = ("bytes", "count", "labels", "sizes", "captions", "bare")  # in dataset.json
 SHOWN = 20  # names or reasons a message lists
-FORMATS = ("png", "jpeg", "webp", "keep")
+StoredFormat = Literal["png", "jpeg", "webp", "keep"]
+FORMATS: tuple[StoredFormat, ...] = typing.get_args(StoredFormat)
+Sources = Mapping[str, ListedSource]  # by split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoding:
     """How records are stored: crop to `size` (None: as they are), format, quality.
 
-    With `keep_aspect` nothing is cut off; the short side becomes `size`.
+    With `keep_aspect` nothing is cut off; the short side becomes `size`. The format
+    "keep" stores the files themselves.
     """
 
     size: int | None = None
     keep_aspect: bool = False
-    format: str = "png"
+    format: StoredFormat = "png"
     quality: int = 95
 
     def __post_init__(self):
@@ -72,6 +70,21 @@ class Encoding:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardOptions:
+    """How shards are written, which does not change what is in them but their number.
+
+    `shards` of the train split (0: one for every thousand images), `workers`
+    processes. It fails where more than the share `max_corrupt` of the images cannot be
+    used; `overwrite` discards earlier shards.
+    """
+
+    shards: int = 0
+    workers: int = 1
+    max_corrupt: float = 0.01
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """One shard to write: records number, number + count, ... of a split."""
 
@@ -85,43 +98,55 @@ class Task:
         return f"{self.split}/{shard_name(self.number, self.count)}"
 
 
+class WrittenShard(IndexedShard):
+    """A shard as progress.jsonl notes it, with its path below the output folder.
+
+    The names of the first images without a caption, and why others are left out.
+    """
+
+    bare_names: list[str]
+    unreadable: list[str]
+
+
 def write_shards(
-    sources: dict[str, LabelledSource],
+    sources: Sources,
     out: Path,
     encoding: Encoding,
     *,
     description: str,
-    num_shards: int = 0,
-    workers: int = 1,
-    max_corrupt: float = 0.01,
-    overwrite: bool = False,
-) -> dict[str, dict]:
+    options: ShardOptions,
+) -> dict[str, DatasetIndex]:
     """Writes each split to its folder under `out`; returns the dataset.json of each.
 
-    `sources` maps split names to sources. `num_shards` 0 takes one for every thousand
-    images. Raises DataError where `out` belongs to other data, cannot be written, or
-    too many images are unreadable.
+    `description` of the source is kept in it. Raises DataError where `out` belongs to
+    other data, cannot be written, or too many images are unreadable.
     """
     total = sum(len(source) for source in sources.values())
-    tasks = _plan(sources, num_shards or -(-total // 1000))
-    header = {
+    tasks = _plan(sources, options.shards or -(-total // 1000))
+    header: Header = {
         "listing": _listing_hash(sources),
         "options": {**dataclasses.asdict(encoding), "shards": len(tasks)},
     }
     try:
-        done = begin(out, header, list(sources), overwrite)
+        done: dict[str, WrittenShard] = begin(out, header, sources, options.overwrite)
         with tqdm(total=total, unit="image", desc="shards") as bar:
             for task in tasks:
                 records = _records(task, sources[task.split])
                 bar.update(len(records) if task.file in done else 0)
             todo = [task for task in tasks if task.file not in done]
-            for result in _run(todo, sources, out, encoding, workers):
-                done[result["file"]] = result
-                note(out, result)
-                bar.update(result["count"] + len(result["unreadable"]))
-        _check_share(done, total, max_corrupt)
+            write = functools.partial(_write_task, sources, out, encoding)
+            for shard in run_tasks(write, todo, options.workers):
+                done[shard["file"]] = shard
+                note(out, shard)
+                bar.update(shard["count"] + len(shard["unreadable"]))
+        _check_share(done, total, options.max_corrupt)
         _name_bare(done)
-        return _finish(out, done, tasks, sources, encoding, description)
+        indices = {}
+        for split, source in sources.items():
+            shards = [done[task.file] for task in tasks if task.split == split]
+            indices[split] = _index(shards, source, encoding, description)
+            write_index(out / split, FORMAT, indices[split])
+        return indices
     except OSError as error:
         raise DataError(
             f"{out} cannot be written ({error.strerror or error}): free some space, "
@@ -130,28 +155,20 @@ def write_shards(
         ) from error
 
 
-def encode_image(image: np.ndarray, format: str, quality: int) -> bytes:
-    """uint8 [h, w, 3] as a file; WebP of quality 100 is lossless, PNG always."""
-    options = {
-        "png": {"optimize": False},
-        "jpeg": {"quality": quality, "subsampling": 0},
-        "webp": {"quality": quality, "lossless": quality == 100},
-    }[format]
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format=format.upper(), **options)
-    return file.getvalue()
+def _write_task(
+    sources: Sources, out: Path, encoding: Encoding, task: Task
+) -> WrittenShard:
+    return write_shard(task, sources[task.split], out, encoding)
 
 
 def write_shard(
-    task: Task, source: LabelledSource, out: Path, encoding: Encoding
-) -> dict:
-    """Writes one shard; returns its file, bytes, count and what is in it.
-
-    That is labels, sizes, how many captions, how many images without ("bare"; the first
-    by name), and why others are left out ("unreadable").
-    """
+    task: Task, source: ListedSource, out: Path, encoding: Encoding
+) -> WrittenShard:
+    """Writes one shard; returns what is in it."""
     path = out / task.file
-    labels, sizes, captions, bare, unreadable = [], [], 0, [], []
+    labels, sizes, captions = [], [], 0
+    bare: list[str] = []
+    unreadable: list[str] = []
     with whole_file(path) as writer:
         for index in _records(task, source):
             try:
@@ -159,12 +176,12 @@ def write_shard(
             except UnreadableImage as error:
                 unreadable.append(str(error))
                 continue
-            writer.write(pack_record(**record))
-            labels.append(record["label"])
+            writer.write(record.pack())
+            labels.append(record.label)
             sizes.append(size)
-            texts = sum(map(bool, record["captions"]))
+            texts = sum(map(bool, record.captions))
             captions += texts
-            bare += [] if texts else [record["name"]]
+            bare += [] if texts else [record.name]
     equal = all(size == sizes[0] for size in sizes)
     return {
         "file": task.file,
@@ -180,25 +197,33 @@ def write_shard(
 
 
 def _make_record(
-    source: LabelledSource, index: int, encoding: Encoding
-) -> tuple[dict, tuple[int, int]]:
+    source: ListedSource, index: int, encoding: Encoding
+) -> tuple[StoredRecord, tuple[int, int]]:
     """The record as it is stored, and the size of its image."""
     record = source[index]
     image = record["image"]
-    height, width = image.shape[:2]
-    if encoding.keep_aspect:
-        image = resize_short_side(image, encoding.size)
-    elif encoding.size is not None:
-        image = center_crop(image, encoding.size)
+    original_height, original_width = image.shape[:2]
+    if encoding.size is not None:
+        crop = resize_short_side if encoding.keep_aspect else center_crop
+        image = crop(image, encoding.size)
     if encoding.format == "keep":
         encoded = source.read(index)
     else:
         encoded = encode_image(image, encoding.format, encoding.quality)
-    record = {**record, "image": encoded, "height": height, "width": width}
-    return record, image.shape[:2]
+    stored = StoredRecord(
+        image=encoded,
+        label=record["label"],
+        captions=record["captions"],
+        name=record["name"],
+        origin=record["origin"],
+        height=original_height,
+        width=original_width,
+    )
+    height, width = image.shape[:2]
+    return stored, (height, width)
 
 
-def _plan(sources: dict, num_shards: int) -> list[Task]:
+def _plan(sources: Sources, num_shards: int) -> list[Task]:
     """The train split gets `num_shards`, others in proportion, at least one each."""
     largest = max(len(source) for source in sources.values())
     tasks = []
@@ -209,7 +234,7 @@ def _plan(sources: dict, num_shards: int) -> list[Task]:
     return tasks
 
 
-def _records(task: Task, source: LabelledSource) -> range:
+def _records(task: Task, source: ListedSource) -> range:
     length = len(source)
     if source.contiguous:
         first, last = (length * n // task.count for n in (task.number, task.number + 1))
@@ -217,7 +242,7 @@ def _records(task: Task, source: LabelledSource) -> range:
     return range(task.number, length, task.count)
 
 
-def _listing_hash(sources: dict) -> str:
+def _listing_hash(sources: Sources) -> str:
     digest = hashlib.sha256()
     for split, source in sources.items():
         for line in source.listing():
@@ -225,53 +250,10 @@ def _listing_hash(sources: dict) -> str:
     return digest.hexdigest()
 
 
-def _run(
-    tasks: list[Task], sources: dict, out: Path, encoding: Encoding, workers: int
-) -> Iterator[dict]:
-    if workers <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            yield write_shard(task, sources[task.split], out, encoding)
-        return
-    executor = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(tasks)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin_worker,
-        initargs=(os.getpid(), sources, out, encoding),
-    )
-    try:
-        futures = [executor.submit(_work, task) for task in tasks]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise DataError(
-            "A worker process ended early, most likely for want of memory: run the "
-            "same command again with fewer --workers; it continues where it stopped."
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _begin_worker(parent: int, sources: dict, out: Path, encoding: Encoding) -> None:
-    global _worker
-    _worker = (sources, out, encoding)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us in good order
-    threading.Thread(target=_follow_parent, args=(parent,), daemon=True).start()
-
-
-def _follow_parent(parent: int) -> None:
-    """Ends this worker when its parent was killed: a pool alone would wait for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _work(task: Task) -> dict:
-    sources, out, encoding = _worker
-    return write_shard(task, sources[task.split], out, encoding)
-
-
-def _check_share(done: dict, total: int, max_corrupt: float) -> None:
-    unreadable = [text for result in done.values() for text in result["unreadable"]]
+def _check_share(
+    done: Mapping[str, WrittenShard], total: int, max_corrupt: float
+) -> None:
+    unreadable = [text for shard in done.values() for text in shard["unreadable"]]
     for text in unreadable:
         tqdm.write(f"skipped: {text}")
     if len(unreadable) > max_corrupt * total:
@@ -282,41 +264,42 @@ def _check_share(done: dict, total: int, max_corrupt: float) -> None:
         )
 
 
-def _name_bare(done: dict) -> None:
+def _name_bare(done: Mapping[str, WrittenShard]) -> None:
     """Names images without captions, where others have some."""
-    bare = sum(result["bare"] for result in done.values())
-    if bare and any(result["captions"] for result in done.values()):
-        names = [name for result in done.values() for name in result["bare_names"]]
+    shards = done.values()
+    bare = sum(shard["bare"] for shard in shards)
+    if bare and any(shard["captions"] for shard in shards):
+        names = [name for shard in shards for name in shard["bare_names"]]
         more = " ..." if bare > SHOWN else ""
         tqdm.write(f"without caption: {', '.join(names[:SHOWN])}{more}")
 
 
-def _finish(
-    out: Path,
-    done: dict,
-    tasks: list[Task],
-    sources: dict,
+def _index(
+    shards: list[WrittenShard],
+    source: ListedSource,
     encoding: Encoding,
     description: str,
-) -> dict[str, dict]:
-    indices = {}
-    for split, source in sources.items():
-        results = [done[task.file] for task in tasks if task.split == split]
-        shards = [
+) -> DatasetIndex:
+    """The dataset.json of a split; shards without images are not in it."""
+    return {
+        "class_names": list(source.class_names),
+        "count": sum(shard["count"] for shard in shards),
+        "captions": sum(shard["captions"] for shard in shards),
+        "bare": sum(shard["bare"] for shard in shards),
+        "unreadable": sum(len(shard["unreadable"]) for shard in shards),
+        "image_size": encoding.size,
+        "source": description,
+        "shards": [
             {
-                "file": result["file"].split("/", 1)[1],
-                **{name: result[name] for name in KEPT},
+                "file": shard["file"].split("/", 1)[1],
+                "bytes": shard["bytes"],
+                "count": shard["count"],
+                "labels": shard["labels"],
+                "sizes": shard["sizes"],
+                "captions": shard["captions"],
+                "bare": shard["bare"],
             }
-            for result in results
-            if result["count"]
-        ]
-        indices[split] = make_index(
-            class_names=source.class_names,
-            image_size=encoding.size,
-            source=description,
-            unreadable=sum(len(result["unreadable"]) for result in results),
-            shards=shards,
-        )
-        with atomic_write(out / split / INDEX) as partial:
-            partial.write_text(json.dumps(indices[split]), encoding="utf-8")
-    return indices
+            for shard in shards
+            if shard["count"]
+        ],
+    }

@@ -6,18 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from pixelflow_jax.data.captions import allow_missing, clean, from_json, from_text
+from pixelflow_jax.data.captions import clean, from_json, from_text
+from pixelflow_jax.data.encoded import EncodedSource
 from pixelflow_jax.data.files import find_files
-from pixelflow_jax.data.source import (
-    UNLABELLED,
-    check_holdout,
-    check_split,
-    decode_image,
-    in_holdout,
-)
-from pixelflow_jax.errors import DataError, UnreadableImage
+from pixelflow_jax.data.source import Split, check_split, choose_split
+from pixelflow_jax.errors import UnreadableImage
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
@@ -40,20 +33,18 @@ class Tars:
     allow_missing: bool = False
     holdout: float = 0.0
 
-    def open(self, split: str, image_size: int = 0) -> "TarSource":
+    def open(self, split: Split, image_size: int = 0) -> EncodedSource:
         """Opens one split; reads the headers of all tars."""
-        check_split(split)
-        check_holdout(self.holdout)
-        files = find_files(self.path, ".tar")
-        samples = [sample for file in files for sample in list_samples(file)]
-        test = split == "test"
-        samples = [s for s in samples if in_holdout(s.key, self.holdout) == test]
-        if not samples:
-            raise DataError(
-                f"{self.path} holds no samples in the {split} split with "
-                f"holdout={self.holdout}: correct the path or the share."
-            )
-        return TarSource(self, samples)
+        check_split(split, self.holdout)
+        samples = choose_split(
+            (s for file in find_files(self.path, ".tar") for s in list_samples(file)),
+            lambda sample: sample.key,
+            split,
+            self.holdout,
+            nothing=f"{self.path} holds no samples",
+        )
+        images = TarImages(samples, self.caption_key)
+        return EncodedSource(images, contiguous=True, allow_missing=self.allow_missing)
 
 
 class Place(NamedTuple):
@@ -75,33 +66,23 @@ class Sample:
     damage: str = ""
 
 
-class TarSource:
-    """Samples of all tars, in their order; see Tars."""
+class TarImages:
+    """The `EncodedImages` of samples, in their order."""
 
-    sizes = None
-    contiguous = True
-    class_names = UNLABELLED
-
-    def __init__(self, config: Tars, samples: list[Sample]):
-        self._config, self._samples = config, samples
-        self.labels = np.zeros(len(samples), np.int32)
+    def __init__(self, samples: list[Sample], caption_key: str):
+        self._samples, self._caption_key = samples, caption_key
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> dict:
+    def name(self, index: int) -> str:
+        """The tar's name and the key."""
         sample = self._samples[index]
-        name = f"{sample.tar.name}:{sample.key}"
-        image = decode_image(self.read(index), name)
-        return {
-            "image": image,
-            "label": 0,
-            "captions": allow_missing(
-                lambda: self._captions(sample, name), self._config.allow_missing
-            ),
-            "name": name,
-            "origin": str(sample.tar),
-        }
+        return f"{sample.tar.name}:{sample.key}"
+
+    def origin(self, index: int) -> str:
+        """The tar."""
+        return str(self._samples[index].tar)
 
     def read(self, index: int) -> bytes:
         """The image file as it is; UnreadableImage where there is none."""
@@ -113,23 +94,25 @@ class TarSource:
             )
         if sample.image is None:
             raise UnreadableImage(
-                f"{sample.tar.name}:{sample.key} has no image "
+                f"{self.name(index)} has no image "
                 f"({', '.join(IMAGES)}). Pack the tar again, or leave it out."
             )
         return _bytes(sample, sample.image)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """That of the .txt, or those of the .json; NoCaption without both."""
+        sample, name = self._samples[index], self.name(index)
+        if "txt" in sample.texts:
+            return clean([from_text(_bytes(sample, sample.texts["txt"]), name)], name)
+        if "json" in sample.texts:
+            content = _bytes(sample, sample.texts["json"])
+            return from_json(content, name, self._caption_key)
+        return clean([], name)
 
     def listing(self) -> Iterator[str]:
         """A line for each sample: tar, key, and where its image lies."""
         for sample in self._samples:
             yield f"{sample.tar.name} {sample.key} {sample.image} {sample.damage}"
-
-    def _captions(self, sample: Sample, name: str) -> tuple[str, ...]:
-        if "txt" in sample.texts:
-            return clean([from_text(_bytes(sample, sample.texts["txt"]), name)], name)
-        if "json" in sample.texts:
-            content = _bytes(sample, sample.texts["json"])
-            return from_json(content, name, self._config.caption_key)
-        return clean([], name)
 
 
 def list_samples(file: Path) -> list[Sample]:
@@ -151,8 +134,8 @@ def list_samples(file: Path) -> list[Sample]:
                 _add(samples, file, member)
     except (tarfile.TarError, OSError) as error:
         damage = str(error)
-    found = list(samples.values())
-    return [*found, Sample(tar=file, key="", damage=damage)] if damage else found
+    lost = [Sample(tar=file, key="", damage=damage)] if damage else []
+    return [*samples.values(), *lost]
 
 
 def _add(samples: dict[str, Sample], file: Path, member: tarfile.TarInfo) -> None:
