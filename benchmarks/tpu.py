@@ -49,7 +49,7 @@ from pixelflow_jax.experiment import Experiment  # isort: skip  # noqa: E402
 from pixelflow_jax.flow.solver import Euler  # isort: skip  # noqa: E402
 from pixelflow_jax.nn.stack import StackConfig  # isort: skip  # noqa: E402
 from pixelflow_jax.config_io import walk  # isort: skip  # noqa: E402
-from pixelflow_jax.losses.objective import FlowMatching  # isort: skip  # noqa: E402
+from pixelflow_jax.losses.flow_matching import FlowMatching  # isort: skip  # noqa: E402
 from pixelflow_jax.training.step import abstract_state, make_step  # isort: skip  # noqa: E402
 
 
@@ -135,16 +135,17 @@ def tpu_devices(topology: str) -> list:
 def training(config: Experiment, devices: list, batch: int) -> Programs:
     """The training step, compiled; parameters and optimizer split over `devices`."""
     mesh = sharding.MeshShape(data=1, fsdp=-1).build(devices)
-    objective, size = build.objective(config), config.data.image_size
+    objective, settings = build.objective(config), build.step_settings(config)
+    size = config.data.image_size
     image = jax.ShapeDtypeStruct((batch, size, size, 3), np.float32)
     given = {"image": image, **config.conditioner.example(batch)}
     frozen_params = objective.frozen_shapes()
     inputs = (
-        abstract_state(objective, config.ema, mesh),
+        abstract_state(objective, settings, mesh),
         on(sharding.batch_sharding(mesh), given),
         jax.tree.map(on, sharding.state_sharding(frozen_params, mesh), frozen_params),
     )
-    step = compiled(make_step(objective), mesh, *inputs, donate_argnums=0)
+    step = compiled(make_step(objective, settings), mesh, *inputs, donate_argnums=0)
     return Programs(step, (Part(step),))
 
 

@@ -25,16 +25,12 @@ class PromptError(UserError, ValueError):
     """What was given as a prompt is none."""
 
 
-class WeightFileError(UserError, ValueError):
-    """A weight file is absent, unreadable, damaged, or asks for more than tensors."""
+class WeightsError(UserError, ValueError):
+    """Weights are absent, unreadable, damaged, or another network's."""
 
 
 class HubError(UserError, ValueError):
     """The Hub cannot be reached, or does not do what it was asked for."""
-
-
-class TeacherError(UserError, ValueError):
-    """Weights of a frozen network are absent, unreadable or another network's."""
 
 
 class CheckpointError(UserError, RuntimeError):

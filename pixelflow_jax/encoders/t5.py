@@ -7,15 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.encoders import shared as encoders
+from pixelflow_jax.encoders import config as common
+from pixelflow_jax.encoders import layers
+from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
-from pixelflow_jax.errors import TeacherError
-from pixelflow_jax.nn.heads import split_heads
-from pixelflow_jax.nn.layers import rms_normalise
+from pixelflow_jax.errors import WeightsError
+from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.nn.layers import rms_normalise, split_heads
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.tensors import mapping
+from pixelflow_jax.tensors.layouts import transpose
 from pixelflow_jax.tensors.lazy import LazyTensor
-from pixelflow_jax.tensors.official import Origin, Row, load, read, shapes
+from pixelflow_jax.tensors.locate import Origin, read
+from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,8 +43,8 @@ class T5Geometry:
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        if found := encoders.sizes_problems(self):
-            return found
+        if problems := common.sizes_problems(self):
+            return problems
         if self.buckets < 4 or self.buckets % 2:
             return [f"geometry.buckets={self.buckets} must be even and at least 4"]
         if self.max_distance <= self.buckets // 4:
@@ -66,7 +71,7 @@ FRAME = Frame("T5Tokenizer", Special("<pad>", 0), after=(Special("</s>", 1),))
 
 @dataclasses.dataclass(kw_only=True)
 class T5:
-    """A frozen T5 encoder; `weights` names its file (see `teachers.weights.read`).
+    """A frozen T5 encoder; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes (T5 v1.1's are the same), `geometry` any
     other size in its place. `tokenizer` is a folder, that of the weights if "". No
@@ -79,7 +84,7 @@ class T5:
     geometry: T5Geometry | None = None
     weights: str = ""
     tokenizer: str = ""
-    attention: str = "auto"
+    attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     stack: StackConfig = dataclasses.field(
         default_factory=lambda: StackConfig(remat="none")
@@ -98,19 +103,23 @@ class T5:
     def load(self, field: str = "conditioner.encoder.weights") -> dict:
         """The parameters (numpy): matrices in the compute type, the rest float32.
 
-        Understands transformers' names, with or without a decoder. Raises TeacherError,
+        Understands transformers' names, with or without a decoder. Raises WeightsError,
         which names the config `field`, for absent, unreadable or other weights.
         """
         origin = self._origin(field)
         tensors = read(self.weights, origin)
         name = origin.described(self.weights)
-        embedding = _agreed_embedding(tensors, name)
-        rows = table(self.sizes, embedding)
-        return load(rows, tensors, name, IGNORED, self.precision)
+        return mapping.load(
+            table(self.sizes, _agreed_embedding(tensors, name)),
+            tensors,
+            name=name,
+            ignored=IGNORED,
+            precision=self.precision,
+        )
 
     def shapes(self) -> dict:
         """What `load` returns, as shapes; reads nothing."""
-        return jax.eval_shape(self.precision.cast, shapes(table(self.sizes)))
+        return mapping.shapes(table(self.sizes), self.precision)
 
     def states(self, params: dict, tokens: Array, mask: Array | None = None) -> Array:
         """The last hidden states after the final norm, float32 [b, n, width].
@@ -120,7 +129,7 @@ class T5:
         everywhere. States of tokens that count do not depend on the others; these have
         states, too. Gradients never reach the parameters.
         """
-        encoders.check_tokens("T5", tokens, mask)
+        layers.check_tokens("T5", tokens, mask)
         params = self.precision.cast(jax.lax.stop_gradient(params))
         with jax.default_matmul_precision(self.precision.matmul):
             x = self.embedded(params, tokens)
@@ -129,12 +138,12 @@ class T5:
             def block(params: dict, x: Array) -> Array:
                 return self.block(params, x, bias, mask)
 
-            x = encoders.run_blocks(block, params["blocks"], x, self.stack)
+            x = layers.run_blocks(block, params["blocks"], x, self.stack)
         return _norm(params["norm"], x)
 
     def embedded(self, params: dict, tokens: Array) -> Array:
         """The tokens' embeddings, unscaled, float32 [b, n, width]."""
-        return encoders.look_up(params["embedding"], tokens)
+        return layers.look_up(params["embedding"], tokens)
 
     def bias(self, params: dict, length: int) -> Array:
         """What all blocks add to their attention logits, float32 [1, heads, n, n].
@@ -162,15 +171,15 @@ class T5:
         own = params["attention"]
         qkv = _norm(params["norm1"], x).astype(dtype) @ own["qkv"]["kernel"]
         q, k, v = (split_heads(part, heads) for part in jnp.split(qkv, 3, -1))
-        how = {"bias": bias, "scale": 1.0}
-        mixed = encoders.attend(q, k, v, mask, self.attention, **how)
+        logits = Logits(mask, bias, scale=1.0)
+        mixed = layers.attend(q, k, v, logits, self.attention)
         x = x + (mixed @ own["out"]["kernel"]).astype(x.dtype)
         z = _norm(params["norm2"], x).astype(dtype)
-        return x + encoders.gated_mlp(params["mlp"], z, jax.nn.gelu).astype(x.dtype)
+        return x + layers.gated_mlp(params["mlp"], z, jax.nn.gelu).astype(x.dtype)
 
     def problems(self) -> list[str]:
         """What is wrong with this config."""
-        return encoders.problems(self, VARIANTS)
+        return common.problems(self, VARIANTS)
 
     def empty(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [length] and mask bool [length] of "": the end alone."""
@@ -184,11 +193,11 @@ class T5:
 
     def identity(self) -> dict:
         """All that determines its states, as JSON-able values."""
-        return encoders.identity(self)
+        return common.identity(self)
 
     def _origin(self, field: str, what: str = "weights") -> Origin:
         kind, repository = "a T5 encoder", f"google/{self.variant}"
-        return encoders.origin(self, kind, repository, field, what=what)
+        return common.origin(self, kind, repository, field, what=what)
 
 
 def buckets(offsets: np.ndarray, count: int, max_distance: int) -> np.ndarray:
@@ -216,43 +225,41 @@ def table(geometry: T5Geometry, embedding: str = EMBEDDINGS[0]) -> list[Row]:
     """
     d, hidden = geometry.width, geometry.hidden
     inner = geometry.heads * geometry.head_width
-    first = "layer.0.SelfAttention"
-    bias = f"encoder.block.0.{first}.relative_attention_bias.weight"
-    linears = {
-        "attention/out": (f"{first}.o", inner, d),
-        "mlp/gate": ("layer.1.DenseReluDense.wi_0", d, hidden),
-        "mlp/up": ("layer.1.DenseReluDense.wi_1", d, hidden),
-        "mlp/down": ("layer.1.DenseReluDense.wo", hidden, d),
-    }
-    parts = {"layout": np.transpose, "parts": ("q", "k", "v")}
+    own, mlp = "layer.0.SelfAttention", "layer.1.DenseReluDense"
+    qkv = tuple(f"{own}.{name}.weight" for name in "qkv")
+    bias = f"encoder.block.0.{own}.relative_attention_bias.weight"
     blocks = [
-        Row("norm1/weight", "layer.0.layer_norm.weight", (d,)),
-        Row("norm2/weight", "layer.1.layer_norm.weight", (d,)),
-        Row("attention/qkv/kernel", f"{first}.{{part}}.weight", (inner, d), **parts),
+        Row("norm1/weight", "layer.0.layer_norm.weight", shape=(d,)),
+        Row("norm2/weight", "layer.1.layer_norm.weight", shape=(d,)),
+        Row("attention/qkv/kernel", qkv, transpose, shape=(inner, d)),
     ]
-    for ours, (theirs, inputs, outputs) in linears.items():
-        shape = (outputs, inputs)
-        blocks.append(Row(f"{ours}/kernel", f"{theirs}.weight", shape, np.transpose))
+    for ours, theirs, shape in (
+        ("attention/out", f"{own}.o", (d, inner)),
+        ("mlp/gate", f"{mlp}.wi_0", (hidden, d)),
+        ("mlp/up", f"{mlp}.wi_1", (hidden, d)),
+        ("mlp/down", f"{mlp}.wo", (d, hidden)),
+    ):
+        blocks += linear_rows(ours, theirs, bias=False, shape=shape)
     return [
-        Row("embedding", embedding, (geometry.vocabulary, d)),
-        Row("relative_bias", bias, (geometry.buckets, geometry.heads)),
-        Row("norm/weight", "encoder.final_layer_norm.weight", (d,)),
-        *encoders.stacked(blocks, geometry.depth, "encoder.block.{i}."),
+        Row("embedding", embedding, shape=(geometry.vocabulary, d)),
+        Row("relative_bias", bias, shape=(geometry.buckets, geometry.heads)),
+        Row("norm/weight", "encoder.final_layer_norm.weight", shape=(d,)),
+        *stacked_rows(blocks, "blocks/", "encoder.block.{i}.", geometry.depth),
     ]
 
 
 def _agreed_embedding(tensors: dict[str, LazyTensor], name: str) -> str:
     """The name of the tokens' embeddings; of two that agree, one is taken out."""
-    there = [key for key in EMBEDDINGS if key in tensors]
-    if len(there) < 2:
-        return (there or EMBEDDINGS)[0]
-    if not np.array_equal(*(tensors[key] for key in there)):
-        raise TeacherError(
-            f"{name} holds two different matrices {' and '.join(there)}: they are one "
+    names = [key for key in EMBEDDINGS if key in tensors]
+    if len(names) < 2:
+        return (names or EMBEDDINGS)[0]
+    if not np.array_equal(*(tensors[key].read() for key in names)):
+        raise WeightsError(
+            f"{name} holds two different matrices {' and '.join(names)}: they are one "
             "in T5. Take them from one checkpoint, or leave one out."
         )
-    del tensors[there[1]]
-    return there[0]
+    del tensors[names[1]]
+    return names[0]
 
 
 def _norm(params: dict, x: Array) -> Array:

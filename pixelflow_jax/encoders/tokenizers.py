@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.errors import TeacherError
-from pixelflow_jax.tensors.official import Origin, find
+from pixelflow_jax.errors import WeightsError
+from pixelflow_jax.tensors.locate import Origin, find
 from pixelflow_jax.tensors.reader import first_line
 
 LOG = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Frame(NamedTuple):
 class TextEncoder(Protocol):
     """A frozen network that reads texts: T5, Qwen3, Bert.
 
-    `weights` names its file (see `teachers.weights.read`), `tokenizer` the folder of
+    `weights` names its file (see `tensors.locate`), `tokenizer` the folder of
     its tokenizer, which is that of the weights where it is "".
     """
 
@@ -77,7 +77,7 @@ class TextEncoder(Protocol):
         """The width of its states."""
 
     def load(self, field: str = "conditioner.encoder.weights") -> dict:
-        """The parameters (numpy); TeacherError, naming `field`, without its weights."""
+        """The parameters (numpy); WeightsError, naming `field`, without its weights."""
 
     def shapes(self) -> dict:
         """What `load` returns, as shapes; reads nothing."""
@@ -104,8 +104,8 @@ class TextReader:
     A longer text is cut at its end, which is warned of once a text and counted in
     `cut`. The tokenizer is opened when it is first used, in each process anew, so that
     a reader can be sent to worker processes. `folder` holds it (see
-    `teachers.weights.find`), `origin` is for messages, `vocabulary` the size of the
-    encoder's table.
+    `tensors.locate`), `origin` is for messages, `vocabulary` the size of the
+    encoder's embeddings.
     """
 
     def __init__(
@@ -141,21 +141,21 @@ class TextReader:
         return {"tokens": tokens, "mask": mask}
 
     def check(self) -> None:
-        """Opens the tokenizer; TeacherError where it is absent or another encoder's."""
+        """Opens the tokenizer; WeightsError where it is absent or another encoder's."""
         if self._tokenizer is None:
             tokenizer = _open(self._folder, self._origin, self._frame.tokenizer)
             self._refuse_another(tokenizer)
             self._tokenizer = tokenizer
 
     def _numbers(self, text: str) -> list[int]:
-        """The tokens of the text alone, as many as there is room for."""
+        """The tokens of the text alone, as many as fit."""
         self.check()
-        found = self._tokenizer(
+        read = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True
         )
-        numbers, room = found["input_ids"], self.length - self._frame.size
+        numbers, room = read["input_ids"], self.length - self._frame.size
         if len(numbers) > room:
-            self._warn(text, found["offset_mapping"][room][0], len(numbers) - room)
+            self._warn(text, read["offset_mapping"][room][0], len(numbers) - room)
         return numbers[:room]
 
     def _warn(self, text: str, place: int, lost: int) -> None:
@@ -177,21 +177,21 @@ class TextReader:
         )
 
     def _refuse_another(self, tokenizer: Any) -> None:
-        """TeacherError for a tokenizer that does not belong to the encoder."""
-        known, table = 1 + max(tokenizer.get_vocab().values()), self._vocabulary
-        frame, found = self._frame, []
-        if known > table:
-            found.append(f"it has {known} tokens, more than the encoder's {table}")
-        if 2 * known < table:  # tables are rounded up, but not by so much
-            found.append(f"it has {known} tokens, the encoder {table}")
+        """WeightsError for a tokenizer that does not belong to the encoder."""
+        size, encoders = 1 + max(tokenizer.get_vocab().values()), self._vocabulary
+        frame, problems = self._frame, []
+        if size > encoders:
+            problems.append(f"it has {size} tokens, more than the encoder's {encoders}")
+        if 2 * size < encoders:  # embeddings are rounded up, but not by so much
+            problems.append(f"it has {size} tokens, the encoder {encoders}")
         for name, number in (frame.padding, *frame.before, *frame.after):
             theirs = tokenizer.convert_tokens_to_ids(name)
             if theirs != number:
-                found.append(f"its {name} is {theirs}, the encoder's is {number}")
-        if found:
-            raise TeacherError(
+                problems.append(f"its {name} is {theirs}, the encoder's is {number}")
+        if problems:
+            raise WeightsError(
                 f"The tokenizer in {self._folder} is not that of "
-                f"{self._origin.network}: {'; '.join(found)}. {self._origin.remedy}"
+                f"{self._origin.network}: {'; '.join(problems)}. {self._origin.remedy}"
             )
 
 
@@ -215,7 +215,7 @@ def _refuse_others(texts: Sequence[str]) -> None:
 
 
 def _open(named: str, origin: Origin, kind: str) -> Any:
-    """The tokenizer of a folder, in which there must be a vocabulary.
+    """The tokenizer of a folder, which must hold a vocabulary.
 
     Without one, transformers would make a tokenizer that knows next to nothing.
     """
@@ -224,16 +224,16 @@ def _open(named: str, origin: Origin, kind: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise TeacherError(
+        raise WeightsError(
             f"Reading texts needs the package transformers: {INSTALL}"
         ) from error
     path = find(named, origin, TOKENIZER_FILES)
     folder = path if path.is_dir() else path.parent
     if not any(all((folder / n).is_file() for n in names) for names in VOCABULARIES):
-        there = ", ".join(sorted(file.name for file in folder.iterdir())[:12])
+        content = ", ".join(sorted(file.name for file in folder.iterdir())[:12])
         known = ", ".join(" and ".join(names) for names in VOCABULARIES)
-        raise TeacherError(
-            f"{folder} holds no tokenizer: none of {known}, but {there or 'nothing'}. "
+        raise WeightsError(
+            f"{folder} holds no tokenizer: none of {known}, but {content or 'nothing'}. "
             f"{origin.remedy}"
         )
     whole = folder / WHOLE
@@ -244,7 +244,7 @@ def _open(named: str, origin: Origin, kind: str) -> Any:
         own = getattr(transformers, kind)
         return own.from_pretrained(folder, model_max_length=NO_LIMIT)
     except Exception as error:  # each format and damage has an exception of its own
-        raise TeacherError(
+        raise WeightsError(
             f"The tokenizer in {folder} cannot be read ({first_line(error)}): bring "
             f"its {WHOLE}, or what it asks for ({INSTALL}). {origin.remedy}"
         ) from error

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from pixelflow_jax import backend, build
-from pixelflow_jax.conditioning.conditioner import Text, label_problems
+from pixelflow_jax.conditioning.labels import label_problems
 from pixelflow_jax.conditioning.prompts import Prompts
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.images import grid as image_grid
 from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.errors import PipelineError, PromptError
@@ -241,7 +242,7 @@ class Pipeline:
         Sizes default to the training size; `sampling` to the config's, and `solver`,
         `grid` and `guidance` to those of `sampling`. Image i depends on (seed, first +
         i), its prompt and negative prompt, or its class, alone. Raises PipelineError
-        for a request that the model cannot serve, TeacherError without a text encoder.
+        for a request that the model cannot serve, WeightsError without a text encoder.
         """
         generated = self.generate(
             wanted,

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import Conditioner
+from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.flow.guidance import Guidance
 from pixelflow_jax.flow.path import Stage
 from pixelflow_jax.flow.prediction import Prediction

@@ -1,7 +1,8 @@
 """DINOv2 (Oquab et al. 2023), frozen: the features of REPA and P-DINO."""
 
 import dataclasses
-from typing import NamedTuple
+import typing
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn.attention import IMPLEMENTATIONS, attend
-from pixelflow_jax.nn.heads import split_heads
-from pixelflow_jax.nn.layers import gated, layer_normalise
+from pixelflow_jax.nn.attention import attend
+from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.nn.layers import gated, layer_normalise, split_heads
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig, layers_of, run_layers
@@ -23,12 +24,15 @@ from pixelflow_jax.teachers.dinov2_table import (
     of_transformers,
     table,
 )
-from pixelflow_jax.teachers.resize import bicubic, resample
-from pixelflow_jax.tensors.official import Origin, load, read, shapes
+from pixelflow_jax.teachers.resize import bicubic, enlarge, resample, size_at_least
+from pixelflow_jax.tensors import mapping
+from pixelflow_jax.tensors.locate import Origin, read
 
 # Of ImageNet's pixels in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+Position = Literal["hub", "transformers"]
 
 
 class Interpolation(NamedTuple):
@@ -50,12 +54,12 @@ class Tokens(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True)
 class DinoV2:
-    """A frozen DINOv2; `weights` names its file (see `teachers.weights.read`).
+    """A frozen DINOv2; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes, `geometry` any other size in its place;
     `registers` is 4 for the published networks with registers. Images are resized so
     that each of their squares of `base_patch` pixels becomes one of the network's
-    patches. Position embeddings are resized as torch.hub does (`position="hub"`: a
+    patches; small ones are enlarged before (`smallest`). Position embeddings are resized as torch.hub does (`position="hub"`: a
     tenth of a patch too wide; with registers antialiased and exact) or as transformers
     does ("transformers": exact; the two agree with registers).
     """
@@ -65,8 +69,8 @@ class DinoV2:
     registers: int = 0
     weights: str = ""
     base_patch: int = 16
-    position: str = "hub"
-    attention: str = "auto"
+    position: Position = "hub"
+    attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     # remat="full" takes a quarter of the memory, and 3 % longer on an H100.
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
@@ -84,19 +88,22 @@ class DinoV2:
     def load(self, field: str = "teachers.dino.weights") -> dict:
         """The parameters (numpy): matrices in the compute type, the rest float32.
 
-        Understands torch.hub's and transformers' names. Raises TeacherError, which
+        Understands torch.hub's and transformers' names. Raises WeightsError, which
         names the config `field`, for absent, unreadable or other weights.
         """
         origin = self._origin(field)
         tensors = read(self.weights, origin)
-        rows = table(self.sizes, self.registers, of_transformers(tensors))
-        name = origin.described(self.weights)
-        return load(rows, tensors, name, IGNORED, self.precision)
+        return mapping.load(
+            table(self.sizes, self.registers, of_transformers(tensors)),
+            tensors,
+            name=origin.described(self.weights),
+            ignored=IGNORED,
+            precision=self.precision,
+        )
 
     def shapes(self) -> dict:
         """What `load` returns, as shapes; reads nothing."""
-        found = shapes(table(self.sizes, self.registers))
-        return jax.eval_shape(self.precision.cast, found)
+        return mapping.shapes(table(self.sizes, self.registers), self.precision)
 
     def features(
         self, params: dict, images: Array, layers: tuple[int, ...] = (-1,)
@@ -108,8 +115,8 @@ class DinoV2:
         row: block -1 gives torch.hub's x_norm_patchtokens, any others its
         get_intermediate_layers. Gradients reach the images, never the parameters.
         """
-        found = self.tokens(params, images, layers)
-        return {layer: tokens.patches for layer, tokens in found.items()}
+        by_layer = self.tokens(params, images, layers)
+        return {layer: tokens.patches for layer, tokens in by_layer.items()}
 
     def tokens(
         self, params: dict, images: Array, layers: tuple[int, ...] = (-1,)
@@ -120,26 +127,28 @@ class DinoV2:
         with jax.default_matmul_precision(self.precision.matmul):
             x = self.embedded(params, self.prepared(images))
             x = x.astype(self.precision.dtype)
-            found, start = {}, 0
+            behind, start = {}, 0
             for end in sorted(set(blocks.values())):
                 part = _between(params["blocks"], start, end + 1)
                 run = part if self.stack.scan else layers_of(part)
                 x = run_layers(self._block, run, x, self.stack)
-                found[end] = self._finished(params, x)
+                behind[end] = self._finished(params, x)
                 start = end + 1
-        return {layer: found[block] for layer, block in blocks.items()}
+        return {layer: behind[block] for layer, block in blocks.items()}
 
     def prepared(self, images: Array) -> Array:
         """Images [b, h, w, 3] in [-1, 1] as the network sees them: [b, H, W, 3].
 
-        Normalised with ImageNet's mean and deviation, then resized without a clamp.
+        Enlarged where they are small, normalised with ImageNet's mean and deviation,
+        then resized without a clamp.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(
                 f"DINOv2 looks at RGB images [b, h, w, 3], not {images.shape}."
             )
+        height, width = self._accepted((images.shape[1], images.shape[2]))
+        images = enlarge(images, (height, width))
         normal = ((images.astype(jnp.float32) + 1) / 2 - MEAN) / STD
-        height, width = images.shape[1:3]
         size = self._resized(height, width)
         if size == (height, width):
             return normal
@@ -179,6 +188,14 @@ class DinoV2:
         return jnp.concatenate([trained[:1], resized.reshape(rows * columns, -1)])
 
     @property
+    def smallest(self) -> int:
+        """The pixels a side of two patches, to which smaller images are enlarged.
+
+        Images of whole patches are taken as they are, be it a single one.
+        """
+        return 2 * self.base_patch
+
+    @property
     def interpolation(self) -> Interpolation:
         """How position embeddings are resized."""
         antialias = self.registers > 0
@@ -190,30 +207,39 @@ class DinoV2:
         if self.geometry is None and self.variant not in VARIANTS:
             known = ", ".join(VARIANTS)
             return [f"variant={self.variant!r} is not one of {known}: set geometry"]
-        found = self.sizes.problems()
+        problems = self.sizes.problems()
         if self.registers < 0:
-            found.append(f"registers={self.registers} must not be negative")
-        if self.position not in ("hub", "transformers"):
-            found.append(f'position={self.position!r} must be "hub" or "transformers"')
-        if self.attention not in IMPLEMENTATIONS:
-            found.append(f"attention={self.attention!r} is not in {IMPLEMENTATIONS}")
+            problems.append(f"registers={self.registers} must not be negative")
+        for name, kinds in (("position", Position), ("attention", Attention)):
+            value, known = getattr(self, name), typing.get_args(kinds)
+            if value not in known:
+                problems.append(f"{name}={value!r} is not one of {', '.join(known)}")
         try:
             self.precision.check()
         except ValueError as error:
-            found.append(str(error))
-        return found or self._size_problems(height, width)
+            problems.append(str(error))
+        return problems or self._size_problems(height, width)
 
     def _size_problems(self, height: int, width: int) -> list[str]:
         if self.base_patch < 1:
             return [f"base_patch={self.base_patch} must be at least 1"]
-        patch, size = self.sizes.patch, self._resized(height, width)
-        if all(n and n % patch == 0 for n in size):
+        accepted = self._accepted((height, width))
+        if self._is_whole(accepted):
             return []
+        size = self._resized(*accepted)
         return [
             f"images of {height} x {width} become {size[0]} x {size[1]}, which patches "
-            f"of {patch} do not divide: base_patch={self.base_patch} must divide "
-            "the image size"
+            f"of {self.sizes.patch} do not divide: base_patch={self.base_patch} must "
+            "divide the image size"
         ]
+
+    def _accepted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The height and width that images of a size have before they are resized."""
+        return size if self._is_whole(size) else size_at_least(size, self.smallest)
+
+    def _is_whole(self, size: tuple[int, int]) -> bool:
+        """Whether images of a height and width, resized, are whole patches."""
+        return all(n and n % self.sizes.patch == 0 for n in self._resized(*size))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         patch = self.sizes.patch

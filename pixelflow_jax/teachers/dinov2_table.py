@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Iterable
 
-import numpy as np
-
-from pixelflow_jax.tensors.official import Row
+from pixelflow_jax.tensors.layouts import leading, patch_convolution
+from pixelflow_jax.tensors.mapping import Row, linear_rows, norm_rows, stacked_rows
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -53,6 +52,7 @@ VARIANTS = {
 # What a repository of transformers' weights is called.
 SIZES = {"vits14": "small", "vitb14": "base", "vitl14": "large", "vitg14": "giant"}
 
+CHANNELS = 3  # of the images
 # Transformers' names for torch.hub's; it keeps queries, keys and values apart.
 TRANSFORMERS = {
     "cls_token": "embeddings.cls_token",
@@ -83,69 +83,47 @@ def of_transformers(names: Iterable[str]) -> bool:
 def table(geometry: Geometry, registers: int, transformers: bool = False) -> list[Row]:
     """How our parameters are made of torch.hub's or of transformers' weights."""
     d, patch, grid = geometry.width, geometry.patch, geometry.grid
-    kernel = (d, 3, patch, patch)
-    found = [
-        Row("cls", "cls_token", (1, 1, d), _tokens),
-        Row("positions", "pos_embed", (1, 1 + grid**2, d), _tokens),
-        Row("patch_embed/kernel", "patch_embed.proj.weight", kernel, _patches),
-        Row("patch_embed/bias", "patch_embed.proj.bias", (d,)),
-        *_norm("norm", "norm", d),
-        *_blocks(geometry),
+    rows = [
+        Row("cls", "cls_token", leading, shape=(1, 1, d)),
+        Row("positions", "pos_embed", leading, shape=(1, 1 + grid**2, d)),
+        *linear_rows(
+            "patch_embed",
+            "patch_embed.proj",
+            layout=patch_convolution(CHANNELS, patch),
+            shape=(d, CHANNELS, patch, patch),
+        ),
+        *norm_rows("norm", "norm", d),
+        *stacked_rows(_block(geometry), "blocks/", "blocks.{i}.", geometry.depth),
     ]
     if registers:
         shape = (1, registers, d)
-        found.append(Row("registers", "register_tokens", shape, _tokens))
-    return [_renamed(row) for row in found] if transformers else found
+        rows.append(Row("registers", "register_tokens", leading, shape=shape))
+    return [_renamed(row) for row in rows] if transformers else rows
 
 
-def _blocks(geometry: Geometry) -> list[Row]:
+def _block(geometry: Geometry) -> list[Row]:
     d, hidden = geometry.width, geometry.hidden
     first, last = ("w12", "w3") if geometry.gated else ("fc1", "fc2")
-    linears = {
-        "attention/qkv": ("attn.qkv", d, 3 * d),
-        "attention/out": ("attn.proj", d, d),
-        "mlp/up": (f"mlp.{first}", d, 2 * hidden if geometry.gated else hidden),
-        "mlp/down": (f"mlp.{last}", hidden, d),
-    }
-    found = []
-    for n in (1, 2):
-        found += _norm(f"norm{n}", f"norm{n}", d)
-        found.append(Row(f"scale{n}", f"ls{n}.gamma", (d,)))
-    for ours, (theirs, inputs, outputs) in linears.items():
-        shape = (outputs, inputs)
-        found.append(Row(f"{ours}/kernel", f"{theirs}.weight", shape, np.transpose))
-        found.append(Row(f"{ours}/bias", f"{theirs}.bias", (outputs,)))
+    up = 2 * hidden if geometry.gated else hidden
     return [
-        dataclasses.replace(
-            row,
-            ours=f"blocks/{row.ours}",
-            theirs=f"blocks.{{i}}.{row.theirs}",
-            layers=geometry.depth,
-        )
-        for row in found
+        *norm_rows("norm1", "norm1", d),
+        Row("scale1", "ls1.gamma", shape=(d,)),
+        *norm_rows("norm2", "norm2", d),
+        Row("scale2", "ls2.gamma", shape=(d,)),
+        *linear_rows("attention/qkv", "attn.qkv", shape=(3 * d, d)),
+        *linear_rows("attention/out", "attn.proj", shape=(d, d)),
+        *linear_rows("mlp/up", f"mlp.{first}", shape=(up, d)),
+        *linear_rows("mlp/down", f"mlp.{last}", shape=(d, hidden)),
     ]
-
-
-def _norm(ours: str, theirs: str, width: int) -> list[Row]:
-    names = ("weight", "bias")
-    return [Row(f"{ours}/{name}", f"{theirs}.{name}", (width,)) for name in names]
-
-
-def _tokens(a: np.ndarray) -> np.ndarray:
-    """[1, n, width] to [n, width]."""
-    return a[0]
-
-
-def _patches(a: np.ndarray) -> np.ndarray:
-    """A convolution's [out, c, ph, pw] to [(ph, pw, c), out]."""
-    return a.transpose(2, 3, 1, 0).reshape(-1, len(a))
 
 
 def _renamed(row: Row) -> Row:
     """The row with transformers' name, or names."""
-    stem, _, last = row.theirs.rpartition(".")
-    theirs = TRANSFORMERS.get(row.theirs) or f"{TRANSFORMERS[stem]}.{last}"
-    if "{part}" not in theirs:
+    (name,) = row.names()
+    stem, _, last = name.rpartition(".")
+    theirs = TRANSFORMERS.get(name) or f"{TRANSFORMERS[stem]}.{last}"
+    if "{part}" not in theirs or row.shape is None:
         return dataclasses.replace(row, theirs=theirs)
+    names = tuple(theirs.replace("{part}", part) for part in PARTS)
     shape = (row.shape[0] // len(PARTS), *row.shape[1:])
-    return dataclasses.replace(row, theirs=theirs, parts=PARTS, shape=shape)
+    return dataclasses.replace(row, theirs=names, shape=shape)

@@ -9,7 +9,11 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.tensors.official import Origin, Row, load, packaged, read, shapes
+from pixelflow_jax.teachers.resize import enlarge, size_at_least
+from pixelflow_jax.tensors import mapping
+from pixelflow_jax.tensors.layouts import Layout, convolution
+from pixelflow_jax.tensors.locate import Origin, packaged, read
+from pixelflow_jax.tensors.mapping import Row, linear_rows
 
 # Of images in [-1, 1].
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
@@ -71,7 +75,7 @@ class LpipsNet:
 
     `weights` names torchvision's file of the `backbone` ("vgg16" or "alexnet"),
     `linear` LPIPS's own; left empty, it is the installed lpips package's. Both go
-    through `teachers.weights.read`.
+    through `tensors.locate`.
     """
 
     backbone: str = "vgg16"
@@ -82,24 +86,32 @@ class LpipsNet:
     def load(self, field: str = "teachers.lpips") -> dict:
         """The parameters (numpy): matrices in the compute type, the rest float32.
 
-        Raises TeacherError, which names the config node `field`, for absent, unreadable
+        Raises WeightsError, which names the config node `field`, for absent, unreadable
         or other weights.
         """
         net = self._net
         source = f"torchvision's {net.file} (IMAGENET1K_V1)"
         origin = Origin(f"LPIPS's {self.backbone}", source, f"{field}.weights")
-        tensors, name = read(self.weights, origin), origin.described(self.weights)
-        found = load(_convolutions(net), tensors, name, UNUSED)
+        backbone = self._loaded(_convolutions(net), self.weights, origin, UNUSED)
         linear = self.linear or packaged("lpips", f"weights/v0.1/{net.linear}")
         source = f"the lpips package's weights/v0.1/{net.linear}"
         origin = Origin("LPIPS's linear layers", source, f"{field}.linear")
-        found |= load(_linears(net), read(linear, origin), origin.described(linear))
-        return self.precision.cast(found)
+        return backbone | self._loaded(_linears(net), linear, origin)
+
+    def _loaded(
+        self, rows: list[Row], file: str, origin: Origin, ignored: str = mapping.NOTHING
+    ) -> dict:
+        return mapping.load(
+            rows,
+            read(file, origin),
+            name=origin.described(file),
+            ignored=ignored,
+            precision=self.precision,
+        )
 
     def shapes(self) -> dict:
         """What `load` returns, as shapes; reads nothing."""
-        found = shapes(table(self.backbone))
-        return jax.eval_shape(self.precision.cast, found)
+        return mapping.shapes(table(self.backbone), self.precision)
 
     def distance(self, params: dict, a: Array, b: Array) -> Array:
         """The distance of each pair of images, float32 [b].
@@ -126,36 +138,44 @@ class LpipsNet:
     def features(self, params: dict, images: Array) -> tuple[Array, ...]:
         """What is compared: five layers' values behind their ReLU, each [b, h, w, c].
 
-        `images` [b, h, w, 3] in [-1, 1]; the result has the compute type.
+        `images` [b, h, w, 3] in [-1, 1], enlarged to `smallest` where they are smaller;
+        the result has the compute type.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(
                 f"LPIPS looks at RGB images [b, h, w, 3], not {images.shape}."
             )
         params = self.precision.cast(jax.lax.stop_gradient(params["backbone"]))
-        x, found = scaled(images).astype(self.precision.dtype), []
+        size = size_at_least((images.shape[1], images.shape[2]), self.smallest)
+        x = scaled(enlarge(images, size)).astype(self.precision.dtype)
+        values = []
         with jax.default_matmul_precision(self.precision.matmul):
             for part in self._net.slices:
                 x = _slice(part, self._net.window, params, x)
-                found.append(x)
-        return tuple(found)
+                values.append(x)
+        return tuple(values)
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of that size."""
-        found = []
+        problems = []
         try:
             self.precision.check()
         except ValueError as error:
-            found.append(str(error))
+            problems.append(str(error))
         if self.backbone not in BACKBONES:
             known = ", ".join(BACKBONES)
-            return [*found, f"backbone={self.backbone!r} is not one of {known}"]
-        if _smallest(self._net) > min(height, width):
-            found.append(
-                f"images of {height} x {width} are too small for {self.backbone}: "
-                f"{_smallest(self._net)} pixels is the least"
-            )
-        return found
+            problems.append(f"backbone={self.backbone!r} is not one of {known}")
+        return problems
+
+    @property
+    def smallest(self) -> int:
+        """The fewest pixels a side that leave one in the last layer."""
+        size = 1
+        for part in reversed(self._net.slices):
+            for conv in reversed(part.convs):
+                size = max(1, (size - 1) * conv.stride + conv.size - 2 * conv.padding)
+            size = (size - 1) * 2 + self._net.window if part.pool else size
+        return size
 
     @property
     def _net(self) -> Backbone:
@@ -203,16 +223,6 @@ def _unit(x: Array) -> Array:
     return x / (jnp.sqrt(jnp.maximum(squares, 1e-30)) + 1e-10)
 
 
-def _smallest(net: Backbone) -> int:
-    """The fewest pixels a side that leave one in the last layer."""
-    size = 1
-    for part in reversed(net.slices):
-        for conv in reversed(part.convs):
-            size = max(1, (size - 1) * conv.stride + conv.size - 2 * conv.padding)
-        size = (size - 1) * 2 + net.window if part.pool else size
-    return size
-
-
 def table(backbone: str) -> list[Row]:
     """How all our parameters are made of torchvision's and LPIPS's."""
     net = BACKBONES[backbone]
@@ -220,25 +230,28 @@ def table(backbone: str) -> list[Row]:
 
 
 def _convolutions(net: Backbone) -> list[Row]:
-    """Of torchvision's names and layout [out, in, h, w]; ours is [h, w, in, out]."""
-    found, inputs = [], 3
+    """Of torchvision's names."""
+    rows, inputs = [], 3
     for conv in (conv for part in net.slices for conv in part.convs):
-        ours, theirs = f"backbone/conv{conv.key}", f"features.{conv.key}"
-        shape = (conv.outputs, inputs, conv.size, conv.size)
-        found.append(Row(f"{ours}/kernel", f"{theirs}.weight", shape, _hwio))
-        found.append(Row(f"{ours}/bias", f"{theirs}.bias", shape[:1]))
+        rows += linear_rows(
+            f"backbone/conv{conv.key}",
+            f"features.{conv.key}",
+            layout=convolution,
+            shape=(conv.outputs, inputs, conv.size, conv.size),
+        )
         inputs = conv.outputs
-    return found
+    return rows
 
 
 def _linears(net: Backbone) -> list[Row]:
-    """One weight a channel of each compared layer."""
-    widths = [part.convs[-1].outputs for part in net.slices]
+    """One weight a channel of each compared layer: [1, c, 1, 1] <-> [c]."""
+    channels = Layout(np.ravel, lambda a: a.reshape(1, -1, 1, 1))
     return [
-        Row(f"linear/layer{i}", f"lin{i}.model.1.weight", (1, c, 1, 1), np.ravel)
-        for i, c in enumerate(widths)
+        Row(
+            f"linear/layer{i}",
+            f"lin{i}.model.1.weight",
+            channels,
+            shape=(1, part.convs[-1].outputs, 1, 1),
+        )
+        for i, part in enumerate(net.slices)
     ]
-
-
-def _hwio(a: np.ndarray) -> np.ndarray:
-    return a.transpose(2, 3, 1, 0)

@@ -1,4 +1,4 @@
-"""Cubic interpolation as PyTorch does it, as one small matrix for each axis."""
+"""Images at other sizes: PyTorch's cubic interpolation, small ones enlarged."""
 
 import functools
 
@@ -57,3 +57,23 @@ def resample(images: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
     images = images.astype(jnp.float32)
     images = jnp.einsum("Hh,...hwc->...Hwc", rows, images, precision=exact)
     return jnp.einsum("Ww,...hwc->...hWc", columns, images, precision=exact)
+
+
+def size_at_least(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """A size in the same proportions whose shorter side has `shorter` pixels or more.
+
+    `size` (height, width) itself, where it has.
+    """
+    least = min(size)
+    if least >= shorter:
+        return size
+    height, width = size
+    return height * shorter // least, width * shorter // least
+
+
+def enlarge(images: Array, size: tuple[int, int]) -> Array:
+    """Images [b, h, w, c] at a larger size, linearly; as they are where it is theirs."""
+    if images.shape[1:3] == size:
+        return images
+    b, _, _, c = images.shape
+    return jax.image.resize(images, (b, *size, c), "linear")

@@ -1,4 +1,4 @@
-"""The frozen networks of a run: which are needed, their weights, what they see."""
+"""The frozen networks of a run: which are needed, their weights, their features."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -10,14 +10,12 @@ from jax import Array
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.lpips import LpipsNet
 
-SMALLEST = 32  # pixels; smaller images give the networks nothing to see
-
 
 class RequiredFeatures(NamedTuple):
     """What loss terms ask of the teachers.
 
     `full` and `staged` are DINOv2 layers of the real images at full size and at their
-    stage's; `dino` and `lpips` say whether the networks are needed at all.
+    stage's; `dino` and `lpips` say whether those networks are needed at all.
     """
 
     full: tuple[int, ...] = ()
@@ -34,16 +32,16 @@ def union(required: Iterable[RequiredFeatures]) -> RequiredFeatures:
     """All that any of `required` asks for."""
     required = list(required)
     return RequiredFeatures(
-        full=tuple(sorted({layer for n in required for layer in n.full})),
-        staged=tuple(sorted({layer for n in required for layer in n.staged})),
-        lpips=any(n.lpips for n in required),
+        full=tuple(sorted({layer for one in required for layer in one.full})),
+        staged=tuple(sorted({layer for one in required for layer in one.staged})),
+        lpips=any(one.lpips for one in required),
     )
 
 
 class TargetFeatures(NamedTuple):
     """DINOv2 tokens [b, n, width] of real images by layer; `staged`: one a stage."""
 
-    full: dict[int, Array] | None = None
+    full: dict[int, Array] = {}
     staged: tuple[dict[int, Array], ...] = ()
 
 
@@ -59,11 +57,15 @@ class Teachers:
     lpips: LpipsNet = dataclasses.field(default_factory=LpipsNet)
 
     def _needed(self, required: RequiredFeatures) -> dict[str, DinoV2 | LpipsNet]:
-        chosen = {"dino": required.dino, "lpips": required.lpips}
-        return {name: getattr(self, name) for name, yes in chosen.items() if yes}
+        networks: dict[str, DinoV2 | LpipsNet] = {}
+        if required.dino:
+            networks["dino"] = self.dino
+        if required.lpips:
+            networks["lpips"] = self.lpips
+        return networks
 
     def load(self, required: RequiredFeatures) -> dict:
-        """The parameters of the needed networks, by name; TeacherError without."""
+        """The parameters of the needed networks, by name; WeightsError without."""
         return {name: net.load() for name, net in self._needed(required).items()}
 
     def shapes(self, required: RequiredFeatures) -> dict:
@@ -74,11 +76,10 @@ class Teachers:
         self, required: RequiredFeatures, height: int, width: int
     ) -> list[str]:
         """What is wrong with the needed networks for images of that size."""
-        nets = self._needed(required).items()
         return [
             f"teachers.{name}: {problem}"
-            for name, net in nets
-            for problem in net.problems(max(height, SMALLEST), max(width, SMALLEST))
+            for name, net in self._needed(required).items()
+            for problem in net.problems(height, width)
         ]
 
     def extract_targets(
@@ -88,7 +89,7 @@ class Teachers:
         images: Array,
         staged: tuple[Array, ...],
     ) -> TargetFeatures:
-        """What DINOv2 sees in the real images, looking at each image once.
+        """DINOv2's features of the real images, computed once for each image.
 
         `images` [b, h, w, c] are full size, `staged` the same images at their stages'
         sizes. No gradient flows back.
@@ -97,28 +98,16 @@ class Teachers:
             return TargetFeatures()
         images, staged = jax.lax.stop_gradient((images, staged))
 
-        def look(images: Array, layers: tuple[int, ...]) -> dict[int, Array]:
-            return self.dino.features(frozen_params["dino"], enlarged(images), layers)
+        def features(images: Array, layers: tuple[int, ...]) -> dict[int, Array]:
+            return self.dino.features(frozen_params["dino"], images, layers)
 
         if len(staged) == 1:  # a path of one stage: both are the same images
-            found = look(images, tuple(sorted({*required.full, *required.staged})))
-            return TargetFeatures(found, (found,))
-        full = look(images, required.full) if required.full else None
+            layers = tuple(sorted({*required.full, *required.staged}))
+            shared = features(images, layers)
+            return TargetFeatures(shared, (shared,))
+        full = features(images, required.full) if required.full else {}
         if not required.staged:
             return TargetFeatures(full)
         return TargetFeatures(
-            full, tuple(look(part, required.staged) for part in staged)
+            full, tuple(features(part, required.staged) for part in staged)
         )
-
-
-def enlarged(images: Array) -> Array:
-    """Images [b, h, w, c] whose shorter side is below 32 pixels, enlarged to that.
-
-    Early stages of a cascade are that small.
-    """
-    b, height, width, c = images.shape
-    shorter = min(height, width)
-    if shorter >= SMALLEST:
-        return images
-    size = (b, height * SMALLEST // shorter, width * SMALLEST // shorter, c)
-    return jax.image.resize(images, size, "linear")

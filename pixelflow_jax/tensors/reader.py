@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Callable
 
-from pixelflow_jax.errors import WeightFileError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -24,7 +24,7 @@ READERS: dict[str, Callable[[pathlib.Path], object]] = {
 def files(path: pathlib.Path) -> list[pathlib.Path]:
     """The weight files of a folder: one, or the shards that an index names.
 
-    A path that is no folder stands for itself. Raises WeightFileError.
+    A path that is no folder stands for itself. Raises WeightsError.
     """
     if not path.is_dir():
         return [path]
@@ -34,30 +34,30 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
         index = path / f"{name}.index.json"
         if index.is_file():
             return _shards(index)
-    found = sorted(file for file in path.iterdir() if file.suffix in READERS)
-    if len(found) == 1:
-        return found
-    listed = ", ".join(file.name for file in found) or "no weight file"
-    raise WeightFileError(
+    candidates = sorted(file for file in path.iterdir() if file.suffix in READERS)
+    if len(candidates) == 1:
+        return candidates
+    listed = ", ".join(file.name for file in candidates) or "no weight file"
+    raise WeightsError(
         f"{path} holds neither {WHOLE[0]} nor its index, but {listed}: name one file, "
         "or bring the index where these are shards."
     )
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
-    """The files that an index names; all of them must be there."""
+    """The files that an index names; none may be missing."""
     try:
         where = json.loads(index.read_text("utf-8"))["weight_map"]
         names = sorted({str(name) for name in where.values()})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise WeightFileError(
+        raise WeightsError(
             f"{index} cannot be read ({first_line(error)}): is it whole? Download it "
             "again."
         ) from error
     # A name with folders in it would lead out of this one.
     absent = [n for n in names if "/" in n or not (index.parent / n).is_file()]
     if absent:
-        raise WeightFileError(f"{index.parent} lacks shards: {', '.join(absent)}")
+        raise WeightsError(f"{index.parent} lacks shards: {', '.join(absent)}")
     return [index.parent / name for name in names]
 
 
@@ -65,18 +65,18 @@ def opened(path: pathlib.Path) -> object:
     """What a file holds, without its tensors' values: they are `LazyTensor`.
 
     That is a dict of tensors for safetensors; a PyTorch file may nest dicts and lists
-    and hold other things. Raises WeightFileError.
+    and hold other things. Raises WeightsError.
     """
     if path.suffix not in READERS:
-        raise WeightFileError(
+        raise WeightsError(
             f"{path} is of no known kind of weight file: {', '.join(READERS)}"
         )
     try:
         return READERS[path.suffix](path)
-    except WeightFileError:
+    except WeightsError:
         raise
     except Exception as error:  # each format and damage has an exception of its own
-        raise WeightFileError(
+        raise WeightsError(
             f"{path} cannot be read ({first_line(error)}): is it whole? Download it "
             "again."
         ) from error
@@ -85,18 +85,17 @@ def opened(path: pathlib.Path) -> object:
 def tensors(path: pathlib.Path) -> dict[str, LazyTensor]:
     """The tensors of a file or of a folder's files, which hold nothing else.
 
-    Raises WeightFileError.
+    Raises WeightsError.
     """
-    found: dict[str, LazyTensor] = {}
+    merged: dict[str, LazyTensor] = {}
     for file in files(path):
         content = opened(file)
-        values = content.values() if isinstance(content, dict) else [None]
-        if not all(isinstance(value, LazyTensor) for value in values):
-            raise WeightFileError(
-                f"{file} holds something else than a dict of tensors."
-            )
-        found |= content
-    return found
+        if not isinstance(content, dict) or not all(
+            isinstance(value, LazyTensor) for value in content.values()
+        ):
+            raise WeightsError(f"{file} holds something else than a dict of tensors.")
+        merged |= content
+    return merged
 
 
 def first_line(error: Exception) -> str:

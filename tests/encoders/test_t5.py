@@ -21,10 +21,10 @@ from pixelflow_jax.encoders.t5 import (
     buckets,
     table,
 )
-from pixelflow_jax.errors import TeacherError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.tensors.official import load
+from pixelflow_jax.tensors.mapping import load
 from tests.teachers import official
 from tests.teachers.official import EXACT
 
@@ -48,7 +48,7 @@ def hub() -> dict[str, np.ndarray]:
 
 @functools.cache
 def parameters() -> dict:
-    return jax.tree.map(jnp.asarray, load(table(TINY), hub(), "ours"))
+    return jax.tree.map(jnp.asarray, load(table(TINY), hub()))
 
 
 def prompts(batch: int = 3, length: int = 11, seed: int = 0) -> tuple:
@@ -275,7 +275,7 @@ def test_either_name_of_the_embeddings_loads_with_or_without_a_decoder(names, tm
 def test_two_different_embeddings_are_refused(tmp_path):
     other = {"encoder.embed_tokens.weight": hub()["shared.weight"] + 1}
     net = written(tmp_path, hub() | other)
-    with pytest.raises(TeacherError, match=r"two different .*shared\.weight and enc"):
+    with pytest.raises(WeightsError, match=r"two different .*shared\.weight and enc"):
         net.load()
 
 
@@ -306,7 +306,7 @@ def test_the_weights_of_another_network_are_refused_with_every_key(tmp_path):
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     theirs[bias] = np.zeros((32, 4), np.float32)
     net = written(tmp_path, theirs)
-    with pytest.raises(TeacherError) as raised:
+    with pytest.raises(WeightsError) as raised:
         net.load()
     first, *lines = str(raised.value).splitlines()
     assert net.weights in first and "T5 encoder of the given geometry" in first
@@ -326,11 +326,11 @@ def test_absent_weights_are_asked_for_by_file_and_field():
         ),
         (NET, ["the given geometry"]),
     ):
-        with pytest.raises(TeacherError) as raised:
+        with pytest.raises(WeightsError) as raised:
             net.load()
         for part in [*parts, "--config.conditioner.encoder.weights=PATH"]:
             assert part in str(raised.value)
-    with pytest.raises(TeacherError, match="--config.other.weights=PATH"):
+    with pytest.raises(WeightsError, match="--config.other.weights=PATH"):
         NET.load("other.weights")
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.encoders.bert import PACKAGE, Bert
-from pixelflow_jax.errors import TeacherError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.precision import Precision
 from tests.encoders.tiny_text import GEOMETRIES, KINDS, VOCABULARY, encoder, prompts
@@ -97,7 +97,7 @@ def test_what_transformers_saves_loads_and_agrees(kind, saved, headed, tmp_path)
         np.testing.assert_allclose(run(params, tokens, given), theirs, atol=1e-5)
     if saved == "shards":
         shards[1].unlink()
-        with pytest.raises(TeacherError, match=f"lacks shards: {shards[1].name}"):
+        with pytest.raises(WeightsError, match=f"lacks shards: {shards[1].name}"):
             net.load()
 
 

@@ -13,7 +13,7 @@ from pixelflow_jax.encoders.bert import PACKAGE, Bert
 from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.encoders.tokenizers import Frame, Special
-from pixelflow_jax.errors import TeacherError
+from pixelflow_jax.errors import WeightsError
 from tests.encoders.tiny_text import GEOMETRIES, KINDS, encoder
 from tests.encoders.tokenizers_of import saved
 
@@ -153,7 +153,7 @@ def test_the_tokenizer_lies_beside_the_weights_unless_named(kind, tmp_path):
         (tmp_path / "model.safetensors").touch()
         read = encoder(kind, weights=weights).reader(8)
         assert read(["a cat"])["mask"].any()
-    with pytest.raises(TeacherError, match=r"config\.conditioner\.encoder\.tokenizer"):
+    with pytest.raises(WeightsError, match=r"config\.conditioner\.encoder\.tokenizer"):
         encoder("t5").reader(8).check()
 
 
@@ -169,13 +169,13 @@ def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
     ):
         folder.mkdir(exist_ok=True)
         read = T5(tokenizer=str(folder)).reader(8)
-        with pytest.raises(TeacherError) as raised:
+        with pytest.raises(WeightsError) as raised:
             read.check()
         for part in ("holds no tokenizer", "spiece.model", there, "flan-t5-xl"):
             assert part in str(raised.value)
-        with pytest.raises(TeacherError):
+        with pytest.raises(WeightsError):
             read(["a cat"])
-    with pytest.raises(TeacherError, match="There is no file .*gone.*tokenizer=PATH"):
+    with pytest.raises(WeightsError, match="There is no file .*gone.*tokenizer=PATH"):
         T5(tokenizer=str(tmp_path / "gone")).reader(8).check()
 
 
@@ -209,7 +209,7 @@ def test_sentencepiece_without_a_tokenizer_json(tmp_path):
 def test_a_vocabulary_without_its_merges_is_refused(tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "vocab.json").write_text('{"a": 0}')
-    with pytest.raises(TeacherError, match="holds no tokenizer.*but vocab.json"):
+    with pytest.raises(WeightsError, match="holds no tokenizer.*but vocab.json"):
         encoder("qwen3", tokenizer=str(tmp_path)).reader(8).check()
 
 
@@ -217,11 +217,11 @@ def test_damaged_and_unreadable_tokenizers_are_refused(tmp_path):
     folder = saved("t5", tmp_path)
     whole = (tmp_path / "tokenizer.json").read_bytes()
     (tmp_path / "tokenizer.json").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TeacherError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         encoder("t5", tokenizer=folder).reader(8).check()
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "spiece.model").write_bytes(b"nothing of the kind")
-    with pytest.raises(TeacherError, match="cannot be read.*bring its tokenizer.json"):
+    with pytest.raises(WeightsError, match="cannot be read.*bring its tokenizer.json"):
         encoder("t5", tokenizer=folder).reader(8).check()
 
 
@@ -232,7 +232,7 @@ def test_the_tokenizer_of_another_encoder_is_refused(kind, tmp_path):
         if other == kind:
             net.reader(8).check()
             continue
-        with pytest.raises(TeacherError, match="is not that of .*its .* the encoder's"):
+        with pytest.raises(WeightsError, match="is not that of .*its .* the encoder's"):
             net.reader(8).check()
 
 
@@ -247,13 +247,13 @@ def test_a_tokenizer_of_another_size_is_refused(vocabulary, part, tmp_path):
         if not wrong:
             net.reader(8).check()
             continue
-        with pytest.raises(TeacherError, match=part):
+        with pytest.raises(WeightsError, match=part):
             net.reader(8).check()
 
 
 def test_the_package_transformers_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(TeacherError, match=r"pip install 'pixelflow_jax\[text\]'"):
+    with pytest.raises(WeightsError, match=r"pip install 'pixelflow_jax\[text\]'"):
         T5(tokenizer=str(tmp_path)).reader(8).check()
 
 

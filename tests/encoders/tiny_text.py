@@ -11,7 +11,7 @@ from pixelflow_jax.encoders.bert import Bert, BertGeometry
 from pixelflow_jax.encoders.qwen3 import Qwen3, Qwen3Geometry
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.encoders.tokenizers import TextEncoder
-from pixelflow_jax.tensors.official import load
+from pixelflow_jax.tensors.mapping import load
 from tests.teachers import official
 from tests.teachers.official import EXACT
 
@@ -69,7 +69,7 @@ def tensors(kind: str) -> dict[str, np.ndarray]:
 def parameters(kind: str) -> dict:
     """Those tensors as our parameters."""
     rows = TABLES[kind](GEOMETRIES[kind])
-    return jax.tree.map(jnp.asarray, load(rows, tensors(kind), kind))
+    return jax.tree.map(jnp.asarray, load(rows, tensors(kind)))
 
 
 @functools.cache

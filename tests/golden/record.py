@@ -30,14 +30,15 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from pixelflow_jax.conditioning.conditioner import drop
+from pixelflow_jax.conditioning.drop import drop
 from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Stage, block_noise, pyramid
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
-from pixelflow_jax.losses.objective import Context, FlowMatching
+from pixelflow_jax.losses.context import Context
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.interface import Condition, Inputs, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen

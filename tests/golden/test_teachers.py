@@ -10,7 +10,7 @@ from pixelflow_jax.teachers import dinov2_table, lpips
 from pixelflow_jax.teachers.dinov2 import DinoV2, Interpolation
 from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.lpips import LpipsNet
-from pixelflow_jax.tensors import official as weights
+from pixelflow_jax.tensors import mapping
 from tests.golden import harness
 from tests.golden.harness import EXACT, Fixture, close, nchw, nhwc, take
 
@@ -54,7 +54,7 @@ def dino(fixture: Fixture) -> tuple[DinoV2, dict]:
     assert net.interpolation == theirs
     rows = dinov2_table.table(geometry, net.registers)
     official = fixture.under("params")
-    params = weights.load(rows, official, fixture.stem, dinov2_table.IGNORED)
+    params = mapping.load(rows, official, ignored=dinov2_table.IGNORED)
     return net, jax.tree.map(jnp.asarray, params)
 
 
@@ -136,7 +136,7 @@ def vgg(fixture: Fixture) -> tuple[LpipsNet, dict]:
     official |= {f"{k.split('_')[0]}.model.1.weight": v for k, v in linear.items()}
     net = LpipsNet(precision=EXACT)
     rows = lpips.table(net.backbone)
-    params = weights.load(rows, official, fixture.stem)
+    params = mapping.load(rows, official)
     return net, jax.tree.map(jnp.asarray, params)
 
 

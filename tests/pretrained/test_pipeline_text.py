@@ -8,7 +8,7 @@ import pytest
 
 from pixelflow_jax import Pipeline, build
 from pixelflow_jax.encoders.t5 import T5
-from pixelflow_jax.errors import PipelineError, TeacherError
+from pixelflow_jax.errors import PipelineError, WeightsError
 from tests import texts
 from tests.training import tiny
 
@@ -208,7 +208,7 @@ def test_a_request_is_looked_at_before_the_encoder_is_loaded(loaded):
 
 def test_absent_weights_of_the_encoder_are_asked_for(loaded, monkeypatch):
     monkeypatch.setattr(T5, "load", texts.LOAD)
-    with pytest.raises(TeacherError, match="conditioner.encoder.weights"):
+    with pytest.raises(WeightsError, match="conditioner.encoder.weights"):
         texts.pipeline("pixnerd")(RED)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.teachers.dinov2_table import Geometry
-from pixelflow_jax.tensors.official import Row
+from pixelflow_jax.teachers.dinov2_table import Geometry, table
+from pixelflow_jax.tensors.mapping import Row
 
 EXACT = Precision(compute="float32", matmul="highest")
 TINY = Geometry(width=24, heads=3, depth=3, grid=3)
@@ -19,7 +19,7 @@ def tensors(rows: list[Row], seed: int = 0) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed).standard_normal
     found = {}
     for row in rows:
-        for key in sum(row.keys(), []):
+        for key in row.keys():
             scale = row.shape[1:] and 1.5 * math.prod(row.shape[1:]) ** -0.5 or 0.3
             value = draw(row.shape) * scale
             scaling = "norm" in key.lower() and key.endswith("weight")
@@ -27,6 +27,11 @@ def tensors(rows: list[Row], seed: int = 0) -> dict[str, np.ndarray]:
                 value += 1
             found[key] = value.astype(np.float32)
     return found
+
+
+def dinov2_tensors(geometry: Geometry) -> dict[str, np.ndarray]:
+    """Random official tensors of a DINOv2, by torch.hub's names."""
+    return tensors(table(geometry, registers=0))
 
 
 def dinov2(

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pixelflow_jax.errors import TeacherError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.teachers import lpips
 from pixelflow_jax.teachers.lpips import BACKBONES, LpipsNet, table
 from pixelflow_jax.tensors import reader
 from pixelflow_jax.tensors import safetensors_files as safe
-from pixelflow_jax.tensors.official import load
+from pixelflow_jax.tensors.mapping import load
 from tests.teachers import official
 from tests.teachers.official import EXACT
 
@@ -33,7 +33,7 @@ def theirs(backbone: str = "alexnet") -> dict[str, np.ndarray]:
 
 @functools.cache
 def parameters(backbone: str = "alexnet") -> dict:
-    return jax.tree.map(jnp.asarray, load(table(backbone), theirs(backbone), "ours"))
+    return jax.tree.map(jnp.asarray, load(table(backbone), theirs(backbone)))
 
 
 def images(seed: int, size: int = 64) -> jax.Array:
@@ -106,7 +106,7 @@ SMALLEST = {"vgg16": 16, "alexnet": 31}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_published_sizes(backbone):
+def test_published_sizes(backbone, monkeypatch):
     net = LpipsNet(backbone=backbone)
     shapes = net.shapes()
     assert count(shapes) == COUNTS[backbone]
@@ -118,10 +118,27 @@ def test_published_sizes(backbone):
         return [(f.shape[1], f.shape[3]) for f in found]
 
     assert compared(64) == SHAPES[backbone]
-    least = SMALLEST[backbone]
-    assert compared(least)[-1][0] == 1 and not net.problems(least, 99)
-    problem = f"{least} pixels is the least"
-    assert compared(least - 1)[-1][0] < 1 and problem in net.problems(99, least - 1)[0]
+    least = net.smallest
+    assert least == SMALLEST[backbone] and compared(least)[-1][0] == 1
+    assert compared(least - 1) == compared(least)  # enlarged
+    monkeypatch.setattr(LpipsNet, "smallest", 1)
+    assert compared(least - 1)[-1][0] < 1
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_small_images_are_enlarged(backbone):
+    """From the least on that leaves a pixel in the last layer, they are not."""
+    net, params = dataclasses.replace(NET, backbone=backbone), parameters(backbone)
+    x, least = images(0, 40), SMALLEST[backbone]
+    small = x[:, : least // 2, : least // 2 + 3]
+    size = least, least * small.shape[2] // small.shape[1]
+    larger = jax.image.resize(small, (len(x), *size, 3), "linear")
+    run = jax.jit(net.features)
+    for ours, theirs in zip(run(params, small), run(params, larger), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    first = run(params, x[:, :least, : least + 3])[0]
+    assert first.shape[1:3] == ((16, 19) if backbone == "vgg16" else (7, 7))
+    assert not net.problems(*small.shape[1:3])
 
 
 def test_the_topology_of_vgg16():
@@ -216,7 +233,7 @@ def test_the_packages_linear_layers_are_found(files, tmp_path, monkeypatch):
     found = importlib.machinery.PathFinder.find_spec("lpips", [str(tmp_path)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     net = dataclasses.replace(NET, weights=weights)
-    with pytest.raises(TeacherError, match="--config.teachers.lpips.linear=PATH"):
+    with pytest.raises(WeightsError, match="--config.teachers.lpips.linear=PATH"):
         net.load()
     path = package / "weights" / "v0.1" / "alex.pth"
     path.write_bytes(open(linear, "rb").read())
@@ -247,7 +264,7 @@ def test_absent_or_other_weights_are_named(files, monkeypatch):
             ],
         ),
     ):
-        with pytest.raises(TeacherError) as raised:
+        with pytest.raises(WeightsError) as raised:
             dataclasses.replace(NET, **changes).load()
         for part in parts:
             assert part in str(raised.value)

@@ -132,7 +132,7 @@ def test_shards_of_transformers_load(shards, tmp_path):
 def test_a_pth_of_torch_hub_loads(archive, tmp_path):
     """The names torch.hub uses, in the file format it uses."""
     from pixelflow_jax.teachers.dinov2_table import table
-    from pixelflow_jax.tensors.official import load
+    from pixelflow_jax.tensors.mapping import load
     from tests.teachers import official
 
     theirs = official.tensors(table(TINY, 4))
@@ -141,7 +141,7 @@ def test_a_pth_of_torch_hub_loads(archive, tmp_path):
     tensors["mask_token"] = torch.zeros(1, TINY.width)
     torch.save(tensors, path, _use_new_zipfile_serialization=archive)
     net = DinoV2(geometry=TINY, registers=4, weights=str(path), precision=EXACT)
-    expected = load(table(TINY, 4), theirs, "expected")
+    expected = load(table(TINY, 4), theirs)
     jax.tree.map(np.testing.assert_array_equal, net.load(), expected)
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from pixelflow_jax.errors import WeightFileError
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor
 
@@ -100,5 +100,5 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 def test_unknown_types_are_named(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": np.zeros(4, ml_dtypes.float8_e4m3fn)}, path)
-    with pytest.raises(WeightFileError, match="F8_E4M3; F64, F32"):
+    with pytest.raises(WeightsError, match="F8_E4M3; F64, F32"):
         safe.opened(path)

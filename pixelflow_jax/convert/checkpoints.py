@@ -1,13 +1,13 @@
-"""Which part of an official checkpoint is the model, and what else lies beside it.
+"""The layouts of official checkpoints: which part is the model, and how to write one.
 
 The official training programs store the same state dict under different names: alone,
-below a key of a dictionary, with a prefix before every name. The two tables of this
-file say which; everything else of a checkpoint is left out, and named.
+below a key of a dictionary, with a prefix before every name. `GROUPS` and `PREFIXES`
+say which; everything else of a checkpoint is left out, and named. `LAYOUTS` writes.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -97,7 +97,7 @@ class Checkpoint:
 
 
 def checkpoint(content: object) -> Checkpoint:
-    """Sorts what `weightfiles.reader.opened` found in a file."""
+    """Sort what `tensors.reader.opened` returns of a file."""
     content = content if isinstance(content, Mapping) else {}
     weights: dict[str, Weights] = {}
     notes, stray = [], []
@@ -121,9 +121,9 @@ def checkpoint(content: object) -> Checkpoint:
 def _groups(content: Mapping) -> Iterator[tuple[str, dict[str, LazyTensor]]]:
     """The state dicts of a file, by the names of `GROUPS`."""
     for group in GROUPS:
-        found = content if not group else content.get(group)
-        if isinstance(found, Mapping):
-            tensors = {k: v for k, v in found.items() if isinstance(v, LazyTensor)}
+        entry = content.get(group) if group else content
+        if isinstance(entry, Mapping):
+            tensors = {k: v for k, v in entry.items() if isinstance(v, LazyTensor)}
             if tensors:
                 yield group, tensors
 
@@ -160,7 +160,7 @@ def _beside(tensors: Mapping[str, LazyTensor]) -> list[str]:
     """What the known ones of some tensors are, a line for each kind."""
     meanings = {key: _meaning(key, BESIDE) for key in tensors}
     return [
-        f"{sum(found == text for found in meanings.values())} tensors: {text}"
+        f"{sum(one == text for one in meanings.values())} tensors: {text}"
         for text in sorted(set(filter(None, meanings.values())))
     ]
 
@@ -173,3 +173,40 @@ def _training(content: Mapping) -> list[str]:
         if key not in GROUPS and isinstance(value, dict | list)
     ]
     return [f"{name}: {_meaning(name, TRAINING) or 'no weights'}" for name in names]
+
+
+def plain(tensors: Mapping[str, LazyTensor], step: int) -> dict:
+    """The bare state dict, as PixelFlow is released."""
+    return dict(tensors)
+
+
+def lightning(tensors: Mapping[str, LazyTensor], step: int) -> dict:
+    """A checkpoint of PixNerd's and PixelGen's programs, both sets of weights equal."""
+    prefixes = ("denoiser.", "ema_denoiser.")
+    names = {prefix + k: t for prefix in prefixes for k, t in tensors.items()}
+    # Lightning refuses checkpoints without its version.
+    return {
+        "state_dict": names,
+        "global_step": step,
+        "epoch": 0,
+        "pytorch-lightning_version": "2.5.0",
+    }
+
+
+def training(tensors: Mapping[str, LazyTensor], step: int) -> dict:
+    """What PixelFlow's training program resumes from, without the optimizer."""
+    return {"model": dict(tensors), "ema": dict(tensors)}
+
+
+def jit(tensors: Mapping[str, LazyTensor], step: int) -> dict:
+    """What JiT's program samples from, the weights and both averages equal."""
+    named = {f"net.{key}": tensor for key, tensor in tensors.items()}
+    return {"model": named, "model_ema1": named, "model_ema2": named}
+
+
+LAYOUTS: dict[str, Callable[[Mapping[str, LazyTensor], int], dict]] = {
+    "plain": plain,
+    "lightning": lightning,
+    "pixelflow": training,
+    "jit": jit,
+}

@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax.nn.kernels.adaln_residual import (
+    AdaLN,
+    Residual,
+    adaln_residual,
+    fused,
+    reference,
+)
+from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.packing import Packing
-from pixelflow_jax.nn.residual import between
 from pixelflow_jax.sharding import MeshShape
 
 WIDTH, CHUNKS = 40, 3
@@ -33,27 +40,34 @@ def given(lengths: tuple[int, ...], b: int = 2) -> dict:
     }
 
 
-MODULATED = {"shift": SHIFT, "scale": SCALE}
+# Which arrays are there, and the norm.
 CASES = {
-    "all": ({"gate": GATE, **MODULATED}, ()),
-    "layer norm, no bias": (
-        {"gate": GATE, "norm": "layer", **MODULATED},
-        ("bias", "gain"),
-    ),
-    "norm alone": (MODULATED, ("branch", "bias")),
-    "sum alone": ({"gate": GATE}, ("gain",)),
-    "sum without bias": ({"gate": GATE}, ("gain", "bias")),
+    "all": ({"branch", "bias", "gain"}, "rms"),
+    "layer norm, no bias": ({"branch"}, "layer"),
+    "norm alone": ({"gain"}, "rms"),
+    "sum alone": ({"branch", "bias"}, None),
+    "sum without bias": ({"branch"}, None),
 }
 
 
-@functools.partial(jax.jit, static_argnames=("packing", "kernels", "how"))
-def gradients(arrays: dict, packing: Packing, kernels: str, how: tuple):
+def call(function, arrays: dict, packing: Packing, norm: str | None = "rms"):
+    """A function of that signature on the arrays that are there; `norm` None: none."""
+    residual = adaln = None
+    if "branch" in arrays:
+        residual = Residual(arrays["branch"], arrays.get("bias"), GATE)
+    if norm is not None:
+        adaln = AdaLN(arrays.get("gain"), SHIFT, SCALE, norm)
+    return function(arrays["x"], arrays["modulation"], packing, residual, adaln)
+
+
+@functools.partial(jax.jit, static_argnames=("function", "packing", "norm"))
+def gradients(function, arrays: dict, packing: Packing, norm: str | None):
     """Both results, and the gradient of everything through both."""
     n = sum(packing.lengths)
     weights = normal(8, 2, n, WIDTH), normal(9, 2, n, WIDTH)
 
     def total(arrays: dict):
-        out = between(packing=packing, kernels=kernels, **dict(how), **arrays)
+        out = call(function, arrays, packing, norm)
         pairs = zip(out, weights, strict=True)
         return sum(jnp.sum(a * w) for a, w in pairs if a is not None), out
 
@@ -63,27 +77,25 @@ def gradients(arrays: dict, packing: Packing, kernels: str, how: tuple):
 @pytest.mark.parametrize("lengths", [(32,), (16, 48)], ids=["one", "two groups"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_kernel_computes_the_formula_and_its_gradients(case, lengths):
-    how, absent = CASES[case]
-    arrays = {k: a for k, a in given(lengths).items() if k not in absent}
+    there, norm = CASES[case]
+    there = {"x", "modulation", *there}
+    arrays = {name: a for name, a in given(lengths).items() if name in there}
     packing = Packing((2,) * len(lengths), lengths)
-    plain, fused = (
-        gradients(arrays, packing, kernels, tuple(how.items()))
-        for kernels in ("xla", "pallas")
+    plain, kernel = (
+        gradients(function, arrays, packing, norm) for function in (reference, fused)
     )
 
     def close(ours, theirs):
         scale = np.abs(theirs).max()
         np.testing.assert_allclose(ours, theirs, atol=3e-6 * scale)
 
-    jax.tree.map(close, fused[0][1], plain[0][1])
-    jax.tree.map(close, fused[1], plain[1])
+    jax.tree.map(close, kernel[0][1], plain[0][1])
+    jax.tree.map(close, kernel[1], plain[1])
 
 
 def test_the_formula():
     arrays = given((3,))
-    x, z = between(
-        packing=Packing((2,), (3,)), gate=GATE, **MODULATED, kernels="xla", **arrays
-    )
+    x, z = call(reference, arrays, Packing((2,), (3,)))
     shift, scale, gate = np.split(np.asarray(arrays["modulation"][0])[:, None], 3, -1)
     added = np.asarray(arrays["x"]) + gate * (arrays["branch"] + arrays["bias"])
     np.testing.assert_allclose(x, added, atol=1e-5)
@@ -96,10 +108,7 @@ def test_the_kernel_runs_on_each_device_s_part_of_a_batch():
     arrays, packing = given((16,), b=4), Packing((4,), (16,))
 
     def total(arrays: dict):
-        out = between(
-            packing=packing, gate=GATE, **MODULATED, kernels="pallas", **arrays
-        )
-        return sum(jnp.sum(a**3) for a in out)
+        return sum(jnp.sum(a**3) for a in call(fused, arrays, packing))
 
     alone = jax.jit(jax.grad(total))(arrays)
     with jax.set_mesh(MeshShape(data=2, fsdp=2).build(jax.devices()[:4])):
@@ -112,8 +121,9 @@ def test_the_kernel_runs_on_each_device_s_part_of_a_batch():
     )
 
 
-def test_unknown_kernels_and_sizes_are_refused():
-    with pytest.raises(ValueError, match="must be one of.*'triton'"):
-        between(packing=Packing((2,), (3,)), kernels="triton", **given((3,)))
-    with pytest.raises(ValueError, match="multiples of 16 tokens.*alike batches"):
-        between(packing=Packing((2,), (3,)), kernels="pallas", **given((3,)))
+def test_other_sizes_are_refused():
+    with (
+        choose(Kernels(blocks="pallas")),
+        pytest.raises(ValueError, match="multiples of 16 tokens.*alike batches"),
+    ):
+        call(adaln_residual, given((3,)), Packing((2,), (3,)))
