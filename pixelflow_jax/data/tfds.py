@@ -5,6 +5,7 @@ import functools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from pixelflow_jax.data.source import Record, Split, check_split, decode_image
 from pixelflow_jax.errors import DataError, UnreadableImage
@@ -149,7 +150,7 @@ def _version(path: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", path.parent.name))
 
 
-def _open_builder(directory: str):
+def _open_builder(directory: str) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
