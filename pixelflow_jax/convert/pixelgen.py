@@ -59,7 +59,7 @@ RELEASED = {
 
 def infer(sizes: Sizes, given: Fields) -> InferredConfig:
     """The config of a model on classes; how many tokens they have, tensors tell."""
-    from_tensors = class_trunk(sizes)
+    from_tensors: Fields = class_trunk(sizes)
     depth, width = from_tensors["depth"], from_tensors["width"]
     patches, neck = "x_embedder.proj1.weight", "x_embedder.proj2.weight"
     necked = neck in sizes or "x_embedder.proj2.bias" in sizes
@@ -89,7 +89,7 @@ def infer_text(sizes: Sizes, given: Fields) -> InferredConfig:
     first, second = "x_embedder.proj1.weight", "x_embedder.proj2.weight"
     inputs = sizes.axis(("final_layer.linear.bias", 0), (first, 1))
     patch = patch_and_channels(inputs, given)
-    from_tensors = text_trunk(sizes) | {
+    from_tensors: Fields = text_trunk(sizes) | {
         "image_size": _image_size(sizes, patch.get("patch")),
         "bottleneck": sizes.axis((first, 0), (second, 1)),
     }

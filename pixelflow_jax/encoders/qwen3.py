@@ -167,19 +167,20 @@ class Qwen3:
         """The tokens' embeddings, float32 [b, n, width]."""
         return layers.look_up(params["embedding"]["kernel"], tokens)
 
-    def turns(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def turns(self, length: int) -> tuple[Array, Array]:
         """Cosines and sines of the rotary embedding, float32 [n, head_width / 2]."""
         half = self.sizes.head_width // 2
         frequencies = self.sizes.period ** (-np.arange(half) / half)
         frequencies = frequencies.astype(self.precision.dtype).astype(np.float64)
         angles = np.arange(length)[:, None] * frequencies
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        cos, sin = np.cos(angles), np.sin(angles)
+        return jnp.asarray(cos, jnp.float32), jnp.asarray(sin, jnp.float32)
 
     def block(
         self,
         params: dict,
         x: Array,
-        turns: tuple[np.ndarray, np.ndarray],
+        turns: tuple[Array, Array],
         mask: Array | None = None,
     ) -> Array:
         """Attention and gated MLP before which x is normalised, float32 [b, n, width].

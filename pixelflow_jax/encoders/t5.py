@@ -254,7 +254,8 @@ def _agreed_embedding(tensors: dict[str, LazyTensor], name: str) -> str:
     names = [key for key in EMBEDDINGS if key in tensors]
     if len(names) < 2:
         return (names or EMBEDDINGS)[0]
-    if not np.array_equal(*(tensors[key].read() for key in names)):
+    shared, own = (tensors[key].read() for key in names)
+    if not np.array_equal(shared, own):
         raise WeightsError(
             f"{name} holds two different matrices {' and '.join(names)}: they are one "
             "in T5. Take them from one checkpoint, or leave one out."

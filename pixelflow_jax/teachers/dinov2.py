@@ -58,11 +58,12 @@ class DinoV2:
     """A frozen DINOv2; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes, `geometry` any other size in its place;
-    `registers` is 4 for the published networks with registers. Images are resized so
-    that each of their squares of `base_patch` pixels becomes one of the network's
-    patches; small ones are enlarged before (`smallest`). Position embeddings are resized as torch.hub does (`position="hub"`: a
-    tenth of a patch too wide; with registers antialiased and exact) or as transformers
-    does ("transformers": exact; the two agree with registers).
+    `registers` is 4 for the published networks with registers. Images, small ones
+    enlarged (`smallest`), are resized so that each of their squares of `base_patch`
+    pixels becomes one of the network's patches. Position embeddings are resized as
+    torch.hub does (`position="hub"`: a tenth of a patch too wide; with registers
+    antialiased and exact) or as transformers does ("transformers": exact; the two agree
+    with registers).
     """
 
     variant: str = "vitb14"
