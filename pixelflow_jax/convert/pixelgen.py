@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
-from pixelflow_jax.convert.architecture import Architecture, Resized
+from pixelflow_jax.conditioning.conditioner import ClassLabels
+from pixelflow_jax.convert.architecture import Architecture, Resized, with_text
 from pixelflow_jax.convert.rows import (
     attention_rows,
     gated_mlp_rows,
@@ -25,7 +25,6 @@ from pixelflow_jax.convert.sizes import (
     patch_and_channels,
     text_trunk,
 )
-from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.path import Straight
@@ -193,11 +192,8 @@ def released_text(
     experiment: Experiment, model: PixelGenText, size: int, family: str
 ) -> Experiment:
     """25 steps of Adams-Bashforth, and Qwen3."""
-    return dataclasses.replace(
-        _clean_prediction(experiment, size, family),
-        conditioner=Text(encoder=Qwen3(), length=model.text_length),
-        sampling=presets.adams25_cfg4(),
-    )
+    clean = _clean_prediction(experiment, size, family)
+    return with_text(clean, model.text_length)
 
 
 def _clean_prediction(experiment: Experiment, size: int, family: str) -> Experiment:

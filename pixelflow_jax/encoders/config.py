@@ -13,6 +13,11 @@ from pixelflow_jax.tensors.locate import Origin
 Attention = Literal["auto", "xla", "cudnn"]
 
 
+def forward_only() -> StackConfig:
+    """How the blocks of a frozen network run: no gradient passes, nothing is kept."""
+    return StackConfig(remat="none")
+
+
 class Geometry(Protocol):
     """The sizes of a network, a dataclass of numbers."""
 

@@ -20,7 +20,7 @@ from pixelflow_jax.nn.layers import rms_normalise
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping
-from pixelflow_jax.tensors.locate import Origin, read
+from pixelflow_jax.tensors.locate import Origin, load
 from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
 
 
@@ -107,9 +107,7 @@ class Qwen3:
     embed_width: int = 0
     attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
-    stack: StackConfig = dataclasses.field(
-        default_factory=lambda: StackConfig(remat="none")
-    )
+    stack: StackConfig = dataclasses.field(default_factory=common.forward_only)
 
     @property
     def sizes(self) -> Qwen3Geometry:
@@ -128,15 +126,13 @@ class Qwen3:
         Raises WeightsError, which names the config `field`, for absent, unreadable or
         other weights.
         """
-        origin = self._origin(field)
-        tensors = read(self.weights, origin)
-        tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
-        return mapping.load(
-            table(self.sizes),
-            tensors,
-            name=origin.described(self.weights),
-            ignored=IGNORED,
+        return load(
+            self.weights,
+            self._origin(field),
+            lambda tensors: table(self.sizes),
             precision=self.precision,
+            prefix=PREFIX,
+            ignored=IGNORED,
         )
 
     def shapes(self) -> dict:

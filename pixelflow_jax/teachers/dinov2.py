@@ -26,7 +26,7 @@ from pixelflow_jax.teachers.dinov2_table import (
 )
 from pixelflow_jax.teachers.resize import bicubic, enlarge, resample, size_at_least
 from pixelflow_jax.tensors import mapping
-from pixelflow_jax.tensors.locate import Origin, read
+from pixelflow_jax.tensors.locate import Origin, load
 
 # Of ImageNet's pixels in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -93,14 +93,12 @@ class DinoV2:
         Understands torch.hub's and transformers' names. Raises WeightsError, which
         names the config `field`, for absent, unreadable or other weights.
         """
-        origin = self._origin(field)
-        tensors = read(self.weights, origin)
-        return mapping.load(
-            table(self.sizes, self.registers, of_transformers(tensors)),
-            tensors,
-            name=origin.described(self.weights),
-            ignored=IGNORED,
+        return load(
+            self.weights,
+            self._origin(field),
+            lambda tensors: table(self.sizes, self.registers, of_transformers(tensors)),
             precision=self.precision,
+            ignored=IGNORED,
         )
 
     def shapes(self) -> dict:
