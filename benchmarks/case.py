@@ -9,14 +9,14 @@ from pixelflow_jax import build as builders
 from pixelflow_jax.cli.sample import SOLVERS
 from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.interface import Network
 from pixelflow_jax.validate import validate
 
 TRAIN, SAMPLE = "train", "sample"
 # Short names of fields that are changed often.
 FIELDS = {
-    "attention": "model.attention",
+    "attention": "kernels.attention",
     "depth": "model.depth",
     "field_remat": "model.decoder.stack.remat",
     "remat": "model.stack.remat",

@@ -13,7 +13,7 @@ import itertools
 from benchmarks import harness, suite
 from benchmarks.case import FLOW, TRAIN, Case
 from pixelflow_jax.config_io import to_dict
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 
 REPA, LPIPS, PDINO = Repa(), Lpips(threshold=0.3), PDino(threshold=0.3)

@@ -28,7 +28,8 @@ from benchmarks import work, worker  # isort: skip
 from pixelflow_jax import build as builders
 from pixelflow_jax.validate import validate
 
-from pixelflow_jax.conditioning.conditioner import Text  # isort: skip
+from pixelflow_jax.conditioning.interface import Conditioner  # isort: skip
+from pixelflow_jax.conditioning.text import Text  # isort: skip
 from pixelflow_jax.data.loader import Data  # isort: skip
 from pixelflow_jax.experiment import Experiment  # isort: skip
 from pixelflow_jax.models.interface import Condition, DenoiserConfig, count  # isort: skip
@@ -242,7 +243,7 @@ def _transformers(transformers: Any, encoder: Qwen3 | T5) -> Any:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Given:
+class Given(Conditioner):
     """A conditioner whose states were computed before: `batch["states"]`."""
 
     drop: float = 0.1
@@ -252,7 +253,11 @@ class Given:
         return Condition(text=batch["states"], mask=batch["mask"])
 
     def null(
-        self, frozen_params: dict, cond: Condition, model: DenoiserConfig
+        self,
+        frozen_params: dict,
+        cond: Condition,
+        model: DenoiserConfig,
+        batch: dict | None = None,
     ) -> Condition:
         """Those of the empty text, which are as large."""
         return Condition(text=jnp.zeros_like(cond.text), mask=cond.mask)

@@ -48,8 +48,9 @@ from pixelflow_jax import sharding  # isort: skip  # noqa: E402
 from pixelflow_jax.experiment import Experiment  # isort: skip  # noqa: E402
 from pixelflow_jax.flow.solver import Euler  # isort: skip  # noqa: E402
 from pixelflow_jax.nn.stack import StackConfig  # isort: skip  # noqa: E402
+from pixelflow_jax.sampling.batches import Weights  # isort: skip  # noqa: E402
 from pixelflow_jax.config_io import walk  # isort: skip  # noqa: E402
-from pixelflow_jax.losses.objective import FlowMatching  # isort: skip  # noqa: E402
+from pixelflow_jax.losses.flow_matching import FlowMatching  # isort: skip  # noqa: E402
 from pixelflow_jax.training.step import abstract_state, make_step  # isort: skip  # noqa: E402
 
 
@@ -135,16 +136,17 @@ def tpu_devices(topology: str) -> list:
 def training(config: Experiment, devices: list, batch: int) -> Programs:
     """The training step, compiled; parameters and optimizer split over `devices`."""
     mesh = sharding.MeshShape(data=1, fsdp=-1).build(devices)
-    objective, size = build.objective(config), config.data.image_size
+    objective, settings = build.objective(config), build.step_settings(config)
+    size = config.data.image_size
     image = jax.ShapeDtypeStruct((batch, size, size, 3), np.float32)
     given = {"image": image, **config.conditioner.example(batch)}
     frozen_params = objective.frozen_shapes()
     inputs = (
-        abstract_state(objective, config.ema, mesh),
+        abstract_state(objective, settings, mesh),
         on(sharding.batch_sharding(mesh), given),
         jax.tree.map(on, sharding.state_sharding(frozen_params, mesh), frozen_params),
     )
-    step = compiled(make_step(objective), mesh, *inputs, donate_argnums=0)
+    step = compiled(make_step(objective, settings), mesh, *inputs, donate_argnums=0)
     return Programs(step, (Part(step),))
 
 
@@ -162,7 +164,7 @@ def sampling(config: Experiment, devices: list, batch: int) -> Programs:
     mesh = sharding.MeshShape().build(devices)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inputs = (
-        on(whole, build.network(config).shapes()),
+        Weights(on(whole, build.network(config).shapes())),
         on(split, jax.ShapeDtypeStruct((batch,), np.uint32)),
         on(split, config.conditioner.example(batch)),
         on(whole, jax.ShapeDtypeStruct((), np.uint32)),
@@ -176,7 +178,9 @@ def sampling(config: Experiment, devices: list, batch: int) -> Programs:
     whole = program()
     settings.grid = dataclasses.replace(grid, steps=1)
     # The weights are made ready once, but in each of these.
-    prepared = compiled(build.network(config).cast_for_inference, mesh, inputs[0])
+    prepared = compiled(
+        build.network(config).cast_for_inference, mesh, inputs[0].params
+    )
     parts = [Part(prepared, 1 - len(times))]
     for scale, count in ((guidance.scale, guided), (1.0, len(times) - guided)):
         always = {"scale": scale, "low": -np.inf, "high": np.inf}

@@ -14,16 +14,13 @@ from pixelflow_jax import build, sharding
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.solver import Heun
+from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.losses.perceptual import Lpips, PDino
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.sampling.batches import Weights
 from pixelflow_jax.training.state import TrainState
-from pixelflow_jax.training.step import (
-    Objective,
-    abstract_state,
-    fresh_state,
-    make_step,
-)
+from pixelflow_jax.training.step import abstract_state, fresh_state, make_step
 from pixelflow_jax.training.throughput import TRAINING_PASSES
 
 # A step of AdamW and an average reads gradient, parameter, two moments and the average,
@@ -68,15 +65,16 @@ def training(
 ) -> Work:
     """The training step of `config`, or of another `objective`, on random images.
 
-    `frozen_params` are the parameters of frozen networks (None: random ones of their shapes),
-    `conditions` those of the images (None: random labels).
+    `frozen_params` are the parameters of frozen networks (None: random ones of their
+    shapes), `conditions` those of the images (None: random labels).
     """
     objective, mesh = objective or build.objective(config), config.mesh.build()
+    settings = build.step_settings(config)
     size, batch = config.data.image_size, config.batch_size
     teachers = {} if frozen_params is not None else objective.frozen_shapes()
-    made = abstract_state(objective, config.ema, mesh), _everywhere(teachers, mesh)
+    made = abstract_state(objective, settings, mesh), _everywhere(teachers, mesh)
     # As in nearly all steps: the adaptive weight moves once in fifty, late in a run.
-    step = make_step(objective, balancing=False)
+    step = make_step(objective, settings, weight_is_due=False)
 
     def train(
         state: TrainState, teachers: dict, frozen_params: dict, batch: dict
@@ -84,7 +82,7 @@ def training(
         return step(state, batch, {**teachers, **frozen_params})
 
     def setup() -> tuple:
-        return fresh_state(objective, config.ema, mesh), jax.tree.map(_waves, teachers)
+        return fresh_state(objective, settings, mesh), jax.tree.map(_waves, teachers)
 
     def given() -> tuple:
         return frozen_params or {}, random_batch(config, mesh, conditions)
@@ -125,7 +123,7 @@ def sampling(config: Experiment, batch: int) -> Work:
         return *split, jax.device_put(np.uint32(0), sharding.replicated(mesh))
 
     def draw(params: dict, index: jax.Array, given: dict, seed: jax.Array) -> jax.Array:
-        return generator.trace(params, index, given, seed, False).images
+        return generator.trace(Weights(params), index, given, seed, False).images
 
     cost = sampling_cost(config)
     return Work(
@@ -180,13 +178,13 @@ def teacher_flops(objective: Objective, size: int) -> float:
     Real images are looked at once; the predicted ones also send a gradient back, which
     takes one more pass, for no gradient reaches a teacher's weights.
     """
-    shapes = objective.teachers.shapes(objective.required_features)
+    shapes, teachers = objective.terms.shapes(), objective.terms.teachers
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    dino, lpips = objective.teachers.dino, objective.teachers.lpips
+    dino, lpips = teachers.dino, teachers.lpips
     # XLA counts neither a loop's repeats nor cuDNN's attention.
     plain = StackConfig(remat="none", scan=False)
     dino = dataclasses.replace(dino, attention="xla", stack=plain)
-    terms = {type(term) for term in objective.terms}
+    terms = {type(term) for term in objective.terms.terms}
     passes = {"dino": 1 + 2 * (PDino in terms), "lpips": 3 * (Lpips in terms)}
     looks = {"dino": dino.features, "lpips": lpips.features}
     return sum(

@@ -15,7 +15,7 @@ tokens (4 x 4), whatever its size: heights and widths in multiples of 8 (4) can 
 drawn, such as 64 x 64, 96 x 96 and 128 x 64.
 """
 
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.emoji.source import DRAWN, EASY, Emoji
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.encoders.bert import Bert

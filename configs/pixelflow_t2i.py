@@ -21,7 +21,7 @@ those of ImageNet here. Sampling as in the official demo: Euler, 10 steps a stag
 on all of them (--preset=euler10_cfg4).
 """
 
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.transforms import RandomCrop

@@ -37,7 +37,7 @@ from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.precision import Precision

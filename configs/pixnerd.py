@@ -24,7 +24,7 @@ import dataclasses
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.experiment import Experiment, choose_variant
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import Repa
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.stack import StackConfig

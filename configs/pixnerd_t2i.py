@@ -31,13 +31,13 @@ are written by python -m pixelflow_jax.prepare.
 
 import dataclasses
 
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.flow.time import LogitNormal
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import Repa
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.sampling.presets import PRESETS

@@ -4,7 +4,8 @@ import copy
 import dataclasses
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.config_io import from_dict, to_dict
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
@@ -24,13 +25,14 @@ from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
@@ -84,6 +86,7 @@ class Experiment:
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     ema: tuple[float, ...] = (0.9999,)
     precision: Precision = dataclasses.field(default_factory=Precision)
+    kernels: Kernels = dataclasses.field(default_factory=Kernels)
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
     checkpoint: Checkpointing = dataclasses.field(default_factory=Checkpointing)
     log: Logging = dataclasses.field(default_factory=Logging)
@@ -119,7 +122,7 @@ NODES = (
     *(CenterCrop, Checkpointing),
     *(ClassLabels, ClassifierFree, Data, DinoV2, Dopri5, Emoji, Euler, Experiment),
     *(FlowMatching, Geometry, Grid, Heun, ImageFolder, LinearDecoder, Logging),
-    *(LogitNormal, StackConfig, Lpips, LpipsNet, NeuralField, PDino),
+    *(Kernels, LogitNormal, StackConfig, Lpips, LpipsNet, NeuralField, PDino),
     *(PixelFlow, PixelGen, PixelGenText, PixNerd, PixNerdText),
     *(Precision, PredictClean, PredictVelocity, Pyramid, RandomCrop, Repa, Sampling),
     *(Shards, Straight, T5, T5Geometry, Teachers, Text, Tfds, Uniform),

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -60,7 +61,7 @@ class MeshShape:
         )
 
 
-def batch_shards(mesh: jax.sharding.Mesh) -> int:
+def batch_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Into how many parts a batch is split."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
@@ -84,7 +85,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(abstract: object, mesh: jax.sharding.Mesh) -> object:
+def state_sharding(abstract: Any, mesh: jax.sharding.Mesh) -> Any:
     """Shardings for a pytree of shapes, each leaf by its path.
 
     A parameter, its optimizer moments and its EMA end in the same path, so they get the
@@ -98,7 +99,7 @@ def state_sharding(abstract: object, mesh: jax.sharding.Mesh) -> object:
     return jax.tree_util.tree_map_with_path(one, abstract)
 
 
-def place(params: object, mesh: jax.sharding.Mesh) -> object:
+def place(params: dict, mesh: jax.sharding.Mesh) -> dict:
     """Arrays of the host on the mesh, each split as `state_sharding` says.
 
     Every process holds them whole and hands each of its devices only their part.

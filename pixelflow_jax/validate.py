@@ -2,17 +2,13 @@
 
 import functools
 
-import jax
-
 from pixelflow_jax import build, sharding
 from pixelflow_jax.config_io import type_errors, walk
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import AutoGuidance
-from pixelflow_jax.losses.objective import term_name
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.finetune import KINDS
-from pixelflow_jax.teachers.suite import union
 
 
 def validate(config: Experiment) -> None:
@@ -67,6 +63,7 @@ def _problems(config: Experiment) -> list[str]:
         *config.log.problems(),
         *_own_problems(config),
         *_message(config.precision.check),
+        *_message(config.kernels.check),
     ]
     loops = [
         (path, node) for path, node in walk(config) if isinstance(node, StackConfig)
@@ -123,38 +120,14 @@ def _shape_problems(config: Experiment) -> list[str]:
 
 def _term_problems(config: Experiment) -> list[str]:
     """What is wrong with the loss terms and the teachers they need."""
-    found = [problem for term in config.terms for problem in term.problems()]
-    names = [term_name(term) for term in config.terms]
-    if len(set(names)) < len(names):
-        found.append(f"terms {names}: each kind may be there once")
-    required = union(term.required_features() for term in config.terms)
+    objective = build.objective(config)
+    found = objective.terms.problems()
+    required = objective.terms.required_features
     for shape in config.data.shapes:
         seen = config.teachers.problems(required, *shape)
         found += [problem for problem in seen if problem not in found]
-    if config.adaptive_weight is not None:
-        found += config.adaptive_weight.problems()
-        if not any(term.perceptual for term in config.terms):
-            found.append("adaptive_weight is set but no term is perceptual: remove it")
-    return found or _message(functools.partial(_trace_loss, config))
-
-
-def _trace_loss(config: Experiment) -> None:
-    """Trace the loss without compiling it; raises what it would raise."""
-    objective = build.objective(config)
-    count = len(objective.stages)
-    shape = (count, *config.data.shapes[0], config.model.channels)
-    image = jax.ShapeDtypeStruct(shape, "float32")
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-
-    def loss(
-        params: dict, batch: dict, keys: jax.Array, frozen_params: dict
-    ) -> jax.Array:
-        drawn = objective.draw(batch, keys, frozen_params)
-        return objective.loss(params, drawn, frozen_params, objective.carry())[0]
-
-    params = jax.eval_shape(objective.init, jax.random.key(0))
-    batch = {"image": image, **config.conditioner.example(count)}
-    jax.eval_shape(loss, params, batch, keys, objective.frozen_shapes())
+    trace = functools.partial(objective.check, *config.data.shapes[0])
+    return found or _message(trace)
 
 
 def _message(check) -> list[str]:

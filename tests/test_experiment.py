@@ -11,7 +11,8 @@ import pixelflow_jax.data.loader
 import pixelflow_jax.experiment
 import pixelflow_jax.sharding
 from pixelflow_jax import build
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
@@ -22,12 +23,13 @@ from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
@@ -51,6 +53,7 @@ def test_the_tiny_experiment_is_valid(images):
 
 
 GIANT = DinoV2(variant="vitx14")
+FINE = DinoV2(base_patch=8)
 BAD = [
     ({"steps": 0}, "steps and accumulate must be at least 1"),
     ({"accumulate": 0}, "steps and accumulate must be at least 1"),
@@ -82,7 +85,10 @@ BAD = [
         {"model": tiny.model(feature_layer=3)},
         "model.feature_layer=3 must lie in 0..depth=2",
     ),
-    ({"model": tiny.model(attention="fast")}, "fast"),
+    ({"kernels": Kernels(attention="fast")}, "kernels.attention must be one of auto"),
+    ({"kernels": Kernels(blocks="triton")}, "kernels.blocks must be one of auto"),
+    ({"kernels": Kernels(field="pallas")}, 'field="pallas" needs powers of two'),
+    ({"kernels": Kernels(attention="cudnn")}, 'attention="cudnn" needs a GPU'),
     (
         {"model": tiny.model(stack=StackConfig(remat="some"))},
         "model.stack: stack.remat must be",
@@ -119,7 +125,11 @@ BAD = [
         "teachers.dino",
     ),
     (
-        {"terms": [FlowMatching(), Repa()], "model": tiny.model(patch=16)},
+        {
+            "terms": [FlowMatching(), Repa()],
+            "model": tiny.model(patch=16),
+            "teachers": Teachers(dino=FINE),
+        },
         'grid="resize"',
     ),
     ({"model": PixelFlow(num_classes=3, patch=8, text_width=8)}, "holds none"),
@@ -248,12 +258,12 @@ def test_the_seed_fixes_weights_data_and_noise(images):
 def test_the_recipe_takes_every_part_from_the_config(images):
     config = tiny.experiment(images, accumulate=1)
     objective = build.objective(config)
-    assert (
-        objective.terms is config.terms and objective.conditioner is config.conditioner
-    )
+    assert objective.terms.terms is config.terms
+    assert objective.conditioner is config.conditioner
     assert objective.prediction is config.prediction and objective.time is config.time
-    assert objective.seed == 3 and objective.accumulate == 1
-    assert float(objective.learning_rate(6)) == pytest.approx(1e-2)
+    settings = build.step_settings(config)
+    assert settings.seed == 3 and settings.accumulate == 1
+    assert float(settings.learning_rate(6)) == pytest.approx(1e-2)
     shapes = objective.network.shapes()
     assert jax.tree.leaves(shapes)[0].dtype == "float32"
 

@@ -18,8 +18,11 @@ from configs import pixelflow, pixelgen, pixelgen_t2i, pixnerd, pixnerd_t2i
 from pixelflow_jax import build, sharding
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.losses.objective import FlowMatching, term_name
+from pixelflow_jax.losses.context import term_name
+from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.sampling.batches import Weights
 from pixelflow_jax.training.step import abstract_state, make_step
 
 BATCH = 8
@@ -79,32 +82,34 @@ def on(layout: jax.sharding.Sharding, shapes: object) -> object:
 
 
 def traced_step(config: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
-    objective, size = build.objective(config), config.data.image_size
+    objective, settings = build.objective(config), build.step_settings(config)
+    size = config.data.image_size
     image = jax.ShapeDtypeStruct((BATCH, size, size, 3), np.float32)
     batch = {"image": image, **config.conditioner.example(BATCH)}
     frozen_params = objective.frozen_shapes()
     inputs = (
-        abstract_state(objective, config.ema, mesh),
+        abstract_state(objective, settings, mesh),
         on(sharding.batch_sharding(mesh), batch),
         jax.tree.map(on, sharding.state_sharding(frozen_params, mesh), frozen_params),
     )
     with jax.set_mesh(mesh):
-        return jax.jit(make_step(objective), donate_argnums=0).trace(*inputs)
+        step = make_step(objective, settings)
+        return jax.jit(step, donate_argnums=0).trace(*inputs)
 
 
 def traced_sampler(config: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
     size = config.data.image_size
     program = functools.partial(build.generator(config, size, size).trace, record=False)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    params, frozen_params = build.network(config).shapes(), config.conditioner.shapes()
     inputs = (
-        on(whole, build.network(config).shapes()),
+        on(whole, Weights(params, frozen_params)),
         on(split, jax.ShapeDtypeStruct((BATCH,), np.uint32)),
         on(split, config.conditioner.example(BATCH)),
         on(whole, jax.ShapeDtypeStruct((), np.uint32)),
     )
     with jax.set_mesh(mesh):
-        frozen_params = on(whole, config.conditioner.shapes())
-        return jax.jit(program).trace(*inputs, frozen_params=frozen_params)
+        return jax.jit(program).trace(*inputs)
 
 
 PROGRAMS = {"step": traced_step, "sampler": traced_sampler}
@@ -146,11 +151,12 @@ def test_an_exported_step_is_for_tpus_and_has_no_effects():
     config = shallow("pixnerd")
     config.terms = [FlowMatching()]
     mesh = sharding.MeshShape().build(jax.devices()[:1])
-    objective = build.objective(config)
+    objective, settings = build.objective(config), build.step_settings(config)
     image = jax.ShapeDtypeStruct((BATCH, 256, 256, 3), np.float32)
     batch = {"image": image, **config.conditioner.example(BATCH)}
-    export = jax.export.export(jax.jit(make_step(objective)), platforms=["tpu"])
-    exported = export(abstract_state(objective, config.ema, mesh), batch, {})
+    step = jax.jit(make_step(objective, settings))
+    export = jax.export.export(step, platforms=["tpu"])
+    exported = export(abstract_state(objective, settings, mesh), batch, {})
     assert exported.platforms == ("tpu",)
     assert not exported.ordered_effects and not exported.unordered_effects
     assert foreign(exported.mlir_module()) == []
@@ -201,7 +207,7 @@ def test_a_step_with_the_fused_field_does_not_pass(platform, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = shallow("pixnerd")
     config.terms = [FlowMatching()]
-    config.model = dataclasses.replace(config.model, attention="xla")
+    config.kernels = Kernels(attention="xla")
     mesh = sharding.MeshShape().build(jax.devices()[:1])
     traced = traced_step(config, mesh)
     assert "pallas_call" in str(traced.jaxpr)

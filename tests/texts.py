@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import Pipeline, build
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import ClassifierFree

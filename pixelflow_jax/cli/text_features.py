@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import Conditioner, Text, reads_padding
+from pixelflow_jax.conditioning.interface import Conditioner
+from pixelflow_jax.conditioning.text import Text, reads_padding
 from pixelflow_jax.data.features import (
     EMPTY,
     FOLDER,
@@ -102,7 +103,7 @@ class Encoder:
         devices = sharding.batch_shards(mesh)
         self._size = -(-max(1, batch_size) // devices) * devices
         self._conditioner, self._model, self._mesh = conditioner, model, mesh
-        self._reader = conditioner.reader()
+        self._reader = conditioner.encoder.reader(conditioner.length)
         self._reader.check()
         self._frozen = sharding.place(conditioner.load(), mesh)
         self._program = jax.jit(self._encode)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.plan import CaptionEncoder
 from pixelflow_jax.errors import DataError, PromptError
 
@@ -47,13 +47,13 @@ def read_prompts(path: str | pathlib.Path) -> PromptFile:
     filled = [line for line in lines if line]
     prompts = [line for line in filled if not line.startswith("#")]
     blank = len(lines) - len(filled) - (not lines[-1])  # the end of the last line
-    found = PromptFile(prompts, blank, len(filled) - len(prompts))
+    comments = len(filled) - len(prompts)
     if not prompts:
         raise DataError(
-            f"{path} holds no prompts, only {found.blank} blank lines and "
-            f"{found.comments} comments (#): write one prompt a line."
+            f"{path} holds no prompts, only {blank} blank lines and {comments} "
+            "comments (#): write one prompt a line."
         )
-    return found
+    return PromptFile(prompts, blank, comments)
 
 
 class Prompts:
@@ -65,14 +65,14 @@ class Prompts:
 
     def __init__(self, conditioner: Text):
         self.conditioner = dataclasses.replace(conditioner, features="")
-        self._reader: CaptionEncoder | None = None
-        self._frozen: dict | None = None
+        self._caption_encoder: CaptionEncoder | None = None
+        self._frozen_params: dict | None = None
 
     def load(self, mesh: Mesh) -> dict:
         """The encoder's parameters on the devices; WeightsError without its weights."""
-        if self._frozen is None:
-            self._frozen = sharding.place(self.conditioner.load(), mesh)
-        return self._frozen
+        if self._frozen_params is None:
+            self._frozen_params = sharding.place(self.conditioner.load(), mesh)
+        return self._frozen_params
 
     def read(
         self, prompts: Sequence[str], negative: str | Sequence[str]
@@ -92,9 +92,9 @@ class Prompts:
         distinct = list(dict.fromkeys([*prompts, *negatives]))
         for text in distinct:
             _refuse_other(text)
-        if self._reader is None:
-            self._reader = self.conditioner.reader()
-        arrays = self._reader(distinct)
+        if self._caption_encoder is None:
+            self._caption_encoder = self.conditioner.caption_encoder()
+        arrays = self._caption_encoder(distinct)
         places = {text: place for place, text in enumerate(distinct)}
         given = {}
         for prefix, texts in (("", prompts), ("negative_", negatives)):

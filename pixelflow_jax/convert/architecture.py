@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.convert.sizes import Fields, InferredConfig, Sizes
 from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.experiment import Experiment

@@ -27,7 +27,7 @@ ARCHITECTURES = (
 )
 FAMILIES = tuple(dict.fromkeys(name for one in ARCHITECTURES for name in one.families))
 # How a model is computed: no tensor tells, and no result depends on it.
-EXECUTION = ("attention", "stack", "decoder.stack", "decoder.kernel")
+EXECUTION = ("stack", "decoder.stack")
 
 
 def guess(keys: Mapping[str, object]) -> Architecture | None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.convert.architecture import Architecture
 from pixelflow_jax.convert.rows import stacks
 from pixelflow_jax.convert.sizes import Fields, InferredConfig, Sizes, feature_layer

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.convert.architecture import Architecture, Resized, with_text
 from pixelflow_jax.convert.rows import (
     attention_rows,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.convert.architecture import Architecture, one_patch, with_text
 from pixelflow_jax.convert.rows import (
     attention_rows,

@@ -9,10 +9,11 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import Conditioner
+from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.flow.path import Stage, image_noise
 from pixelflow_jax.flow.prediction import Prediction
-from pixelflow_jax.losses.objective import Context, FlowMatching
+from pixelflow_jax.losses.context import Context
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.interface import Condition, Inputs, Network
 from pixelflow_jax.sampling.sampler import image_keys
 

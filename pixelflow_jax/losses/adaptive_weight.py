@@ -1,4 +1,4 @@
-"""PixelGen's adaptive balance between the flow-matching and the perceptual terms."""
+"""PixelGen's adaptive weight between the flow-matching and the perceptual terms."""
 
 import dataclasses
 
@@ -28,18 +28,20 @@ class AdaptiveWeight:
         """Whether the weight moves before step number `step`."""
         return (step >= self.start) & (step % self.every == 0)
 
-    def update(self, weight: Array, flow: Array, perceptual: Array) -> tuple:
+    def update(
+        self, weight: Array, flow: Array, perceptual: Array
+    ) -> tuple[Array, Array]:
         """The next weight, and the bounded ratio, from the two gradients."""
-        length = _length(flow) / (_length(perceptual) + 1e-4)
-        bounded = jnp.clip(length, 0.0, self.limit)
+        ratio = _length(flow) / (_length(perceptual) + 1e-4)
+        bounded = jnp.clip(ratio, 0.0, self.limit)
         return self.decay * weight + (1 - self.decay) * bounded, bounded
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
         if self.start < 0 or self.every < 1 or not 0 <= self.decay <= 1:
-            return ["balance needs start >= 0, every >= 1 and decay in [0, 1]"]
+            return ["adaptive_weight needs start >= 0, every >= 1 and decay in [0, 1]"]
         if self.limit <= 0 or self.ratio < 0:
-            return ["balance needs limit > 0 and ratio >= 0"]
+            return ["adaptive_weight needs limit > 0 and ratio >= 0"]
         return []
 
 

@@ -1,175 +1,193 @@
-"""The training loss: points on the path, loss terms, and their weighted sum."""
+"""The training objective: what is drawn, what the network makes of it, the loss."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.flow.path import Point, Stage, image_noise
+from pixelflow_jax.conditioning.interface import Conditioner
+from pixelflow_jax.flow.path import Point, Stage
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.flow.time import TimeSampler
-from pixelflow_jax.models.interface import DenoiserConfig, Output
-from pixelflow_jax.teachers.suite import RequiredFeatures, TargetFeatures, Teachers
+from pixelflow_jax.losses.context import Context
+from pixelflow_jax.losses.points import draw_points, split_keys, split_round_robin
+from pixelflow_jax.losses.weighted_terms import WeightedTerms
+from pixelflow_jax.models.interface import Condition, DenoiserConfig, Inputs, Network
+
+DROPOUT = 2**31  # a number apart from the splits that points and conditions use
 
 
-class Context(NamedTuple):
-    """What a loss term may look at; one entry a stage in the tuples.
+class Drawn(NamedTuple):
+    """All that is random in a step: points and conditions, one group a stage."""
 
-    `teachers` and `frozen_params` are the frozen networks and their parameters, `targets` what
-    they make of the real images; `projectors` are parameters that serve the loss alone.
-    """
-
+    images: Array  # real, full size [b, h, w, c]
     points: tuple[Point, ...]
-    output: Output
+    conds: tuple[Condition, ...]
+    keys: Array  # [b], one an image in the order of the points
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a network learns from a batch; all of it is static under `jit`.
+
+    The parameters of frozen networks are arguments of the methods, `frozen_params`:
+    those of the terms' teachers, the conditioner's and the model's own.
+    """
+
+    model: DenoiserConfig
+    network: Network
+    conditioner: Conditioner
+    stages: tuple[Stage, ...]
     prediction: Prediction
-    stages: tuple[Stage, ...] = (Stage(),)
-    teachers: Teachers | None = None
-    frozen_params: dict | None = None
-    targets: TargetFeatures = TargetFeatures()
-    projectors: dict | None = None
+    time: TimeSampler
+    terms: WeightedTerms
 
-    def velocity(self) -> tuple[Array, ...]:
-        """The velocities that the network's outputs imply, [b_i, h_i, w_i, c] each."""
-        return tuple(
-            self.prediction.velocity(out, point.x_t, point.t, stage)
-            for out, point, stage in self._groups()
+    def init(self, key: Array) -> dict:
+        """Fresh parameters: the denoiser, and projectors where terms have them."""
+        params = {"denoiser": self.network.init(key)}
+        projectors = self.terms.projectors(key, self.model)
+        return params | ({"projectors": projectors} if projectors else {})
+
+    def draw(self, batch: dict, keys: Array, frozen_params: dict) -> Drawn:
+        """Points and conditions for images [b, h, w, c] with a key each."""
+        count = len(self.stages)
+        point_keys, drop_keys = split_keys(keys, 2)
+        points = draw_points(point_keys, batch["image"], self.stages, self.time)
+        cond = self.conditioner.encode(frozen_params, batch)
+        null = self.conditioner.null(frozen_params, cond, self.model)
+        cond = self.conditioner.dropped(drop_keys, cond, null)
+        in_order = jnp.concatenate(split_round_robin(keys, count))
+        return Drawn(batch["image"], points, _by_stage(cond, count), in_order)
+
+    def context(self, params: dict, drawn: Drawn, frozen_params: dict) -> Context:
+        """What the network and the teachers make of the drawn points."""
+        points, teachers = drawn.points, self.terms.teachers
+        batch = tuple(
+            Inputs(point.x_t, point.timestep, cond)
+            for point, cond in zip(points, drawn.conds, strict=True)
+        )
+        dropout_keys = jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT))(
+            drawn.keys
+        )
+        output = self.network.apply(
+            params["denoiser"], batch, key=dropout_keys, frozen_params=frozen_params
+        )
+        targets = teachers.extract_targets(
+            self.terms.required_features,
+            frozen_params,
+            drawn.images,
+            tuple(point.clean for point in points),
+        )
+        return Context(
+            points=points,
+            output=output,
+            prediction=self.prediction,
+            stages=self.stages,
+            batch=batch,
+            keys=drawn.keys,
+            teachers=teachers,
+            frozen_params=frozen_params,
+            targets=targets,
+            projectors=params.get("projectors", {}),
         )
 
-    def clean(self) -> tuple[Array, ...]:
-        """The clean images that the network's outputs imply, [b_i, h_i, w_i, c]."""
-        return tuple(
-            self.prediction.clean(out, point.x_t, point.t, stage)
-            for out, point, stage in self._groups()
+    def loss(
+        self, params: dict, drawn: Drawn, frozen_params: dict, carry: dict
+    ) -> tuple[Array, dict[str, Array]]:
+        """The weighted loss, and the means of its terms by name."""
+        return self.terms(self.context(params, drawn, frozen_params), carry)
+
+    def output_gradients(
+        self, params: dict, drawn: Drawn, frozen_params: dict
+    ) -> tuple[Array, Array]:
+        """Gradients of the flow's and of the perceptual terms' weighted sums.
+
+        With respect to the denoiser's last matrix alone, for `AdaptiveWeight`.
+        """
+        path = self.model.output_kernel
+
+        def groups(kernel: Array) -> Array:
+            denoiser = _with_leaf(params["denoiser"], path, kernel)
+            changed = {**params, "denoiser": denoiser}
+            context = self.context(changed, drawn, frozen_params)
+            return jnp.stack(
+                [self.terms.group(role, context) for role in ("flow", "perceptual")]
+            )
+
+        _, pull = jax.vjp(groups, self._output_kernel(params["denoiser"]))
+        flow, perceptual = (pull(row)[0] for row in jnp.eye(2))
+        return flow, perceptual
+
+    def _output_kernel(self, denoiser: dict) -> Array:
+        """The denoiser's last matrix; ValueError where the model names another."""
+        path = self.model.output_kernel
+        node = denoiser
+        for name in path:
+            node = node.get(name) if isinstance(node, dict) else None
+        if node is None or isinstance(node, dict):
+            raise ValueError(
+                f"{type(self.model).__name__}.output_kernel={path} is not the path of "
+                "an array in the model's parameters: adaptive_weight needs that of the "
+                "last matrix."
+            )
+        return node
+
+    def carry(self) -> dict:
+        """What the loss remembers, before the first step."""
+        return self.terms.carry()
+
+    def forward_flops(self, height: int, width: int) -> float:
+        """Operations of the denoiser's forward pass, an image, mean over the stages."""
+        sizes = [stage.size(height, width) for stage in self.stages]
+        return sum(self.model.flops(*size) for size in sizes) / len(sizes)
+
+    def frozen_shapes(self) -> dict:
+        """The parameters of all frozen networks, as shapes."""
+        networks = self.model.frozen_networks().items()
+        own = {name: network.shapes() for name, network in networks}
+        return self.terms.shapes() | self.conditioner.shapes() | own
+
+    def load_frozen(self) -> dict:
+        """The parameters of all frozen networks (numpy); WeightsError without."""
+        networks = self.model.frozen_networks().items()
+        own = {name: network.load() for name, network in networks}
+        return self.terms.load() | self.conditioner.load() | own
+
+    def check(self, height: int, width: int) -> None:
+        """Trace the loss without compiling it; raises what it would raise.
+
+        Where there is an adaptive weight its gradients are traced as well, which a run
+        may first compute after many steps.
+        """
+        count = len(self.stages)
+        image = jax.ShapeDtypeStruct(
+            (count, height, width, self.model.channels), jnp.float32
         )
 
-    def data_share(self) -> Array:
-        """The data weight of every image's point, [b]; the time on a plain path."""
-        return jnp.concatenate(
-            [
-                stage.start + (stage.end - stage.start) * point.t
-                for _, point, stage in self._groups()
-            ]
-        )
+        def trace(params: dict, batch: dict, keys: Array, frozen_params: dict) -> tuple:
+            drawn = self.draw(batch, keys, frozen_params)
+            loss = self.loss(params, drawn, frozen_params, self.carry())
+            if self.terms.adaptive_weight is None:
+                return loss
+            return loss, self.output_gradients(params, drawn, frozen_params)
 
-    def _groups(self) -> zip:
-        return zip(self.output.pred, self.points, self.stages, strict=True)
-
-
-class Term(Protocol):
-    """One term of the loss; the `perceptual` ones share an adaptive weight."""
-
-    weight: float
-    perceptual: bool
-
-    def __call__(self, context: Context) -> Array:
-        """The term's value for every image of the batch, float32 [b]."""
-
-    def required_features(self) -> RequiredFeatures:
-        """What the term asks of the teachers."""
-
-    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
-        """Fresh parameters of the term's own; empty for most."""
-
-    def problems(self) -> list[str]:
-        """What is wrong with these fields."""
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+        params = jax.eval_shape(self.init, jax.random.key(0))
+        batch = {"image": image, **self.conditioner.example(count)}
+        jax.eval_shape(trace, params, batch, keys, self.frozen_shapes())
 
 
-@dataclasses.dataclass(kw_only=True)
-class FlowMatching:
-    """Mean squared error between the predicted and the target velocity.
-
-    The mean is taken over each image first, so that images count alike whatever their
-    resolution (PixelFlow eq. 5, PixNerd and PixelGen's flow-matching loss).
-    """
-
-    weight: float = 1.0
-    perceptual = False
-
-    def __call__(self, context: Context) -> Array:
-        """One mean squared error an image, float32 [b]."""
-        errors = []
-        for point, velocity in zip(context.points, context.velocity(), strict=True):
-            error = velocity - context.prediction.target(point)
-            errors.append(jnp.mean(error * error, axis=(1, 2, 3)))
-        return jnp.concatenate(errors)
-
-    def required_features(self) -> RequiredFeatures:
-        """Nothing."""
-        return RequiredFeatures()
-
-    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
-        """None."""
-        return {}
-
-    def problems(self) -> list[str]:
-        """What is wrong with these fields."""
-        return negative_weight(self)
+def _with_leaf(params: dict, path: Sequence[str], leaf: Array) -> dict:
+    """The parameters with another array at a path."""
+    name, *rest = path
+    return {**params, name: _with_leaf(params[name], rest, leaf) if rest else leaf}
 
 
-def negative_weight(term: Term) -> list[str]:
-    """A message where a term's weight is below 0."""
-    if term.weight >= 0:
-        return []
-    return [f"{type(term).__name__}.weight={term.weight} must not be negative"]
-
-
-def term_name(term: Term) -> str:
-    """The name under which a term is logged, and its head stored."""
-    return type(term).__name__
-
-
-def draw_points(
-    keys: Array, images: Array, stages: tuple[Stage, ...], time: TimeSampler
-) -> tuple[Point, ...]:
-    """Training points for `images` [b, h, w, c], dealt out evenly to the stages.
-
-    Time and noise of image i depend on `keys[i]` only. Where b does not divide, the
-    first (coarsest) stages get one image more.
-    """
-    height, width, channels = images.shape[1:]
-    dealt = zip(
-        split_round_robin(images, len(stages)),
-        split_round_robin(keys, len(stages)),
-        strict=True,
-    )
-    points = []
-    for stage, (part, part_keys) in zip(stages, dealt, strict=True):
-        time_keys, noise_keys = split_keys(part_keys, 2)
-        t = jax.vmap(lambda key: time(key, 1)[0])(time_keys)
-        noise = image_noise(noise_keys, *stage.size(height, width), channels)
-        points.append(stage.draw(part, noise, t))
-    return tuple(points)
-
-
-def split_round_robin(a: Array, parts: int) -> list[Array]:
-    """Row i of [b, ...] goes to part i modulo `parts`, so the first get what is over.
-
-    Neighbours go to different parts: a batch that is spread over devices stays where it
-    is when every device holds a multiple of `parts`.
-    """
-    if len(a) % parts:
-        return [a[index::parts] for index in range(parts)]
-    rows = a.reshape(-1, parts, *a.shape[1:])
-    return [rows[:, index] for index in range(parts)]
-
-
-def split_keys(keys: Array, n: int) -> Array:
-    """`n` independent keys for each of `keys` [b], as [n, b]."""
-    return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, n))(keys), 0, 1)
-
-
-def combine(
-    terms: list[Term], context: Context, balance: Array | float = 1.0
-) -> tuple[Array, dict[str, Array]]:
-    """The weighted sum of the terms' batch means, and each mean by name.
-
-    `adaptive_weight` multiplies the weights of the perceptual terms.
-    """
-    means = [jnp.mean(term(context)) for term in terms]
-    total = sum(
-        term.weight * (balance if term.perceptual else 1.0) * mean
-        for term, mean in zip(terms, means, strict=True)
-    )
-    return total, dict(zip(map(term_name, terms), means, strict=True))
+def _by_stage(cond: Condition, stages: int) -> tuple[Condition, ...]:
+    """The conditions of the images of each stage."""
+    leaves, structure = jax.tree.flatten(cond)
+    parts = zip(*(split_round_robin(leaf, stages) for leaf in leaves), strict=True)
+    return tuple(jax.tree.unflatten(structure, part) for part in parts)

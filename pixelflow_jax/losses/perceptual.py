@@ -1,28 +1,32 @@
 """Loss terms that look through frozen networks: REPA, LPIPS and P-DINO."""
 
 import dataclasses
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.losses.objective import Context, negative_weight, split_round_robin
+from pixelflow_jax.losses.context import Context, Role, Term, weight_problems
+from pixelflow_jax.losses.points import split_round_robin
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.nn.layers import torch_default, torch_default_bias
 from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers
 
 LAST = -1  # the teacher's last block
+Grid = Literal["truncate", "resize"]
+Gate = Literal["official", "paper"]
 
 
 @dataclasses.dataclass(kw_only=True)
-class Repa:
-    """Alignment of the tap's tokens with DINOv2's of the real image (Yu et al. 2025).
+class Repa(Term):
+    """Alignment of the model's features with DINOv2's of the image (Yu et al. 2025).
 
     Three linear layers with SiLU between (`hidden` wide; 0: as wide as the model) map
-    the tokens behind block `model.feature_layer` to the teacher's width; the value is 1 - cosine,
-    meant over tokens. `teacher_layer` is the DINOv2 block, counted from the end if
-    negative. The official code cuts the model's tokens off at the teacher's number,
-    which is harmless where both grids agree (a patch of 16): grid="truncate".
+    the tokens behind block `model.feature_layer` to the teacher's width; the value is
+    1 - cosine, meant over tokens. `teacher_layer` is the DINOv2 block, counted from the
+    end if negative. The official code cuts the model's tokens off at the teacher's
+    number, which is harmless where both grids agree (a patch of 16): grid="truncate".
     grid="resize" resamples them to the teacher's grid, as cascades and other patches
     need.
     """
@@ -30,65 +34,68 @@ class Repa:
     weight: float = 0.5
     hidden: int = 0
     teacher_layer: int = LAST
-    grid: str = "truncate"
-    perceptual = False
+    grid: Grid = "truncate"
 
     def __call__(self, context: Context) -> Array:
         """1 - cosine for every image, float32 [b]."""
-        taps, points = context.output.features, context.points
-        dealt = split_round_robin(context.targets.full[self.teacher_layer], len(taps))
+        features, points = context.output.features, context.points
+        targets = context.targets.full[self.teacher_layer]
         values = []
-        for tokens, features, point in zip(taps, dealt, points, strict=True):
-            tokens = self._on_grid(tokens, point.x_t.shape, features.shape[1])
+        for tokens, target, point in zip(
+            features, split_round_robin(targets, len(points)), points, strict=True
+        ):
+            tokens = on_grid(tokens, point.x_t.shape, target.shape[1], self.grid)
             projected = project(context.projectors["Repa"], tokens)
-            values.append(1 - _cosine(projected, features).mean(-1))
+            values.append(1 - cosine(projected, target).mean(-1))
         return jnp.concatenate(values)
-
-    def _on_grid(self, tokens: Array, image: tuple[int, ...], wanted: int) -> Array:
-        """Tokens [b, n, d] of an image, as [b, wanted, d]."""
-        b, n, d = tokens.shape
-        if n == wanted:
-            return tokens
-        if self.grid == "truncate" and n > wanted:
-            return tokens[:, :wanted]
-        if self.grid == "truncate":
-            raise ValueError(
-                f"REPA: the teacher has {wanted} tokens and the model {n}: set the "
-                'term\'s grid="resize".'
-            )
-        _, height, width, _ = image
-        rows = round((n * height / width) ** 0.5)
-        ours = tokens.reshape(b, rows, n // rows, d).astype(jnp.float32)
-        theirs = round((wanted * height / width) ** 0.5)
-        shape = (b, theirs, wanted // theirs, d)
-        return jax.image.resize(ours, shape, "linear").reshape(b, wanted, d)
 
     def required_features(self) -> RequiredFeatures:
         """One layer of the real images at full size."""
         return RequiredFeatures(full=(self.teacher_layer,))
 
     def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
-        """The projector, with PyTorch's default initialisation."""
+        """The linear layers, with PyTorch's default initialisation."""
         hidden = self.hidden or model.width
         widths = (model.width, hidden, hidden, teachers.dino.width)
         layers = {}
         for index, own in enumerate(jax.random.split(key, len(widths) - 1)):
-            one, two = jax.random.split(own)
+            kernel_key, bias_key = jax.random.split(own)
             shape = widths[index], widths[index + 1]
             layers[f"linear{index}"] = {
-                "kernel": torch_default(one, shape, jnp.float32),
-                "bias": torch_default_bias(shape[0])(two, shape[1:]),
+                "kernel": torch_default(kernel_key, shape, jnp.float32),
+                "bias": torch_default_bias(shape[0])(bias_key, shape[1:]),
             }
         return layers
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        found = negative_weight(self)
+        messages = weight_problems(self)
         if self.grid not in ("truncate", "resize"):
-            found.append(f'Repa.grid must be "truncate" or "resize", not {self.grid!r}')
+            messages.append(
+                f'Repa.grid must be "truncate" or "resize", not {self.grid!r}'
+            )
         if self.hidden < 0:
-            found.append(f"Repa.hidden={self.hidden} must not be negative")
-        return found
+            messages.append(f"Repa.hidden={self.hidden} must not be negative")
+        return messages
+
+
+def on_grid(tokens: Array, image: tuple[int, ...], count: int, grid: Grid) -> Array:
+    """Tokens [b, n, d] of images [b, h, w, c], given by shape, as [b, count, d]."""
+    b, n, d = tokens.shape
+    if n == count:
+        return tokens
+    if grid == "truncate" and n > count:
+        return tokens[:, :count]
+    if grid == "truncate":
+        raise ValueError(
+            f"REPA: the teacher has {count} tokens and the model {n}: set the "
+            'term\'s grid="resize".'
+        )
+    _, height, width, _ = image
+    rows, wanted = (round((m * height / width) ** 0.5) for m in (n, count))
+    square = tokens.reshape(b, rows, n // rows, d).astype(jnp.float32)
+    shape = (b, wanted, count // wanted, d)
+    return jax.image.resize(square, shape, "linear").reshape(b, count, d)
 
 
 def project(layers: dict, tokens: Array) -> Array:
@@ -105,7 +112,7 @@ def project(layers: dict, tokens: Array) -> Array:
     return tokens.astype(jnp.float32)
 
 
-def _cosine(a: Array, b: Array) -> Array:
+def cosine(a: Array, b: Array) -> Array:
     """Cosine over the last axis, norms not below 1e-8; float32."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     scale = jnp.maximum(_length(a), 1e-8) * jnp.maximum(_length(b), 1e-8)
@@ -118,7 +125,7 @@ def _length(a: Array) -> Array:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Lpips:
+class Lpips(Term):
     """LPIPS between the predicted and the real clean image (Zhang et al. 2018).
 
     Images whose point holds less than the share `threshold` of data are left out of
@@ -130,43 +137,38 @@ class Lpips:
     weight: float = 0.1
     threshold: float = 0.0
     patch: int = 16
-    perceptual = True
+    role: ClassVar[Role] = "perceptual"
 
     def __call__(self, context: Context) -> Array:
         """The distance of every image, scaled so that their mean is the gated mean."""
+        lpips, params = context.teachers.lpips, context.frozen_params["lpips"]
         values = []
-        for ours, point in zip(context.clean(), context.points, strict=True):
-            pair = (self._sized(image) for image in (ours, point.clean))
-            values.append(
-                context.teachers.lpips.distance(context.frozen_params["lpips"], *pair)
-            )
+        for clean, point in zip(context.clean(), context.points, strict=True):
+            pair = self._resized(clean), self._resized(point.clean)
+            values.append(lpips.distance(params, *pair))
         return _gated(jnp.concatenate(values), context, self.threshold)
 
-    def _sized(self, image: Array) -> Array:
-        b, height, width, c = image.shape
+    def _resized(self, images: Array) -> Array:
+        b, height, width, c = images.shape
         if self.patch == 16:
-            return image
+            return images
         size = (b, height * 16 // self.patch, width * 16 // self.patch, c)
-        return jax.image.resize(image, size, "linear")  # smooths where it shrinks
+        return jax.image.resize(images, size, "linear")  # smooths where it shrinks
 
     def required_features(self) -> RequiredFeatures:
         """The LPIPS network."""
         return RequiredFeatures(lpips=True)
 
-    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
-        """None."""
-        return {}
-
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        found = [*negative_weight(self), *_threshold_problems(self)]
+        messages = [*weight_problems(self), *_threshold_problems(self)]
         if self.patch < 1:
-            found.append(f"Lpips.patch={self.patch} must be at least 1")
-        return found
+            messages.append(f"Lpips.patch={self.patch} must be at least 1")
+        return messages
 
 
 @dataclasses.dataclass(kw_only=True)
-class PDino:
+class PDino(Term):
     """1 - cosine between DINOv2's tokens of the predicted and the real clean image.
 
     The mean over tokens and over `layers` (numbers of blocks, counted from 0, or from
@@ -180,18 +182,20 @@ class PDino:
     weight: float = 0.01
     layers: tuple[int, ...] = (LAST,)
     threshold: float = 0.0
-    gate: str = "official"
-    perceptual = True
+    gate: Gate = "official"
+    role: ClassVar[Role] = "perceptual"
 
     def __call__(self, context: Context) -> Array:
         """The distance of every image, float32 [b]."""
+        dino, params = context.teachers.dino, context.frozen_params["dino"]
         values = []
-        for ours, seen in zip(context.clean(), context.targets.staged, strict=True):
-            found = context.teachers.dino.features(
-                context.frozen_params["dino"], ours, self.layers
-            )
-            cosines = [_cosine(found[layer], seen[layer]).mean(-1) for layer in found]
-            values.append(1 - sum(cosines) / len(cosines))
+        for clean, targets in zip(context.clean(), context.targets.staged, strict=True):
+            features = dino.features(params, clean, self.layers)
+            cosines = [
+                cosine(tokens, targets[layer]).mean(-1)
+                for layer, tokens in features.items()
+            ]
+            values.append(1 - sum(cosines, jnp.zeros(())) / len(cosines))
         value = jnp.concatenate(values)
         if self.gate == "paper":
             return _gated(value, context, self.threshold)
@@ -204,18 +208,16 @@ class PDino:
         """Its layers of the real images at the stages' sizes."""
         return RequiredFeatures(staged=tuple(self.layers))
 
-    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
-        """None."""
-        return {}
-
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        found = [*negative_weight(self), *_threshold_problems(self)]
+        messages = [*weight_problems(self), *_threshold_problems(self)]
         if self.gate not in ("official", "paper"):
-            found.append(f'PDino.gate must be "official" or "paper", not {self.gate!r}')
+            messages.append(
+                f'PDino.gate must be "official" or "paper", not {self.gate!r}'
+            )
         if not self.layers:
-            found.append("PDino.layers is empty: name at least one block")
-        return found
+            messages.append("PDino.layers is empty: name at least one block")
+        return messages
 
 
 def _threshold_problems(term: Lpips | PDino) -> list[str]:

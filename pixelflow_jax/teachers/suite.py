@@ -1,4 +1,4 @@
-"""The frozen networks of a run: which are needed, their weights, what they see."""
+"""The frozen networks of a run: which are needed, their weights, their features."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ class RequiredFeatures(NamedTuple):
     """What loss terms ask of the teachers.
 
     `full` and `staged` are DINOv2 layers of the real images at full size and at their
-    stage's; `dino` and `lpips` say whether the networks are needed at all.
+    stage's; `dino` and `lpips` say whether those networks are needed at all.
     """
 
     full: tuple[int, ...] = ()
@@ -32,16 +32,16 @@ def union(required: Iterable[RequiredFeatures]) -> RequiredFeatures:
     """All that any of `required` asks for."""
     required = list(required)
     return RequiredFeatures(
-        full=tuple(sorted({layer for n in required for layer in n.full})),
-        staged=tuple(sorted({layer for n in required for layer in n.staged})),
-        lpips=any(n.lpips for n in required),
+        full=tuple(sorted({layer for one in required for layer in one.full})),
+        staged=tuple(sorted({layer for one in required for layer in one.staged})),
+        lpips=any(one.lpips for one in required),
     )
 
 
 class TargetFeatures(NamedTuple):
     """DINOv2 tokens [b, n, width] of real images by layer; `staged`: one a stage."""
 
-    full: dict[int, Array] | None = None
+    full: dict[int, Array] = {}
     staged: tuple[dict[int, Array], ...] = ()
 
 
@@ -57,8 +57,12 @@ class Teachers:
     lpips: LpipsNet = dataclasses.field(default_factory=LpipsNet)
 
     def _needed(self, required: RequiredFeatures) -> dict[str, DinoV2 | LpipsNet]:
-        chosen = {"dino": required.dino, "lpips": required.lpips}
-        return {name: getattr(self, name) for name, yes in chosen.items() if yes}
+        networks: dict[str, DinoV2 | LpipsNet] = {}
+        if required.dino:
+            networks["dino"] = self.dino
+        if required.lpips:
+            networks["lpips"] = self.lpips
+        return networks
 
     def load(self, required: RequiredFeatures) -> dict:
         """The parameters of the needed networks, by name; WeightsError without."""
@@ -72,10 +76,9 @@ class Teachers:
         self, required: RequiredFeatures, height: int, width: int
     ) -> list[str]:
         """What is wrong with the needed networks for images of that size."""
-        nets = self._needed(required).items()
         return [
             f"teachers.{name}: {problem}"
-            for name, net in nets
+            for name, net in self._needed(required).items()
             for problem in net.problems(height, width)
         ]
 
@@ -86,7 +89,7 @@ class Teachers:
         images: Array,
         staged: tuple[Array, ...],
     ) -> TargetFeatures:
-        """What DINOv2 sees in the real images, looking at each image once.
+        """DINOv2's features of the real images, computed once for each image.
 
         `images` [b, h, w, c] are full size, `staged` the same images at their stages'
         sizes. No gradient flows back.
@@ -95,15 +98,16 @@ class Teachers:
             return TargetFeatures()
         images, staged = jax.lax.stop_gradient((images, staged))
 
-        def look(images: Array, layers: tuple[int, ...]) -> dict[int, Array]:
+        def features(images: Array, layers: tuple[int, ...]) -> dict[int, Array]:
             return self.dino.features(frozen_params["dino"], images, layers)
 
         if len(staged) == 1:  # a path of one stage: both are the same images
-            both = look(images, tuple(sorted({*required.full, *required.staged})))
-            return TargetFeatures(both, (both,))
-        full = look(images, required.full) if required.full else None
+            layers = tuple(sorted({*required.full, *required.staged}))
+            shared = features(images, layers)
+            return TargetFeatures(shared, (shared,))
+        full = features(images, required.full) if required.full else {}
         if not required.staged:
             return TargetFeatures(full)
         return TargetFeatures(
-            full, tuple(look(part, required.staged) for part in staged)
+            full, tuple(features(part, required.staged) for part in staged)
         )

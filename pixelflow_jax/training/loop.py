@@ -16,14 +16,14 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.conditioner import label_problems
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.errors import DataError, DivergedError
+from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.state import Initial, TrainState
 from pixelflow_jax.training.step import (
-    Objective,
+    StepSettings,
     abstract_state,
     fresh_state,
     make_step,
@@ -42,7 +42,7 @@ class TrainingRun:
     """
 
     objective: Objective
-    ema: tuple[float, ...]
+    settings: StepSettings
     mesh: jax.sharding.Mesh
     open_data: Callable[[int], BatchLoader]
     preview: Callable[[dict, dict], np.ndarray]
@@ -58,11 +58,11 @@ class TrainingRun:
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state; allocates nothing."""
-        return abstract_state(self.objective, self.ema, self.mesh)
+        return abstract_state(self.objective, self.settings, self.mesh)
 
     def fresh_state(self, initial: Initial | None = None) -> TrainState:
         """The state before the first step, laid out where it will live."""
-        state = fresh_state(self.objective, self.ema, self.mesh)
+        state = fresh_state(self.objective, self.settings, self.mesh)
         if initial is None:
             return state
         denoiser = _placed(state.params["denoiser"], initial.params)
@@ -166,11 +166,11 @@ def _steps(
 
     while step < run.steps:
         batch = next(batches)
-        balancing = run.objective.balancing(step)
-        state, metrics = steps[balancing](state, batch, frozen_params)
+        weight_is_due = run.objective.terms.weight_is_due(step)
+        state, metrics = steps[weight_is_due](state, batch, frozen_params)
         step += 1
         pending.append((step, metrics))
-        program = batch["image"].shape, balancing
+        program = batch["image"].shape, weight_is_due
         if program not in seen:
             seen.add(program)
             jax.block_until_ready(metrics)
@@ -197,26 +197,22 @@ def _programs(run: TrainingRun, state: TrainState) -> dict[bool, Callable]:
     layout = jax.tree.map(lambda a: a.sharding, state)
     shardings = (layout, sharding.replicated(run.mesh))
     return {
-        balancing: jax.jit(
-            make_step(run.objective, balancing),
+        weight_is_due: jax.jit(
+            make_step(run.objective, run.settings, weight_is_due),
             donate_argnums=0,
             out_shardings=shardings,
         )
-        for balancing in (False, True)
+        for weight_is_due in (False, True)
     }
 
 
 def _on_device(data: BatchLoader, run: TrainingRun) -> Iterator[dict]:
     """Batches as global arrays, each sent on its way one step before it is needed."""
-    classes = run.objective.model.num_classes
+    conditioner, model = run.objective.conditioner, run.objective.model
 
     def send(batch: dict) -> dict:
-        labels = batch["label"].tolist() if classes else []  # a model of texts: none
-        for problem in label_problems(labels, classes):
-            raise DataError(
-                f"A batch of the data set holds labels the model has no class for: "
-                f"{problem}. Mend the labels, or raise --config.model.num_classes."
-            )
+        for problem in conditioner.batch_problems(batch, model):
+            raise DataError(problem)
         return sharding.global_batch(batch, run.mesh)
 
     batches = iter(data)

@@ -6,7 +6,7 @@ from benchmarks import cascade, harness, perceptual, scaling, speed
 from benchmarks.case import Case, changes
 from pixelflow_jax import build
 from pixelflow_jax.flow.solver import Heun
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 
 WORDS = "train configs/pixelgen.py:emoji_clean 8 terms=flow unroll=1 remat=full"
 

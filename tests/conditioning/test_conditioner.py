@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import build
-from pixelflow_jax.conditioning.conditioner import Text, drop
+from pixelflow_jax.conditioning.drop import drop
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import ClassifierFree
@@ -18,6 +19,7 @@ from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.sampling.batches import Weights
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.step import fresh_state, make_step
 from pixelflow_jax.validate import validate
@@ -121,8 +123,9 @@ def config(request) -> Experiment:
 def trained(config):
     """A text model after two steps; its weights are not zero any more."""
     mesh = config.mesh.build(jax.devices()[:1])
-    state = fresh_state(build.objective(config), (), mesh)
-    step = jax.jit(make_step(build.objective(config)))
+    objective, settings = build.objective(config), build.step_settings(config)
+    state = fresh_state(objective, settings, mesh)
+    step = jax.jit(make_step(objective, settings))
     image = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3))
     data = {"image": jnp.asarray(image, jnp.float32), **batch()}
     for _ in range(2):
@@ -133,9 +136,8 @@ def trained(config):
 
 def test_images_follow_their_text_and_nothing_else(config, trained):
     generator = build.generator(config, 16, 16)
-    draw = lambda given, **more: generator(
-        trained, given, frozen_params=frozen(), **more
-    )
+    weights = Weights(trained, frozen())
+    draw = lambda given, **more: generator(weights, given, **more)
     texts = batch()
     images = draw(texts, seed=1).images
     assert images.shape == (4, 16, 16, 3) and np.isfinite(images).all()

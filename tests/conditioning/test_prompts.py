@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pixelflow_jax.conditioning.conditioner import Text
 from pixelflow_jax.conditioning.prompts import Prompts, read_prompts
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.errors import DataError
 
 
@@ -56,7 +56,7 @@ def test_every_distinct_text_is_read_once(monkeypatch):
         tokens = np.array([[len(text), 7] for text in texts], np.int32)
         return {"tokens": tokens, "mask": tokens > 6}
 
-    monkeypatch.setattr(Text, "reader", lambda self: read)
+    monkeypatch.setattr(Text, "caption_encoder", lambda self: read)
     given = Prompts(Text()).read(["aa", "b", "aa", ""], ["", "b", "ccc", ""])
     assert sorted(asked) == ["", "aa", "b", "ccc"]
     assert given["tokens"][:, 0].tolist() == [2, 1, 2, 0]

@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pixelflow_jax import build
-from pixelflow_jax.conditioning.conditioner import ClassLabels
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.config_io import type_errors, walk
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import NODES, Experiment
@@ -69,19 +69,21 @@ def test_it_builds_and_validates(config):
     """The data set is not opened; a whole training step is traced, nothing computed."""
     assert isinstance(config, Experiment)
     validate(config)
-    objective, mesh = build.objective(config), config.mesh.build()
+    objective, settings = build.objective(config), build.step_settings(config)
+    mesh = config.mesh.build()
     run = dataclasses.replace(config, data=config.data)  # a copy shares nothing mutable
     assert run == config and mesh.size == jax.device_count()
     from pixelflow_jax.training.step import abstract_state
 
-    state = abstract_state(objective, config.ema, mesh)
+    state = abstract_state(objective, settings, mesh)
     size = config.data.image_size
     batch = {
         "image": jax.ShapeDtypeStruct((8, size, size, 3), "float32"),
         **config.conditioner.example(8),
     }
     frozen_params = objective.frozen_shapes()
-    after, metrics = jax.eval_shape(make_step(objective), state, batch, frozen_params)
+    step = make_step(objective, settings)
+    after, metrics = jax.eval_shape(step, state, batch, frozen_params)
     shapes = lambda tree: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
     assert shapes(after) == shapes(state)
     assert metrics["loss"].shape == () and metrics["loss"].dtype == "float32"

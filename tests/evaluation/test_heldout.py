@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import build
-from pixelflow_jax.conditioning.conditioner import ClassLabels
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.evaluation.heldout import TIMES, HeldoutLoss
 from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
+from pixelflow_jax.conditioning.drop import drop
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.flow.path import downsample2, pyramid, upsample2
 from pixelflow_jax.flow.prediction import PredictVelocity
-from pixelflow_jax.losses.objective import Context, FlowMatching
+from pixelflow_jax.losses.context import Context
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.interface import Condition, Inputs
 from pixelflow_jax.models.pixelflow import PERIOD, Block, PixelFlowModel
 from pixelflow_jax.nn.embed import TimeEmbed, rotary_table, sinusoid

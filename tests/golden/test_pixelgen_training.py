@@ -10,19 +10,20 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
+from pixelflow_jax.conditioning.drop import drop
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.time import LogitNormal, Uniform
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.losses.objective import Drawn, Objective
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa, project
+from pixelflow_jax.losses.weighted_terms import WeightedTerms
 from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.tensors import mapping as tables
-from pixelflow_jax.training.step import Drawn, Objective
 from tests.golden import harness
 
 KINDS = ("JiT", "LPIPS", "DINO", "NoiseGating")
@@ -126,15 +127,14 @@ class Case:
             stages=path.stages(),
             prediction=PredictClean(t_eps=self.o["t_eps"]),
             time=self.law(),
-            terms=self.terms(),
+            terms=WeightedTerms(
+                terms=self.terms(),
+                teachers=Teachers(dino=dino, lpips=StubLpips()),
+                adaptive_weight=AdaptiveWeight(ratio=self.o["percept_ratio"])
+                if gated
+                else None,
+            ),
             conditioner=ClassLabels(drop=self.o["null_condition_p"]),
-            optimizer=optax.identity(),
-            learning_rate=optax.constant_schedule(0.0),
-            seed=0,
-            teachers=Teachers(dino=dino, lpips=StubLpips()),
-            adaptive_weight=AdaptiveWeight(ratio=self.o["percept_ratio"])
-            if gated
-            else None,
         )
 
     def law(self) -> LogitNormal | Uniform:
@@ -179,22 +179,17 @@ def outcome(fixture: harness.Fixture, name: str) -> tuple[dict, dict]:
     loaded = model(fixture, feature_layer)
     objective, frozen_params = case.objective(loaded), case.frozen()
     params = {"denoiser": loaded.params, "projectors": harness.projector(fixture)}
-    cached = (
-        {"adaptive_weight": jnp.float32(case.cached)}
-        if objective.adaptive_weight
-        else {}
-    )
+    adaptive = objective.terms.adaptive_weight
+    cached = {"adaptive_weight": jnp.float32(case.cached)} if adaptive else {}
 
     @jax.jit
     def run(params: dict, step: Array) -> tuple:
         drawn = case.drawn(objective)
         carry, raw = cached, jnp.zeros(())
-        if objective.adaptive_weight is not None:
-            pair = objective.last_gradients(params, drawn, frozen_params)
-            weight, raw = objective.adaptive_weight.update(
-                cached["adaptive_weight"], *pair
-            )
-            due = objective.adaptive_weight.is_due(step)
+        if adaptive is not None:
+            pair = objective.output_gradients(params, drawn, frozen_params)
+            weight, raw = adaptive.update(cached["adaptive_weight"], *pair)
+            due = adaptive.is_due(step)
             carry = {
                 "adaptive_weight": jnp.where(due, weight, cached["adaptive_weight"])
             }
@@ -215,7 +210,7 @@ def outcome(fixture: harness.Fixture, name: str) -> tuple[dict, dict]:
         "pred_img": harness.nchw(output.pred[0]),
         "src_feature": output.features[0],
     }
-    if objective.adaptive_weight is not None:
+    if adaptive is not None:
         ours["loss/percept_weight"] = carry["adaptive_weight"]
     return ours, grads | {"table": loaded.table}
 
@@ -228,7 +223,8 @@ def single_layers(fixture, case: str) -> dict:
     for i, layer in enumerate(this.layers):
         objective = this.objective(loaded)
         term = PDino(layers=(layer,))
-        objective = dataclasses.replace(objective, terms=[term], adaptive_weight=None)
+        terms = WeightedTerms(terms=[term], teachers=objective.terms.teachers)
+        objective = dataclasses.replace(objective, terms=terms)
         run = jax.jit(
             lambda params, objective=objective: objective.loss(
                 params, this.drawn(objective), this.frozen(), {}

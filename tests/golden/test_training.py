@@ -6,18 +6,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, drop
+from pixelflow_jax.conditioning.drop import drop
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.flow.path import Stage, Straight
 from pixelflow_jax.flow.prediction import PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, Uniform
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.losses.objective import Drawn, Objective
 from pixelflow_jax.losses.perceptual import LAST, Repa, project
+from pixelflow_jax.losses.weighted_terms import WeightedTerms
 from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.tensors import mapping as tables
-from pixelflow_jax.training.step import Drawn, Objective
 from tests.golden import harness
 
 KNOWN = {
@@ -52,12 +53,11 @@ def objective(loaded: harness.Loaded, fixture, trainer: dict) -> Objective:
         stages=Straight().stages(),
         prediction=PredictVelocity(),
         time=law(shift=trainer["timeshift"]),
-        terms=[FlowMatching(), Repa(weight=trainer["feat_loss_weight"])],
+        terms=WeightedTerms(
+            terms=[FlowMatching(), Repa(weight=trainer["feat_loss_weight"])],
+            teachers=Teachers(dino=Recorded(features_=features)),
+        ),
         conditioner=ClassLabels(drop=trainer["null_condition_p"]),
-        optimizer=optax.identity(),
-        learning_rate=optax.constant_schedule(0.0),
-        seed=0,
-        teachers=Teachers(dino=Recorded(features_=features)),
     )
 
 
@@ -125,4 +125,4 @@ def check_step(fixture, case: str, model: Callable[..., harness.Loaded]) -> None
     for name in recorded.keys() - gradients.keys():
         tolerance = 1e-5 if name.startswith("loss/") else harness.FORWARD
         harness.close(ours[name], recorded[name], name, tolerance)
-    assert this.required_features.full == (LAST,)
+    assert this.terms.required_features.full == (LAST,)

@@ -7,18 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels, drop, label_problems
+from pixelflow_jax.conditioning.drop import drop
+from pixelflow_jax.conditioning.labels import ClassLabels, label_problems
 from pixelflow_jax.flow.path import Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, Uniform
-from pixelflow_jax.losses.objective import (
-    Context,
-    FlowMatching,
-    combine,
-    draw_points,
-    split_keys,
-    split_round_robin,
-)
+from pixelflow_jax.losses.context import Context
+from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.losses.points import draw_points, split_keys, split_round_robin
+from pixelflow_jax.losses.weighted_terms import combine
 from pixelflow_jax.models.interface import Condition, Output
 from pixelflow_jax.models.pixnerd import PixNerd
 

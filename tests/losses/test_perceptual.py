@@ -9,13 +9,17 @@ import numpy as np
 import optax
 import pytest
 
-from pixelflow_jax.conditioning.conditioner import ClassLabels
+from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.flow.path import Pyramid, Stage, Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.time import Uniform
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
-from pixelflow_jax.losses.objective import Context, FlowMatching, draw_points
+from pixelflow_jax.losses.context import Context
+from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
+from pixelflow_jax.losses.points import draw_points
+from pixelflow_jax.losses.weighted_terms import WeightedTerms
 from pixelflow_jax.models.interface import Output, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
@@ -24,8 +28,7 @@ from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers, union
-from pixelflow_jax.training.state import create
-from pixelflow_jax.training.step import Objective, make_step
+from pixelflow_jax.training.step import StepSettings, create_state, make_step
 
 EXACT = Precision(compute="float32", matmul="highest")
 SMALL = {"num_classes": 3, "width": 32, "heads": 4, "depth": 2, "feature_layer": 1}
@@ -65,14 +68,14 @@ def objective(model, path, prediction, terms, **fields) -> Objective:
         stages=path.stages(),
         prediction=prediction,
         time=Uniform(),
-        terms=terms,
+        terms=WeightedTerms(terms=terms, teachers=TEACHERS, **fields),
         conditioner=ClassLabels(),
-        optimizer=optax.sgd(1e-2),
-        learning_rate=optax.constant_schedule(1e-2),
-        seed=0,
-        teachers=TEACHERS,
-        **fields,
     )
+
+
+SETTINGS = StepSettings(
+    optimizer=optax.sgd(1e-2), learning_rate=optax.constant_schedule(1e-2), seed=0
+)
 
 
 def batch(count: int, size: int) -> dict:
@@ -102,8 +105,9 @@ def test_terms_train_with_every_model_and_path(name):
     """Two steps with all terms: every parameter group moves, nothing is infinite."""
     model, path, prediction = COMBINATIONS[name]
     this = objective(model, path, prediction, ALL)
-    state = create(this.init(jax.random.key(0)), this.optimizer, (0.9,), this.carry())
-    step = jax.jit(make_step(this))
+    settings = dataclasses.replace(SETTINGS, ema=(0.9,))
+    state = create_state(this.init(jax.random.key(0)), settings, this.carry())
+    step = jax.jit(make_step(this, settings))
     data = batch(4, 32)
     after = state
     for _ in range(2):
@@ -239,10 +243,8 @@ def test_real_images_are_looked_at_once():
         (2, 32, 32, 3),
     ]
     calls.clear()
-    assert (
-        suite.extract_targets(Lpips().required_features(), {}, images, (images,)).full
-        is None
-    )
+    required = Lpips().required_features()
+    assert not suite.extract_targets(required, {}, images, (images,)).full
     assert not calls
 
 
@@ -258,7 +260,7 @@ def beginning(this: Objective):
     params = this.init(jax.random.key(0))
     # The last matrix is zero at first, and with it the gradients behind it.
     params["denoiser"] = jax.tree.map(lambda a: a + 0.02, params["denoiser"])
-    return create(params, this.optimizer, (), this.carry())
+    return create_state(params, SETTINGS, this.carry())
 
 
 def test_gradients_of_the_last_matrix_are_those_of_the_losses(balanced):
@@ -268,10 +270,11 @@ def test_gradients_of_the_last_matrix_are_those_of_the_losses(balanced):
     @jax.jit
     def both(params):
         drawn = balanced.draw(data, keys, frozen())
-        short = balanced.last_gradients(params, drawn, frozen())
+        short = balanced.output_gradients(params, drawn, frozen())
         full = []
         for chosen in (ALL[:1], ALL[2:]):
-            this = dataclasses.replace(balanced, terms=chosen, adaptive_weight=None)
+            terms = WeightedTerms(terms=chosen, teachers=TEACHERS)
+            this = dataclasses.replace(balanced, terms=terms)
             loss = lambda p, this=this: this.loss(p, drawn, frozen(), {})[0]
             full.append(
                 jax.grad(loss)(params)["denoiser"]["decoder"]["linear"]["kernel"]
@@ -289,7 +292,7 @@ def test_gradients_of_the_last_matrix_are_those_of_the_losses(balanced):
 def test_the_weight_moves_on_schedule_and_is_kept(balanced):
     state, data = beginning(balanced), batch(4, 32)
     step, weights = (
-        jax.jit(make_step(balanced)),
+        jax.jit(make_step(balanced, SETTINGS)),
         [float(state.carry["adaptive_weight"])],
     )
     for _ in range(5):
@@ -313,12 +316,12 @@ def test_the_weight_moves_on_schedule_and_is_kept(balanced):
 
 def test_a_program_that_knows_its_step_does_what_one_that_asks_does(balanced):
     state, data = beginning(balanced), batch(4, 32)
-    asks = jax.jit(make_step(balanced))
+    asks = jax.jit(make_step(balanced, SETTINGS))
     for number in (1, 2):
         state = state.replace(step=jnp.asarray(number, jnp.int32))
-        moves = balanced.balancing(number)
+        moves = balanced.terms.weight_is_due(number)
         assert moves == (number == 2)
-        knows = make_step(balanced, balancing=moves)
+        knows = make_step(balanced, SETTINGS, moves)
         assert ("cond" in str(jax.make_jaxpr(knows)(state, data, frozen()))) is False
         ours, theirs = (
             jax.jit(knows)(state, data, frozen()),
@@ -335,9 +338,9 @@ def test_a_program_that_knows_its_step_does_what_one_that_asks_does(balanced):
 def test_the_weight_does_not_depend_on_slices(balanced):
     state, data = beginning(balanced), batch(4, 32)
     state = state.replace(step=jnp.int32(2))
-    whole, _ = jax.jit(make_step(balanced))(state, data, frozen())
-    split = dataclasses.replace(balanced, accumulate=2)
-    parts, _ = jax.jit(make_step(split))(state, data, frozen())
+    whole, _ = jax.jit(make_step(balanced, SETTINGS))(state, data, frozen())
+    split = dataclasses.replace(SETTINGS, accumulate=2)
+    parts, _ = jax.jit(make_step(balanced, split))(state, data, frozen())
     np.testing.assert_allclose(
         whole.carry["adaptive_weight"], parts.carry["adaptive_weight"], rtol=1e-5
     )
@@ -346,7 +349,7 @@ def test_the_weight_does_not_depend_on_slices(balanced):
 def test_teachers_are_arguments_and_learn_nothing(balanced):
     """No array of the teachers is in the program, and no gradient reaches them."""
     state, data = beginning(balanced), batch(4, 32)
-    step = make_step(balanced)
+    step = make_step(balanced, SETTINGS)
     traced = jax.make_jaxpr(step)(state, data, frozen())
     constants = {np.asarray(c).tobytes() for c in traced.consts}
     assert constants  # such as tables of positions

@@ -316,7 +316,6 @@ def test_a_canvas_fits_multiples_of_its_grid():
         (PixNerdText(feature_layer=17), "model.feature_layer=17"),
         (PixelGenText(heads=7), "model.heads=7"),
         (PixNerdText(decoder=NeuralField(depth=0)), "decoder.width, ratio and depth"),
-        (PixNerdText(mask_text=True, attention="cudnn"), "model.mask_text=False"),
     ],
 )
 def test_problems_name_the_field(config, words):

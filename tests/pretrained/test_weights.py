@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.flax import load_file, save_file
 
 from pixelflow_jax import Pipeline, atomic
-from pixelflow_jax.conditioning.conditioner import Text
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count

@@ -16,7 +16,7 @@ from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.path import Pyramid
 from pixelflow_jax.flow.time import Grid, Uniform
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import PDino, Repa
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.nn.precision import Precision
@@ -90,13 +90,12 @@ def test_slices_of_a_batch_hold_every_stage_alike(images):
     config = cascade(images)
     with build.open_data(config, 0) as loader:
         batch = next(loader)
-    state = fresh_state(
-        build.objective(config), (), config.mesh.build(jax.devices()[:1])
-    )
+    objective, settings = build.objective(config), build.step_settings(config)
+    state = fresh_state(objective, settings, config.mesh.build(jax.devices()[:1]))
     losses = []
     for parts in (1, 2):
-        objective = build.objective(dataclasses.replace(config, accumulate=parts))
-        losses.append(jax.jit(make_step(objective))(state, batch, {})[1])
+        divided = dataclasses.replace(settings, accumulate=parts)
+        losses.append(jax.jit(make_step(objective, divided))(state, batch, {})[1])
     for name, value in losses[0].items():
         assert float(value) == pytest.approx(float(losses[1][name]), rel=1e-5)
 
@@ -115,7 +114,7 @@ def test_a_trained_cascade_draws_squares_and_other_shapes(pipeline, tmp_path):
 
 @pytest.mark.parametrize("solver", [Dopri5(), Dopri5(control="batch")], ids=str)
 def test_adaptive_steps_draw_too(pipeline, solver):
-    grid = Grid(steps=4, told=0.999)
+    grid = Grid(steps=4, timestep_scale=0.999)
     drawn = pipeline.generate([0, 1], solver=solver, grid=grid, record=True)
     assert np.isfinite(drawn.images).all() and drawn.clean.shape[:2] == (8, 2)
     euler = pipeline.generate([0, 1], grid=Grid(steps=60))
@@ -172,7 +171,7 @@ def test_a_run_with_teachers_is_saved_without_them(images, dino, tmp_path):
     parts = {tuple(key.strip("()").split(", ")[:2]) for key in stored}
     assert {two for one, *rest in parts for two in rest if one == "params"} == {
         "denoiser",
-        "heads",
+        "projectors",
     }
     tops = {key.strip("()").split(", ")[0].strip(",") for key in stored}
     assert tops == {"step", "params", "opt_state", "ema", "carry"}

@@ -9,10 +9,10 @@ import pytest
 
 from pixelflow_jax import build
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
-from pixelflow_jax.losses.objective import FlowMatching
+from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.pixnerd import NeuralField
+from pixelflow_jax.training.ema import update_ema
 from pixelflow_jax.training.optimizer import AdamW
-from pixelflow_jax.training.state import update_ema
 from pixelflow_jax.training.step import fresh_state, make_step
 from tests.training import tiny
 
@@ -29,9 +29,10 @@ def batches(config, count):
 
 def after(config, data):
     """State and metrics after a step on each batch of `data`."""
-    objective, mesh = build.objective(config), config.mesh.build(jax.devices()[:1])
-    state, metrics = fresh_state(objective, config.ema, mesh), []
-    step = jax.jit(make_step(objective))
+    objective, settings = build.objective(config), build.step_settings(config)
+    mesh = config.mesh.build(jax.devices()[:1])
+    state, metrics = fresh_state(objective, settings, mesh), []
+    step = jax.jit(make_step(objective, settings))
     for batch in data:
         state, values = step(state, batch, {})
         metrics.append({name: float(value) for name, value in values.items()})

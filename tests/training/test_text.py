@@ -10,7 +10,8 @@ from PIL import Image
 from pixelflow_jax import build
 from pixelflow_jax.cli import prepare, text_features
 from pixelflow_jax.cli.text_features import write_features
-from pixelflow_jax.conditioning.conditioner import ClassLabels, Text
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.features import Features
@@ -151,13 +152,14 @@ def test_a_step_with_features_is_the_step_with_tokens(shards):
     stored = experiment(source, conditioner=conditioned(TEXT, shards))
     found = []
     for one in (config, stored):
-        objective, mesh = build.objective(one), MeshShape().build(jax.devices()[:1])
+        objective, settings = build.objective(one), build.step_settings(one)
+        mesh = MeshShape().build(jax.devices()[:1])
         with build.open_data(one, 0) as loader:
             batch = next(loader)
         assert ("text" in batch) == (one is stored)
         frozen_params = objective.load_frozen()
-        step = jax.jit(make_step(objective))
-        state = fresh_state(objective, (), mesh)
+        step = jax.jit(make_step(objective, settings))
+        state = fresh_state(objective, settings, mesh)
         # Off the beginning, where zeros hide the text from the loss.
         moved = jax.tree.map(lambda a: a + 0.03, state.params)
         _, metrics = step(state.replace(params=moved), batch, frozen_params)
