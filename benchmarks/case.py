@@ -16,7 +16,7 @@ from pixelflow_jax.validate import validate
 TRAIN, SAMPLE = "train", "sample"
 # Short names of fields that are changed often.
 FIELDS = {
-    "attention": "model.attention",
+    "attention": "kernels.attention",
     "depth": "model.depth",
     "field_remat": "model.decoder.stack.remat",
     "remat": "model.stack.remat",

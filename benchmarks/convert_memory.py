@@ -17,7 +17,7 @@ import tempfile
 import numpy as np
 
 from benchmarks import harness
-from pixelflow_jax.convert import variants
+from pixelflow_jax.convert import families
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
@@ -36,8 +36,8 @@ sys.exit(code)
 
 def official(model: DenoiserConfig) -> dict[str, LazyTensor]:
     """Official tensors of a model, drawn when they are read."""
-    shapes, found = variants.shapes_of(model), {}
-    for row in variants.table_of(model):
+    shapes, found = families.shapes_of(model), {}
+    for row in families.table_of(model):
         found |= row.official_shapes(shapes)
     return {
         key: _random(shape, seed) for seed, (key, shape) in enumerate(found.items())

@@ -25,10 +25,21 @@ from jax import Array  # isort: skip
 
 from benchmarks import suite  # isort: skip
 from benchmarks.micro import Entry, handed_over, measure  # isort: skip
-from pixelflow_jax.nn import field, field_kernel, residual  # isort: skip
 from pixelflow_jax.nn.block import GATE1, SCALE2, SHIFT2  # isort: skip
-from pixelflow_jax.nn.heads import queries_keys_values  # isort: skip
-from pixelflow_jax.nn.hidden import down  # isort: skip
+from pixelflow_jax.nn.kernels.activate_and_project import (  # isort: skip
+    activate_and_project,
+)
+from pixelflow_jax.nn.kernels.adaln_residual import (  # isort: skip
+    AdaLN,
+    Residual,
+    adaln_residual,
+)
+from pixelflow_jax.nn.kernels.choice import Kernels, choose  # isort: skip
+from pixelflow_jax.nn.kernels.neural_field import (  # isort: skip
+    GeneratedMLP,
+    neural_field,
+)
+from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope  # isort: skip
 from pixelflow_jax.nn.packing import Packing  # isort: skip
 
 WIDTH, HIDDEN, HEADS, HEAD_WIDTH = 1152, 3072, 16, 72  # of the XL models
@@ -122,12 +133,15 @@ def attentions() -> Iterator[tuple[str, Entry]]:
 
 
 def neural_fields() -> Iterator[tuple[str, Entry]]:
-    """A block of PixNerd-XL's field for 32 images: einsums and the kernel."""
+    """A block of PixNerd-XL's field for 32 images: products and the kernel."""
     patches, pixels, width, hidden = 32 * 256, 256, 64, 128
     z, first, second = (pixels, width), (width, hidden), (hidden, width)
     shapes = [(patches, *shape) for shape in (z, first, second)]
     flops = 4.0 * patches * pixels * width * hidden
-    forward = {"xla": _field_einsum, "kernel": _field_kernel}
+    forward = {
+        name: functools.partial(_field, Kernels(field=choice))
+        for name, choice in (("xla", "xla"), ("kernel", "pallas"))
+    }
     both = {name: with_gradient(function) for name, function in forward.items()}
     yield (
         "field forward",
@@ -143,41 +157,30 @@ def neural_fields() -> Iterator[tuple[str, Entry]]:
     )
 
 
-def _field_einsum(z: Array, first: Array, second: Array) -> Array:
-    first, second = field.unit_columns(first), field.unit_columns(second)
-    z32 = z.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(z32 * z32, -1, keepdims=True) + field_kernel.EPS)
-    hidden = jax.nn.silu((z32 * scale).astype(z.dtype) @ first)
-    return z + hidden @ second
-
-
-def _field_kernel(z: Array, first: Array, second: Array) -> Array:
+def _field(kernels: Kernels, z: Array, first: Array, second: Array) -> Array:
     gain = jnp.ones(z.shape[-1], jnp.float32)
-    interpret = jax.default_backend() != "gpu"
-    return field_kernel.field_block(z, gain, first, second, (True, True), interpret)
+    mlp = GeneratedMLP(first[None], second[None], (True, True))
+    with choose(kernels):
+        return neural_field(z[None], gain, mlp)[0]
 
 
 def blocks() -> Iterator[tuple[str, Entry]]:
-    """What lies between a block's products: the compiler's operations and our kernels.
-
-    "between" is the gated sum, norm and modulation, "heads" the way to queries, keys
-    and values, "hidden" the SwiGLU with the product behind it.
-    """
+    """What lies between a block's products: the compiler's work and our kernels."""
     for title, batch, lengths in BLOCKS:
         packing = Packing((batch,) * len(lengths), lengths)
         n = sum(lengths)
         tokens, wide = (batch, n, WIDTH), (batch, n, HIDDEN)
-        vectors = [(batch, 6 * WIDTH)] * len(lengths)
+        modulation = [(batch, 6 * WIDTH)] * len(lengths)
         heads = [(batch, n, HEADS, HEAD_WIDTH)] * 3
         kinds = {
-            "between": (_between, [tokens, tokens, *vectors], [tokens] * 2),
-            "heads": (_heads, [(batch, n, 3 * WIDTH)], heads),
-            "hidden": (_hidden, [wide, wide, (HIDDEN, WIDTH)], [tokens]),
+            "adaln residual": (_adaln, [tokens, tokens, *modulation], [tokens] * 2),
+            "qkv norm rope": (_qkv, [(batch, n, 3 * WIDTH)], heads),
+            "activate and project": (_swiglu, [wide, wide, (HIDDEN, WIDTH)], [tokens]),
         }
         for name, (function, shapes, outs) in kinds.items():
             forward = {
-                kernels: functools.partial(function, packing, kernels)
-                for kernels in ("xla", "auto")
+                choice: functools.partial(function, packing, Kernels(blocks=choice))
+                for choice in ("xla", "auto")
             }
             both = {k: with_gradient(f, len(outs)) for k, f in forward.items()}
             inputs = functools.partial(normal, *shapes)
@@ -187,32 +190,28 @@ def blocks() -> Iterator[tuple[str, Entry]]:
             yield name, Entry(inputs=inputs, variants=both)
 
 
-def _between(packing: Packing, kernels: str, *arrays: Array) -> tuple[Array, Array]:
-    x, branch, *vectors = arrays
+def _adaln(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
+    x, branch, *modulation = arrays
     ones = jnp.ones(WIDTH, jnp.float32)
-    chunks = {"gate": GATE1, "shift": SHIFT2, "scale": SCALE2}
-    given = {"branch": branch, "bias": ones, "gain": ones, **chunks}
-    return residual.between(x, tuple(vectors), packing, kernels=kernels, **given)
+    residual, adaln = Residual(branch, ones, GATE1), AdaLN(ones, SHIFT2, SCALE2)
+    with choose(kernels):
+        return adaln_residual(x, tuple(modulation), packing, residual, adaln)
 
 
-def _heads(packing: Packing, kernels: str, qkv: Array) -> tuple[Array, ...]:
+def _qkv(packing: Packing, kernels: Kernels, qkv: Array) -> tuple[Array, ...]:
     ones = jnp.ones(HEAD_WIDTH, jnp.float32)
     angles = jnp.linspace(0.0, 9.0, sum(packing.lengths) * HEAD_WIDTH // 2)
     angles = angles.reshape(-1, HEAD_WIDTH // 2)
-    return queries_keys_values(
-        qkv,
-        packing,
-        heads=HEADS,
-        gains=(ones, ones),
-        rope=(jnp.cos(angles), jnp.sin(angles)),
-        kernels=kernels,
-    )
+    rope = (jnp.cos(angles), jnp.sin(angles))
+    with choose(kernels):
+        return qkv_norm_rope(qkv, packing, heads=HEADS, gains=(ones, ones), rope=rope)
 
 
-def _hidden(packing: Packing, kernels: str, *arrays: Array) -> tuple[Array]:
+def _swiglu(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple[Array]:
     gate, up, matrix = arrays
     biases = (jnp.ones(HIDDEN, jnp.float32),) * 2
-    return (down("swiglu", (gate, up), biases, matrix, packing, kernels=kernels),)
+    with choose(kernels):
+        return (activate_and_project("swiglu", (gate, up), biases, matrix, packing),)
 
 
 ENTRIES: dict[str, Entry] = {**dict(products()), **dict(attentions())}

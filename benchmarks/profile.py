@@ -34,7 +34,7 @@ from benchmarks.work import Work  # isort: skip
 KINDS = {
     "communication": r"nccl",
     "attention": r"fmha|flash|sdpa|cudnn.*attention",
-    "field kernel": r"field_(forward|backward)",
+    "field kernel": r"neural_field_(forward|backward)",
     "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|gemv|splitk|convolve",
     "copies": r"memcpy|memset|copy",
 }

@@ -48,6 +48,7 @@ from pixelflow_jax import sharding  # isort: skip  # noqa: E402
 from pixelflow_jax.experiment import Experiment  # isort: skip  # noqa: E402
 from pixelflow_jax.flow.solver import Euler  # isort: skip  # noqa: E402
 from pixelflow_jax.nn.stack import StackConfig  # isort: skip  # noqa: E402
+from pixelflow_jax.sampling.batches import Weights  # isort: skip  # noqa: E402
 from pixelflow_jax.config_io import walk  # isort: skip  # noqa: E402
 from pixelflow_jax.losses.flow_matching import FlowMatching  # isort: skip  # noqa: E402
 from pixelflow_jax.training.step import abstract_state, make_step  # isort: skip  # noqa: E402
@@ -163,7 +164,7 @@ def sampling(config: Experiment, devices: list, batch: int) -> Programs:
     mesh = sharding.MeshShape().build(devices)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inputs = (
-        on(whole, build.network(config).shapes()),
+        Weights(on(whole, build.network(config).shapes())),
         on(split, jax.ShapeDtypeStruct((batch,), np.uint32)),
         on(split, config.conditioner.example(batch)),
         on(whole, jax.ShapeDtypeStruct((), np.uint32)),
@@ -177,7 +178,9 @@ def sampling(config: Experiment, devices: list, batch: int) -> Programs:
     whole = program()
     settings.grid = dataclasses.replace(grid, steps=1)
     # The weights are made ready once, but in each of these.
-    prepared = compiled(build.network(config).cast_for_inference, mesh, inputs[0])
+    prepared = compiled(
+        build.network(config).cast_for_inference, mesh, inputs[0].params
+    )
     parts = [Part(prepared, 1 - len(times))]
     for scale, count in ((guidance.scale, guided), (1.0, len(times) - guided)):
         always = {"scale": scale, "low": -np.inf, "high": np.inf}

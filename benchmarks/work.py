@@ -18,6 +18,7 @@ from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.losses.perceptual import Lpips, PDino
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.sampling.batches import Weights
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.step import abstract_state, fresh_state, make_step
 from pixelflow_jax.training.throughput import TRAINING_PASSES
@@ -122,7 +123,7 @@ def sampling(config: Experiment, batch: int) -> Work:
         return *split, jax.device_put(np.uint32(0), sharding.replicated(mesh))
 
     def draw(params: dict, index: jax.Array, given: dict, seed: jax.Array) -> jax.Array:
-        return generator.trace(params, index, given, seed, False).images
+        return generator.trace(Weights(params), index, given, seed, False).images
 
     cost = sampling_cost(config)
     return Work(

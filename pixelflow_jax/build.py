@@ -21,6 +21,7 @@ from pixelflow_jax.models import interface as models
 from pixelflow_jax.models.interface import Network
 from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.sampling.preview import Preview
+from pixelflow_jax.sampling.sampler import Sampler
 from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.state import Initial
 from pixelflow_jax.training.step import StepSettings
@@ -29,12 +30,23 @@ from pixelflow_jax.training.throughput import Workload
 
 def network(config: Experiment) -> Network:
     """The denoiser as functions."""
-    return models.network(config.model, config.precision)
+    return models.network(config.model, config.precision, config.kernels)
 
 
 def stages(config: Experiment) -> tuple[Stage, ...]:
     """The path from noise to data, the coarsest stage first."""
     return config.path.stages()
+
+
+def sampler(config: Experiment) -> Sampler:
+    """How this config's networks draw."""
+    return Sampler(
+        stages=stages(config),
+        prediction=config.prediction,
+        guidance=config.sampling.guidance,
+        solver=config.sampling.solver,
+        grid=config.sampling.grid,
+    )
 
 
 def generator(
@@ -45,19 +57,14 @@ def generator(
     `guide` is the weaker network of `AutoGuidance`.
     """
     return Generator(
-        model=config.model,
+        sampler=sampler(config),
         network=network(config),
-        guide=guide,
         conditioner=config.conditioner,
-        stages=stages(config),
-        prediction=config.prediction,
-        guidance=config.sampling.guidance,
-        solver=config.sampling.solver,
-        grid=config.sampling.grid,
+        model=config.model,
         size=(height, width),
         batch_size=config.sampling.batch_size,
-        doubled=config.sampling.doubled,
         mesh=config.mesh.build(),
+        guide=guide,
     )
 
 

@@ -32,6 +32,7 @@ from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
@@ -85,6 +86,7 @@ class Experiment:
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     ema: tuple[float, ...] = (0.9999,)
     precision: Precision = dataclasses.field(default_factory=Precision)
+    kernels: Kernels = dataclasses.field(default_factory=Kernels)
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
     checkpoint: Checkpointing = dataclasses.field(default_factory=Checkpointing)
     log: Logging = dataclasses.field(default_factory=Logging)
@@ -120,7 +122,7 @@ NODES = (
     *(CenterCrop, Checkpointing),
     *(ClassLabels, ClassifierFree, Data, DinoV2, Dopri5, Emoji, Euler, Experiment),
     *(FlowMatching, Geometry, Grid, Heun, ImageFolder, LinearDecoder, Logging),
-    *(LogitNormal, StackConfig, Lpips, LpipsNet, NeuralField, PDino),
+    *(Kernels, LogitNormal, StackConfig, Lpips, LpipsNet, NeuralField, PDino),
     *(PixelFlow, PixelGen, PixelGenText, PixNerd, PixNerdText),
     *(Precision, PredictClean, PredictVelocity, Pyramid, RandomCrop, Repa, Sampling),
     *(Shards, Straight, T5, T5Geometry, Teachers, Text, Tfds, Uniform),

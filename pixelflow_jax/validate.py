@@ -63,6 +63,7 @@ def _problems(config: Experiment) -> list[str]:
         *config.log.problems(),
         *_own_problems(config),
         *_message(config.precision.check),
+        *_message(config.kernels.check),
     ]
     loops = [
         (path, node) for path, node in walk(config) if isinstance(node, StackConfig)

@@ -29,6 +29,7 @@ from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
 from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
@@ -84,7 +85,10 @@ BAD = [
         {"model": tiny.model(feature_layer=3)},
         "model.feature_layer=3 must lie in 0..depth=2",
     ),
-    ({"model": tiny.model(attention="fast")}, "fast"),
+    ({"kernels": Kernels(attention="fast")}, "kernels.attention must be one of auto"),
+    ({"kernels": Kernels(blocks="triton")}, "kernels.blocks must be one of auto"),
+    ({"kernels": Kernels(field="pallas")}, 'field="pallas" needs powers of two'),
+    ({"kernels": Kernels(attention="cudnn")}, 'attention="cudnn" needs a GPU'),
     (
         {"model": tiny.model(stack=StackConfig(remat="some"))},
         "model.stack: stack.remat must be",

@@ -20,7 +20,9 @@ from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.context import term_name
 from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.sampling.batches import Weights
 from pixelflow_jax.training.step import abstract_state, make_step
 
 BATCH = 8
@@ -99,15 +101,15 @@ def traced_sampler(config: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Tr
     size = config.data.image_size
     program = functools.partial(build.generator(config, size, size).trace, record=False)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    params, frozen_params = build.network(config).shapes(), config.conditioner.shapes()
     inputs = (
-        on(whole, build.network(config).shapes()),
+        on(whole, Weights(params, frozen_params)),
         on(split, jax.ShapeDtypeStruct((BATCH,), np.uint32)),
         on(split, config.conditioner.example(BATCH)),
         on(whole, jax.ShapeDtypeStruct((), np.uint32)),
     )
     with jax.set_mesh(mesh):
-        frozen_params = on(whole, config.conditioner.shapes())
-        return jax.jit(program).trace(*inputs, frozen_params=frozen_params)
+        return jax.jit(program).trace(*inputs)
 
 
 PROGRAMS = {"step": traced_step, "sampler": traced_sampler}
@@ -205,7 +207,7 @@ def test_a_step_with_the_fused_field_does_not_pass(platform, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = shallow("pixnerd")
     config.terms = [FlowMatching()]
-    config.model = dataclasses.replace(config.model, attention="xla")
+    config.kernels = Kernels(attention="xla")
     mesh = sharding.MeshShape().build(jax.devices()[:1])
     traced = traced_step(config, mesh)
     assert "pallas_call" in str(traced.jaxpr)

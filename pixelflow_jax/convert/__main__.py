@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 from pixelflow_jax.convert import actions, inspect
-from pixelflow_jax.convert.infer import Fields
-from pixelflow_jax.convert.official import PREFERENCE
-from pixelflow_jax.convert.variants import EXECUTION, FAMILIES, fields
+from pixelflow_jax.convert.checkpoints import LAYOUTS, PREFERENCE
+from pixelflow_jax.convert.families import EXECUTION, FAMILIES, fields
+from pixelflow_jax.convert.sizes import Fields
 from pixelflow_jax.errors import ConvertError, UserError
 from pixelflow_jax.experiment import Experiment
 
@@ -166,8 +166,8 @@ def _config(argument: str) -> Experiment:
 
 def _known(config: Experiment) -> Fields:
     """The fields of a config's model that weights may contradict."""
-    found = fields(config.model)
-    return {name: found[name] for name in found if name not in EXECUTION}
+    known = fields(config.model)
+    return {name: known[name] for name in known if name not in EXECUTION}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     text = "weights of ours to an official file: .pt, .pth, .ckpt or .safetensors"
     add = command("to-torch", run_to_torch, text, "FOLDER_FILE_OR_RUN", "OUT_FILE")
-    layouts = sorted(actions.LAYOUTS)
+    layouts = sorted(LAYOUTS)
     add("--layout", choices=layouts, default="", help="default: lightning for .ckpt")
     add("--ema", default="", help="of a run: the average's decay, or raw")
     text = "an official file to safetensors with the official names"

@@ -4,25 +4,24 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
-from pixelflow_jax.convert import official, released, variants
-from pixelflow_jax.convert.infer import Fields
+from pixelflow_jax.atomic import PARTIAL
+from pixelflow_jax.convert import checkpoints, families
+from pixelflow_jax.convert.architecture import Architecture, Resized
+from pixelflow_jax.convert.sizes import Fields
 from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import DenoiserConfig, count
-from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import Description
-from pixelflow_jax.tensors import mapping as tables
-from pixelflow_jax.tensors import reader
+from pixelflow_jax.tensors import mapping, reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
 from pixelflow_jax.tensors.lazy import LazyTensor
 
 Progress = Callable[[int], object]  # is told bytes that were written
+# What tells models of one class apart.
+SIZES = "width heads depth text_depth patch context_length num_classes".split()
 UNKNOWN = "data and batch of the training are not known, the config's are defaults"
-POSITIONS = "pos_embed"  # PixelGen's, the only tensor whose shape follows the image's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +32,10 @@ class Understood:
     """
 
     model: DenoiserConfig
+    architecture: Architecture
     family: str
     tensors: Mapping[str, LazyTensor]
-    table: list[tables.Row]
+    table: list[mapping.Row]
     origin: str
     step: int
     notes: tuple[str, ...]
@@ -62,16 +62,16 @@ def understood(
             f"{source} is already in the format of pixelflow_jax: `to-torch` converts "
             "it to an official one."
         )
-    checkpoint = official.checkpoint(_content(source))
+    checkpoint = checkpoints.checkpoint(_content(source))
     chosen = checkpoint.chosen(weights)
-    variant = variants.variant_of(chosen.tensors, family)
-    found = variants.inferred(variant, chosen.tensors, given or {}, given_by)
-    model, tensors, notes = found.model, chosen.tensors, []
-    if image_size and image_size != getattr(model, "image_size", image_size):
-        model, tensors, notes = _resized(model, tensors, image_size)
-    table = variant.table(model)
-    shapes = variants.shapes_of(model)
-    problems = tables.problems(table, tensors, shapes)
+    architecture = families.architecture_of(chosen.tensors, family)
+    inferred = families.infer(architecture, chosen.tensors, given or {}, given_by)
+    resized = Resized(inferred.model, chosen.tensors)
+    if image_size:
+        resized = architecture.resize(inferred.model, chosen.tensors, image_size)
+    model = resized.model
+    table, shapes = architecture.table(model), families.shapes_of(model)
+    problems = mapping.problems(table, resized.tensors, shapes)
     problems += [f"unexpected: {key}" for key in checkpoint.stray]
     if problems:
         raise ConvertError(
@@ -79,11 +79,12 @@ def understood(
             f"{described(model)}:" + "".join(f"\n  {problem}" for problem in problems)
         )
     others = [name for name in checkpoint.weights if name != chosen.name]
-    family = family or _family(variant, chosen)
+    family = family or architecture.family(chosen.place)
     return Understood(
         model=model,
+        architecture=architecture,
         family=family,
-        tensors=tensors,
+        tensors=resized.tensors,
         table=table,
         origin=" ".join(filter(None, [source.name, chosen.place])),
         step=checkpoint.step,
@@ -93,8 +94,8 @@ def understood(
             f"weights: {chosen.name} ({chosen.place or 'the tensors of the file'})",
             *(f"left out: the weights {name}" for name in others),
             *(f"left out: {note}" for note in checkpoint.notes),
-            *(f"assumed: {k}={v!r}" for k, v in found.assumed.items()),
-            *notes,
+            *(f"assumed: {k}={v!r}" for k, v in inferred.assumed.items()),
+            *resized.notes,
         ),
     )
 
@@ -106,36 +107,11 @@ def _content(source: pathlib.Path) -> object:
     return reader.tensors(source) if source.is_dir() else reader.opened(source)
 
 
-def _family(variant: variants.Variant, weights: official.Weights) -> str:
-    """The variant's family; JiT where the names are its training program's."""
-    is_jit = "net." in weights.place and released.JIT in variant.families
-    return released.JIT if is_jit else variant.families[0]
-
-
-def _resized(
-    model: DenoiserConfig, tensors: Mapping[str, LazyTensor], size: int
-) -> tuple[DenoiserConfig, dict[str, LazyTensor], list[str]]:
-    """The model for images of another size, whose table of positions is computed."""
-    if size % model.patch:
-        raise ConvertError(
-            f"--image-size={size} must be a multiple of the patch, {model.patch}."
-        )
-    sides = [s // model.patch for s in (model.image_size, size)]
-    values = sincos_table(sides[1], sides[1], model.width)[None]
-    dtype = tensors[POSITIONS].dtype if POSITIONS in tensors else np.dtype(np.float32)
-    note = (
-        f"{POSITIONS} of {sides[0]} x {sides[0]} patches replaced by a computed one of "
-        f"{sides[1]} x {sides[1]}, as the official code does at another resolution"
-    )
-    resized = {**tensors, POSITIONS: LazyTensor.of(values.astype(dtype))}
-    return dataclasses.replace(model, image_size=size), resized, [note]
-
-
 def described(model: DenoiserConfig) -> str:
     """A model's class and main sizes in words."""
-    sizes = ("width", "heads", "depth", "text_depth", "patch", "num_classes")
-    found = [f"{name} {getattr(model, name)}" for name in sizes if hasattr(model, name)]
-    return f"{type(model).__name__} of {', '.join(found)}"
+    known = families.fields(model)
+    named = [f"{name} {known[name]}" for name in SIZES if name in known]
+    return f"{type(model).__name__} of {', '.join(named)}"
 
 
 def from_torch(
@@ -155,13 +131,13 @@ def from_torch(
     _check_folder(out, overwrite)
     model, origin = weights.model, weights.origin
     if config is None:
-        size = image_size or released.image_size(model)
-        config = released.experiment(weights.family, model, size, out.absolute().name)
+        size = image_size or weights.architecture.image_size(model)
+        config = families.released_experiment(
+            weights.architecture, weights.family, model, size, out.absolute().name
+        )
         origin += f", converted; {UNKNOWN}"
     else:
-        ways = variants.fields(config.model)
-        ways = {name: ways[name] for name in variants.EXECUTION if name in ways}
-        model = variants.replaced(model, ways)
+        model = families.replaced(model, families.execution(config.model))
         size = image_size or config.data.image_size
         data = dataclasses.replace(config.data, image_size=size)
         config = dataclasses.replace(config, model=model, data=data)
@@ -172,7 +148,7 @@ def from_torch(
         step=weights.step,
         origin=origin,
     )
-    flat = tables.imported(weights.table, weights.tensors)
+    flat = mapping.imported(weights.table, weights.tensors)
     published.write_folder(out, flat, description, advance=advance)
 
 
@@ -188,43 +164,6 @@ def to_safetensors(
     safe.write(out, weights.tensors, {"format": "pt"}, advance)
 
 
-def plain(tensors: Mapping[str, LazyTensor], step: int) -> dict:
-    """The bare state dict, as PixelFlow is released."""
-    return dict(tensors)
-
-
-def lightning(tensors: Mapping[str, LazyTensor], step: int) -> dict:
-    """A checkpoint of PixNerd's and PixelGen's programs, both sets of weights equal."""
-    prefixes = ("denoiser.", "ema_denoiser.")
-    names = {prefix + k: t for prefix in prefixes for k, t in tensors.items()}
-    # Lightning refuses checkpoints without its version.
-    return {
-        "state_dict": names,
-        "global_step": step,
-        "epoch": 0,
-        "pytorch-lightning_version": "2.5.0",
-    }
-
-
-def training(tensors: Mapping[str, LazyTensor], step: int) -> dict:
-    """What PixelFlow's training program resumes from, without the optimizer."""
-    return {"model": dict(tensors), "ema": dict(tensors)}
-
-
-def jit(tensors: Mapping[str, LazyTensor], step: int) -> dict:
-    """What JiT's program samples from, the weights and both averages equal."""
-    named = {f"net.{key}": tensor for key, tensor in tensors.items()}
-    return {"model": named, "model_ema1": named, "model_ema2": named}
-
-
-LAYOUTS: dict[str, Callable[[Mapping[str, LazyTensor], int], dict]] = {
-    "plain": plain,
-    "lightning": lightning,
-    "pixelflow": training,
-    "jit": jit,
-}
-
-
 def to_torch(
     source: pathlib.Path,
     out: pathlib.Path,
@@ -236,17 +175,19 @@ def to_torch(
 ) -> tuple[str, ...]:
     """Write weights of ours as an official file; returns notes.
 
-    `layout` is one of `LAYOUTS`; "" is Lightning's for `.ckpt` and plain otherwise.
-    `ema` chooses an average of a training run.
+    `layout` is one of `checkpoints.LAYOUTS`; "" is Lightning's for `.ckpt` and
+    plain otherwise. `ema` chooses an average of a training run.
     """
     _check_file(out, (".pt", ".pth", ".bin", ".ckpt", ".safetensors"), overwrite)
-    found = published.find(source)
-    model, params = found.description.config.model, found.open(found.choose(ema))
-    tensors = tables.exported(variants.table_of(model), params)
+    weights = published.find(source)
+    model, params = weights.description.config.model, weights.open(weights.choose(ema))
+    tensors = mapping.exported(families.table_of(model), params)
     layout = layout or ("lightning" if out.suffix == ".ckpt" else "plain")
     note = f"{described(model)}, {len(tensors)} tensors, layout {layout}"
     if out.suffix != ".safetensors":
-        pytorch.write(out, LAYOUTS[layout](tensors, found.description.step))
+        pytorch.write(
+            out, checkpoints.LAYOUTS[layout](tensors, weights.description.step)
+        )
         advance(sum(tensor.nbytes for tensor in tensors.values()))
         return (note,)
     if layout != "plain":
@@ -270,7 +211,7 @@ def _check_file(out: pathlib.Path, suffixes: tuple[str, ...], overwrite: bool) -
 def _check_folder(out: pathlib.Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ConvertError(f"{out} is a file: name a folder to write to.")
-    taken = out.is_dir() and any(p.name != published.PARTIAL for p in out.iterdir())
+    taken = out.is_dir() and any(p.name != PARTIAL for p in out.iterdir())
     if taken and not overwrite:
         raise ConvertError(
             f"{out} is not empty: give another folder, or --overwrite to replace its "

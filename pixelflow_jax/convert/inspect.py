@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
-from pixelflow_jax.convert import actions, official, variants
+from pixelflow_jax.convert import actions, checkpoints, families
 from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.tensors import reader
@@ -21,9 +21,9 @@ def report(path: pathlib.Path, *, every: bool = False) -> Iterator[str]:
     WeightsError for what cannot be read.
     """
     if published.is_ours(path):
-        found = published.find(path)
-        config = found.description.config
-        yield from table(found.open(found.choose("")), every)
+        own = published.find(path)
+        config = own.description.config
+        yield from table(own.open(own.choose("")), every)
         yield f"ours: {actions.described(config.model)}"
         yield f"config: {json.dumps(config.to_dict())}"
         return
@@ -31,20 +31,20 @@ def report(path: pathlib.Path, *, every: bool = False) -> Iterator[str]:
         raise ConvertError(f"There is no file {path}.")
     content = reader.tensors(path) if path.is_dir() else reader.opened(path)
     yield from table(flat(content), every)
-    checkpoint = official.checkpoint(content)
+    checkpoint = checkpoints.checkpoint(content)
     for weights in checkpoint.weights.values():
-        variant = variants.guess(weights.tensors)
+        architecture = families.guess(weights.tensors)
         size = sum(tensor.size for tensor in weights.tensors.values())
         place = weights.place or "the tensors of the file"
         yield f"weights {weights.name} ({place}): {size:,} parameters"
-        if variant is None:
+        if architecture is None:
             yield "  of no known family"
             continue
-        yield f"  family: {' or '.join(variant.families)}"
+        yield f"  family: {' or '.join(architecture.families)}"
         try:
-            found = variants.inferred(variant, weights.tensors, {}, "")
-            yield f"  model: {actions.described(found.model)}"
-            yield from (f"  assumed: {k}={v!r}" for k, v in found.assumed.items())
+            inferred = families.infer(architecture, weights.tensors, {}, "")
+            yield f"  model: {actions.described(inferred.model)}"
+            yield from (f"  assumed: {k}={v!r}" for k, v in inferred.assumed.items())
         except ConvertError as error:
             yield f"  {error}"
     yield from (f"besides: {note}" for note in checkpoint.notes)
@@ -56,11 +56,11 @@ def flat(content: object, prefix: str = "") -> dict[str, LazyTensor]:
         return {prefix: content}
     if isinstance(content, list):
         content = dict(enumerate(content))
-    found: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     if isinstance(content, Mapping):
         for key, value in content.items():
-            found |= flat(value, f"{prefix}: {key}" if prefix else str(key))
-    return found
+            tensors |= flat(value, f"{prefix}: {key}" if prefix else str(key))
+    return tensors
 
 
 def table(tensors: Mapping[str, LazyTensor], every: bool) -> Iterator[str]:

@@ -1,8 +1,49 @@
-"""PixelFlow's official state dict, for classes and for text."""
+"""PixelFlow's official networks, for classes and for text."""
 
+import dataclasses
+
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
+from pixelflow_jax.convert.architecture import Architecture
+from pixelflow_jax.convert.rows import stacks
+from pixelflow_jax.convert.sizes import Fields, InferredConfig, Sizes, feature_layer
+from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.flow.guidance import stage_ramp
+from pixelflow_jax.flow.path import Pyramid
+from pixelflow_jax.flow.time import Uniform
 from pixelflow_jax.models.pixelflow import PixelFlow
+from pixelflow_jax.sampling import presets
 from pixelflow_jax.tensors.layouts import patch_convolution, same
 from pixelflow_jax.tensors.mapping import Row, linear_rows
+
+BLOCKS = "transformer_blocks"
+HEAD_WIDTH = 72  # of the released model, whose tensors do not tell it
+KICKOFF = 8  # tokens along a side of the first stage
+
+
+def infer(sizes: Sizes, given: Fields) -> InferredConfig:
+    """The config, for classes or text."""
+    patches, first, second = "patch_embed.proj.weight", f"{BLOCKS}.0.attn1", "attn2"
+    second = f"{BLOCKS}.0.{second}"
+    width = sizes.axis(("patch_embed.proj.bias", 0), (f"{BLOCKS}.0.norm3.weight", 0))
+    rows = sizes.axis(("class_embedder.embedding_table.weight", 0))
+    text = sizes.axis((f"{second}.k_proj.weight", 1), (f"{second}.v_proj.weight", 1))
+    depth = sizes.layers(BLOCKS, "norm3.weight", "mlp.fc1.bias")
+    biases = (f"{first}.{name}_proj.bias" for name in "qkvo")
+    from_tensors = {
+        "num_classes": rows - 1 if rows else 0 if text else None,
+        "channels": sizes.axis((patches, 1)),
+        "patch": sizes.axis((patches, 2), (patches, 3)),
+        "width": width,
+        "depth": depth,
+        "text_width": text or 0,
+        "attention_bias": any(bias in sizes for bias in biases),
+    }
+    assumed = {
+        "heads": width // HEAD_WIDTH if width and not width % HEAD_WIDTH else None,
+        "feature_layer": feature_layer(PixelFlow.feature_layer, depth),
+    }
+    return InferredConfig.of(from_tensors, assumed)
 
 
 def table(config: PixelFlow) -> list[Row]:
@@ -20,15 +61,13 @@ def table(config: PixelFlow) -> list[Row]:
     ]
     if config.num_classes:
         rows.append(Row("class_embed/table", "class_embedder.embedding_table.weight"))
-    if config.feature_layer:
-        rows += _blocks(config, "early", range(config.feature_layer))
-    if config.feature_layer < config.depth:
-        rows += _blocks(config, "late", range(config.feature_layer, config.depth))
+    for stack, layers in stacks(0, config.feature_layer, config.depth).items():
+        rows += _blocks(config, stack, layers)
     return rows
 
 
 def _blocks(config: PixelFlow, stack: str, layers: range) -> list[Row]:
-    ours, theirs = f"{stack}/blocks", "transformer_blocks.{i}"
+    ours, theirs = f"{stack}/blocks", f"{BLOCKS}.{{i}}"
 
     def linear(a: str, *b: str, bias: bool = True) -> list[Row]:
         official = tuple(f"{theirs}.{name}" for name in b)
@@ -56,3 +95,40 @@ def _blocks(config: PixelFlow, stack: str, layers: range) -> list[Row]:
         rows.append(norm("norm2", "norm2"))
         rows += attention("cross_attention", "attn2", "q", "kv")
     return rows
+
+
+def released(
+    experiment: Experiment, model: PixelFlow, size: int, family: str
+) -> Experiment:
+    """Dopri5 and a growing guidance for classes, ten steps of Euler for text."""
+    num_stages = max(1, (size // (model.patch * KICKOFF)).bit_length())
+    if model.num_classes:
+        conditioner, sampling = ClassLabels(), presets.dopri5_stagewise24()
+        sampling.guidance.ramp = stage_ramp(num_stages)
+    else:
+        conditioner, sampling = Text(), presets.euler10_cfg4()
+    return dataclasses.replace(
+        experiment,
+        conditioner=conditioner,
+        path=Pyramid(num_stages=num_stages),
+        time=Uniform(levels=1000),
+        sampling=sampling,
+    )
+
+
+ARCHITECTURES = (
+    Architecture(
+        families=("pixelflow",),
+        model=PixelFlow(),
+        marks=(
+            "patch_embed.proj.weight",
+            "timestep_embedder.linear_1.weight",
+            f"{BLOCKS}.0.norm1.linear.weight",
+            "proj_out_2.weight",
+        ),
+        infer=infer,
+        table=table,
+        image_size=lambda model: 256,
+        released=released,
+    ),
+)

@@ -23,13 +23,13 @@ class Buckets:
         if self.sizes:
             return self.sizes
         step, area = self.multiple, image_size**2
-        found = []
+        shapes = []
         for height in range(step, int(image_size * self.max_ratio) + step, step):
             width = area // height // step * step
             ratio = max(height, width) / max(1, min(height, width))
             if width and ratio <= self.max_ratio:
-                found.append((height, width))
-        return tuple(found)
+                shapes.append((height, width))
+        return tuple(shapes)
 
     def assign(self, sizes: np.ndarray, image_size: int) -> np.ndarray:
         """The number of each image's shape, int [n]; `sizes` are [n, 2].

@@ -1,4 +1,4 @@
-"""Captions: text out of files and tables, and what is wrong with it."""
+"""Captions: text out of files, and what is wrong with it."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -22,13 +22,13 @@ def clean(texts: Iterable[object], name: str) -> tuple[str, ...]:
             "--allow-missing-captions."
         )
     spaced = (" ".join(text.split()) for text in texts)
-    found = tuple(dict.fromkeys(text for text in spaced if text))
-    if not found:
+    captions = tuple(dict.fromkeys(text for text in spaced if text))
+    if not captions:
         raise NoCaption(
             f"{name} has no caption, or an empty one. Write one, or use "
             "--allow-missing-captions."
         )
-    return found
+    return captions
 
 
 def from_text(content: bytes, name: str) -> str:
@@ -55,8 +55,8 @@ def from_json(content: bytes, name: str, key: str = "") -> tuple[str, ...]:
     if not isinstance(values, dict):
         raise NoCaption(f"{name}: its .json file holds no object with captions in it.")
     keys = (key,) if key else KEYS
-    found = next((values[k] for k in keys if k in values), ())
-    return clean(found if isinstance(found, list) else [found] if found else [], name)
+    value = next((values[k] for k in keys if k in values), ())
+    return clean(value if isinstance(value, list) else [value] if value else [], name)
 
 
 def allow_missing(

@@ -13,13 +13,13 @@ def find_files(pattern: str, suffix: str) -> list[Path]:
     A folder stands for all files in it and below; "a{000..012}.tar" and "{a,b}.tar"
     stand for each of them. Raises DataError where there is none, or one is absent.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for name in _alternatives(str(Path(pattern).expanduser())):
         path = Path(name)
         if path.is_dir():
-            found += path.rglob(f"*{suffix}")
+            paths += path.rglob(f"*{suffix}")
         elif path.is_file():
-            found.append(path)
+            paths.append(path)
         else:
             matches = [Path(match) for match in glob.glob(name, recursive=True)]
             if not matches:
@@ -28,8 +28,8 @@ def find_files(pattern: str, suffix: str) -> list[Path]:
                     f"as 'data/*{suffix}' or numbers such as 'data/{{000..012}}"
                     f"{suffix}', in quotes."
                 )
-            found += matches
-    files = sorted({path for path in found if path.is_file()})
+            paths += matches
+    files = sorted({path for path in paths if path.is_file()})
     if not files:
         raise DataError(f"{pattern!r} holds no {suffix} files: correct the path.")
     return files

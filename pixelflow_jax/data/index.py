@@ -69,14 +69,21 @@ def read_index(folder: Path, format: IndexFormat) -> dict[str, Any]:
             f"run `{format.command}` again; it continues where it stopped."
         ) from error
     except (ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path} is damaged ({error}). Prepare the {format.contents} again with "
-            "--overwrite."
-        ) from error
+        raise _damaged(path, error, format) from error
     _check_version(path, version, format)
     for number in range(version + 1, format.version + 1):
         index = _renamed(index, format.renamed.get(number, {}))
-    _check_files(folder, index[format.field], format)
+    try:
+        entries: Sequence[IndexedFile] = index[format.field]
+        damage = [text for entry in entries if (text := find_damage(folder, entry))]
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, error, format) from error
+    if damage:
+        raise DataError(
+            f"{len(damage)} of {len(entries)} {format.files} in {folder} are missing "
+            f"or damaged: {'; '.join(damage[:5])}. Copy them again, or run "
+            f"`{format.command}` again, which writes what is missing."
+        )
     return index
 
 
@@ -119,16 +126,11 @@ def _check_version(path: Path, version: object, format: IndexFormat) -> None:
     )
 
 
-def _check_files(
-    folder: Path, entries: Sequence[IndexedFile], format: IndexFormat
-) -> None:
-    damage = [text for entry in entries if (text := find_damage(folder, entry))]
-    if damage:
-        raise DataError(
-            f"{len(damage)} of {len(entries)} {format.files} in {folder} are missing "
-            f"or damaged: {'; '.join(damage[:5])}. Copy them again, or run "
-            f"`{format.command}` again, which writes what is missing."
-        )
+def _damaged(path: Path, error: Exception, format: IndexFormat) -> DataError:
+    return DataError(
+        f"{path} is damaged ({error!r}). Prepare the {format.contents} again with "
+        "--overwrite."
+    )
 
 
 def _renamed(node: Any, names: Mapping[str, str]) -> Any:

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from pixelflow_jax.data.source import check_split, decode_image
+from pixelflow_jax.data.source import Record, Split, check_split, decode_image
 from pixelflow_jax.errors import DataError, UnreadableImage
 
 
@@ -27,7 +27,7 @@ class Tfds:
     train_split: str = "train"
     test_split: str = "validation"
 
-    def open(self, split: str, image_size: int = 0) -> "TfdsSource":
+    def open(self, split: Split, image_size: int = 0) -> "TfdsSource":
         """Opens one split; see the class for its errors."""
         check_split(split)
         builder = _open_builder(str(find_prepared(self.name, self.data_dir)))
@@ -79,7 +79,7 @@ class TfdsSource:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Record:
         image_key, label_key = self._keys
         name = f"{self.split}[{index}]"
         try:
@@ -119,21 +119,21 @@ def find_prepared(name: str, data_dir: str) -> Path:
     Raises DataError where there is none, several configs, or not ArrayRecord.
     """
     root = Path(data_dir).expanduser() / name
-    found = sorted(root.glob("**/dataset_info.json"), key=_version)
-    if not found:
+    infos = sorted(root.glob("**/dataset_info.json"), key=_version)
+    if not infos:
         raise DataError(
             f"No prepared data set {name!r} in data_dir {data_dir!r} (looked for "
             f"{root}/**/dataset_info.json): prepare it with `tfds build {name} "
             f"--file_format=array_record --data_dir={data_dir}`, or correct data_dir."
         )
-    parents = {path.parent.parent for path in found}
+    parents = {path.parent.parent for path in infos}
     if len(parents) > 1:
         configs = ", ".join(sorted(parent.name for parent in parents))
         raise DataError(
             f"{root} holds several configs ({configs}): name one, as in "
             f"{name}/{sorted(parent.name for parent in parents)[0]}."
         )
-    newest = found[-1]
+    newest = infos[-1]
     file_format = json.loads(newest.read_text("utf-8")).get("fileFormat", "tfrecord")
     if file_format != "array_record":
         raise DataError(

@@ -4,13 +4,12 @@ import dataclasses
 import pathlib
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from pixelflow_jax.nn.kernels.choice import Attention
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.locate import Origin
-
-Attention = Literal["auto", "xla", "cudnn"]
 
 
 class Geometry(Protocol):

@@ -1,17 +1,17 @@
 """Dormand and Prince's Runge-Kutta pair 5(4) with adaptive steps and dense output."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pixelflow_jax.flow.checks import refuse, unknown
 from pixelflow_jax.flow.guidance import Field
 from pixelflow_jax.flow.path import per_image
-from pixelflow_jax.flow.solver import Solution
+from pixelflow_jax.flow.solver import Solution, Solver, Steps
 
 # Dormand & Prince 1980, table 2. A step from t to t + h has seven slopes k_0 to k_6;
 # row i of WEIGHTS leads to the point of k_(i+1), at t + NODES[i] h. The last row is the
@@ -52,7 +52,7 @@ DENSE = np.linalg.solve(
     np.stack([np.eye(7)[0], MIDDLE, SOLUTION, np.eye(7)[6]]),
 )
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
-CONTROLS = ("image", "batch")
+Control = Literal["image", "batch"]
 
 
 class _Walk(NamedTuple):
@@ -64,11 +64,11 @@ class _Walk(NamedTuple):
     v: Array  # the velocity at (t, x)
     attempts: Array
     # States and, if recorded, velocities at the wanted times, [m, u, ...]; NaN before.
-    found: tuple[Array, ...]
+    passed: tuple[Array, ...]
 
 
 @dataclasses.dataclass(kw_only=True)
-class Dopri5:
+class Dopri5(Solver):
     """Dormand-Prince 5(4): steps as long as the tolerances `rtol` and `atol` allow.
 
     A step is accepted where the root mean square of error / (atol + rtol |x|) is at
@@ -87,60 +87,47 @@ class Dopri5:
 
     rtol: float = 1e-3
     atol: float = 1e-6
-    control: str = "image"
+    control: Control = "image"
     max_steps: int = 1000
 
-    def evaluated(self, times: np.ndarray) -> None:
-        """It finds its times on the way."""
+    def static_times(self, times: np.ndarray) -> None:
+        """None: it finds its times on the way."""
 
-    def __call__(
-        self,
-        field: Field,
-        x: Array,
-        times: np.ndarray,
-        *,
-        noise: Callable[[Array], Array] | None = None,
-        record: bool = False,
-    ) -> Solution:
+    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
         """Integrate; order 5, 2 evaluations and 6 more for each attempted step.
 
         The field's `t` and `step` are [b] under control "image" and scalars under
         "batch"; `evaluations` of the solution is int32 of the same shape. Only the
-        first and the last of `times` matter, unless the way there is recorded; recorded
-        velocities are the slopes of the interpolant. Raises ValueError for settings
-        that cannot work.
+        first and the last of the times matter, unless the way there is recorded;
+        recorded velocities are the slopes of the interpolant. Raises ValueError for
+        settings that cannot work.
         """
-        times = np.asarray(times)
-        problems = self.problems()
+        times, problems = np.asarray(steps.times), self.problems()
         if len(times) < 2 or not (np.diff(times) > 0).all():
             problems.append(f"Dopri5 needs two or more increasing times, not {times}")
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(problems)
         if self.control == "image":
-            return self._solve(field, x, times, record)
+            return self._solve(field, x, times, steps.record)
         whole = lambda x, t, step: field(x[0], t[0], step[0])[None]
-        found = self._solve(whole, x[None], times, record)
-        if record:
-            states, velocities = found.states[:, 0], found.velocities[:, 0]
-            found = found._replace(states=states, velocities=velocities)
-        return found._replace(x=found.x[0], evaluations=found.evaluations[0])
+        units = self._solve(whole, x[None], times, steps.record)
+        return Solution(
+            x=units.x[0],
+            states=None if units.states is None else units.states[:, 0],
+            velocities=None if units.velocities is None else units.velocities[:, 0],
+            evaluations=None if units.evaluations is None else units.evaluations[0],
+        )
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        found = []
-        if self.control not in CONTROLS:
-            found.append(
-                f"Dopri5.control must be one of {', '.join(CONTROLS)}, not "
-                f"{self.control!r}"
-            )
+        problems = unknown("Dopri5.control", self.control, get_args(Control))
         if not (self.rtol >= 0 and self.atol > 0):
-            found.append(
+            problems.append(
                 f"Dopri5.rtol={self.rtol} must be at least 0 and Dopri5.atol="
                 f"{self.atol} positive"
             )
         if self.max_steps < 1:
-            found.append(f"Dopri5.max_steps={self.max_steps} must be at least 1")
-        return found
+            problems.append(f"Dopri5.max_steps={self.max_steps} must be at least 1")
+        return problems
 
     def _solve(
         self, field: Field, x: Array, times: np.ndarray, record: bool
@@ -150,17 +137,17 @@ class Dopri5:
         wanted = jnp.asarray(times if record else times[-1:], float)
         start = jnp.full(x.shape[:1], times[0], wanted.dtype)
         v = evaluate(x, start, start)
-        unknown = jnp.full((len(wanted), *x.shape), jnp.nan, x.dtype)
+        ahead = jnp.full((len(wanted), *x.shape), jnp.nan, x.dtype)
         walk = _Walk(
             t=start,
             h=self._first_step(evaluate, x, start, v),
             x=x,
             v=v,
             attempts=jnp.zeros(x.shape[:1], jnp.int32),
-            found=(unknown,),
+            passed=(ahead,),
         )
         if record:
-            walk = walk._replace(found=(unknown.at[0].set(x), unknown.at[0].set(v)))
+            walk = walk._replace(passed=(ahead.at[0].set(x), ahead.at[0].set(v)))
 
         def going(walk: _Walk) -> Array:
             moves = walk.t + walk.h > walk.t  # not where the step is NaN
@@ -172,8 +159,8 @@ class Dopri5:
             walk,
         )
         counts = 2 + 6 * walk.attempts
-        way = [one[:-1] for one in walk.found] if record else [None, None]
-        return Solution(walk.found[0][-1], *way, evaluations=counts)
+        way = [one[:-1] for one in walk.passed] if record else [None, None]
+        return Solution(walk.passed[0][-1], *way, evaluations=counts)
 
     def _attempt(
         self, evaluate: Field, walk: _Walk, wanted: Array, going: Array
@@ -193,16 +180,18 @@ class Dopri5:
         floor = jnp.where(ratio < 1, 1.0, SHRINK)
         factor = jnp.clip(SAFETY * ratio ** (-1 / 5), floor, GROW)
 
-        passed = accepted & (walk.t < wanted[:, None]) & (wanted[:, None] <= t)
+        reached = accepted & (walk.t < wanted[:, None]) & (wanted[:, None] <= t)
         fraction = (wanted[:, None] - walk.t) / h
-        found = zip(_inside(fraction, slopes, x, width), walk.found, strict=False)
+        inside = _inside(fraction, slopes, x, width)
+        # Without a record of the way only the states are kept, not the velocities.
+        pairs = zip(inside, walk.passed, strict=False)
         return _Walk(
             t=jnp.where(accepted, t, walk.t),
             h=jnp.where(going, h * factor, walk.h),
             x=_where(accepted, moved, x),
             v=_where(accepted, slopes[-1], walk.v),
             attempts=walk.attempts + going,
-            found=tuple(_where(passed, new, old) for new, old in found),
+            passed=tuple(_where(reached, new, old) for new, old in pairs),
         )
 
     def _first_step(self, evaluate: Field, x: Array, t: Array, v: Array) -> Array:

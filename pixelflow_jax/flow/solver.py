@@ -8,14 +8,53 @@ program, which holds one network for each run of steps that are guided alike.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pixelflow_jax.flow.checks import refuse, unknown
 from pixelflow_jax.flow.guidance import Field, runs
+
+StochasticStep = Literal["ode", "sde_mean", "sde", "sde_preserve", "sid2"]
+Transform = Literal["identity", "logsnr"]
+A = TypeVar("A", np.ndarray, Array)  # known while tracing, or scanned
+
+
+class Steps(NamedTuple):
+    """The steps that a solver is to take.
+
+    `times` are their nodes, float32 [n + 1], rising. `noise(i)` gives step i's standard
+    normal draw to stochastic solvers. `record` asks for the way to the last node.
+    """
+
+    times: np.ndarray
+    noise: Callable[[Array], Array] | None = None
+    record: bool = False
+
+    def grid(self) -> "StepGrid[np.ndarray]":
+        """What a solver on this grid knows of each step."""
+        times = np.asarray(self.times, np.float32)
+        index = np.arange(len(times) - 1)
+        return StepGrid(index, times[:-1], np.diff(times), index == len(times) - 2)
+
+    def trace(self, x: Array, v: Array) -> tuple[Array, Array] | None:
+        """State and velocity of a step, where the way is recorded."""
+        return (x, v) if self.record else None
+
+
+class StepGrid(NamedTuple, Generic[A]):
+    """Number, beginning and size of each step, and whether it is the last one, [n].
+
+    Scanned, those of one step.
+    """
+
+    index: A
+    t: A
+    dt: A
+    last: A
 
 
 class Solution(NamedTuple):
@@ -33,64 +72,53 @@ class Solution(NamedTuple):
 
 
 class Solver(Protocol):
-    """Integrates a field over the nodes `times`, float32 [n + 1]."""
+    """Integrates a field over the nodes of some steps; config nodes name it as base."""
 
-    def __call__(
-        self,
-        field: Field,
-        x: Array,
-        times: np.ndarray,
-        *,
-        noise: Callable[[Array], Array] | None = None,
-        record: bool = False,
-    ) -> Solution:
-        """`noise(i)` gives step i's standard normal draw to stochastic solvers."""
+    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
+        """Follow `field` from `x` at the first node to the last node."""
+        ...
 
-    def evaluated(self, times: np.ndarray) -> np.ndarray | None:
-        """All times, rising, at which it may ask the field; None: not known ahead."""
+    def static_times(self, times: np.ndarray) -> np.ndarray | None:
+        """All times, rising, at which the field is asked on a grid of those nodes.
 
+        The nodes, for most; None where they are not known while a program is traced.
+        """
+        return np.asarray(times, np.float32)
 
-class _Steps(NamedTuple):
-    """What the steps know of the grid, numpy arrays [n]; scanned, those of one step."""
-
-    index: np.ndarray
-    t: np.ndarray
-    dt: np.ndarray
-    last: np.ndarray
-
-
-def _steps(times: np.ndarray) -> _Steps:
-    times = np.asarray(times, np.float32)
-    index = np.arange(len(times) - 1)
-    return _Steps(index, times[:-1], np.diff(times), index == len(times) - 2)
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        return []
 
 
 def _scan(
-    advance: Callable,
-    field: Field,
-    carry: Any,
-    rows: Any,
-    steps: np.ndarray,
+    advance: Callable, field: Field, carry: Any, rows: Any, begun: np.ndarray
 ) -> tuple[Any, Any]:
     """`lax.scan` of `advance(field, carry, row)` over the `rows`, a pytree of numpy.
 
-    Row i belongs to the step that begins at `steps[i]`, which decides whether it is
+    Row i belongs to the step that began at `begun[i]`, which decides whether it is
     guided: a scan for each run of rows that are guided alike, one after the other.
     """
     traces = []
-    for part, own in runs(field, steps):
+    for part, own in runs(field, begun):
         some = jax.tree.map(lambda a, part=part: jnp.asarray(a[part]), rows)
         carry, trace = jax.lax.scan(functools.partial(advance, own), carry, some)
         traces.append(trace)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
 
 
-def _trace(record: bool, x: Array, v: Array) -> tuple[Array, Array] | None:
-    return (x, v) if record else None
+# Of Euler's steps: the weight of the score's drift, of the noise's variance, and of its
+# deviation.
+STOCHASTIC_WEIGHTS: dict[str, tuple[float, float, float]] = {
+    "ode": (0.0, 0.0, 0.0),
+    "sde_mean": (1.0, 0.0, 0.0),
+    "sde": (1.0, 2.0, 0.0),
+    "sde_preserve": (0.5, 1.0, 0.0),
+    "sid2": (0.0, 0.0, 1.0),
+}
 
 
 @dataclasses.dataclass(kw_only=True)
-class Euler:
+class Euler(Solver):
     """Euler's method, or one of the reference's stochastic steps.
 
     With the score s = (t v - x) / ((1-t)^2 + t (1-t)) and w = 1 - t, `step` is
@@ -104,75 +132,54 @@ class Euler:
     The last step is always the plain one.
     """
 
-    step: str = "ode"
+    step: StochasticStep = "ode"
 
-    def evaluated(self, times: np.ndarray) -> np.ndarray:
-        """The nodes."""
-        return np.asarray(times, np.float32)
-
-    def __call__(
-        self,
-        field: Field,
-        x: Array,
-        times: np.ndarray,
-        *,
-        noise: Callable[[Array], Array] | None = None,
-        record: bool = False,
-    ) -> Solution:
+    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
         """Integrate; order 1, one evaluation a step."""
-        drift, variance, linear = _stochastic_weights(self.step)
-        random = variance or linear
-        if random and noise is None:
+        refuse(self.problems())
+        drift, variance, linear = STOCHASTIC_WEIGHTS[self.step]
+        noise = steps.noise if variance or linear else None
+        if (variance or linear) and noise is None:
             raise ValueError(f'Euler(step="{self.step}") needs a noise function.')
 
-        def advance(field, x, at):
+        def advance(field: Field, x: Array, at: StepGrid[Array]) -> tuple[Array, Any]:
             v = field(x, at.t, at.t)
             moved = x + v * at.dt
-            if drift or random:
+            if drift or noise:
                 w = 1 - at.t
                 score = (at.t * v - x) / ((1 - at.t) ** 2 + at.t * (1 - at.t))
                 jumped = moved + drift * score * w * at.dt
-                if random:
+                if noise:
                     spread = jnp.sqrt(variance * w * at.dt) + linear * w * at.dt
                     jumped += spread * noise(at.index)
                 moved = jnp.where(at.last, moved, jumped)
-            return moved, _trace(record, x, v)
+            return moved, steps.trace(x, v)
 
-        steps = _steps(times)
-        x, trace = _scan(advance, field, x, steps, steps.t)
+        grid = steps.grid()
+        x, trace = _scan(advance, field, x, grid, grid.t)
         return Solution(x, *(trace or ()))
 
-
-def _stochastic_weights(step: str) -> tuple[float, float, float]:
-    """Weights of the score drift, of the noise's variance and of its deviation."""
-    weights = {
-        "ode": (0.0, 0.0, 0.0),
-        "sde_mean": (1.0, 0.0, 0.0),
-        "sde": (1.0, 2.0, 0.0),
-        "sde_preserve": (0.5, 1.0, 0.0),
-        "sid2": (0.0, 0.0, 1.0),
-    }
-    if step not in weights:
-        raise ValueError(f"Euler.step must be one of {sorted(weights)}, not {step!r}.")
-    return weights[step]
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        return unknown("Euler.step", self.step, STOCHASTIC_WEIGHTS)
 
 
-class _Evaluations(NamedTuple):
-    """The evaluations of Heun's method, numpy arrays [n]; scanned, one of them.
+class _Evaluations(NamedTuple, Generic[A]):
+    """The evaluations of Heun's method, [n]; scanned, one of them.
 
     At time `t` of the step that began at `step`: the state moves by `move` along the
     mean of this velocity and the one before, and from there the next evaluation looks
     by `look` along this velocity. A predictor's `move` is 0, a corrector's `look`.
     """
 
-    t: np.ndarray
-    step: np.ndarray
-    move: np.ndarray
-    look: np.ndarray
+    t: A
+    step: A
+    move: A
+    look: A
 
 
 @dataclasses.dataclass(kw_only=True)
-class Heun:
+class Heun(Solver):
     """Heun's method (order 2); the last step is Euler's.
 
     `reuse` takes the first velocity of a step from the previous step's corrector, which
@@ -182,43 +189,33 @@ class Heun:
 
     reuse: bool = False
 
-    def evaluated(self, times: np.ndarray) -> np.ndarray:
-        """The nodes."""
-        return np.asarray(times, np.float32)
-
-    def __call__(
-        self,
-        field: Field,
-        x: Array,
-        times: np.ndarray,
-        *,
-        noise: Callable[[Array], Array] | None = None,
-        record: bool = False,
-    ) -> Solution:
+    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
         """Integrate; 2n - 1 evaluations in n steps, or n with `reuse`."""
-        rows = self._evaluations(times)
+        rows = self._evaluations(steps)
 
-        def advance(field, carry, at):
+        def advance(
+            field: Field, carry: tuple[Array, Array, Array], at: _Evaluations[Array]
+        ) -> tuple[tuple[Array, Array, Array], Any]:
             x, point, v = carry
             new = field(point, at.t, at.step)
             mean = (v + new) / 2
             moved = x + mean * at.move
-            return (moved, moved + new * at.look, new), _trace(record, x, mean)
+            return (moved, moved + new * at.look, new), steps.trace(x, mean)
 
         start = (x, x, jnp.zeros_like(x))
         (x, end, v), trace = _scan(advance, field, start, rows, rows.step)
-        if record:
+        if steps.record:
             correctors = slice(1, None, 1 if self.reuse else 2)
             trace = jax.tree.map(
                 lambda a, b: jnp.concatenate([a[correctors], b[None]]), trace, (x, v)
             )
         return Solution(end, *(trace or ()))
 
-    def _evaluations(self, times: np.ndarray) -> _Evaluations:
+    def _evaluations(self, steps: Steps) -> _Evaluations[np.ndarray]:
         """All evaluations, in order; the last one looks at the end of the grid."""
-        at = _steps(times)
+        at = steps.grid()
         n = len(at.t)
-        zero, ends = np.zeros(n, np.float32), np.asarray(times[1:], np.float32)
+        zero, ends = np.zeros(n, np.float32), np.asarray(steps.times[1:], np.float32)
         if self.reuse:
             begun = np.append(at.t[:1], at.t[: n - 1])
             moves = np.append(zero[:1], at.dt[: n - 1])
@@ -230,7 +227,7 @@ class Heun:
 
 
 @dataclasses.dataclass(kw_only=True)
-class AdamsBashforth:
+class AdamsBashforth(Solver):
     """Adams-Bashforth of order 1 to 4 on any nodes; starts at order 1 and climbs.
 
     Step i follows the sum of the last velocities weighted by the integrals of their
@@ -241,59 +238,56 @@ class AdamsBashforth:
     """
 
     order: int = 2
-    transform: str = "identity"
+    transform: Transform = "identity"
 
-    def evaluated(self, times: np.ndarray) -> np.ndarray:
+    def static_times(self, times: np.ndarray) -> np.ndarray:
         """The running sums of the step sizes."""
         started = np.zeros(1, np.float32) + np.float32(times[0])
         return np.cumsum(np.append(started, np.diff(times)[:-1]), dtype=np.float32)
 
-    def __call__(
-        self,
-        field: Field,
-        x: Array,
-        times: np.ndarray,
-        *,
-        noise: Callable[[Array], Array] | None = None,
-        record: bool = False,
-    ) -> Solution:
+    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
         """Integrate; order `order`, one evaluation a step."""
-        weights = adams_weights(times, self.order, self.transform)
-        summed = self.evaluated(times)
-        rows = (_steps(times)._replace(t=summed), weights.astype(np.float32))
+        refuse(self.problems())
+        weights = adams_weights(steps.times, self.order, self.transform)
+        summed = self.static_times(steps.times)
+        rows = (steps.grid()._replace(t=summed), weights.astype(np.float32))
 
-        def advance(field, carry, row):
+        def advance(
+            field: Field, carry: tuple[Array, Array], row: tuple[StepGrid[Array], Array]
+        ) -> tuple[tuple[Array, Array], Any]:
             x, history = carry  # history [order, ...], the oldest velocity first
             at, weight = row
             history = jnp.concatenate([history[1:], field(x, at.t, at.t)[None]])
             v = jnp.tensordot(weight, history, 1, precision="highest")
-            return (x + v * at.dt, history), _trace(record, x, v)
+            return (x + v * at.dt, history), steps.trace(x, v)
 
         start = (x, jnp.zeros((self.order, *x.shape), x.dtype))
         (x, _), trace = _scan(advance, field, start, rows, summed)
         return Solution(x, *(trace or ()))
 
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        return [
+            *unknown("AdamsBashforth.transform", self.transform, TRANSFORMS),
+            *unknown("AdamsBashforth.order", self.order, (1, 2, 3, 4)),
+        ]
+
+
+TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "identity": lambda t: t,
+    "logsnr": lambda t: np.log(np.maximum(t, 1e-3) / (1 - t + 1e-3)),
+}
+
 
 def adams_weights(
-    times: np.ndarray, order: int, transform: str = "identity"
+    times: np.ndarray, order: int, transform: Transform = "identity"
 ) -> np.ndarray:
     """Multistep weights [n, order] of every step, oldest first; each row sums to 1.
 
     Rows of the first steps, where fewer than `order` velocities exist, begin with
     zeros.
     """
-    transforms = {
-        "identity": lambda t: t,
-        "logsnr": lambda t: np.log(np.maximum(t, 1e-3) / (1 - t + 1e-3)),
-    }
-    if order not in (1, 2, 3, 4):
-        raise ValueError(f"AdamsBashforth.order must be 1, 2, 3 or 4, not {order}.")
-    if transform not in transforms:
-        raise ValueError(
-            f"AdamsBashforth.transform must be one of {sorted(transforms)}, not "
-            f"{transform!r}."
-        )
-    nodes = transforms[transform](np.asarray(times, np.float64))
+    nodes = TRANSFORMS[transform](np.asarray(times, np.float64))
     rows = np.zeros((len(nodes) - 1, order))
     for i in range(len(nodes) - 1):
         known = nodes[max(0, i + 1 - order) : i + 1]

@@ -1,14 +1,19 @@
 """Laws of the training time, and the time grids of the samplers."""
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pixelflow_jax.flow.checks import refuse
 
-def warp(t: Array | np.ndarray, shift: float) -> Array | np.ndarray:
+A = TypeVar("A", np.ndarray, Array)
+
+
+def warp(t: A, shift: float | np.floating) -> A:
     """Timestep shift t / (t + (1 - t) * shift): above 1 stays longer near the noise."""
     return t / (t + (1 - t) * shift)
 
@@ -62,7 +67,7 @@ class Grid:
     `steps` counts for every stage of the path, unless `stage_steps` holds one number a
     stage. `last_step` 0 stands for equal steps all the way. The official PixelFlow
     sampler spreads its steps over 0 .. 0.999, which makes the last one tiny:
-    last_step=0.001 is that grid. Its Dopri5 sampler tells the network the timestep of
+    last_step=0.001 is that grid. Its Dopri5 sampler gives the network the timestep of
     0.999 t instead of t: `timestep_scale`.
     """
 
@@ -77,8 +82,7 @@ class Grid:
 
         Raises ValueError for fields that make no sense.
         """
-        if problems := self.problems(len(self.stage_steps) or 1):
-            raise ValueError("; ".join(problems))
+        refuse(self.problems(len(self.stage_steps) or 1))
         steps = self.stage_steps[stage] if self.stage_steps else self.steps
         last = self.last_step or 1 / steps
         nodes = np.append(_linspace(1 - last, steps), np.float32(1))
@@ -86,28 +90,25 @@ class Grid:
 
     def problems(self, num_stages: int) -> list[str]:
         """What is wrong with these fields for a path of that many stages."""
-        found = []
+        problems = []
         if len(self.stage_steps) not in (0, num_stages):
-            found.append(
+            problems.append(
                 f"grid.stage_steps={self.stage_steps} must hold {num_stages} numbers, "
                 "one for each stage of the path, or none"
             )
         if min((self.steps, *self.stage_steps)) < 1:
-            found.append(
+            problems.append(
                 f"grid.steps={self.steps} and stage_steps={self.stage_steps} must be "
                 "at least 1"
             )
-        if (
-            not 0 <= self.last_step <= 1
-            or self.shift <= 0
-            or not 0 < self.timestep_scale <= 1
-        ):
-            found.append(
-                "the time grid needs 0 <= last_step <= 1, shift > 0 and 0 < timestep_scale <= 1, "
-                f"not last_step={self.last_step}, shift={self.shift} and timestep_scale="
-                f"{self.timestep_scale}"
+        shares = 0 <= self.last_step <= 1 and 0 < self.timestep_scale <= 1
+        if not shares or self.shift <= 0:
+            problems.append(
+                "the time grid needs 0 <= last_step <= 1, shift > 0 and "
+                f"0 < timestep_scale <= 1, not last_step={self.last_step}, "
+                f"shift={self.shift} and timestep_scale={self.timestep_scale}"
             )
-        return found
+        return problems
 
 
 def _linspace(end: float, n: int) -> np.ndarray:
@@ -118,8 +119,8 @@ def _linspace(end: float, n: int) -> np.ndarray:
     """
     if n == 1:
         return np.zeros(1, np.float32)
-    end = np.float32(end)
-    step = np.float32(end / np.float32(n - 1))
+    last = np.float32(end)
+    step = np.float32(last / np.float32(n - 1))
     index = np.arange(n, dtype=np.float32)
-    upper = end - step * (np.float32(n - 1) - index)
+    upper = last - step * (np.float32(n - 1) - index)
     return np.where(index < n // 2, step * index, upper).astype(np.float32)

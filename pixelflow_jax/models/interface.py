@@ -8,6 +8,7 @@ import jax
 from flax import nnx, traverse_util
 from jax import Array
 
+from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import unstack_layers, written_out_blocks
 
@@ -164,8 +165,14 @@ class Network:
         return jax.eval_shape(self.init, jax.random.key(0))
 
 
-def network(config: DenoiserConfig, precision: Precision) -> Network:
-    """The config's denoiser; matrices are cast to the compute type once a call."""
+def network(
+    config: DenoiserConfig, precision: Precision, kernels: Kernels | None = None
+) -> Network:
+    """The config's denoiser, computed as `kernels` says (None: "auto" for all).
+
+    Matrices are cast to the compute type once a call.
+    """
+    kernels = kernels or Kernels()
 
     def build(key: Array) -> Denoiser:
         return config.build(nnx.Rngs(params=key), precision)
@@ -187,11 +194,11 @@ def network(config: DenoiserConfig, precision: Precision) -> Network:
         pre: Any = None,
         frozen_params: dict | None = None,
     ) -> Output:
-        with jax.default_matmul_precision(precision.matmul):
+        with jax.default_matmul_precision(precision.matmul), choose(kernels):
             return merge(params)(batch, key=key, pre=pre, frozen_params=frozen_params)
 
     def precompute(params: dict, batch: tuple[Inputs, ...]) -> Any:
-        with jax.default_matmul_precision(precision.matmul):
+        with jax.default_matmul_precision(precision.matmul), choose(kernels):
             return merge(params).precompute(batch)
 
     def cast_for_inference(params: dict) -> dict:

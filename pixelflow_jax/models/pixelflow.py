@@ -25,7 +25,7 @@ from pixelflow_jax.models.interface import (
     TextSpec,
 )
 from pixelflow_jax.models.trunk import trunk_problems
-from pixelflow_jax.nn.attention import attend_packed
+from pixelflow_jax.nn.attention import attend_packed, project_qkv
 from pixelflow_jax.nn.block import (
     GATE1,
     GATE2,
@@ -44,19 +44,20 @@ from pixelflow_jax.nn.embed import (
     rotary_table,
     rotate,
 )
-from pixelflow_jax.nn.heads import queries_keys_values, split_heads
+from pixelflow_jax.nn.kernels.adaln_residual import AdaLN, Residual, adaln_residual
 from pixelflow_jax.nn.layers import (
+    XAVIER,
     RMSNorm,
     bias_of,
     fused_xavier,
     linear,
-    product,
+    matmul_no_bias,
+    split_heads,
     xavier,
 )
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.residual import between
 from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
 
 PERIOD = (
@@ -100,7 +101,6 @@ class PixelFlow(DenoiserConfig):
     feature_layer: int = 8
     text_width: int = 0
     attention_bias: bool = True
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
@@ -171,8 +171,6 @@ class ImageAttention(nnx.Module):
 
     def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
         d, self.heads = config.width, config.heads
-        self.implementation = config.attention
-        self.kernels = config.stack.kernels
         self.qkv = _projection(config, d, 3, rngs, precision)
         self.q_norm = RMSNorm(d)
         self.k_norm = RMSNorm(d)
@@ -182,17 +180,8 @@ class ImageAttention(nnx.Module):
         self, tokens: Array, packing: Packing, rope: tuple[Array, Array]
     ) -> Array:
         """Tokens [rows, n, d] to the same; each image attends to itself alone."""
-        q, k, v = queries_keys_values(
-            checkpoint_name(product(self.qkv, tokens), "qkv"),
-            packing,
-            heads=self.heads,
-            gains=(self.q_norm.weight[...], self.k_norm.weight[...]),
-            rope=rope,
-            bias=bias_of(self.qkv),
-            kernels=self.kernels,
-        )
-        mixed = attend_packed(q, k, v, packing, implementation=self.implementation)
-        return product(self.out, mixed)
+        q, k, v = project_qkv(self, tokens, packing, rope)
+        return matmul_no_bias(self.out, attend_packed(q, k, v, packing))
 
 
 class TextAttention(nnx.Module):
@@ -200,7 +189,6 @@ class TextAttention(nnx.Module):
 
     def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
         d, self.heads = config.width, config.heads
-        self.implementation = config.attention
         self.q = _projection(config, d, 1, rngs, precision)
         self.kv = _projection(config, config.text_width, 2, rngs, precision)
         self.q_norm = RMSNorm(d)
@@ -220,7 +208,6 @@ class TextAttention(nnx.Module):
             packing,
             text.packing,
             text.masks,
-            self.implementation,
         )
         return self.out(mixed)
 
@@ -245,7 +232,6 @@ class Block(nnx.Module):
 
     def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
         d = config.width
-        self.kernels = config.stack.kernels
         self.modulation = linear(d, 6 * d, precision, rngs, init=zeros, bias_init=zeros)
         self.attention = ImageAttention(config, rngs, precision)
         has_text = config.text_width > 0
@@ -256,9 +242,7 @@ class Block(nnx.Module):
         self.mlp = MLP(
             *("gelu", d, config.mlp_width, precision, rngs),
             bias=True,
-            init=xavier,
-            first_init=xavier,
-            bias_init=zeros,
+            initial=XAVIER._replace(gate_up=xavier),
         )
 
     def modulations(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -279,23 +263,20 @@ class Block(nnx.Module):
         `modulation`: what `modulations(cond)` gives, if at hand.
         """
         modulation = modulation or self.modulations(cond)
-        step = functools.partial(
-            between, modulation=modulation, packing=packing, kernels=self.kernels
-        )
-        x, z = step(x, norm="layer", shift=SHIFT1, scale=SCALE1)
+        step = functools.partial(adaln_residual, modulation=modulation, packing=packing)
+        x, z = step(x, adaln=AdaLN(None, SHIFT1, SCALE1, "layer"))
         mixed = checkpoint_name(self.attention(z, packing, rope), "attention_branch")
-        added = {"branch": mixed, "bias": bias_of(self.attention.out), "gate": GATE1}
-        normed = {"gain": self.norm3.weight[...], "shift": SHIFT2, "scale": SCALE2}
+        residual = Residual(mixed, bias_of(self.attention.out), GATE1)
+        adaln = AdaLN(self.norm3.weight[...], SHIFT2, SCALE2)
         if self.cross_attention is None:
-            x, z = step(x, **added, **normed)
+            x, z = step(x, residual=residual, adaln=adaln)
         else:
-            x = checkpoint_name(step(x, **added)[0], "residual")
+            x = checkpoint_name(step(x, residual=residual)[0], "residual")
             x = x + self.cross_attention(self.norm2(x), packing, rope, text)
-            x, z = step(x, **normed)
+            x, z = step(x, adaln=adaln)
         x = checkpoint_name(x, "residual")
-        made = self.mlp(z, packing, kernels=self.kernels)
-        made = checkpoint_name(made, "mlp_branch")
-        return step(x, branch=made, bias=bias_of(self.mlp.down), gate=GATE2)[0]
+        out = checkpoint_name(self.mlp(z, packing), "mlp_branch")
+        return step(x, residual=Residual(out, bias_of(self.mlp.down), GATE2))[0]
 
 
 class PixelFlowModel(nnx.Module):

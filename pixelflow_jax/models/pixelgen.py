@@ -24,7 +24,7 @@ from pixelflow_jax.models.interface import (
     Paper,
 )
 from pixelflow_jax.models.trunk import trunk_problems
-from pixelflow_jax.nn.block import XAVIER, Block, block_flops
+from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
 from pixelflow_jax.nn.decoder import TokenDecoder
 from pixelflow_jax.nn.dropout import layer_drops
 from pixelflow_jax.nn.embed import (
@@ -36,7 +36,7 @@ from pixelflow_jax.nn.embed import (
     rotary_table,
     sincos_table,
 )
-from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
+from pixelflow_jax.nn.layers import XAVIER, RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
@@ -95,7 +95,6 @@ class PixelGen(DenoiserConfig):
     feature_layer: int = 8
     dropout: float = 0.1
     attention_dropout: float = 0.0
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
@@ -146,11 +145,6 @@ class PixelGen(DenoiserConfig):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
                 found.append(f"model.{name}={rate} must lie in [0, 1)")
-        if self.attention == "cudnn" and self.attention_dropout:
-            found.append(
-                'model.attention="cudnn" cannot drop probabilities: set '
-                'model.attention="auto" or model.attention_dropout=0'
-            )
         return found
 
     def flops(self, height: int, width: int) -> float:
@@ -347,19 +341,17 @@ def _image_tokens(x: Sequence, lengths: tuple[int, ...]) -> tuple[Array, ...]:
 def _stack(
     config: PixelGen, depth: int, rngs: nnx.Rngs, precision: Precision
 ) -> Stack | None:
+    sizes = BlockConfig(
+        width=config.width,
+        heads=config.heads,
+        hidden=config.mlp_width,
+        bias=True,
+        initial=XAVIER,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+    )
+
     def block(rngs: nnx.Rngs) -> Block:
-        return Block(
-            config.width,
-            config.heads,
-            config.mlp_width,
-            precision,
-            rngs,
-            attention=config.attention,
-            kernels=config.stack.kernels,
-            bias=True,
-            initial=XAVIER,
-            dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-        )
+        return Block(sizes, precision, rngs)
 
     return Stack(block, depth, rngs, config.stack) if depth else None

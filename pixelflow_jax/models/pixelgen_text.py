@@ -25,10 +25,9 @@ from pixelflow_jax.models.text_trunk import (
     text_flops,
     text_problems,
 )
-from pixelflow_jax.nn.block import XAVIER
 from pixelflow_jax.nn.decoder import TokenDecoder
 from pixelflow_jax.nn.embed import pack_patches, pack_tables, sincos_table
-from pixelflow_jax.nn.layers import linear, xavier
+from pixelflow_jax.nn.layers import XAVIER, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -63,7 +62,6 @@ class PixelGenText(DenoiserConfig):
     mask_text: bool = False
     bottleneck: int = 256
     feature_layer: int = 6
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property

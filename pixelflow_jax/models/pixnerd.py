@@ -21,7 +21,7 @@ from pixelflow_jax.models.interface import (
     Paper,
 )
 from pixelflow_jax.models.trunk import trunk_problems
-from pixelflow_jax.nn.block import Block, block_flops
+from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
 from pixelflow_jax.nn.decoder import Patches, TokenDecoder
 from pixelflow_jax.nn.embed import (
     ClassEmbed,
@@ -32,7 +32,6 @@ from pixelflow_jax.nn.embed import (
 )
 from pixelflow_jax.nn.field import (
     ENCODINGS,
-    KERNELS,
     WEIGHTS,
     FieldBlock,
     PixelEmbed,
@@ -69,7 +68,7 @@ class NeuralField:
     in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct", "sincos", "cosine", or
     "cosine16", which always spans what "cosine" spans in a patch of 16; `normalised`:
     which generated weights get unit columns ("first", "second"), `output_norm`: RMS
-    norm before the last linear layer. `kernel`: see `nn.field.FieldBlock`. `stack`:
+    norm before the last linear layer. `stack`:
     remat "names" keeps only the generated weights for the backward pass, for batches
     that do not fit otherwise.
     """
@@ -80,7 +79,6 @@ class NeuralField:
     encoding: str = "dct"
     normalised: tuple[str, ...] = WEIGHTS
     output_norm: bool = True
-    kernel: str = "auto"
     stack: StackConfig = dataclasses.field(
         default_factory=lambda: StackConfig(remat="none", scan=False)
     )
@@ -102,10 +100,6 @@ class NeuralField:
         if not set(self.normalised) <= set(WEIGHTS):
             found.append(
                 f"decoder.normalised may hold {WEIGHTS}, not {tuple(self.normalised)}"
-            )
-        if self.kernel not in KERNELS:
-            found.append(
-                f"decoder.kernel must be one of {KERNELS}, not {self.kernel!r}"
             )
         if min(self.width, self.ratio, self.depth) < 1:
             found.append("decoder.width, ratio and depth must be at least 1")
@@ -159,7 +153,6 @@ class PixNerd(DenoiserConfig):
     decoder: NeuralField | LinearDecoder = dataclasses.field(
         default_factory=NeuralField
     )
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property
@@ -212,7 +205,6 @@ class FieldDecoder(nnx.Module):
                 config.normalised,
                 precision,
                 rngs,
-                config.kernel,
             ),
             config.depth,
             rngs,
@@ -278,17 +270,11 @@ class PixNerdModel(nnx.Module):
         self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs)
         self.class_embed = ClassEmbed(config.num_classes, d, rngs)
 
+        sizes = BlockConfig(width=d, heads=config.heads, hidden=config.mlp_width)
+
         def stack(depth: int) -> Stack | None:
             def block(rngs: nnx.Rngs) -> Block:
-                return Block(
-                    d,
-                    config.heads,
-                    config.mlp_width,
-                    precision,
-                    rngs,
-                    attention=config.attention,
-                    kernels=config.stack.kernels,
-                )
+                return Block(sizes, precision, rngs)
 
             return Stack(block, depth, rngs, config.stack) if depth else None
 

@@ -24,9 +24,8 @@ from pixelflow_jax.models.text_trunk import (
     text_flops,
     text_problems,
 )
-from pixelflow_jax.nn.block import TORCH
 from pixelflow_jax.nn.embed import pack_patches
-from pixelflow_jax.nn.layers import linear, xavier
+from pixelflow_jax.nn.layers import TORCH, linear, xavier
 from pixelflow_jax.nn.patch import Patch, nearest
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -70,7 +69,6 @@ class PixNerdText(DenoiserConfig):
     canvas: tuple[int, ...] = ()
     feature_layer: int = 6
     decoder: NeuralField = dataclasses.field(default_factory=text_field)
-    attention: str = "auto"
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property

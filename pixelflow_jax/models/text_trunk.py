@@ -13,12 +13,13 @@ from jax import Array
 
 from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.models.trunk import trunk_problems
-from pixelflow_jax.nn.block import Block, Initial, block_flops
-from pixelflow_jax.nn.embed import TimeEmbed, pack_tables, rotary_table
-from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.attention import JointAttention
+from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
+from pixelflow_jax.nn.embed import TextEmbed, TimeEmbed, pack_tables, rotary_table
+from pixelflow_jax.nn.layers import Initial
+from pixelflow_jax.nn.packing import PackedText, Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
-from pixelflow_jax.nn.text_block import JointAttention, Text, TextEmbed
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
 
@@ -36,7 +37,6 @@ class TextConfig(Protocol):
     text_width: int
     text_length: int
     mask_text: bool
-    attention: str
     stack: StackConfig
 
 
@@ -56,11 +56,6 @@ def text_problems(
     found = trunk_problems(config, height, width, also=also)
     if config.text_depth < 0:
         found.append(f"model.text_depth={config.text_depth} must be at least 0")
-    if config.mask_text and config.attention == "cudnn":
-        found.append(
-            'model.attention="cudnn" has faults under masks: set model.attention='
-            '"auto" or model.mask_text=False'
-        )
     return found
 
 
@@ -121,23 +116,16 @@ class TextTrunk(nnx.Module):
             precision,
             rngs,
             place_init=place_init,
-            init=initial.kernel,
-            bias_init=initial.bias,
+            initial=initial,
+        )
+
+        sizes = BlockConfig(
+            width=d, heads=config.heads, hidden=mlp_width(config), initial=initial
         )
 
         def stack(depth: int, **attend: Callable) -> Stack | None:
             def block(rngs: nnx.Rngs) -> Block:
-                return Block(
-                    d,
-                    config.heads,
-                    mlp_width(config),
-                    precision,
-                    rngs,
-                    attention=config.attention,
-                    kernels=config.stack.kernels,
-                    initial=initial,
-                    **attend,
-                )
+                return Block(sizes, precision, rngs, **attend)
 
             return Stack(block, depth, rngs, config.stack) if depth else None
 
@@ -155,7 +143,7 @@ class TextTrunk(nnx.Module):
         """Embedded images [rows, n, width] of `groups`, under times and texts."""
         times, vectors, states, masks, *own = pre
         packed = Packing.of(states)
-        text = Text(packed, packed.join(states), masks)
+        text = PackedText(packed, packed.join(states), masks)
         rope = self.rope(groups, packing)
         for stack, layers in zip((self.early, self.late), own, strict=True):
             if stack is self.late:
@@ -183,7 +171,9 @@ class TextTrunk(nnx.Module):
         times = tuple(self.time_embed(timestep) for timestep in timesteps)
         return times, tuple(jax.nn.silu(time).astype(self.dtype) for time in times)
 
-    def read(self, conds: tuple[Condition, ...], vectors: tuple[Array, ...]) -> Text:
+    def read(
+        self, conds: tuple[Condition, ...], vectors: tuple[Array, ...]
+    ) -> PackedText:
         """The refined texts; ValueError where `conds` hold none, or lack a mask."""
         text = self.embed_text(conds)
         if self.refine is None:
@@ -191,7 +181,7 @@ class TextTrunk(nnx.Module):
         args = (vectors, text.packing, None, None, text.masks)
         return text._replace(tokens=self.refine(text.tokens, *args))
 
-    def embed_text(self, conds: tuple[Condition, ...]) -> Text:
+    def embed_text(self, conds: tuple[Condition, ...]) -> PackedText:
         """The texts as the first of their blocks sees them."""
         if any(cond.text is None for cond in conds):
             raise ValueError(
@@ -206,7 +196,7 @@ class TextTrunk(nnx.Module):
             )
         tokens = [self.text_embed(cond.text) for cond in conds]
         packing = Packing.of(tokens)
-        return Text(packing, packing.join(tokens), masks)
+        return PackedText(packing, packing.join(tokens), masks)
 
     def rope(self, groups: tuple[Array, ...], packing: Packing) -> tuple[Array, ...]:
         """The rotary table of all images."""

@@ -2,8 +2,6 @@
 
 from typing import Protocol
 
-from pixelflow_jax.nn.attention import IMPLEMENTATIONS
-
 
 class Trunk(Protocol):
     """The fields that all transformers on patches have."""
@@ -14,7 +12,6 @@ class Trunk(Protocol):
     heads: int
     depth: int
     feature_layer: int
-    attention: str
 
 
 def trunk_problems(
@@ -42,9 +39,5 @@ def trunk_problems(
     if not 0 <= model.feature_layer <= model.depth:
         found.append(
             f"model.feature_layer={model.feature_layer} must lie in 0..depth={model.depth}"
-        )
-    if model.attention not in IMPLEMENTATIONS:
-        found.append(
-            f"model.attention={model.attention!r} must be one of {IMPLEMENTATIONS}"
         )
     return found

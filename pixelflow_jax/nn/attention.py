@@ -1,6 +1,7 @@
-"""Attention over token sequences, one function for every backend."""
+"""Attention over token sequences: of images to themselves, and to their texts."""
 
 from collections.abc import Callable
+from typing import Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,27 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn.dropout import Dropout
-from pixelflow_jax.nn.heads import queries_keys_values
-from pixelflow_jax.nn.layers import RMSNorm, bias_of, linear, product, torch_default
-from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.kernels.choice import (
+    Attention,
+    check_word,
+    chosen,
+    is_half_on_gpu,
+)
+from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
+from pixelflow_jax.nn.layers import (
+    TORCH,
+    Initial,
+    RMSNorm,
+    bias_of,
+    linear,
+    matmul_no_bias,
+    split_heads,
+)
+from pixelflow_jax.nn.packing import PackedText, Packing
 from pixelflow_jax.nn.precision import Precision
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+IMPLEMENTATIONS = get_args(Attention)
+Drop = Callable[[Array], Array]
 
 
 def attend(
@@ -22,8 +37,8 @@ def attend(
     k: Array,
     v: Array,
     mask: Array | None = None,
-    implementation: str = "auto",
-    drop: Dropout | None = None,
+    implementation: Attention = "auto",
+    drop: Drop | None = None,
 ) -> Array:
     """Softmax attention with scale head_width^-0.5.
 
@@ -31,30 +46,47 @@ def attend(
     [b, m] (True = attend) or None; returns q's shape and type, softmax in float32.
     `implementation` "auto" takes cuDNN's flash attention where it is available and
     right, XLA elsewhere; "xla" and "cudnn" insist. `drop` acts on the probabilities
-    [b, heads, n, m], which only the plain formula writes out.
+    [b, heads, n, m], which only the plain formula writes out. Raises ValueError where
+    "cudnn" is asked for what it cannot do.
 
     For the backward pass stacks keep the result under the name "attention", or all that
     cuDNN's own backward pass needs (`nn.stack`).
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f'attention must be "auto", "xla" or "cudnn", not "{implementation}".'
-        )
+    check_word("attention", implementation, IMPLEMENTATIONS)
+    if implementation == "cudnn":
+        _check_cudnn(mask, drop)
     if implementation == "auto":
-        # cuDNN's masked backward pass has known faults.
         fits = cudnn_fits(q) and mask is None
         implementation = "cudnn" if fits else "xla"
     if mask is not None:
         mask = mask[:, None, None, :]
     if drop is not None:
-        return checkpoint_name(_attend_plainly(q, k, v, mask, drop), "attention")
+        return checkpoint_name(_attend_dropping(q, k, v, mask, drop), "attention")
     odd = q.shape[1] % 2 or k.shape[1] % 2
-    if implementation == "cudnn" and odd and mask is None:
+    if implementation == "cudnn" and odd:
         return _attend_padded(q, k, v)
     mixed = jax.nn.dot_product_attention(
         q, k, v, mask=mask, implementation=implementation
     )
     return mixed if implementation == "cudnn" else checkpoint_name(mixed, "attention")
+
+
+def _check_cudnn(mask: Array | None, drop: Drop | None) -> None:
+    """Raises ValueError for what cuDNN's attention gets wrong, or cannot do."""
+    if mask is not None:
+        raise ValueError(
+            'kernels.attention="cudnn" has faults under masks, in its backward pass: '
+            'set kernels.attention="auto", or model.mask_text=False if that is there.'
+        )
+    if drop is not None:
+        raise ValueError(
+            'kernels.attention="cudnn" cannot drop probabilities: set '
+            'kernels.attention="auto" or model.attention_dropout=0.'
+        )
+    if jax.default_backend() != "gpu":
+        raise ValueError(
+            'attention="cudnn" needs a GPU, and there is none: set it to "auto".'
+        )
 
 
 def _attend_padded(q: Array, k: Array, v: Array) -> Array:
@@ -71,9 +103,10 @@ def _attend_padded(q: Array, k: Array, v: Array) -> Array:
     return mixed[:, : q.shape[1]]
 
 
-def _attend_plainly(
-    q: Array, k: Array, v: Array, mask: Array | None, drop: Dropout
+def _attend_dropping(
+    q: Array, k: Array, v: Array, mask: Array | None, drop: Drop
 ) -> Array:
+    """softmax(q k^T / sqrt(head_width)) v, the probabilities thinned out by `drop`."""
     logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5
     if mask is not None:
@@ -89,11 +122,11 @@ def attend_packed(
     packing: Packing,
     sources: Packing | None = None,
     masks: tuple[Array | None, ...] | None = None,
-    implementation: str = "auto",
-    dropouts: tuple[Dropout, ...] | None = None,
+    dropouts: tuple[Drop, ...] | None = None,
 ) -> Array:
     """`attend` for packed tokens: each image looks at its own source alone.
 
+    cuDNN or XLA computes it, as the `Kernels.attention` in force says.
     `q` [rows, n, heads, head_width] is packed by `packing`, `k` and `v` by `sources`
     (the same packing if None); `masks` holds one of `attend`'s masks, or None, a group,
     `dropouts` one of its functions. Returns [rows, n, heads * head_width].
@@ -101,10 +134,10 @@ def attend_packed(
     sources = sources or packing
     groups = packing.split(q), sources.split(k), sources.split(v)
     masks = masks or (None,) * len(groups[0])
-    dropouts = dropouts or (None,) * len(groups[0])
+    drops = dropouts or (None,) * len(groups[0])
     mixed = [
-        attend(*group, mask, implementation, drop)
-        for *group, mask, drop in zip(*groups, masks, dropouts, strict=True)
+        attend(*group, mask, chosen().attention, drop)
+        for *group, mask, drop in zip(*groups, masks, drops, strict=True)
     ]
     return packing.join([a.reshape(*a.shape[:2], -1) for a in mixed])
 
@@ -115,16 +148,39 @@ def cudnn_fits(q: Array) -> bool:
     `q` [..., head_width] is a query, or its shape and type.
     """
     head_width = q.shape[-1]
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    fits = head_width % 8 == 0 and head_width <= 128
-    return jax.default_backend() == "gpu" and half and fits
+    return is_half_on_gpu(q.dtype) and head_width % 8 == 0 and head_width <= 128
+
+
+class QKV(Protocol):
+    """What a module holds that projects tokens to queries, keys and values."""
+
+    heads: int
+    qkv: nnx.Linear
+    q_norm: RMSNorm
+    k_norm: RMSNorm
+
+
+def project_qkv(
+    layers: QKV, tokens: Array, packing: Packing, rope: tuple[Array, Array] | None
+) -> tuple[Array, Array, Array]:
+    """Packed tokens [rows, n, width] to queries, keys, values [rows, n, heads, d].
+
+    Queries and keys are RMS-normalised, then rotated; without `rope` nothing turns.
+    """
+    return qkv_norm_rope(
+        checkpoint_name(matmul_no_bias(layers.qkv, tokens), "qkv"),
+        packing,
+        heads=layers.heads,
+        gains=(layers.q_norm.weight[...], layers.k_norm.weight[...]),
+        rope=rope,
+        bias=bias_of(layers.qkv),
+    )
 
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with RMS-normalised, then rotated, queries and keys.
 
-    `bias` gives one to the projection to queries, keys and values. `kernels`: see
-    `nn.heads.queries_keys_values`.
+    `bias` gives one to the projection to queries, keys and values.
     """
 
     def __init__(
@@ -133,17 +189,12 @@ class SelfAttention(nnx.Module):
         heads: int,
         precision: Precision,
         rngs: nnx.Rngs,
-        implementation: str = "auto",
         *,
         bias: bool = False,
-        init: Callable = torch_default,
-        bias_init: Callable | None = None,
-        kernels: str = "auto",
+        initial: Initial = TORCH,
     ):
-        self.kernels = kernels
         self.heads = heads
-        self.implementation = implementation
-        inits = {"init": init, "bias_init": bias_init}
+        inits = {"init": initial.kernel, "bias_init": initial.bias}
         self.qkv = linear(width, 3 * width, precision, rngs, bias=bias, **inits)
         self.q_norm = RMSNorm(width // heads)
         self.k_norm = RMSNorm(width // heads)
@@ -154,24 +205,78 @@ class SelfAttention(nnx.Module):
         tokens: Array,
         packing: Packing,
         rope: tuple[Array, Array] | None,
-        dropouts: tuple[Dropout, ...] | None = None,
-        masks: tuple[Array | None, ...] | None = None,
+        dropouts: tuple[Drop, ...] | None = None,
+        context: tuple[Array | None, ...] | None = None,
     ) -> Array:
         """Tokens [rows, n, width] to the same; each image attends to itself alone.
 
         The last bias is left to the block, which adds it as it adds the result. Without
         `rope` nothing turns. `dropouts`: dropout of the attention probabilities, one
-        function a group; `masks`: the tokens to attend to, bool [b_i, n_i] a group.
+        function a group; `context`: masks of the tokens to attend to, bool [b_i, n_i] a
+        group.
         """
-        q, k, v = queries_keys_values(
-            checkpoint_name(product(self.qkv, tokens), "qkv"),
-            packing,
-            heads=self.heads,
-            gains=(self.q_norm.weight[...], self.k_norm.weight[...]),
-            rope=rope,
-            bias=bias_of(self.qkv),
-            kernels=self.kernels,
-        )
-        how = {"implementation": self.implementation, "dropouts": dropouts}
-        mixed = attend_packed(q, k, v, packing, masks=masks, **how)
-        return product(self.out, mixed)
+        q, k, v = project_qkv(self, tokens, packing, rope)
+        mixed = attend_packed(q, k, v, packing, masks=context, dropouts=dropouts)
+        return matmul_no_bias(self.out, mixed)
+
+
+class JointAttention(nnx.Module):
+    """Attention of images to themselves and their text, which is not changed by it.
+
+    Queries and keys are RMS-normalised, the text's keys with the images' weights; only
+    the images' turn. `bias` gives one to the projections to queries, keys and values.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+        initial: Initial = TORCH,
+    ):
+        self.heads = heads
+        inits = {"init": initial.kernel, "bias_init": initial.bias}
+        self.qkv = linear(width, 3 * width, precision, rngs, bias=bias, **inits)
+        self.text_kv = linear(width, 2 * width, precision, rngs, bias=bias, **inits)
+        self.q_norm = RMSNorm(width // heads)
+        self.k_norm = RMSNorm(width // heads)
+        self.out = linear(width, width, precision, rngs, **inits)
+
+    def __call__(
+        self,
+        tokens: Array,
+        packing: Packing,
+        rope: tuple[Array, Array] | None,
+        dropouts: tuple[Drop, ...] | None,
+        context: PackedText,
+    ) -> Array:
+        """Tokens [rows, n, width] to the same, without bias, as `SelfAttention`."""
+        q, k, v = project_qkv(self, tokens, packing, rope)
+        text_kv = checkpoint_name(self.text_kv(context.tokens), "qkv")
+        text_k, text_v = (split_heads(a, self.heads) for a in jnp.split(text_kv, 2, -1))
+        keys = _append(packing, k, context.packing, self.k_norm(text_k))
+        values = _append(packing, v, context.packing, text_v)
+        sources = Packing.of(keys)
+        k, v = sources.join(keys), sources.join(values)
+        masks = _masks_of_both(context.masks, packing)
+        mixed = attend_packed(q, k, v, packing, sources, masks, dropouts)
+        return matmul_no_bias(self.out, mixed)
+
+
+def _append(packing: Packing, a: Array, text: Packing, b: Array) -> list[Array]:
+    """Each group's images with their texts behind them."""
+    pairs = zip(packing.split(a), text.split(b), strict=True)
+    return [jnp.concatenate(pair, 1) for pair in pairs]
+
+
+def _masks_of_both(
+    masks: tuple[Array | None, ...], packing: Packing
+) -> tuple[Array | None, ...]:
+    """Masks of texts as masks of images and texts; images are attended to in full."""
+    return tuple(
+        None if mask is None else jnp.pad(mask, ((0, 0), (n, 0)), constant_values=True)
+        for mask, n in zip(masks, packing.lengths, strict=True)
+    )

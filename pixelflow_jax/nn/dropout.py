@@ -1,7 +1,6 @@
 """Dropout as a function of keys: the mask of an image depends on its own key alone."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -79,20 +78,21 @@ def group_drops(
     return tuple(one(keys) for keys in drop.keys)
 
 
-def packed(dropouts: tuple[Dropout, ...], packing: Packing) -> Callable[[Array], Array]:
-    """A function that dropouts elements of packed tokens [rows, n, ...]."""
-
-    def apply(tokens: Array) -> Array:
-        pairs = zip(dropouts, packing.split(tokens), strict=True)
-        return packing.join([one(part) for one, part in pairs])
-
-    return apply
+def drop_packed(
+    tokens: Array, packing: Packing, dropouts: tuple[Dropout, ...] | None
+) -> Array:
+    """Packed tokens [rows, n, ...] with elements dropped, by a function a group."""
+    if dropouts is None:
+        return tokens
+    pairs = zip(dropouts, packing.split(tokens), strict=True)
+    return packing.join([drop(part) for drop, part in pairs])
 
 
 def stacked_seeds(dropouts: tuple[Dropout, ...]) -> Array:
-    """What a kernel needs to drop as `dropouts` of equal batches do: int32 [b, groups, 3].
+    """What a kernel needs to drop as `dropouts` of equal batches do.
 
-    The two seeds of every image and how many of 2^24 elements are kept.
+    The two seeds of every image and how many of 2^24 elements are kept, int32 [b,
+    groups, 3].
     """
 
     def one(drop: Dropout) -> Array:

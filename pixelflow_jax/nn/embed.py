@@ -1,4 +1,4 @@
-"""Embeddings of times, classes and token positions."""
+"""Embeddings of times, classes, texts and token positions."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.nn.layers import linear
+from pixelflow_jax.nn.layers import TORCH, Initial, RMSNorm, linear
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision
@@ -71,6 +71,48 @@ class ClassEmbed(nnx.Module):
     def __call__(self, labels: Array) -> Array:
         """Labels [b] in [0, num_classes] to embeddings [b, width], float32."""
         return self.table[...][labels]
+
+
+class TextEmbed(nnx.Module):
+    """A linear layer and an RMS norm; the learnt places are added afterwards.
+
+    `place_init` initialises the places [length, width].
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        length: int,
+        width: int,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        *,
+        place_init: Callable,
+        initial: Initial = TORCH,
+    ):
+        inits = {"init": initial.kernel, "bias_init": initial.bias}
+        self.proj = linear(inputs, width, precision, rngs, **inits)
+        self.norm = RMSNorm(width)
+        self.position = nnx.Param(place_init(rngs.params(), (length, width)))
+
+    def __call__(self, states: Array) -> Array:
+        """States [b, length, inputs] to tokens [b, length, width].
+
+        Raises ValueError for another length or width than the model's.
+        """
+        length, inputs = len(self.position[...]), self.proj.in_features
+        if states.shape[1:] != (length, inputs):
+            raise ValueError(
+                f"This model reads texts of exactly {length} tokens of width {inputs}, "
+                f"not {states.shape[1]} of {states.shape[2]}: pad or cut texts to "
+                "model.text_length, with states of model.text_width."
+            )
+        normal = self.normal(states)
+        return (normal.astype(jnp.float32) + self.position[...]).astype(normal.dtype)
+
+    def normal(self, states: Array) -> Array:
+        """The same without places."""
+        return self.norm(self.proj(states))
 
 
 def rotary_table(

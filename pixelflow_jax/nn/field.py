@@ -2,22 +2,19 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn import field_kernel
 from pixelflow_jax.nn.embed import rotary_table
+from pixelflow_jax.nn.kernels.neural_field import GeneratedMLP, neural_field
 from pixelflow_jax.nn.layers import RMSNorm, linear
 from pixelflow_jax.nn.patch import Patch, sides
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.sharding import by_device
 
 WEIGHTS = ("first", "second")
-KERNELS = ("auto", "pallas", "einsum")
 
 
 def dct_features(patch: Patch, frequencies: int = 8) -> np.ndarray:
@@ -104,10 +101,7 @@ class PixelEmbed(nnx.Module):
 class FieldBlock(nnx.Module):
     """z + SiLU(RMS(z) W1) W2, with W1 and W2 generated for every patch.
 
-    The `normalised` weights have columns of unit length (PixNerd eq. 10). `kernel`:
-    "pallas" computes it in one kernel, without writing the normalised weights and the
-    hidden values to memory, "einsum" in separate products; "auto" takes the kernel on
-    GPUs in half precision, for the sizes it knows.
+    The `normalised` weights have columns of unit length (PixNerd eq. 10).
     """
 
     def __init__(
@@ -118,30 +112,17 @@ class FieldBlock(nnx.Module):
         normalised: tuple[str, ...],
         precision: Precision,
         rngs: nnx.Rngs,
-        kernel: str = "auto",
     ):
         self.width = width
         self.hidden = hidden
-        self.normalised = tuple(normalised)
-        self.kernel = kernel
+        self.unit = (WEIGHTS[0] in normalised, WEIGHTS[1] in normalised)
         self.norm = RMSNorm(width)
         self.generator = linear(condition_width, 2 * width * hidden, precision, rngs)
 
     def __call__(self, z: Array, condition: Array) -> Array:
-        """z [b, n, pixels, width], condition [b, n, condition_width]; z's shape.
-
-        Raises ValueError where "pallas" is asked for and the sizes do not fit.
-        """
-        first, second = self.generated(condition)
-        unit = tuple(name in self.normalised for name in WEIGHTS)
-        if self._fused(z):
-            weight = self.norm.weight[...]
-            run = functools.partial(_fused_block, unit=unit)
-            return by_device(run, z, first, second, whole=(weight,))
-        weights = zip((first, second), unit, strict=True)
-        first, second = (unit_columns(w) if is_unit else w for w, is_unit in weights)
-        hidden = jnp.einsum("bnpd,bndh->bnph", self.norm(z), first)
-        return z + jnp.einsum("bnph,bnhd->bnpd", jax.nn.silu(hidden), second)
+        """z [b, n, pixels, width], condition [b, n, condition_width]; z's shape."""
+        mlp = GeneratedMLP(*self.generated(condition), self.unit)
+        return neural_field(z, self.norm.weight[...], mlp)
 
     def generated(self, condition: Array) -> tuple[Array, Array]:
         """The weights [b, n, width, hidden] and [b, n, hidden, width] of each patch.
@@ -157,34 +138,3 @@ class FieldBlock(nnx.Module):
             for kernel, bias, shape in zip(kernels, biases, shapes, strict=True)
         )
         return tuple(checkpoint_name(part, "generated") for part in parts)
-
-    def _fused(self, z: Array) -> bool:
-        known = field_kernel.fits(z.shape[-2], self.width, self.hidden)
-        if self.kernel == "pallas" and not known:
-            raise ValueError(
-                f'decoder.kernel="pallas" needs {field_kernel.SIZES}, not '
-                f"{z.shape[-2]} pixels, width {self.width} and hidden width "
-                f'{self.hidden}: set decoder.kernel="auto".'
-            )
-        half = z.dtype in (jnp.bfloat16, jnp.float16)
-        suits = known and half and jax.default_backend() == "gpu"
-        return self.kernel == "pallas" or self.kernel == "auto" and suits
-
-
-def _fused_block(
-    z: Array, first: Array, second: Array, weight: Array, unit: tuple[bool, bool]
-) -> Array:
-    """The kernel on [b, n, ...], all patches one after the other."""
-    flat = [a.reshape(-1, *a.shape[2:]) for a in (z, first, second)]
-    interpret = jax.default_backend() != "gpu"
-    out = field_kernel.field_block(flat[0], weight, *flat[1:], unit, interpret)
-    return out.reshape(z.shape)
-
-
-def unit_columns(weight: Array) -> Array:
-    """Columns (axis -2) scaled to length one; computed in float32."""
-    weight32 = weight.astype(jnp.float32)
-    squared = jnp.sum(weight32 * weight32, -2, keepdims=True)
-    # 1 / max(norm, 1e-12); taking the root last keeps a zero column free of NaN.
-    inverse = jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
-    return (weight32 * inverse).astype(weight.dtype)

@@ -1,6 +1,7 @@
 """Linear layers, norms and AdaLN modulation."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,25 @@ def fused_xavier(parts: float) -> Callable:
     return init
 
 
+class Initial(NamedTuple):
+    """How the linear layers of a block begin.
+
+    `gate_up` initialises the MLP's matrices before the activation; `bias` None is
+    PyTorch's default. With `zero_modulation` a block begins as the identity.
+    """
+
+    kernel: Callable
+    gate_up: Callable
+    bias: Callable | None
+    zero_modulation: bool
+
+
+zeros = nnx.initializers.zeros
+TORCH = Initial(torch_default, torch_default, None, zero_modulation=False)
+# The official JiT draws gate and up as one matrix, which narrows the bound.
+XAVIER = Initial(xavier, fused_xavier(1 / 2), zeros, zero_modulation=True)
+
+
 def linear(
     inputs: int,
     outputs: int,
@@ -65,7 +85,7 @@ def linear(
     )
 
 
-def product(layer: nnx.Linear, x: Array) -> Array:
+def matmul_no_bias(layer: nnx.Linear, x: Array) -> Array:
     """[..., inputs] to [..., outputs] without the layer's bias, which others add."""
     return x.astype(layer.dtype) @ layer.kernel[...].astype(layer.dtype)
 
@@ -73,6 +93,11 @@ def product(layer: nnx.Linear, x: Array) -> Array:
 def bias_of(layer: nnx.Linear) -> Array | None:
     """The layer's bias, or None where it has none."""
     return None if layer.bias is None else layer.bias[...]
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """[..., width] to [..., heads, width / heads]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
 
 
 class RMSNorm(nnx.Module):
@@ -86,7 +111,12 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Normalise [..., width]."""
-        return (rms_normalise(x) * self.weight[...]).astype(x.dtype)
+        return rms_norm(x, self.weight[...])
+
+
+def rms_norm(x: Array, weight: Array) -> Array:
+    """x / rms(x) * weight over the last axis, float32 inside, x's type outside."""
+    return (rms_normalise(x) * weight).astype(x.dtype)
 
 
 def rms_normalise(x: Array, eps: float = 1e-6) -> Array:

@@ -1,14 +1,12 @@
 """The MLP of the blocks."""
 
-from collections.abc import Callable
-
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn import hidden as inner
 from pixelflow_jax.nn.dropout import Dropout
-from pixelflow_jax.nn.layers import bias_of, linear, product, torch_default
+from pixelflow_jax.nn.kernels.activate_and_project import Kind, activate_and_project
+from pixelflow_jax.nn.layers import TORCH, Initial, bias_of, linear, matmul_no_bias
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 
@@ -16,51 +14,45 @@ from pixelflow_jax.nn.precision import Precision
 class MLP(nnx.Module):
     """down(SiLU(gate(x)) * up(x)), or down(GELU(up(x))) with the tanh form of GELU.
 
-    `kind`: "swiglu" (Shazeer 2020) or "gelu". `first_init` initialises the matrices
-    before the activation, `init` the last.
+    `kind`: "swiglu" (Shazeer 2020) or "gelu".
     """
 
     def __init__(
         self,
-        kind: str,
+        kind: Kind,
         width: int,
         hidden: int,
         precision: Precision,
         rngs: nnx.Rngs,
         *,
         bias: bool = False,
-        init: Callable = torch_default,
-        first_init: Callable = torch_default,
-        bias_init: Callable | None = None,
+        initial: Initial = TORCH,
     ):
-        biases = {"bias": bias, "bias_init": bias_init}
-        first = {"init": first_init, **biases}
-        self.kind = kind
+        biases = {"bias": bias, "bias_init": initial.bias}
+        first = {"init": initial.gate_up, **biases}
+        self.kind: Kind = kind
         if kind == "swiglu":
             self.gate = linear(width, hidden, precision, rngs, **first)
         self.up = linear(width, hidden, precision, rngs, **first)
-        self.down = linear(hidden, width, precision, rngs, init=init, **biases)
+        last = {"init": initial.kernel, **biases}
+        self.down = linear(hidden, width, precision, rngs, **last)
 
     def __call__(
-        self,
-        x: Array,
-        packing: Packing,
-        dropouts: tuple[Dropout, ...] | None = None,
-        kernels: str = "auto",
+        self, x: Array, packing: Packing, dropouts: tuple[Dropout, ...] | None = None
     ) -> Array:
         """Packed tokens [rows, n, width] to the same, without the last bias.
 
-        That one is the caller's to add. `dropouts` act on the hidden values, one function
-        a group; `kernels`: as in `nn.residual.between`.
+        That one is the caller's to add. `dropouts` act on the hidden values, one
+        function a group.
         """
         first = (self.gate, self.up) if self.kind == "swiglu" else (self.up,)
-        biases = [bias_of(layer) for layer in first]
-        return inner.down(
+        products = (matmul_no_bias(layer, x) for layer in first)
+        biases = (bias_of(layer) for layer in first)
+        return activate_and_project(
             self.kind,
-            tuple(checkpoint_name(product(layer, x), "mlp_hidden") for layer in first),
+            tuple(checkpoint_name(product, "mlp_hidden") for product in products),
             tuple(bias for bias in biases if bias is not None),
             self.down.kernel[...].astype(x.dtype),
             packing,
-            dropouts=dropouts,
-            kernels=kernels,
+            dropouts,
         )

@@ -5,6 +5,7 @@ to know where one image ends. No padding and no masks: every shape is static.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -52,7 +53,7 @@ class Packing:
             start += size
         return groups
 
-    def spread(self, vectors: list[Array]) -> Array:
+    def broadcast(self, vectors: list[Array]) -> Array:
         """One vector an image, [b_i, d] a group, broadcastable against the tokens.
 
         [b, 1, d] for a single group, [rows, tokens, d] for several.
@@ -74,3 +75,11 @@ class Packing:
         return jnp.concatenate(
             [jnp.tile(t, (r, 1)) for t, r in zip(tables, repeats, strict=True)]
         )
+
+
+class PackedText(NamedTuple):
+    """The texts of all groups as one array, and how to take it apart."""
+
+    packing: Packing
+    tokens: Array  # [rows, tokens, width]
+    masks: tuple[Array | None, ...]  # bool [b_i, length] a group; None: all is text

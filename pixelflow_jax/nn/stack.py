@@ -10,7 +10,6 @@ from flax import nnx
 from jax import Array
 
 from pixelflow_jax.nn.dropout import DropoutKeys
-from pixelflow_jax.nn.residual import KERNELS
 from pixelflow_jax.sharding import constrain_batch
 
 # Names that blocks give (by `checkpoint_name`) to what "names" keeps for the backward
@@ -36,25 +35,18 @@ class StackConfig:
     spares the larger of both and takes the memory of "names", and "full" only each
     block's input. `scan`: one block compiled and run `depth` times, `unroll` of them an
     iteration; without, all blocks are written out, which compiles several times longer
-    and runs a little faster. `kernels`: see
-    `nn.residual.between`.
+    and runs a little faster.
     """
 
     remat: str = "names"
     scan: bool = True
     unroll: int = 1
-    kernels: str = "auto"
 
     def check(self) -> None:
         """Raises ValueError for values that do not exist."""
         if self.remat not in REMAT:
             raise ValueError(
                 f"stack.remat must be one of {', '.join(REMAT)}, not {self.remat!r}."
-            )
-        if self.kernels not in KERNELS:
-            raise ValueError(
-                f"stack.kernels must be one of {', '.join(KERNELS)}, not "
-                f"{self.kernels!r}."
             )
         if self.unroll < 1:
             raise ValueError(f"stack.unroll must be at least 1, not {self.unroll}.")
@@ -91,7 +83,8 @@ class Stack(nnx.Module):
         """Run all blocks on x [batch, ...].
 
         `dropouts` holds one argument more for each block: its dropout, or None where it
-        drops nothing. `modulation` is what `layer_modulations` gives, for blocks that take it.
+        drops nothing. `modulation` is what `layer_modulations` gives, for blocks that
+        take it.
         """
         graph, params = nnx.split(self.blocks)
         dropouts = dropouts or [None] * self.depth
@@ -128,8 +121,8 @@ def run_layers(
 ) -> Array:
     """x through block(layer, x) for every layer in turn, as `config` says.
 
-    `layers` is a pytree with a leading layer axis, or, written out (`config.scan` False),
-    the list of all layers.
+    `layers` is a pytree with a leading layer axis, or, written out (`config.scan`
+    False), the list of all layers.
     """
 
     def body(x: Array, layer: Any) -> tuple[Array, None]:

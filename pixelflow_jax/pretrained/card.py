@@ -4,54 +4,15 @@ import dataclasses
 import json
 
 from pixelflow_jax import build, sharding
-from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.errors import ConfigError, PipelineError
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.models.interface import count
-from pixelflow_jax.models.pixelflow import PixelFlow
-from pixelflow_jax.models.pixelgen import PixelGen
-from pixelflow_jax.models.pixelgen_text import PixelGenText
-from pixelflow_jax.models.pixnerd import PixNerd
-from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.models.interface import TextSpec, count
 
 FORMAT = "pixelflow_jax"
-VERSION = 1  # of the format; raised when older code could not read it
+# Of the format; raised when older code could not read it. Configs of version 1 have
+# fields that are called otherwise now, which reading a config sees to.
+VERSION = 2
 PICTURE = "samples.png"
-
-PIXELFLOW = """@article{chen2025pixelflow,
-  title = {PixelFlow: Pixel-Space Generative Models with Flow},
-  author = {Chen, Shoufa and Ge, Chongjian and Zhang, Shilong and Sun, Peize and
-            Luo, Ping},
-  journal = {arXiv:2504.07963},
-  year = {2025}
-}"""
-PIXNERD = """@article{wang2025pixnerd,
-  title = {PixNerd: Pixel Neural Field Diffusion},
-  author = {Wang, Shuai and Gao, Ziteng and Zhu, Chenhui and Huang, Weilin and
-            Wang, Limin},
-  journal = {arXiv:2507.23268},
-  year = {2025}
-}"""
-PIXELGEN = """@article{ma2026pixelgen,
-  title = {PixelGen: Pixel Diffusion Beats Latent Diffusion with Perceptual Loss},
-  author = {Ma, Zehong and Xu, Ruihan and Zhang, Shiliang},
-  journal = {arXiv:2602.02493},
-  year = {2026}
-}
-
-@article{li2025jit,
-  title = {Back to Basics: Let Denoising Generative Models Denoise},
-  author = {Li, Tianhong and He, Kaiming},
-  journal = {arXiv:2511.13720},
-  year = {2025}
-}"""
-CITATIONS = {
-    PixelFlow: PIXELFLOW,
-    PixNerd: PIXNERD,
-    PixNerdText: PIXNERD,
-    PixelGen: PIXELGEN,
-    PixelGenText: PIXELGEN,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,14 +41,17 @@ class Description:
 
     @staticmethod
     def from_dict(data: dict, where: str) -> "Description":
-        """What `to_dict` wrote; PipelineError for that of another version."""
+        """What `to_dict` of this or an earlier version wrote.
+
+        Raises PipelineError for that of a later one, or where something is missing.
+        """
         # Single files of before the format had a version are of the first one.
-        version = data.get("version", VERSION)
-        if version != VERSION:
+        version = data.get("version", 1)
+        if version not in range(1, VERSION + 1):
             raise PipelineError(
                 f"{where} is of version {version} of the format; this pixelflow_jax "
-                f"reads version {VERSION}: install the one that wrote it, or a newer "
-                "one (pip install -U pixelflow_jax)."
+                f"reads up to version {VERSION}: install the one that wrote it, or a "
+                "newer one (pip install -U pixelflow_jax)."
             )
         missing = sorted({"config", "class_names", "step"} - set(data))
         if missing:
@@ -109,7 +73,7 @@ class Description:
         with `picture`, samples.png is shown.
         """
         config, model = self.config, type(self.config.model).__name__
-        reads_text = isinstance(config.conditioner, Text)
+        reads_text = isinstance(config.model.condition, TextSpec)
         sort = "text-to-image" if reads_text else "class-conditional"
         # Converted weights may know their classes by number alone.
         asked = ["a red fox in the snow"] if reads_text else [*self.class_names, 0][:1]
@@ -128,12 +92,12 @@ class Description:
             name=json.dumps(name),
             asked=json.dumps(asked, ensure_ascii=False),
             size=size,
-            citation=CITATIONS[type(config.model)],
+            citation=config.model.paper.bibtex,
             config=json.dumps(config.to_dict(), indent=1),
         )
 
     def _facts(self, dtype: str) -> list[tuple[str, str]]:
-        config = self.config
+        config, paper = self.config, self.config.model.paper
         parameters = count(build.network(config).shapes()) / 1e6
         sampling, names = config.sampling, ", ".join(self.class_names)
         # A conversion knows neither names nor, sometimes, how long it was trained.
@@ -142,6 +106,7 @@ class Description:
         trained = f"{self.step:,} steps of batch {config.batch_size}"
         facts = [
             ("model", type(config.model).__name__),
+            ("paper", f"[{paper.title}]({paper.url})"),
             ("parameters", f"{parameters:.4g} million, {dtype}"),
             ("weights", self.origin),
             ("trained", trained if self.step else ""),

@@ -7,7 +7,7 @@ its shape, which are groups of the model's fields (`KINDS`). Kinds other than
 "resolution", which only changes tables that are computed, must be asked for by name.
 A difference that no kind explains, such as another width, is refused.
 
-Heads of loss terms and the optimizer's state always begin anew.
+Projectors of loss terms and the optimizer's state always begin anew.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class Difference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Compatibility:
-    """What one model may take over from another, found from their configs alone."""
+    """What one model may take over from another, by their configs alone."""
 
     theirs: DenoiserConfig
     ours: DenoiserConfig
@@ -76,7 +76,7 @@ class Compatibility:
             )
         strange = [d for d in self.differences if not d.kinds]
         if strange:
-            unexplained = described(
+            unexplained = changed_fields(
                 {"model": self.theirs}, {"model": self.ours}, EXPLAINED
             )
             raise InitialError(
@@ -123,7 +123,7 @@ class Compatibility:
         return lines
 
 
-def described(
+def changed_fields(
     theirs: dict[str, object], ours: dict[str, object], without: Iterable[str] = ()
 ) -> list[str]:
     """In which fields nodes differ that go by the same names; a line each.
@@ -151,13 +151,13 @@ def compare(theirs: DenoiserConfig, ours: DenoiserConfig) -> Compatibility:
     back = {kind: model for kind, model in back.items() if model != ours}
     alone = {kind: _joined(_shapes(model)) for kind, model in back.items()}
     together = _joined(_shapes(_back(theirs, ours, tuple(back))))
-    found = []
+    listed = []
     for name in names:
         kinds = tuple(k for k in back if alone[k].get(name) != want.get(name))
         explained = together.get(name) == have.get(name)
         shape = have.get(name), want.get(name)
-        found.append(Difference(name, *shape, kinds if explained else ()))
-    return Compatibility(theirs, ours, shapes, tuple(found))
+        listed.append(Difference(name, *shape, kinds if explained else ()))
+    return Compatibility(theirs, ours, shapes, tuple(listed))
 
 
 def _reason(difference: Difference) -> str:
@@ -188,10 +188,10 @@ def _places(names: Iterable[str]) -> dict[str, list[str]]:
         match = STACK.search(name)
         return STACKS.index(match[1]) if match else 0
 
-    found: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
     for name in sorted(names, key=rank):
-        found.setdefault(STACK.sub("", name), []).append(name)
-    return found
+        places.setdefault(STACK.sub("", name), []).append(name)
+    return places
 
 
 def _joined(shapes: dict[str, Shape]) -> dict[str, Shape]:

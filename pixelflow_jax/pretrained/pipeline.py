@@ -24,7 +24,7 @@ from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import Description
-from pixelflow_jax.sampling.batches import Generated, Generator
+from pixelflow_jax.sampling.batches import Generated, Generator, Weights
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.tensors import hub
 from pixelflow_jax.validate import size_problems
@@ -284,16 +284,13 @@ class Pipeline:
         )
         given = self._given(wanted, negative_prompt, images_per_prompt)
         # Last, as encoders are large: nothing can be wrong with the request any more.
-        frozen_params = self._prompts and self._prompts.load(generator.mesh)
         return generator(
-            self.params,
+            self._weights(generator, guide),
             given,
             seed=seed,
             first=first,
             record=record,
             progress=progress,
-            guide_params=guide and guide.params,
-            frozen_params=frozen_params,
         )
 
     def compile(
@@ -318,13 +315,11 @@ class Pipeline:
             *(height, width),
         )
         given = self._given("" if self.reads_text else 0, "", batch_size)
-        generator.compile(
-            self.params,
-            given,
-            record=record,
-            guide_params=guide and guide.params,
-            frozen_params=self._prompts and self._prompts.load(generator.mesh),
-        )
+        generator.compile(self._weights(generator, guide), given, record=record)
+
+    def _weights(self, generator: Generator, guide: "Pipeline | None") -> Weights:
+        frozen_params = self._prompts.load(generator.mesh) if self._prompts else {}
+        return Weights(self.params, frozen_params, guide and Weights(guide.params))
 
     def _settings(self, sampling: Sampling | None, **parts: object) -> Experiment:
         """The config with that sampling, if any, and its parts that are given."""

@@ -1,4 +1,4 @@
-"""Weights on disk and on the Hub: found, read, and written.
+"""Weights on disk and on the Hub: located, read, and written.
 
 A published folder holds `config.json` (`Description`), `model.safetensors` (parameters
 by their path, of any floating-point type), and `README.md`, a model card. The same in a
@@ -21,13 +21,12 @@ from flax import traverse_util
 
 from pixelflow_jax import build, sharding
 from pixelflow_jax.atomic import atomic_files
-from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.models.interface import shape_errors
+from pixelflow_jax.models.interface import TextSpec, shape_errors
 from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
-from pixelflow_jax.pretrained.finetune import compare, described
+from pixelflow_jax.pretrained.finetune import changed_fields, compare
 from pixelflow_jax.tensors import hub, reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -49,10 +48,10 @@ CONVERT = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsRef:
-    """Weights that were found, to be read.
+    """Weights that were located, to be read.
 
     `averages` names the sets of weights to choose from, the first one being the usual
-    one; `tensors` finds those of one set.
+    one; `tensors` opens those of one set.
     """
 
     where: str
@@ -121,11 +120,11 @@ def find(name: str | pathlib.Path, revision: str | None = None) -> WeightsRef:
     """
     path = _locate(name, revision)
     if path.is_file() and path.suffix == ".safetensors":
-        return _found_file(path)
+        return _in_file(path)
     if (path / "checkpoints").is_dir():
-        return _found_run(path)
+        return _of_run(path)
     if path.is_dir():
-        return _found_folder(path)
+        return _in_folder(path)
     raise PipelineError(
         f"No weights at {path}: give a published folder, a .safetensors file written "
         f"by Pipeline.save, or a training run's workdir (it holds checkpoints/). "
@@ -153,7 +152,7 @@ def _locate(name: str | pathlib.Path, revision: str | None) -> pathlib.Path:
         raise PipelineError(f"There is no {path} on this disk, and {error}") from error
 
 
-def _found_run(workdir: pathlib.Path) -> WeightsRef:
+def _of_run(workdir: pathlib.Path) -> WeightsRef:
     with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
         step = saved.latest()
         if step is None:
@@ -183,7 +182,7 @@ def _found_run(workdir: pathlib.Path) -> WeightsRef:
 
 def _class_names(config: Experiment) -> tuple[str, ...]:
     """The data set's class names, or numbers where the data set is not at hand."""
-    if isinstance(config.conditioner, Text):
+    if isinstance(config.model.condition, TextSpec):
         return ()
     try:
         return config.data.class_names
@@ -192,7 +191,7 @@ def _class_names(config: Experiment) -> tuple[str, ...]:
         return tuple(map(str, range(config.model.num_classes)))
 
 
-def _found_file(path: pathlib.Path) -> WeightsRef:
+def _in_file(path: pathlib.Path) -> WeightsRef:
     try:
         tensors = reader.tensors(path)
     except WeightsError as error:
@@ -211,7 +210,7 @@ def _found_file(path: pathlib.Path) -> WeightsRef:
     )
 
 
-def _found_folder(folder: pathlib.Path) -> WeightsRef:
+def _in_folder(folder: pathlib.Path) -> WeightsRef:
     data = _read_config(folder)
     return WeightsRef(
         where=str(folder),
@@ -236,9 +235,9 @@ def _read_config(folder: pathlib.Path) -> dict:
         content = (folder / CONFIG).read_bytes()
     except FileNotFoundError:
         foreign = [p.name for p in folder.iterdir() if p.suffix in FOREIGN]
-        found = f" (only {', '.join(sorted(foreign)[:5])})" if foreign else ""
+        only = f" (only {', '.join(sorted(foreign)[:5])})" if foreign else ""
         raise PipelineError(
-            f"No weights at {folder} that can be loaded: it holds no {CONFIG}{found}. A"
+            f"No weights at {folder} that can be loaded: it holds no {CONFIG}{only}. A"
             " published folder has one, and is written anew where writing was cut "
             f"short; a training run's workdir holds checkpoints/. {CONVERT}"
         ) from None
@@ -330,28 +329,29 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
 def initial(config: Experiment) -> Initial:
     """What the run of `config` begins with: the weights that `config.init_from` names.
 
-    See `training.initial` for the rule. Raises InitialError for weights of another
+    `finetune` says by which rule. Raises InitialError for weights of another
     model, and PipelineError for those that cannot be loaded.
     """
-    found = find(config.init_from)
-    theirs = found.description.config
-    fit = compare(theirs.model, config.model)
+    source = find(config.init_from)
+    fit = compare(source.description.config.model, config.model)
     both = config.init_ema == BOTH
     try:
         fit.check(config.init_reset)
-        first = found.choose(RAW if both else config.init_ema)
-        chosen = {str(d): found.choose(str(d)) if both else first for d in config.ema}
+        first = source.choose(RAW if both else config.init_ema)
+        by_decay = {
+            str(d): source.choose(str(d)) if both else first for d in config.ema
+        }
     except (InitialError, PipelineError) as error:
         raise InitialError(
             f"The run cannot begin with init_from={config.init_from!r}. {error}"
         ) from error
-    read = {name: fit.take(found.read(name)) for name in {first, *chosen.values()}}
-    lines = [f"init_from={config.init_from}: {found.origin(first)}"]
+    sets = {name: fit.take(source.read(name)) for name in {first, *by_decay.values()}}
+    lines = [f"init_from={config.init_from}: {source.origin(first)}"]
     if both:
-        lines.append(f"averages: from those of the same decay, {', '.join(chosen)}")
-    lines += [*fit.report(), *_other_differences(found.description, config)]
-    ema = {decay: read[name] for decay, name in chosen.items()}
-    return Initial(read[first], ema, "\n".join(lines))
+        lines.append(f"averages: from those of the same decay, {', '.join(by_decay)}")
+    lines += [*fit.report(), *_other_differences(source.description, config)]
+    ema = {decay: sets[name] for decay, name in by_decay.items()}
+    return Initial(sets[first], ema, "\n".join(lines))
 
 
 def _other_differences(theirs: Description, config: Experiment) -> list[str]:
@@ -365,7 +365,7 @@ def _other_differences(theirs: Description, config: Experiment) -> list[str]:
         }
         for one in (theirs.config, config)
     ]
-    lines = described(*nodes)
+    lines = changed_fields(*nodes)
     if 0 < theirs.config.model.num_classes == config.model.num_classes:
         old, new = theirs.class_names, config.data.class_names
         pairs = enumerate(zip(old, new, strict=True))

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from pixelflow_jax.data.images import captioned_grid, grid, to_uint8
-from pixelflow_jax.sampling.batches import Generator
+from pixelflow_jax.sampling.batches import Generator, Weights
 
 COLUMNS = 8
 
@@ -27,9 +27,8 @@ class Preview:
 
         `frozen_params` may hold those of other networks, too.
         """
-        drawn = self.generator(
-            params, self.given, seed=self.seed, frozen_params=frozen_params
-        )
+        weights = Weights(params, frozen_params)
+        drawn = self.generator(weights, self.given, seed=self.seed)
         images = to_uint8(drawn.images)
         columns = min(COLUMNS, len(images))
         if self.prompts:

@@ -10,11 +10,7 @@ from pixelflow_jax.flow.time import Grid
 
 @dataclasses.dataclass(kw_only=True)
 class Sampling:
-    """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5).
-
-    `doubled` gives every image a twin, as the official PixelFlow sampler does with
-    Dopri5, where it changes the step sizes: see `sampler.follow`.
-    """
+    """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5)."""
 
     solver: Euler | Heun | AdamsBashforth | Dopri5 = dataclasses.field(
         default_factory=Euler
@@ -24,4 +20,3 @@ class Sampling:
         default_factory=lambda: ClassifierFree(scale=3.5, low=0.1, high=1.0)
     )
     batch_size: int = 64
-    doubled: bool = False

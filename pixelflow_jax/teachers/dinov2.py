@@ -11,8 +11,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.attention import attend
-from pixelflow_jax.nn.heads import split_heads
-from pixelflow_jax.nn.layers import gated, layer_normalise
+from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.nn.layers import gated, layer_normalise, split_heads
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig, layers_of, run_layers
@@ -32,7 +32,6 @@ from pixelflow_jax.tensors.locate import Origin, read
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
-Attention = Literal["auto", "xla", "cudnn"]
 Position = Literal["hub", "transformers"]
 
 

@@ -19,6 +19,7 @@ from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.sampling.batches import Weights
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.step import fresh_state, make_step
 from pixelflow_jax.validate import validate
@@ -135,9 +136,8 @@ def trained(config):
 
 def test_images_follow_their_text_and_nothing_else(config, trained):
     generator = build.generator(config, 16, 16)
-    draw = lambda given, **more: generator(
-        trained, given, frozen_params=frozen(), **more
-    )
+    weights = Weights(trained, frozen())
+    draw = lambda given, **more: generator(weights, given, **more)
     texts = batch()
     images = draw(texts, seed=1).images
     assert images.shape == (4, 16, 16, 3) and np.isfinite(images).all()

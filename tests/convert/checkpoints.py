@@ -110,7 +110,7 @@ def refused(capsys, *arguments: object) -> str:
 def read(folder: pathlib.Path) -> tuple[Experiment, dict]:
     """The config and the parameters, float32, of a folder that was written."""
     about = json.loads((folder / "config.json").read_text())
-    assert (about["format"], about["version"]) == ("pixelflow_jax", 1)
+    assert (about["format"], about["version"]) == ("pixelflow_jax", 2)
     config = Experiment.from_dict(about["config"])
     flat = load_file(folder / "model.safetensors")
     params = traverse_util.unflatten_dict(flat, sep="/")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pixelflow_jax.convert import variants
+from pixelflow_jax.convert import families
 from pixelflow_jax.convert.__main__ import main
+from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
@@ -38,10 +39,10 @@ PIXNERD_TEXT = PixNerdText(decoder=text_field(), **SMALL, **TEXT)
 
 def official(model, dtype=np.float32) -> dict[str, np.ndarray]:
     """Random official tensors of a model."""
-    shapes = variants.shapes_of(model)
+    shapes = families.shapes_of(model)
     empty = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), shapes)
     draw = np.random.default_rng(0).standard_normal
-    names = tables.export(variants.table_of(model), empty).items()
+    names = tables.export(families.table_of(model), empty).items()
     return {key: draw(value.shape).astype(dtype) for key, value in names}
 
 
@@ -153,7 +154,7 @@ def test_the_config_that_is_written_describes_the_model(model, tmp_path):
     size = [] if hasattr(model, "image_size") else ["--image-size=16"]
     run("from-torch", source, tmp_path / "out", *flags.get(name, []), *size)
     config, _ = checkpoints.read(tmp_path / "out")
-    assert variants.fields(config.model) == variants.fields(model)
+    assert families.fields(config.model) == families.fields(model)
     assert config.data.image_size == 16
     assert size_problems(config, 16, 16) == []
     about = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -191,8 +192,8 @@ def test_a_config_the_weights_must_fit(pixnerd, tmp_path, capsys):
         "from pixelflow_jax.nn.stack import StackConfig\n"
         "def get_config(encoding='cosine', depth=3):\n"
         "    field = NeuralField(width=6, depth=1, encoding=encoding)\n"
-        "    model = PixNerd(num_classes=5, width=24, heads=2, depth=depth, feature_layer=2,\n"
-        "        patch=4, decoder=field, stack=StackConfig(scan=False))\n"
+        "    model = PixNerd(num_classes=5, width=24, heads=2, depth=depth, patch=4,\n"
+        "        feature_layer=2, decoder=field, stack=StackConfig(scan=False))\n"
         "    return Experiment(name='mine', model=model, seed=7)\n"
     )
     run("from-torch", pixnerd, tmp_path / "fits", f"--config={file}")
@@ -227,6 +228,51 @@ def test_fields_that_cannot_be_are_refused(flag, parts, pixnerd, tmp_path, capsy
     for part in parts:
         assert part in message
     assert nothing_written(tmp_path)
+
+
+BARE = dataclasses.replace(PIXELGEN, context_length=0, context_start=0)
+
+
+@pytest.mark.parametrize("prefix", ["", "net."], ids=["pixelgen", "jit"])
+def test_how_many_tokens_of_the_class_there_are_tensors_tell(prefix, tmp_path, capsys):
+    """Without their table there are none, and where they enter is not asked for."""
+    theirs = official(BARE)
+    assert "in_context_posemb" not in theirs
+    named = checkpoints.prefixed(prefix, theirs)
+    source = checkpoints.save(named, tmp_path / "bare.safetensors")
+    run("from-torch", source, tmp_path / "plain")
+    said = capsys.readouterr().out
+    assert "context_length 0" in said and "context_start" not in said
+    config, _ = checkpoints.read(tmp_path / "plain")
+    assert config.model == BARE
+    run("to-torch", tmp_path / "plain", tmp_path / "back.safetensors")
+    checkpoints.identical(load_file(tmp_path / "back.safetensors"), theirs)
+    # A start without tokens is not checked, whoever gives it.
+    flags = ("--set", "context_length=0", "--set", "context_start=99")
+    run("from-torch", source, tmp_path / "set", *flags)
+    config, _ = checkpoints.read(tmp_path / "set")
+    assert config.model == dataclasses.replace(BARE, context_start=99)
+    # All else is.
+    arguments = ("from-torch", source, tmp_path / "out", "--set")
+    message = refused(capsys, *arguments, "context_length=3")
+    assert listed(message) == ["context_length=3 in --set, but the tensors say 0"]
+    del named[f"{prefix}pos_embed"]
+    checkpoints.save(named, source)
+    message = refused(capsys, *arguments[:-1])
+    assert "missing: pos_embed" in listed(message) and nothing_written(tmp_path)
+    # With tokens, their start is checked as before.
+    source = checkpoints.save(official(PIXELGEN), tmp_path / "with.safetensors")
+    message = refused(capsys, "from-torch", source, *arguments[2:], "context_start=99")
+    assert "context_start=99 must lie in 0..depth - 1 = 2" in message
+
+
+def test_a_model_of_someone_elses_has_no_official_layout():
+    @dataclasses.dataclass(kw_only=True)
+    class Other:
+        depth: int = 1
+
+    with pytest.raises(ConvertError, match="no official code of a Other .*PixelFlow"):
+        families.table_of(Other())
 
 
 def test_what_tensors_do_not_tell_is_said_and_can_be_set(tmp_path, capsys):

@@ -3,6 +3,7 @@
 The lists follow the official modules (a linear layer is [out, in]), not our tables.
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 import re
@@ -10,13 +11,14 @@ import re
 import numpy as np
 import pytest
 
-from pixelflow_jax.convert import variants
+from pixelflow_jax.convert import families
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.tensors import mapping as tables
 from pixelflow_jax.tensors.lazy import LazyTensor
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 Shapes = dict[str, tuple[int, ...]]
+CONTEXT = "in_context_posemb"
 
 
 def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
@@ -179,18 +181,18 @@ def stored(shapes: Shapes) -> dict[str, LazyTensor]:
 def test_every_official_tensor_of_a_released_model_is_mapped(name):
     shapes, millions, config = RELEASED[name]
     tensors = stored(shapes)
-    variant = variants.guess(tensors)
-    found = variants.inferred(variant, tensors, {}, "")
-    ours = variants.shapes_of(found.model)
-    assert tables.problems(variant.table(found.model), tensors, ours) == []
+    architecture = families.guess(tensors)
+    found = families.infer(architecture, tensors, {}, "")
+    ours = families.shapes_of(found.model)
+    assert tables.problems(architecture.table(found.model), tensors, ours) == []
     assert round(count(ours) / 1e6) == millions
     assert count(ours) == sum(tensor.size for tensor in tensors.values())
     published = type(found.model)()
     if config:
         file, _, chosen = config.partition(":")
         published = loaded(file).get_config(chosen).model
-    got, wanted = variants.fields(found.model), variants.fields(published)
-    for field_name in variants.EXECUTION:
+    got, wanted = families.fields(found.model), families.fields(published)
+    for field_name in families.EXECUTION:
         got.pop(field_name, None), wanted.pop(field_name, None)
     assert got == wanted  # what is assumed, too
 
@@ -214,6 +216,8 @@ def test_a_lost_a_renamed_and_a_transposed_tensor_are_found_out(name):
     """Each tensor in turn: whatever the inference reads, the strict check notices."""
     shapes, _, _ = RELEASED[name]
     for key in filter(re.compile(r".*blocks\.0\.|(?!.*blocks\.)").match, shapes):
+        if key == CONTEXT:  # without it, a model has no such tokens
+            continue
         lost = {k: v for k, v in shapes.items() if k != key}
         assert f"missing: {key}" in found_in(lost), key
         problems = found_in(lost | {f"{key}_": shapes[key]})
@@ -230,11 +234,34 @@ def test_a_lost_a_renamed_and_a_transposed_tensor_are_found_out(name):
 
 def found_in(shapes: Shapes) -> list[str]:
     tensors = stored(shapes)
-    variant = variants.guess(tensors)
-    model = variants.inferred(variant, tensors, {}, "").model
+    architecture = families.guess(tensors)
+    model = families.infer(architecture, tensors, {}, "").model
     if repr(model) not in KNOWN:
-        KNOWN[repr(model)] = variants.shapes_of(model)
-    return tables.problems(variant.table(model), tensors, KNOWN[repr(model)])
+        KNOWN[repr(model)] = families.shapes_of(model)
+    return tables.problems(architecture.table(model), tensors, KNOWN[repr(model)])
 
 
 KNOWN: dict[str, dict] = {}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RELEASED if CONTEXT in RELEASED[name][0]]
+)
+def test_without_their_table_a_model_has_no_tokens_of_the_class(name):
+    """All other fields are the same; where tokens would enter means nothing."""
+    shapes, _, _ = RELEASED[name]
+    lost = {key: shape for key, shape in shapes.items() if key != CONTEXT}
+    assert found_in(lost) == []
+    assert found_in(lost | {f"{CONTEXT}_": shapes[CONTEXT]}) == [
+        f"unexpected: {CONTEXT}_"
+    ]
+    assert found_in(lost | {CONTEXT: (1, 7, 3)})[0].startswith(
+        f"misshapen: {CONTEXT}: "
+    )
+    architecture = families.guess(shapes)
+    whole, bare = (
+        families.infer(architecture, stored(one), {}, "") for one in (shapes, lost)
+    )
+    changed = {"context_length": 0, "context_start": 0}
+    assert bare.model == dataclasses.replace(whole.model, **changed)
+    assert bare.assumed.keys() == whole.assumed.keys() - {"context_start"}

@@ -11,7 +11,7 @@ import jax
 import pytest
 from safetensors.numpy import load_file
 
-from pixelflow_jax.convert import variants
+from pixelflow_jax.convert import families
 from pixelflow_jax.models.interface import Condition, DenoiserConfig, Inputs, network
 from tests.convert import checkpoints
 from tests.golden import harness
@@ -76,8 +76,8 @@ def converted(source, out, fixture, group) -> None:
     size = [] if hasattr(model, "image_size") else ["--image-size", 32]
     checkpoints.run("from-torch", source, out, *flags, *size)
     config, params = checkpoints.read(out)
-    ours, theirs = variants.fields(config.model), variants.fields(model)
-    for name in variants.EXECUTION:
+    ours, theirs = families.fields(config.model), families.fields(model)
+    for name in families.EXECUTION:
         ours.pop(name, None), theirs.pop(name, None)
     assert group != "params" or ours == theirs
 

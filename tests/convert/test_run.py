@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pixelflow_jax import Pipeline
-from pixelflow_jax.convert import variants
+from pixelflow_jax.convert import families
 from pixelflow_jax.tensors import mapping as tables
 from pixelflow_jax.training.loop import train
 from tests.convert import checkpoints
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 
 def test_any_average_of_a_run_is_exported(run, tmp_path, capsys):
     workdir, state = run
-    table = variants.table_of(tiny.model())
+    table = families.table_of(tiny.model())
     out = tmp_path / "out.safetensors"
     chosen = {"0.5": state.ema["0.5"], "raw": state.params["denoiser"]}
     for name, params in chosen.items():

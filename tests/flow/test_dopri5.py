@@ -10,12 +10,13 @@ import scipy.integrate
 
 from pixelflow_jax.flow import dopri5
 from pixelflow_jax.flow.dopri5 import Dopri5
+from pixelflow_jax.flow.solver import Steps
 
 UNIT = np.float32([0, 1])
 
 
-def solve(solver, field, x, times=UNIT, **kwargs):
-    return jax.jit(lambda x: solver(field, x, times, **kwargs))(x)
+def solve(solver, field, x, times=UNIT, **options):
+    return jax.jit(lambda x: solver(field, x, Steps(times, **options)))(x)
 
 
 def logged(field):
@@ -276,7 +277,7 @@ def test_an_image_does_not_depend_on_its_batch():
     assert together.evaluations.shape == (5,)
     assert together.evaluations.dtype == jnp.int32
     assert len(set(together.evaluations.tolist())) > 3
-    alone = jax.jit(lambda x: Dopri5()(paced, x, times, record=True))
+    alone = jax.jit(lambda x: Dopri5()(paced, x, Steps(times, record=True)))
     shuffled = alone(IMAGES[::-1])
     for i in range(len(IMAGES)):
         one = alone(IMAGES[i : i + 1])
@@ -331,7 +332,7 @@ def test_scalar_or_one_time_an_image(control, shape):
         return paced(x, t, step)
 
     with jax.enable_x64(True):  # time inside is float64 then, not what the field sees
-        jax.eval_shape(lambda x: Dopri5(control=control)(field, x, UNIT), IMAGES)
+        jax.eval_shape(lambda x: Dopri5(control=control)(field, x, Steps(UNIT)), IMAGES)
     assert timestep_scale == {(shape, "float32")}
 
 
@@ -387,7 +388,7 @@ def test_a_step_into_the_void_is_tried_shorter():
 @pytest.mark.parametrize(
     ("fields", "times", "message"),
     [
-        ({"control": "images"}, UNIT, "control must be one of image, batch, not 'ima"),
+        ({"control": "images"}, UNIT, "control must be 'image' or 'batch', not 'ima"),
         ({"rtol": -1e-3}, UNIT, "rtol=-0.001 must be at least 0"),
         ({"rtol": math.nan}, UNIT, "rtol=nan must be at least 0"),
         ({"atol": 0.0}, UNIT, "atol=0.0 positive"),
@@ -400,4 +401,4 @@ def test_a_step_into_the_void_is_tried_shorter():
 )
 def test_wrong_options_are_refused(fields, times, message):
     with pytest.raises(ValueError, match=message):
-        Dopri5(**fields)(paced, IMAGES, times)
+        Dopri5(**fields)(paced, IMAGES, Steps(times))

@@ -14,7 +14,7 @@ from pixelflow_jax.flow.guidance import (
     ClassifierFree,
     stage_ramp,
 )
-from pixelflow_jax.flow.solver import Euler, Heun
+from pixelflow_jax.flow.solver import Euler, Heun, Steps
 
 COND, NULL = 2.0, -1.0
 
@@ -39,9 +39,8 @@ def counted():
 
 
 def solve(field, solver, times):
-    out = jax.jit(lambda x: solver(field, x, np.float32(times), record=True))(
-        jnp.zeros(1)
-    )
+    steps = Steps(np.float32(times), record=True)
+    out = jax.jit(lambda x: solver(field, x, steps))(jnp.zeros(1))
     jax.effects_barrier()
     return out
 

@@ -7,7 +7,7 @@ import pytest
 
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, Branches, ClassifierFree, runs
-from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun, Steps
 from pixelflow_jax.flow.time import Grid
 from tests.jaxprs import names
 
@@ -50,11 +50,10 @@ def both(x, t, step):
 BRANCHES = Branches(cond, both, both)
 
 
-def solve(solver, field, times=TIMES, **options):
+def solve(solver, field, times=TIMES):
     draws = jnp.asarray(np.random.default_rng(0).normal(size=(7, 4)), jnp.float32)
-    if solver == Euler(step="sde"):
-        options["noise"] = lambda i: draws[i]
-    return lambda x: solver(field, x, times, record=True, **options)
+    steps = Steps(times, lambda i: draws[i], record=True)
+    return lambda x: solver(field, x, steps)
 
 
 START = jnp.linspace(-1, 1, 4)

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun, adams_weights
+from pixelflow_jax.flow.solver import (
+    AdamsBashforth,
+    Euler,
+    Heun,
+    Steps,
+    adams_weights,
+)
 from pixelflow_jax.flow.time import Grid
 
 SOLVERS = {
@@ -19,8 +25,8 @@ SOLVERS = {
 }
 
 
-def solve(solver, field, x, times, **kwargs):
-    return jax.jit(lambda x: solver(field, x, times, **kwargs))(x)
+def solve(solver, field, x, times, **options):
+    return jax.jit(lambda x: solver(field, x, Steps(times, **options)))(x)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -91,16 +97,14 @@ def test_one_step_of_every_solver_is_eulers():
 def test_adams_tells_the_network_the_float32_running_sum():
     times = Grid(steps=3, shift=1.5, last_step=0.04).times()
     summed = np.float32(0)
-    timestep_scale = []
+    told = []
     for dt in np.diff(times):
-        timestep_scale.append(summed)
+        told.append(summed)
         summed = np.float32(summed + dt)
-    assert not np.array_equal(
-        timestep_scale, times[:-1]
-    )  # so that the sum can be timestep_scale apart
+    assert not np.array_equal(told, times[:-1])  # so that the sum can be told apart
     field = lambda x, t, step: jnp.full(1, t)
     out = solve(AdamsBashforth(order=1), field, jnp.zeros(1), times, record=True)
-    np.testing.assert_array_equal(out.velocities[:, 0], timestep_scale)
+    np.testing.assert_array_equal(out.velocities[:, 0], told)
 
 
 NODES = Grid(steps=7, shift=2.5, last_step=0.03).times()
@@ -187,12 +191,13 @@ def test_every_step_keeps_the_marginals_of_gaussian_data(step):
 
 
 def test_wrong_options_are_refused():
-    field, x, times = (lambda x, t, step: x), jnp.ones(1), np.float32([0, 0.5, 1])
+    field, x = (lambda x, t, step: x), jnp.ones(1)
+    steps = Steps(np.float32([0, 0.5, 1]))
     with pytest.raises(ValueError, match="Euler.step.*sde_men"):
-        Euler(step="sde_men")(field, x, times)
+        Euler(step="sde_men")(field, x, steps)
     with pytest.raises(ValueError, match="needs a noise function"):
-        Euler(step="sde")(field, x, times)
+        Euler(step="sde")(field, x, steps)
     with pytest.raises(ValueError, match="order must be 1, 2, 3 or 4, not 5"):
-        AdamsBashforth(order=5)(field, x, times)
+        AdamsBashforth(order=5)(field, x, steps)
     with pytest.raises(ValueError, match="transform.*cosine"):
-        AdamsBashforth(transform="cosine")(field, x, times)
+        AdamsBashforth(transform="cosine")(field, x, steps)

@@ -20,9 +20,7 @@ from safetensors import safe_open
 from pixelflow_jax.convert import (
     pixelflow,
     pixelgen,
-    pixelgen_text,
     pixnerd,
-    pixnerd_text,
 )
 from pixelflow_jax.models.interface import Condition, DenoiserConfig, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
@@ -376,7 +374,7 @@ def text_model(
     """PixelGen's or PixNerd's text model, as the file's variant says."""
     pixelgens = fixture.config["variant"] == "jit_t2i"
     make = pixelgen_text_config if pixelgens else pixnerd_text_config
-    convert = pixelgen_text if pixelgens else pixnerd_text
+    table = pixelgen.text_table if pixelgens else pixnerd.text_table
     more = {"canvas": canvas} if canvas else {}
     config = make(
         fixture.config["model"],
@@ -384,7 +382,7 @@ def text_model(
         stack=StackConfig(remat=remat),
         **more,
     )
-    return Loaded(config, fixture.under("params"), convert.table(config))
+    return Loaded(config, fixture.under("params"), table(config))
 
 
 def canvas_of(fixture: Fixture, case: str) -> tuple[int, ...]:

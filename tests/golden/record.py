@@ -35,7 +35,7 @@ from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Stage, block_noise, pyramid
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
-from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun, Steps
 from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.losses.context import Context
 from pixelflow_jax.losses.flow_matching import FlowMatching
@@ -47,7 +47,8 @@ from pixelflow_jax.nn.embed import rotary_table
 from pixelflow_jax.nn.field import dct_features
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.sampling.sampler import denoise
+from pixelflow_jax.sampling.fields import Net
+from pixelflow_jax.sampling.sampler import Sampler
 from pixelflow_jax.tensors import mapping as tables
 
 FILE = pathlib.Path(__file__).with_name("recorded.safetensors")
@@ -226,15 +227,19 @@ def record_sampler(name: str) -> dict:
         Condition(labels=jnp.array([0, 3])),
         Condition(labels=jnp.array([5, 5])),
     )
-    guidance = ClassifierFree(scale=2.5, low=0.1, high=0.7, interval="(]")
-    times = Grid(steps=5, last_step=0.1, shift=2.0).times()
-    prediction = PredictClean() if name.startswith("heun") else PredictVelocity()
+    sampler = Sampler(
+        stages=(Stage(),),
+        prediction=PredictClean() if name.startswith("heun") else PredictVelocity(),
+        guidance=ClassifierFree(scale=2.5, low=0.1, high=0.7, interval="(]"),
+        solver=SAMPLERS[name],
+        grid=Grid(steps=5, last_step=0.1, shift=2.0),
+    )
+    times = sampler.grid.times()
 
     @jax.jit
     def solve(params, x):
-        branches = denoise(net.apply, params, cond, null, Stage(), prediction)
-        field = guidance(branches, 0)
-        return SAMPLERS[name](field, x, times, noise=lambda i: steps[i]).x
+        field = sampler.guidance(sampler.fields(0, Net(net, params), cond, null), 0)
+        return sampler.solver(field, x, Steps(times, lambda i: steps[i])).x
 
     return {"image": solve(params, start)}
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixelflow_jax.flow.dopri5 import Dopri5
+from pixelflow_jax.flow.solver import Steps
 from tests.golden import harness
 
 CLOSE = 1e-6
@@ -42,7 +43,7 @@ def test_solution_and_evaluated_times(fixture, case):
     harness.close(np.linspace(0, 1, o["num_steps"]), grid, "grid", 1e-7)
     solver = Dopri5(rtol=o["rtol"], atol=o["atol"], control="batch")
     with jax.enable_x64(True):
-        solve = jax.jit(lambda x: solver(field, x, grid, record=True))
+        solve = jax.jit(lambda x: solver(field, x, Steps(grid, record=True)))
         solution = jax.block_until_ready(solve(given["x0"]))
         jax.effects_barrier()
         assert solution.x.dtype == jnp.float64

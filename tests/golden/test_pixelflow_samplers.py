@@ -14,11 +14,12 @@ from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import RAMP, ClassifierFree
 from pixelflow_jax.flow.path import pyramid
 from pixelflow_jax.flow.prediction import PredictVelocity
-from pixelflow_jax.flow.solver import Euler, Solution, Solver
+from pixelflow_jax.flow.solver import Euler, Solution, Solver, Steps
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.interface import Condition
-from pixelflow_jax.sampling.sampler import Noise, Samples, denoise, follow
-from tests.golden import harness
+from pixelflow_jax.sampling.fields import Net
+from pixelflow_jax.sampling.sampler import Noise, Sampler, Samples
+from tests.golden import harness, twins
 
 SAMPLERS = 2e-5
 ADAPTIVE = 2e-2  # rounding decides step sizes: float64 and float32 differ by 6e-3
@@ -39,15 +40,15 @@ OPTIONS = {
 
 
 @dataclasses.dataclass
-class Recording:
+class Recording(Solver):
     """A solver that keeps what it returned."""
 
     solver: Solver
-    seen: list[Solution]
+    solutions: list[Solution]
 
-    def __call__(self, field, x, times, *, noise=None, record=False):
-        self.seen.append(self.solver(field, x, times, record=True))
-        return self.seen[-1]
+    def __call__(self, field, x, steps: Steps):
+        self.solutions.append(self.solver(field, x, steps._replace(record=True)))
+        return self.solutions[-1]
 
 
 @dataclasses.dataclass
@@ -94,22 +95,19 @@ class Pipeline:
 
         @jax.jit
         def program(params: dict) -> tuple[Samples, list[Solution]]:
-            seen: list[Solution] = []
-            branches = lambda stage: denoise(
-                *(loaded.network.apply, params, cond, null, stage, PredictVelocity()),
-                timestep_scale=self.grid.timestep_scale,
-            )
-            samples = follow(
-                branches,
-                Noise(self.fresh, None),
+            solutions: list[Solution] = []
+            sampler = Sampler(
                 stages=self.stages,
                 prediction=PredictVelocity(),
                 guidance=self.guidance,
-                solver=Recording(self.solver, seen),
+                solver=Recording(self.solver, solutions),
                 grid=self.grid,
-                doubled=self.adaptive,
             )
-            return samples, seen
+            net, noise = Net(loaded.network, params), Noise(self.fresh, None)
+            fields = lambda index: sampler.fields(index, net, cond, null)
+            if self.adaptive:
+                return twins.follow(sampler, fields, noise), solutions
+            return sampler.follow(fields, noise), solutions
 
         return jax.device_get(program(loaded.params))
 

@@ -18,11 +18,13 @@ from pixelflow_jax.flow.solver import (
     Heun,
     Solution,
     Solver,
+    Steps,
     adams_weights,
 )
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.interface import Condition
-from pixelflow_jax.sampling.sampler import Model, denoise
+from pixelflow_jax.models.interface import Condition, Network
+from pixelflow_jax.sampling.fields import Net
+from pixelflow_jax.sampling.sampler import Sampler
 from tests.golden import harness
 
 # The reference computes multistep weights in float32, where they cancel: with the
@@ -39,6 +41,15 @@ class Objective(NamedTuple):
     solver: Solver
     tolerance: float = TIGHT
     prediction: Prediction = PredictVelocity()
+
+    def sampler(self) -> Sampler:
+        return Sampler(
+            stages=(Stage(),),
+            prediction=self.prediction,
+            guidance=self.guidance,
+            solver=self.solver,
+            grid=self.grid,
+        )
 
 
 def pixelgen_recipe(name: str, options: dict) -> Objective:
@@ -144,45 +155,36 @@ def run(
     step_noise = given.get(f"{name}/step_noise")
     calls: list[float] = []
 
-    def apply(params, batch):
+    def apply(params, batch, **options):
         jax.debug.callback(
             lambda t: calls.append(float(t)), batch[0].timestep[0], ordered=True
         )
-        return loaded.network.apply(params, batch)
+        return loaded.network.apply(params, batch, **options)
 
     def noise(step: Array) -> Array:
         return jnp.asarray(harness.nhwc(step_noise))[step]
 
+    sampler, weaker = objective.sampler(), guide(fixture, objective)
+    draws = None if step_noise is None else noise
+    steps = Steps(objective.grid.times(), draws, record=True)
+
     @jax.jit
     def solve(params, x):
-        branches = denoise(
-            apply,
-            params,
-            cond,
-            null,
-            Stage(),
-            objective.prediction,
-            guide(fixture, objective),
-        )
-        return objective.solver(
-            objective.guidance(branches, 0),
-            x,
-            objective.grid.times(),
-            noise=None if step_noise is None else noise,
-            record=True,
-        )
+        net = Net(Network(init=None, apply=apply), params)
+        fields = sampler.fields(0, net, cond, null, guide=weaker)
+        return sampler.solver(sampler.guidance(fields, 0), x, steps)
 
     solution = jax.block_until_ready(solve(loaded.params, harness.nhwc(given["noise"])))
     jax.effects_barrier()
     return solution, calls
 
 
-def guide(fixture, objective: Objective) -> Model | None:
+def guide(fixture, objective: Objective) -> Net | None:
     """The weaker model of autoguidance."""
     if not isinstance(objective.guidance, AutoGuidance):
         return None
     weaker = harness.pixelgen_model(fixture, group="params_guide")
-    return Model(weaker.network.apply, weaker.params)
+    return Net(weaker.network, weaker.params)
 
 
 def sampler_names(fixture) -> list[str]:
@@ -247,7 +249,8 @@ def test_an_unknown_option_is_refused():
     for more in ({"churn": 1}, {"order": 2}, {"step_fn": "sde_flow"}):
         with pytest.raises((AssertionError, ValueError)):
             built = objective("euler", known | more)
-            built.solver(lambda x, t, step: x, jnp.zeros(1), built.grid.times())
+            steps = Steps(built.grid.times())
+            built.solver(lambda x, t, step: x, jnp.zeros(1), steps)
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,6 @@ def test_a_sound_config_has_no_problems():
         ({"num_classes": 0}, (256, 256), ["model.num_classes", "text_width", "both 0"]),
         ({"num_classes": -1}, (256, 256), ["model.num_classes", "at least 0"]),
         ({"text_width": -1}, (256, 256), ["text_width", "at least 0"]),
-        ({"attention": "flash"}, (256, 256), ["model.attention", "flash"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -237,11 +237,6 @@ def test_a_sound_config_has_no_problems():
         ({"mlp_ratio": 0.0}, ["model.mlp_ratio=0.0"]),
         ({"dropout": 1.0}, ["model.dropout=1.0", "[0, 1)"]),
         ({"attention_dropout": -0.1}, ["model.attention_dropout=-0.1"]),
-        ({"attention": "flash"}, ["model.attention='flash'", "cudnn"]),
-        (
-            {"attention": "cudnn", "attention_dropout": 0.1},
-            ["model.attention", "attention_dropout=0"],
-        ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.convert import pixelgen_text, pixnerd_text
+from pixelflow_jax.convert import pixelgen, pixnerd
 from pixelflow_jax.models.interface import Condition, Inputs, count, network
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
@@ -25,7 +25,7 @@ TEXTS = {"text_width": 6, "text_length": 5}
 FIELD = dataclasses.replace(text_field(), width=8, depth=1)
 PIXNERD = PixNerdText(patch=4, decoder=FIELD, **WIDTHS, **TEXTS)
 PIXELGEN = PixelGenText(patch=4, image_size=8, bottleneck=7, **WIDTHS, **TEXTS)
-TABLES = {PixNerdText: pixnerd_text.table, PixelGenText: pixelgen_text.table}
+TABLES = {PixNerdText: pixnerd.text_table, PixelGenText: pixelgen.text_table}
 SMALL = pytest.mark.parametrize(
     "config", [PIXNERD, PIXELGEN], ids=["pixnerd", "pixelgen"]
 )
@@ -316,7 +316,6 @@ def test_a_canvas_fits_multiples_of_its_grid():
         (PixNerdText(feature_layer=17), "model.feature_layer=17"),
         (PixelGenText(heads=7), "model.heads=7"),
         (PixNerdText(decoder=NeuralField(depth=0)), "decoder.width, ratio and depth"),
-        (PixNerdText(mask_text=True, attention="cudnn"), "model.mask_text=False"),
     ],
 )
 def test_problems_name_the_field(config, words):

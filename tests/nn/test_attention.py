@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelflow_jax.nn.attention import SelfAttention, attend
+from pixelflow_jax.nn import attention
+from pixelflow_jax.nn.attention import SelfAttention, attend, attend_packed
 from pixelflow_jax.nn.embed import rotary_table
+from pixelflow_jax.nn.kernels.choice import Kernels, choose
+from pixelflow_jax.nn.layers import TORCH
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 
@@ -80,10 +83,10 @@ def test_each_group_drops_its_own_probabilities(batches):
     )
     dropouts = (lambda p: p, lambda p: jnp.zeros_like(p))
     run = lambda dropouts: jax.jit(lambda x: layer(x, packing, identity_rope, dropouts))
-    plainly, dropped = (
+    whole, dropped = (
         packing.split(run(d)(packing.join(groups))) for d in (None, dropouts)
     )
-    np.testing.assert_allclose(dropped[0], plainly[0], atol=1e-5)
+    np.testing.assert_allclose(dropped[0], whole[0], atol=1e-5)
     np.testing.assert_allclose(dropped[1], 0, atol=1e-6)  # the block adds the bias
 
 
@@ -91,9 +94,8 @@ def test_biases_and_initialisers_are_as_asked():
     none = SelfAttention(16, 2, EXACT, nnx.Rngs(0))
     assert none.qkv.bias is None and none.out.bias is not None
     ones, zeros = nnx.initializers.ones, nnx.initializers.zeros
-    layer = SelfAttention(
-        16, 2, EXACT, nnx.Rngs(0), bias=True, init=ones, bias_init=zeros
-    )
+    initial = TORCH._replace(kernel=ones, bias=zeros)
+    layer = SelfAttention(16, 2, EXACT, nnx.Rngs(0), bias=True, initial=initial)
     assert layer.qkv.bias.shape == (48,)
     for part in (layer.qkv, layer.out):
         assert (part.kernel[...] == 1).all() and (part.bias[...] == 0).all()
@@ -114,8 +116,33 @@ def test_half_precision_stays_half_and_close(qkv):
 
 
 def test_an_unknown_implementation_is_refused(qkv):
-    with pytest.raises(ValueError, match='"auto", "xla" or "cudnn", not "flash"'):
+    with pytest.raises(ValueError, match="one of auto, xla, cudnn, not 'flash'"):
         attend(*qkv, implementation="flash")
+
+
+def test_what_cudnn_cannot_do_is_refused(qkv):
+    with pytest.raises(ValueError, match='kernels.attention="cudnn".*under masks'):
+        attend(*qkv, MASK, "cudnn")
+    with pytest.raises(ValueError, match='kernels.attention="cudnn" cannot drop'):
+        attend(*qkv, None, "cudnn", drop=lambda p: p)
+    with pytest.raises(ValueError, match='attention="cudnn" needs a GPU'):
+        attend(*qkv, None, "cudnn")
+
+
+@pytest.mark.parametrize("implementation", ["auto", "xla", "cudnn"])
+def test_packed_attention_is_computed_as_was_chosen(qkv, implementation, monkeypatch):
+    asked = []
+
+    def noted(q, k, v, mask, implementation, drop):
+        asked.append(implementation)
+        return q
+
+    monkeypatch.setattr(attention, "attend", noted)
+    packing, sources = Packing((2,), (5,)), Packing((2,), (7,))
+    with choose(Kernels(attention=implementation)):
+        attend_packed(*qkv, packing, sources)
+    attend_packed(*qkv, packing, sources)
+    assert asked == [implementation, "auto"]
 
 
 @pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
@@ -158,7 +185,7 @@ def test_every_token_meets_its_images_vector_and_its_groups_table(batches):
     tables = [100.0 * i + jnp.arange(n)[:, None] for i, n in enumerate(lengths)]
     groups = [jnp.zeros((b, n, 1)) for b, n in zip(batches, lengths, strict=True)]
     tokens = packing.join(groups)
-    spread = packing.split(tokens + packing.spread(vectors))
+    spread = packing.split(tokens + packing.broadcast(vectors))
     tiled = packing.split(tokens + packing.tile(tables))
     for group, vector in zip(spread, vectors, strict=True):
         expected = jnp.broadcast_to(vector[:, None], group.shape)

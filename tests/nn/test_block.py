@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelflow_jax.nn.block import TORCH, XAVIER, Block
+from pixelflow_jax.nn.block import Block, BlockConfig
 from pixelflow_jax.nn.decoder import TokenDecoder
 from pixelflow_jax.nn.dropout import layer_drops
-from pixelflow_jax.nn.layers import RMSNorm, layer_normalise
+from pixelflow_jax.nn.layers import TORCH, XAVIER, RMSNorm, layer_normalise
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 
@@ -37,7 +37,8 @@ def drawn(module: nnx.Module) -> nnx.Module:
 
 
 def block(**options) -> Block:
-    return Block(WIDTH, HEADS, HIDDEN, EXACT, nnx.Rngs(0), **options)
+    config = BlockConfig(width=WIDTH, heads=HEADS, hidden=HIDDEN, **options)
+    return Block(config, EXACT, nnx.Rngs(0))
 
 
 X, COND = normal(90, 3, TOKENS, WIDTH), normal(91, 3, WIDTH)

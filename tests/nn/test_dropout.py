@@ -7,11 +7,11 @@ import pytest
 
 from pixelflow_jax.nn.dropout import (
     DropoutKeys,
+    drop_packed,
     dropout,
     group_drops,
     hashed,
     layer_drops,
-    packed,
 )
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.sharding import MeshShape, batch_sharding
@@ -129,7 +129,8 @@ def test_packed_tokens_drop_like_each_group_alone(batches):
     packing = Packing(batches, lengths)
     (drop,) = layer_drops(jax.random.key(0), batches, 1, range(1))
     groups = [jnp.ones((b, n, 7)) for b, n in zip(batches, lengths, strict=True)]
-    joined = packed(group_drops(drop, 0.5, 1), packing)(packing.join(groups))
+    dropouts = group_drops(drop, 0.5, 1)
+    joined = drop_packed(packing.join(groups), packing, dropouts)
     alone = group_drops(drop, 0.5, 1)
     for part, group, one in zip(packing.split(joined), groups, alone, strict=True):
         np.testing.assert_array_equal(part, one(group))

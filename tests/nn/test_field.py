@@ -12,11 +12,9 @@ from pixelflow_jax.nn.field import (
     PixelEmbed,
     dct_features,
     sincos_features,
-    unit_columns,
 )
 from pixelflow_jax.nn.patch import sides
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.sharding import MeshShape
 
 EXACT = Precision(compute="float32", matmul="highest")
 
@@ -24,25 +22,6 @@ EXACT = Precision(compute="float32", matmul="highest")
 def normal(seed: int, *shape: int) -> jax.Array:
     draws = np.random.default_rng(seed).standard_normal(shape)
     return jnp.asarray(draws, jnp.float32)
-
-
-def test_columns_have_length_one():
-    weight = normal(0, 3, 5, 4)
-    unit = unit_columns(weight)
-    np.testing.assert_allclose(jnp.linalg.norm(unit, axis=-2), 1, atol=1e-6)
-    np.testing.assert_allclose(unit_columns(7 * weight), unit, atol=1e-6)
-    np.testing.assert_allclose(
-        unit, weight / np.linalg.norm(weight, axis=-2, keepdims=True), atol=1e-6
-    )
-    assert unit_columns(weight.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-
-
-def test_zero_columns_have_finite_values_and_gradients():
-    weight = jnp.ones((4, 3)).at[:, 1].set(0)
-    total = lambda w: jnp.sum(unit_columns(w) ** 2 * jnp.arange(4)[:, None])
-    value, gradient = jax.value_and_grad(total)(weight)
-    assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
-    assert not unit_columns(weight)[:, 1].any()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -104,63 +83,3 @@ def test_a_block_is_the_generated_mlp_of_its_patch(normalised):
         scaled = patch / np.sqrt(np.mean(patch**2, -1, keepdims=True) + 1e-6)
         expected = patch + jax.nn.silu(scaled @ first) @ second
         np.testing.assert_allclose(out[b, n], expected, atol=1e-5)
-
-
-UNIT = [("first", "second"), ("first",), ()]
-
-
-@pytest.mark.parametrize("normalised", UNIT, ids=["both", "first", "none"])
-def test_the_kernel_computes_what_the_products_do(normalised):
-    """Forward and every gradient, in interpret mode; a weight has a zero column."""
-    sizes = (12, 16, 32, normalised, EXACT)
-    plain, fused = (
-        FieldBlock(*sizes, nnx.Rngs(3), kernel) for kernel in ("einsum", "pallas")
-    )
-    z, condition = normal(1, 2, 3, 128, 16), normal(2, 2, 3, 12)
-    out = normal(4, *z.shape)
-
-    def both(block: FieldBlock) -> tuple:
-        graph, params = nnx.split(block)
-        params["norm"]["weight"].set_value(1 + 0.1 * normal(5, 16))
-        kernel = params["generator"]["kernel"].get_value()
-        params["generator"]["kernel"].set_value(kernel.at[:, 5::32].set(0))
-        bias = params["generator"]["bias"].get_value()
-        params["generator"]["bias"].set_value(bias.at[5::32].set(0))
-        run = lambda params, z, condition: nnx.merge(graph, params)(z, condition)
-        value, pull = jax.vjp(run, params, z, condition)
-        return value, pull(out)
-
-    for ours, theirs in zip(
-        jax.tree.leaves(both(fused)), jax.tree.leaves(both(plain)), strict=True
-    ):
-        scale = np.abs(theirs).max()
-        np.testing.assert_allclose(ours, theirs, atol=3e-6 * scale)
-
-
-def test_the_kernel_refuses_sizes_it_does_not_know():
-    block = FieldBlock(12, 16, 24, (), EXACT, nnx.Rngs(0), "pallas")
-    with pytest.raises(ValueError, match="powers of two.*hidden width 24"):
-        block(normal(0, 1, 1, 64, 16), normal(1, 1, 1, 12))
-
-
-@pytest.mark.slow  # its bound asks for optimised programs
-def test_the_kernel_runs_on_each_device_s_part_of_a_batch():
-    block = FieldBlock(8, 16, 16, ("first",), EXACT, nnx.Rngs(0), "pallas")
-    graph, params = nnx.split(block)
-    z, condition = normal(1, 4, 1, 64, 16), normal(2, 4, 1, 8)
-
-    def gradients(params, z, condition):
-        run = lambda *args: jnp.sum(nnx.merge(graph, args[0])(*args[1:]) ** 3)
-        return jax.grad(run, argnums=(0, 1, 2))(params, z, condition)
-
-    alone = jax.jit(gradients)(params, z, condition)
-    mesh = MeshShape(data=2, fsdp=2).build(jax.devices()[:4])
-    with jax.set_mesh(mesh):
-        program = jax.jit(gradients)
-        apart = program(params, z, condition)
-        assert "shard_map" in str(jax.make_jaxpr(gradients)(params, z, condition))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        alone,
-        apart,
-    )

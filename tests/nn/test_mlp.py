@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from pixelflow_jax.nn.dropout import group_drops, layer_drops
+from pixelflow_jax.nn.layers import TORCH
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
@@ -25,8 +26,8 @@ def test_swiglu_by_hand():
 
 def test_swiglu_with_biases_and_dropout_by_hand():
     ones, halves = nnx.initializers.ones, nnx.initializers.constant(0.5)
-    biases = {"bias": True, "bias_init": ones}
-    mlp = MLP("swiglu", 4, 6, EXACT, nnx.Rngs(0), first_init=halves, **biases)
+    initial = TORCH._replace(gate_up=halves, bias=ones)
+    mlp = MLP("swiglu", 4, 6, EXACT, nnx.Rngs(0), bias=True, initial=initial)
     (drop,) = layer_drops(jax.random.key(1), (2,), 1, range(1))
     dropouts = group_drops(drop, 0.5, 2)
     inner = X.sum(-1, keepdims=True) / 2 + 1  # gate and up are alike

@@ -22,6 +22,7 @@ from pixelflow_jax.pretrained.finetune import KINDS, compare
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.state import Initial
 from pixelflow_jax.validate import validate, validated
+from tests.strangers.color_mixer import ColorMixer
 from tests.training import tiny
 
 LOOP = StackConfig(remat="none")
@@ -208,6 +209,24 @@ def test_another_model_is_named_and_its_parameters_are_not():
     assert "kernel" not in message
 
 
+def test_a_model_of_someone_elses_is_tuned_by_the_same_rule():
+    """What it calls like ours belongs to the same kinds; the rest is refused by name."""
+    theirs = ColorMixer()
+    for fields, kind, names in (
+        ({"num_classes": 3}, "classes", {"class_embed"}),
+        ({"patch": 8}, "patch", {"from_pixels", "to_pixels"}),
+    ):
+        fit = compare(theirs, dataclasses.replace(theirs, **fields))
+        assert {d.kinds for d in fit.differences} == {(kind,)}
+        assert {d.name.split("/")[0] for d in fit.differences} == names
+        fit.check((kind,))
+    cut = compare(theirs, dataclasses.replace(theirs, feature_layer=2))
+    assert not cut.differences
+    assert set(flat(cut.take(weights(theirs)))) == set(flat(weights(cut.ours)))
+    with pytest.raises(InitialError, match="model.width: 32 -> 48"):
+        compare(theirs, ColorMixer(width=48)).check(tuple(KINDS))
+
+
 def test_decoders_may_be_exchanged():
     theirs = tiny.model()
     ours = tiny.model(decoder=NeuralField(width=8, depth=2))
@@ -224,7 +243,7 @@ def test_decoders_may_be_exchanged():
 
 
 def test_fields_that_only_change_speed_are_no_difference():
-    fast = dataclasses.replace(PIXELGEN, stack=StackConfig(scan=False), attention="xla")
+    fast = dataclasses.replace(PIXELGEN, stack=StackConfig(scan=False))
     fit = compare(PIXELGEN, fast)
     assert not fit.differences and len(fit.report()) == 1
 

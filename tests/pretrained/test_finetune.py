@@ -256,7 +256,7 @@ def test_class_names_that_differ_are_reported(places, tmp_path):
     (copy / "config.json").write_text(json.dumps(data))
     report = published.initial(tuning(places, init_from=str(copy))).report
     assert report.splitlines()[-1] == "  class 1: 'banners' -> 'flags'"
-    faster = tiny.model(attention="xla", stack=StackConfig(scan=False))
+    faster = tiny.model(stack=StackConfig(scan=False))
     config = tuning(places, init_from=str(places["pub"]), model=faster)
     same = published.initial(config).report
     assert len(same.splitlines()) == 2

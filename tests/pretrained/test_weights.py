@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,9 @@ from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.models.registry import denoiser_classes
 from pixelflow_jax.pretrained import weights as published
-from pixelflow_jax.pretrained.card import CITATIONS, Description
+from pixelflow_jax.pretrained.card import Description
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
@@ -82,7 +82,7 @@ def test_what_is_written(folder, pipeline):
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["README.md", "config.json", "model.safetensors"]
     data = json.loads((folder / "config.json").read_text())
-    assert data["format"] == "pixelflow_jax" and data["version"] == 1
+    assert data["format"] == "pixelflow_jax" and data["version"] == 2
     assert data["config"] == pipeline.config.to_dict() and data["step"] == 6
     assert tuple(data["class_names"]) == tiny.CLASSES
     with safe_open(folder / "model.safetensors", "flax") as file:
@@ -207,9 +207,10 @@ def edit(folder, **changes):
 
 
 def test_configs_that_are_not_ours_are_refused(copy):
-    edit(copy, version=2)
-    assert "-U pixelflow_jax" in refused(copy, "version 2 of the format")
-    edit(copy, version=1, step=None, class_names=None)
+    for version in (3, 0, "2", [1]):
+        edit(copy, version=version)
+        assert "-U pixelflow_jax" in refused(copy, "version .* of the format")
+    edit(copy, version=2, step=None, class_names=None)
     refused(copy, "lacks class_names, step")
     edit(copy, format="diffusers")
     refused(copy, "not of the format 'pixelflow_jax'.*pixelflow_jax.convert")
@@ -219,6 +220,11 @@ def test_configs_that_are_not_ours_are_refused(copy):
     refused(copy, "config.json cannot be read")
     (copy / "config.json").write_text("{")
     refused(copy, "config.json cannot be read")
+
+
+def test_folders_of_the_first_version_are_read(copy, pipeline):
+    edit(copy, version=1)
+    tiny.assert_identical(Pipeline.from_pretrained(copy).params, pipeline.params)
 
 
 def test_a_config_of_another_version_of_the_code_is_refused(copy, pipeline):
@@ -302,6 +308,7 @@ def test_the_card_tells_what_the_model_is(folder, pipeline):
     assert rows["weights"] == "step 6 of the run 'tiny', average with decay 0.9"
     assert rows["3 classes"] == "Cats & Dogs, flags, plants"
     assert "Grid(steps=3" in rows["steps"] and "ImageFolder(" in rows["data"]
+    assert rows["paper"].startswith("[PixNerd: Pixel Neural Field Diffusion](https://")
     assert "@article{wang2025pixnerd" in body and "samples.png" not in body
     config = body.split("```json\n")[1].split("```")[0]
     assert Experiment.from_dict(json.loads(config)) == pipeline.config
@@ -317,8 +324,9 @@ def test_the_lines_of_the_card_load_and_draw(folder):
 
 
 def test_every_model_has_its_citation_and_texts_are_asked_for_in_words():
-    models = typing.get_args(Experiment.__annotations__["model"])
-    assert set(CITATIONS) == set(models)
+    for model in denoiser_classes().values():
+        assert model.paper.title and "title = {" in model.paper.bibtex
+        assert model.paper.url.startswith("https://")
     names = {"class_names": (), "step": 0, "origin": "a | b\nc"}
     reader = PixNerdText(width=16, heads=2, depth=1, feature_layer=0)
     texts = Experiment(name="t", model=reader, conditioner=Text())

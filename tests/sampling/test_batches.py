@@ -13,8 +13,8 @@ from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.sampling import sampler
-from pixelflow_jax.sampling.batches import Generator
+from pixelflow_jax.sampling import fields
+from pixelflow_jax.sampling.batches import Generator, Weights
 from pixelflow_jax.sharding import MeshShape, replicated
 from tests.jaxprs import equations
 from tests.training import tiny
@@ -28,7 +28,7 @@ def generator() -> Generator:
 
 
 @pytest.fixture(scope="module")
-def params():
+def weights():
     """Random weights; a fresh decoder is zero and would draw nothing but noise."""
     network = build.network(tiny.experiment("unused"))
     fresh = jax.jit(network.init)(jax.random.key(0))
@@ -38,48 +38,54 @@ def params():
         leaf + 0.1 * jax.random.normal(key, leaf.shape)
         for leaf, key in zip(leaves, keys, strict=True)
     ]
-    return jax.device_get(jax.tree.unflatten(tree, noisy))
+    return Weights(jax.device_get(jax.tree.unflatten(tree, noisy)))
 
 
 @pytest.fixture(scope="module")
-def expected(generator, params):
-    return generator(params, LABELS, seed=1, record=True)
+def expected(generator, weights):
+    return generator(weights, LABELS, seed=1, record=True)
 
 
-def on(generator, devices, **fields):
+def on(generator, devices, **changes):
     mesh = MeshShape().build(jax.devices()[:devices])
-    return dataclasses.replace(generator, mesh=mesh, **fields)
+    return dataclasses.replace(generator, mesh=mesh, **changes)
 
 
-def test_shapes_and_that_labels_matter(generator, params, expected):
+def drawing(generator, **changes):
+    """The generator with another sampler."""
+    sampler = dataclasses.replace(generator.sampler, **changes)
+    return dataclasses.replace(generator, sampler=sampler)
+
+
+def test_shapes_and_that_labels_matter(generator, weights, expected):
     assert expected.images.shape == (7, 16, 16, 3)
     assert expected.clean.shape == (3, 7, 16, 16, 3)
-    other = generator(params, LABELS[::-1], seed=1).images
+    other = generator(weights, LABELS[::-1], seed=1).images
     same = LABELS == LABELS[::-1]
     changed = np.abs(other - expected.images).max((1, 2, 3)) > 1e-4
     np.testing.assert_array_equal(changed, ~same)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
-def test_any_batch_size(generator, params, expected, batch_size):
-    drawn = on(generator, 1, batch_size=batch_size)(params, LABELS, seed=1)
+def test_any_batch_size(generator, weights, expected, batch_size):
+    drawn = on(generator, 1, batch_size=batch_size)(weights, LABELS, seed=1)
     np.testing.assert_allclose(drawn.images, expected.images, atol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [2, 8])
-def test_any_number_of_devices(generator, params, expected, devices):
-    drawn = on(generator, devices)(params, LABELS, seed=1, record=True)
+def test_any_number_of_devices(generator, weights, expected, devices):
+    drawn = on(generator, devices)(weights, LABELS, seed=1, record=True)
     np.testing.assert_allclose(drawn.images, expected.images, atol=1e-5)
     np.testing.assert_allclose(drawn.clean, expected.clean, atol=1e-5)
 
 
-def test_any_place_in_the_order(generator, params, expected):
-    later = generator(params, LABELS[3:], seed=1, first=3).images
+def test_any_place_in_the_order(generator, weights, expected):
+    later = generator(weights, LABELS[3:], seed=1, first=3).images
     np.testing.assert_allclose(later, expected.images[3:], atol=1e-5)
 
 
-def test_another_seed_is_another_image(generator, params, expected):
-    other = generator(params, LABELS, seed=2).images
+def test_another_seed_is_another_image(generator, weights, expected):
+    other = generator(weights, LABELS, seed=2).images
     assert (np.abs(other - expected.images).max((1, 2, 3)) > 0.1).all()
 
 
@@ -87,62 +93,61 @@ def test_the_last_clean_image_of_euler_is_the_result(expected):
     np.testing.assert_allclose(expected.clean[-1], expected.images, atol=1e-5)
 
 
-def test_nothing_to_sample_is_refused(generator, params):
+def test_nothing_to_sample_is_refused(generator, weights):
     with pytest.raises(ValueError, match="at least one label"):
-        generator(params, [])
+        generator(weights, [])
 
 
 def test_checking_computes_nothing_and_finds_what_sampling_would(generator):
     generator.check()
-    broken = dataclasses.replace(
-        generator, grid=dataclasses.replace(generator.grid, steps=0)
-    )
+    grid = dataclasses.replace(generator.sampler.grid, steps=0)
+    broken = drawing(generator, grid=grid)
     with pytest.raises(ValueError, match="grid.steps"):
         broken.check()
 
 
-def casts(generator, params) -> tuple[set, set]:
+def casts(generator, weights) -> tuple[set, set]:
     """Shapes of the matrices that are cast in a loop over the steps, and outside one.
 
-    Matrices are timestep_scale by their shapes, or by those of one layer of a stack.
+    Matrices are told by their shapes, or by those of one layer of a stack.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = jax.tree_util.tree_leaves_with_path(weights.params)
     kernels = {leaf.shape for path, leaf in leaves if path[-1].key == "kernel"}
     shapes = kernels | {shape[1:] for shape in kernels if len(shape) == 3}
     example = generator.conditioner.example(5)
     index, seed = (jax.ShapeDtypeStruct(s, np.uint32) for s in ((5,), ()))
     program = jax.make_jaxpr(generator.trace, static_argnums=4)(
-        *(params, index, example, seed, False, params)
+        *(weights._replace(guide=weights), index, example, seed, False)
     )
-    found = {True: set(), False: set()}
+    shapes_by_loop = {True: set(), False: set()}
     for equation, looped in equations(program):
         if equation.primitive.name == "convert_element_type":
             given = equation.invars[0].aval
             types = given.dtype, equation.params["new_dtype"]
             if types == (jnp.float32, jnp.bfloat16) and given.shape in shapes:
-                found[looped].add(given.shape)
-    return found[True], found[False]
+                shapes_by_loop[looped].add(given.shape)
+    return shapes_by_loop[True], shapes_by_loop[False]
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun(), AdamsBashforth()], ids=str)
 @pytest.mark.parametrize(
     "guidance", [ClassifierFree, AutoGuidance], ids=lambda cls: cls.__name__
 )
-def test_weights_are_cast_ahead_of_the_steps(generator, params, solver, guidance):
+def test_weights_are_cast_ahead_of_the_steps(generator, weights, solver, guidance):
     half = network(generator.model, Precision())
     guidance = guidance(scale=2.0, low=0.1)
-    fields = {"network": half, "guide": half, "solver": solver, "guidance": guidance}
-    half = dataclasses.replace(generator, **fields)
-    looped, ahead = casts(half, params)
+    ours = drawing(generator, solver=solver, guidance=guidance)
+    half = dataclasses.replace(ours, network=half, guide=half)
+    looped, ahead = casts(half, weights)
     assert ahead and not looped
     # ... and would be found in the loop, were it the network that casts them.
     lazy = dataclasses.replace(half.network, cast_for_inference=lambda params: params)
-    assert casts(dataclasses.replace(half, network=lazy, guide=lazy), params)[0]
+    assert casts(dataclasses.replace(half, network=lazy, guide=lazy), weights)[0]
 
 
-def test_casting_twice_is_casting_once(params):
+def test_casting_twice_is_casting_once(weights):
     prepare = network(tiny.model(), Precision()).cast_for_inference
-    once = prepare(params)
+    once = prepare(weights.params)
     types = {str(leaf.dtype) for leaf in jax.tree.leaves(once)}
     assert types == {"bfloat16", "float32"}
     tiny.assert_identical(prepare(once), once)
@@ -151,11 +156,11 @@ def test_casting_twice_is_casting_once(params):
         assert (leaf.dtype == jnp.bfloat16) == is_matrix
 
 
-def test_casting_ahead_changes_no_image(generator, params):
+def test_casting_ahead_changes_no_image(generator, weights):
     half = network(generator.model, Precision())
     lazy = dataclasses.replace(half, cast_for_inference=lambda params: params)
     ahead, late = (
-        dataclasses.replace(generator, network=one)(params, LABELS, seed=1).images
+        dataclasses.replace(generator, network=one)(weights, LABELS, seed=1).images
         for one in (half, lazy)
     )
     np.testing.assert_allclose(ahead, late, atol=1e-5)
@@ -163,26 +168,25 @@ def test_casting_ahead_changes_no_image(generator, params):
 
 @pytest.mark.parametrize("solver", [Euler(), Heun(), AdamsBashforth()], ids=repr)
 def test_what_depends_on_time_alone_is_precomputed_of_the_steps(
-    generator, params, solver, monkeypatch
+    generator, weights, solver, monkeypatch
 ):
     """The same images as without; the loop holds fewer products by one a block."""
     written_out = tiny.model(stack=StackConfig(remat="none", scan=False))
+    guidance = ClassifierFree(scale=2.0, low=0.3)
     ahead = dataclasses.replace(
-        generator,
+        drawing(generator, solver=solver, guidance=guidance),
         network=network(written_out, Precision(compute="float32")),
-        solver=solver,
-        guidance=ClassifierFree(scale=2.0, low=0.3),
     )
     plain = dataclasses.replace(ahead.network, precompute=None)
     late = dataclasses.replace(ahead, network=plain)
-    images = [one(params, LABELS, seed=1).images for one in (ahead, late)]
+    images = [one(weights, LABELS, seed=1).images for one in (ahead, late)]
     np.testing.assert_allclose(*images, atol=2e-5)
 
     def products(one: Generator) -> int:
         index, seed = np.arange(2, dtype=np.uint32), np.uint32(0)
         labels = {"label": np.arange(2, dtype=np.int32)}
         jaxpr = jax.make_jaxpr(one.trace, static_argnums=4)
-        traced = jaxpr(params, index, labels, seed, False).jaxpr
+        traced = jaxpr(weights, index, labels, seed, False).jaxpr
         inside = (e for e, loops in equations(traced) if loops)
         return sum(e.primitive.name == "dot_general" for e in inside)
 
@@ -190,7 +194,7 @@ def test_what_depends_on_time_alone_is_precomputed_of_the_steps(
     embeds = 2  # of the time
     spared = runs * (tiny.model().depth + embeds)
     assert products(late) - products(ahead) == spared
-    monkeypatch.setattr(sampler, "PRECOMPUTE_BYTES", 0)
+    monkeypatch.setattr(fields, "PRECOMPUTE_BYTES", 0)
     assert products(ahead) == products(late)
 
 
@@ -200,27 +204,27 @@ def compilations(caplog) -> list[str]:
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_what_was_compiled_ahead_is_not_compiled_again(
-    generator, params, devices, caplog
+    generator, weights, devices, caplog
 ):
     ours = on(generator, devices)
     with jax.log_compiles():
-        ours.compile(params, LABELS[:3], record=True)
+        ours.compile(weights, LABELS[:3], record=True)
         assert compilations(caplog)
         caplog.clear()
-        drawn = ours(params, LABELS[2:5], seed=3, first=2, record=True)
+        drawn = ours(weights, LABELS[2:5], seed=3, first=2, record=True)
         assert not compilations(caplog)
         assert len(ours._programs) == 1
         if devices == 1:
-            ours(params, LABELS[:4])
+            ours(weights, LABELS[:4])
             assert compilations(caplog) and len(ours._programs) == 2
-    again = generator(params, LABELS[2:5], seed=3, first=2, record=True)
+    again = generator(weights, LABELS[2:5], seed=3, first=2, record=True)
     np.testing.assert_allclose(drawn.clean, again.clean, atol=1e-5)
 
 
-def test_arrays_that_lie_elsewhere_have_a_program_of_their_own(generator, params):
+def test_arrays_that_lie_elsewhere_have_a_program_of_their_own(generator, weights):
     ours = on(generator, 8)
-    spread = jax.device_put(params, replicated(ours.mesh))
-    images = [ours(given, LABELS[:2]).images for given in (params, spread, params)]
+    spread = jax.device_put(weights, replicated(ours.mesh))
+    images = [ours(given, LABELS[:2]).images for given in (weights, spread, weights)]
     assert len(ours._programs) == 2
     for one in images[1:]:
         np.testing.assert_allclose(one, images[0], atol=1e-5)

@@ -1,6 +1,5 @@
 """The sampler: one program whose images know nothing of their neighbours."""
 
-import functools
 import itertools
 
 import jax
@@ -14,20 +13,20 @@ from pixelflow_jax.flow.path import Stage, Straight, downsample2, pyramid, upsam
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.models.interface import Condition, Output
-from pixelflow_jax.sampling.sampler import Model, denoise, image_keys, sample
+from pixelflow_jax.models.interface import Condition, Network, Output
+from pixelflow_jax.sampling.fields import Net
+from pixelflow_jax.sampling.sampler import Sampler, image_keys
 from pixelflow_jax.sharding import MeshShape, batch_sharding, replicated
 from tests.golden import record
+from tests.golden.twins import Twins
 from tests.jaxprs import names
 
 SIZE = (8, 8, 3)
 LABELS = np.array([0, 3, 1, 4, 2, 0, 4, 3])
 
 
-def program(apply, **changes):
-    """The jitted sampler of (params, keys, cond, null)."""
+def sampler(**changes) -> Sampler:
     settings = {
-        "size": SIZE,
         "stages": Straight().stages(),
         "prediction": PredictVelocity(),
         "guidance": ClassifierFree(scale=2.0, low=0.1, high=0.8),
@@ -35,7 +34,28 @@ def program(apply, **changes):
         "grid": Grid(steps=4),
         **changes,
     }
-    return jax.jit(functools.partial(sample, apply, **settings))
+    return Sampler(**settings)
+
+
+def bare(apply, params=None) -> Net:
+    """A network that is nothing but a function."""
+    return Net(Network(init=None, apply=apply), {} if params is None else params)
+
+
+def program(network, size=SIZE, record=False, guide=None, twins=False, **changes):
+    """The jitted sampler of (params, keys, cond, null); `network` may be a function."""
+    if not isinstance(network, Network):
+        network = Network(init=None, apply=network)
+    draw, options = sampler(**changes), {"record": record}
+    draw, options = (
+        (Twins(draw), options) if twins else (draw, {**options, "guide": guide})
+    )
+
+    @jax.jit
+    def run(params, keys, cond, null):
+        return draw(Net(network, params), keys, cond, null, size, **options)
+
+    return run
 
 
 def conds(labels: np.ndarray) -> tuple[Condition, Condition]:
@@ -52,7 +72,8 @@ def model():
 def stochastic(model):
     """A stochastic sampler and its images for keys 0 to 7: every draw must be right."""
     net, params = model
-    draw = program(net.apply, solver=Euler(step="sde"))
+    plain = Network(init=None, apply=net.apply)
+    draw = program(plain, solver=Euler(step="sde"))
     return draw, draw(params, image_keys(7, range(8)), *conds(LABELS)).images
 
 
@@ -84,13 +105,15 @@ def test_an_image_does_not_depend_on_the_devices(model, stochastic, shape):
             (image_keys(7, range(8)), *conds(LABELS)), split
         )
         params = jax.device_put(params, replicated(mesh))
-        spread = program(net.apply, solver=Euler(step="sde"))(params, keys, cond, null)
+        plain = Network(init=None, apply=net.apply)
+        draw = program(plain, solver=Euler(step="sde"))
+        spread = draw(params, keys, cond, null)
     assert len(spread.images.sharding.device_set) == 8
     assert spread.images.addressable_shards[0].data.shape == (1, *SIZE)
     np.testing.assert_allclose(spread.images, images, atol=1e-5)
 
 
-def labelled(params, batch):
+def labelled(params, batch, **options):
     """A network whose velocity is the label everywhere."""
     return Output(
         tuple(
@@ -107,7 +130,7 @@ def test_the_whole_sampler_is_one_program(solver, steps):
     """The network is traced as often for 2 steps as for 12: the steps are one scan."""
     calls = []
 
-    def apply(*args):
+    def apply(*args, **options):
         calls.append(args)
         return labelled(*args)
 
@@ -119,10 +142,10 @@ def test_the_whole_sampler_is_one_program(solver, steps):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize("twins", [False, True])
 @pytest.mark.parametrize("solver", [Euler(), AdamsBashforth(order=2), Heun()])
-def test_guidance_in_a_window_leaves_no_decision_to_the_program(solver, doubled):
-    draw = program(labelled, solver=solver, doubled=doubled, grid=Grid(steps=12))
+def test_guidance_in_a_window_leaves_no_decision_to_the_program(solver, twins):
+    draw = program(labelled, solver=solver, twins=twins, grid=Grid(steps=12))
     found = names(jax.make_jaxpr(draw)({}, image_keys(0, [0, 1]), *conds(LABELS[:2])))
     assert "cond" not in found and found.count("scan") == 3  # off, on, off
 
@@ -132,7 +155,7 @@ def test_guidance_reaches_the_images():
     args = (image_keys(0, range(2)), *conds(np.array([1, 1])))
     moved = lambda guidance: program(labelled, guidance=guidance)({}, *args).images
     noise = program(
-        lambda params, batch: Output((jnp.zeros_like(batch[0].image),), ()),
+        lambda params, batch, **options: Output((jnp.zeros_like(batch[0].image),), ()),
     )({}, *args).images
     np.testing.assert_allclose(moved(ClassifierFree()) - noise, 1, atol=1e-5)
     np.testing.assert_allclose(moved(ClassifierFree(scale=2.0)) - noise, -3, atol=1e-5)
@@ -140,7 +163,7 @@ def test_guidance_reaches_the_images():
 
 def test_both_branches_come_back_in_order():
     cond, null = conds(np.array([1, 2, 3]))
-    branches = denoise(labelled, {}, cond, null, Stage(), PredictVelocity())
+    branches = sampler().fields(0, bare(labelled), cond, null)
     x, t = jnp.zeros((3, 4, 4, 3)), jnp.float32(0.5)
     ours, theirs = branches.both(x, t, t)
     np.testing.assert_array_equal(ours[:, 0, 0, 0], [1, 2, 3])
@@ -151,12 +174,12 @@ def test_both_branches_come_back_in_order():
 def test_the_network_is_told_the_stages_clock():
     timesteps = []
 
-    def apply(params, batch):
+    def apply(params, batch, **options):
         timesteps.append(batch[0].timestep)
         return labelled(params, batch)
 
     stage = Stage(timestep_range=(100.0, 300.0))
-    branches = denoise(apply, {}, *conds(LABELS[:2]), stage, PredictVelocity())
+    branches = sampler(stages=(stage,)).fields(0, bare(apply), *conds(LABELS[:2]))
     branches.cond(jnp.zeros((2, 4, 4, 3)), jnp.float32(0.25), jnp.float32(0.0))
     np.testing.assert_array_equal(timesteps[0], [150.0, 150.0])
 
@@ -164,7 +187,7 @@ def test_the_network_is_told_the_stages_clock():
 def test_a_perfect_network_shows_its_image_at_every_step():
     """Predicting the clean image 0.3: every recorded state points at it."""
 
-    def apply(params, batch):
+    def apply(params, batch, **options):
         return Output(tuple(jnp.full_like(x.image, 0.3) for x in batch), ())
 
     draw = program(apply, prediction=PredictClean(t_eps=0.0), record=True)
@@ -195,7 +218,7 @@ def cascade(apply, **changes):
     return program(apply, **{**settings, **changes})
 
 
-def still(params, batch):
+def still(params, batch, **options):
     """A network whose velocity is zero."""
     return Output(tuple(jnp.zeros_like(x.image) for x in batch), ())
 
@@ -203,7 +226,7 @@ def still(params, batch):
 def test_a_cascade_grows_from_stage_to_stage():
     sizes = []
 
-    def apply(params, batch):
+    def apply(params, batch, **options):
         sizes.append(batch[0].image.shape)
         return labelled(params, batch)
 
@@ -274,12 +297,12 @@ def test_every_solver_follows_every_stage(solver):
 
 
 def test_twins_change_nothing_but_the_step_sizes():
-    def curved(params, batch):
+    def curved(params, batch, **options):
         return Output(tuple(jnp.cos(3 * x.image) for x in batch), ())
 
     args = (image_keys(0, range(1)), *conds(np.array([1])))
-    draw = lambda solver, doubled: (
-        cascade(curved, solver=solver, doubled=doubled, guidance=ClassifierFree())(
+    draw = lambda solver, twins: (
+        cascade(curved, solver=solver, twins=twins, guidance=ClassifierFree())(
             {}, *args
         ).images
     )
@@ -293,20 +316,23 @@ def test_twins_change_nothing_but_the_step_sizes():
 def test_the_clock_may_stop_short():
     timesteps = []
 
-    def apply(params, batch):
+    def apply(params, batch, **options):
         timesteps.append(batch[0].timestep)
         return still(params, batch)
 
     stage = Stage(timestep_range=(100.0, 300.0))
-    both = conds(LABELS[:2])
-    branches = denoise(apply, {}, *both, stage, PredictVelocity(), timestep_scale=0.5)
+    half = sampler(stages=(stage,), grid=Grid(timestep_scale=0.5))
+    branches = half.fields(0, bare(apply), *conds(LABELS[:2]))
     branches.cond(jnp.zeros((2, 4, 4, 3)), jnp.float32(1.0), jnp.float32(0.0))
     np.testing.assert_array_equal(timesteps[0], [200.0, 200.0])
 
 
 def test_a_weaker_model_guides():
     args = (image_keys(0, range(2)), *conds(np.array([1, 1])))
-    weak = Model(lambda p, batch: Output((jnp.full_like(batch[0].image, p),), ()), 0.25)
+    weak = bare(
+        lambda p, batch, **options: Output((jnp.full_like(batch[0].image, p),), ()),
+        0.25,
+    )
     guidance = AutoGuidance(scale=3.0)
     out = program(labelled, guidance=guidance, guide=weak)({}, *args).images
     plain = program(still, guidance=ClassifierFree())({}, *args).images

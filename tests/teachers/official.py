@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.teachers.dinov2_table import Geometry
+from pixelflow_jax.teachers.dinov2_table import Geometry, table
 from pixelflow_jax.tensors.mapping import Row
 
 EXACT = Precision(compute="float32", matmul="highest")
@@ -27,6 +27,11 @@ def tensors(rows: list[Row], seed: int = 0) -> dict[str, np.ndarray]:
                 value += 1
             found[key] = value.astype(np.float32)
     return found
+
+
+def dinov2_tensors(geometry: Geometry) -> dict[str, np.ndarray]:
+    """Random official tensors of a DINOv2, by torch.hub's names."""
+    return tensors(table(geometry, registers=0))
 
 
 def dinov2(

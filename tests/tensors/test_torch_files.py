@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pixelflow_jax.convert import official as containers
+from pixelflow_jax.convert import checkpoints as containers
 from pixelflow_jax.tensors import reader
 from tests.convert import checkpoints
 from tests.convert.checkpoints import refused, run

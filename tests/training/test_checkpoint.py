@@ -12,6 +12,7 @@ from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.models.pixnerd import LinearDecoder
+from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
@@ -169,7 +170,8 @@ def test_what_alters_no_step_may_change(finished, images):
         steps=12,
         log=Logging(every=7),
         data=dataclasses.replace(base.data, source=source, workers=1, prefetch=4),
-        model=tiny.model(stack=StackConfig(remat="full", unroll=2), attention="xla"),
+        model=tiny.model(stack=StackConfig(remat="full", unroll=2)),
+        kernels=Kernels(blocks="xla", attention="xla"),
     )
     assert int(state.step) == 6
     run = finished[1]

@@ -5,8 +5,6 @@ pixelflow train --config=configs/color_mixer.py --workdir=runs/mixer
 
 import dataclasses
 
-from pixelflow_jax.models.color_mixer import ColorMixer
-
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.experiment import Experiment, choose_variant
@@ -16,6 +14,7 @@ from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import PDino
+from pixelflow_jax.models.color_mixer import ColorMixer
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.teachers.dinov2 import DinoV2

@@ -3,8 +3,6 @@
 pixelflow train --config=configs/color_writer.py --workdir=runs/writer
 """
 
-from pixelflow_jax.models.color_writer import ColorWriter
-
 from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.loader import Data
@@ -12,6 +10,7 @@ from pixelflow_jax.encoders.bert import Bert
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.models.color_writer import ColorWriter
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing

@@ -1,0 +1,297 @@
+"""From an MLP's first products through its activation to its last product.
+
+The forward kernel gives the hidden values; the backward kernel gives them once more,
+for the gradient of the last matrix, beside the gradients of the first products and the
+sums over tokens that their biases need.
+"""
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pixelflow_jax.nn.dropout import (
+    KEEP_ALL,
+    Dropout,
+    drop_packed,
+    stacked_seeds,
+    survives,
+)
+from pixelflow_jax.nn.kernels.choice import use_kernel
+from pixelflow_jax.nn.kernels.launch import (
+    block,
+    group_of,
+    is_interpreted,
+    launch,
+    pl,
+    take_references,
+    triton,
+)
+from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.sharding import by_device, tensor_shards
+
+Kind = Literal["swiglu", "gelu"]
+ACTIVATIONS = {
+    "swiglu": lambda gate, up: jax.nn.silu(gate) * up,
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
+}
+WARPS = 4
+ROWS, COLUMNS = 4, 512  # what a program computes at a time
+TILE = 16  # tokens a program
+SIZES = (
+    "hidden widths in multiples of 64, groups in multiples of 16 tokens, and groups of "
+    "alike batches"
+)
+
+
+def activate_and_project(
+    kind: Kind,
+    products: tuple[Array, ...],
+    biases: tuple[Array, ...],
+    matrix: Array,
+    packing: Packing,
+    dropouts: tuple[Dropout, ...] | None = None,
+) -> Array:
+    """drop(activation(products + biases)) @ matrix, without the last bias.
+
+    `products` are one ("gelu", in its tanh form) or two ("swiglu": gate and up) of
+    packed tokens [rows, n, hidden], without their `biases` [hidden], of which there
+    may be none; `matrix` [hidden, width]; `dropouts` one function a group. Returns
+    [rows, n, width].
+    """
+    first = products[0]
+    supported = packing.aligned and supports(packing.lengths, first.shape[-1])
+    fuse = use_kernel("blocks", supported, f"{SIZES}, not {first.shape}", first.dtype)
+    # Of matrices that are split over devices, hidden values lie here and there.
+    compute = fused if fuse and tensor_shards() == 1 else reference
+    return compute(kind, products, biases, matrix, packing, dropouts)
+
+
+def reference(
+    kind: Kind,
+    products: tuple[Array, ...],
+    biases: tuple[Array, ...],
+    matrix: Array,
+    packing: Packing,
+    dropouts: tuple[Dropout, ...] | None = None,
+) -> Array:
+    """`activate_and_project` as separate operations."""
+    if biases:
+        pairs = zip(products, biases, strict=True)
+        products = tuple(a + bias.astype(a.dtype) for a, bias in pairs)
+    hidden = ACTIVATIONS[kind](*products)
+    return drop_packed(hidden, packing, dropouts) @ matrix
+
+
+def supports(lengths: tuple[int, ...], hidden: int) -> bool:
+    """Whether the kernels take these sizes: `SIZES` in words."""
+    return not hidden % 64 and not any(length % TILE for length in lengths)
+
+
+def fused(
+    kind: Kind,
+    products: tuple[Array, ...],
+    biases: tuple[Array, ...],
+    matrix: Array,
+    packing: Packing,
+    dropouts: tuple[Dropout, ...] | None = None,
+) -> Array:
+    """`activate_and_project` as a kernel on each device, and a product behind it."""
+    seeds = None if dropouts is None else stacked_seeds(dropouts)
+    spec = Spec(kind, packing.lengths)
+    return _fused(spec, Arrays(products, seeds, biases), matrix)
+
+
+class Spec(NamedTuple):
+    """The activation, and the tokens of an image in every group."""
+
+    kind: Kind
+    lengths: tuple[int, ...]
+
+
+class Arrays(NamedTuple):
+    """First products [b, n, hidden] and their biases [hidden], one or two of each.
+
+    `seeds` [b, groups, 3], int32: two seeds of the dropout and how many of 2^24 values
+    it keeps; None: all of them.
+    """
+
+    products: tuple[Array, ...]
+    seeds: Array | None
+    biases: tuple[Array, ...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(spec: Spec, arrays: Arrays, matrix: Array) -> Array:
+    structure = jax.tree.structure(arrays)
+
+    def hidden(*leaves: Array) -> Array:
+        arrays = jax.tree.unflatten(structure, leaves)
+        first = arrays.products[0]
+        out = jax.ShapeDtypeStruct(first.shape, first.dtype)
+        return _launch(_forward_kernel, spec, arrays, (), [out], [])[0]
+
+    split = jax.tree.leaves(arrays[:-1])
+    return by_device(hidden, *split, whole=arrays.biases) @ matrix
+
+
+def _forward(spec: Spec, arrays: Arrays, matrix: Array) -> tuple:
+    return _fused(spec, arrays, matrix), (arrays, matrix)
+
+
+def _backward(spec: Spec, kept: tuple[Arrays, Array], cotangent: Array) -> tuple:
+    arrays, matrix = kept
+    structure = jax.tree.structure(arrays)
+
+    def gradients(dhidden: Array, *leaves: Array) -> tuple:
+        return _gradients(spec, jax.tree.unflatten(structure, leaves), dhidden)
+
+    split = (cotangent @ matrix.T, *jax.tree.leaves(arrays[:-1]))
+    hidden, products, sums = by_device(gradients, *split, whole=arrays.biases)
+    flat = lambda a: a.reshape(-1, a.shape[-1])
+    dmatrix = flat(hidden).T @ flat(cotangent)
+    pairs = zip(sums, arrays.biases, strict=True)
+    biases = tuple(d.sum(0).astype(bias.dtype) for d, bias in pairs)
+    return Arrays(products, None, biases), dmatrix.astype(matrix.dtype)
+
+
+_fused.defvjp(_forward, _backward)
+
+
+def _gradients(spec: Spec, arrays: Arrays, dhidden: Array) -> tuple:
+    """The hidden values, and gradients of products and of biases, [1, hidden] each."""
+    first, count = arrays.products[0], len(arrays.products)
+    b, n, hidden = first.shape
+    outs = [jax.ShapeDtypeStruct(first.shape, first.dtype)] * (1 + count)
+    shape = (b, n // TILE, len(arrays.biases), hidden)
+    sums = [jax.ShapeDtypeStruct(shape, jnp.float32)] if arrays.biases else []
+    results = _launch(_backward_kernel, spec, arrays, (dhidden,), outs, sums)
+    biases = tuple(results[-1].sum((0, 1))) if arrays.biases else ()
+    products = tuple(results[1 : 1 + count])
+    return results[0], products, tuple(bias[None] for bias in biases)
+
+
+def _launch(kernel, spec, arrays, cotangents, outs, sums):
+    """One program for each tile of tokens and block of columns."""
+    b, n, hidden = arrays.products[0].shape
+    columns, count = math.gcd(hidden, COLUMNS), len(arrays.biases)
+    tokens, vector = block((None, TILE, columns), 0, 1, 2), block((columns,), 2)
+    inputs = [(a, tokens) for a in arrays.products]
+    if arrays.seeds is not None:
+        inputs.append((arrays.seeds, block((None, *arrays.seeds.shape[1:]), 0)))
+    inputs += [(a, vector) for a in arrays.biases]
+    inputs += [(a, tokens) for a in cotangents]
+    outputs = [(out, tokens) for out in outs]
+    by_tile = block((None, None, count, columns), 0, 1, None, 2)
+    outputs += [(out, by_tile) for out in sums]
+    return launch(
+        functools.partial(kernel, spec, jax.tree.structure(arrays), hidden),
+        (b, n // TILE, hidden // columns),
+        inputs,
+        outputs,
+        warps=WARPS,
+        name=f"activate_and_project{kernel.__name__}",
+    )
+
+
+def _forward_kernel(spec: Spec, structure: Any, hidden: int, *references):
+    arrays, (out,) = take_references(structure, references)
+    drop = _program_drop(spec, arrays.seeds, out.shape[1])
+
+    def rows(step, nothing):
+        place = pl.ds(step * ROWS, ROWS)
+        value, _ = ACTIVATED[spec.kind](*_before(arrays, place))
+        mask = _mask(drop, step, hidden, value.shape)
+        value = value if mask is None else value * mask
+        out[place, :] = value.astype(out.dtype)
+        return nothing
+
+    jax.lax.fori_loop(0, TILE // ROWS, rows, None)
+
+
+def _backward_kernel(spec: Spec, structure: Any, hidden: int, *references):
+    arrays, (cotangent, out, *outs) = take_references(structure, references)
+    drop = _program_drop(spec, arrays.seeds, out.shape[1])
+
+    def rows(step, sums):
+        place = pl.ds(step * ROWS, ROWS)
+        value, slopes = ACTIVATED[spec.kind](*_before(arrays, place))
+        d = cotangent[place, :].astype(jnp.float32)
+        mask = _mask(drop, step, hidden, value.shape)
+        if mask is not None:
+            value, d = value * mask, d * mask
+        out[place, :] = value.astype(out.dtype)
+        gradients = [d * slope for slope in slopes]
+        for ref, gradient in zip(outs, gradients, strict=False):
+            ref[place, :] = gradient.astype(ref.dtype)
+        return [s + g for s, g in zip(sums, gradients, strict=False)]
+
+    shape = (ROWS, out.shape[1])
+    zeros = [jnp.zeros(shape, jnp.float32)] * len(arrays.biases)
+    sums = jax.lax.fori_loop(0, TILE // ROWS, rows, zeros)
+    for number, total in enumerate(sums):
+        outs[-1][number, :] = jnp.sum(total, 0)
+
+
+def _before(arrays: Arrays, place) -> list[Array]:
+    """What the activation is of: products with their biases, float32."""
+    products = [ref[place, :].astype(jnp.float32) for ref in arrays.products]
+    if not arrays.biases:
+        return products
+    pairs = zip(products, arrays.biases, strict=True)
+    return [a + bias[...].astype(jnp.float32)[None] for a, bias in pairs]
+
+
+class ProgramDrop(NamedTuple):
+    """Where a program begins in its image's group, and the group's seeds."""
+
+    token: Array
+    column: Array
+    seeds: tuple[Array, Array, Array]
+
+
+def _program_drop(spec: Spec, seeds, columns: int) -> ProgramDrop | None:
+    if seeds is None:
+        return None
+    token, column = pl.program_id(1) * TILE, pl.program_id(2) * columns
+    group, start = group_of(token, spec.lengths)
+    return ProgramDrop(token - start, column, tuple(seeds[group, i] for i in range(3)))
+
+
+def _mask(drop: ProgramDrop | None, step, hidden: int, shape: tuple) -> Array | None:
+    """0, or 1 / the share kept, for every value: `nn.dropout.dropout` as a factor."""
+    if drop is None:
+        return None
+    along = functools.partial(jax.lax.broadcasted_iota, jnp.int32, shape)
+    number = (drop.token + step * ROWS + along(0)) * hidden + drop.column + along(1)
+    one, other, keep = drop.seeds
+    seeds = (seed.astype(jnp.uint32) for seed in (one, other))
+    kept = survives(*seeds, number.astype(jnp.uint32), keep)
+    return jnp.where(kept, KEEP_ALL / keep.astype(jnp.float32), 0.0)
+
+
+def _tanh(x: Array) -> Array:
+    """tanh; on GPUs their own, right to 2^-11."""
+    return jnp.tanh(x) if is_interpreted() else triton.approx_tanh(x)
+
+
+def _swiglu(gate: Array, up: Array) -> tuple[Array, tuple]:
+    """SiLU(gate) * up, and its derivatives in both."""
+    sigmoid = 0.5 * _tanh(0.5 * gate) + 0.5
+    silu = gate * sigmoid
+    return silu * up, (up * (sigmoid + silu * (1 - sigmoid)), silu)
+
+
+def _gelu(x: Array) -> tuple[Array, tuple]:
+    """GELU in its tanh form, and its derivative."""
+    root = math.sqrt(2 / math.pi)
+    tanh = _tanh(root * (x + 0.044715 * x * x * x))
+    half = 0.5 * (1 + tanh)
+    slope = half + 0.5 * x * (1 - tanh * tanh) * root * (1 + 3 * 0.044715 * x * x)
+    return x * half, (slope,)
+
+
+ACTIVATED = {"swiglu": _swiglu, "gelu": _gelu}

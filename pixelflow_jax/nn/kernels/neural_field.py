@@ -1,0 +1,225 @@
+"""A block of the neural field: in every patch an MLP whose weights are generated.
+
+The kernel reads the generated weights once, and writes neither the normalised weights
+nor the hidden values to memory; a patch a program, forward and backward.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pixelflow_jax.nn.kernels.choice import use_kernel
+from pixelflow_jax.nn.kernels.launch import (
+    EPS,
+    block,
+    is_interpreted,
+    launch,
+    pl,
+    triton,
+)
+from pixelflow_jax.nn.layers import rms_norm
+from pixelflow_jax.sharding import by_device
+
+SHORTEST = 1e-24  # a column's squared length is at least this
+# Pixels at a time. More of them spill the sums of the backward pass out of registers.
+FORWARD_ROWS, BACKWARD_ROWS = 64, 32
+WARPS = 4
+SIZES = (
+    f"powers of two, at least {FORWARD_ROWS} pixels a patch and widths of at least 16 "
+    "whose product is at most 8192"
+)
+
+
+class GeneratedMLP(NamedTuple):
+    """The weights of every patch's MLP, and which of them get columns of length one."""
+
+    first: Array  # [b, n, width, hidden]
+    second: Array  # [b, n, hidden, width]
+    unit: tuple[bool, bool] = (False, False)
+
+
+def neural_field(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
+    """z + SiLU(RMS(z) W1) W2 in every patch, z [b, n, pixels, width]; z's shape.
+
+    `gain` [width] are the weights of the RMS norm; sums in float32.
+    """
+    pixels, (width, hidden) = z.shape[-2], mlp.first.shape[-2:]
+    given = f"{pixels} pixels, width {width} and hidden width {hidden}"
+    supported = supports(pixels, width, hidden)
+    fuse = use_kernel("field", supported, f"{SIZES}, not {given}", z.dtype)
+    return (fused if fuse else reference)(z, gain, mlp)
+
+
+def reference(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
+    """`neural_field` as separate products."""
+    first = unit_columns(mlp.first) if mlp.unit[0] else mlp.first
+    second = unit_columns(mlp.second) if mlp.unit[1] else mlp.second
+    hidden = jnp.einsum("bnpd,bndh->bnph", rms_norm(z, gain), first)
+    return z + jnp.einsum("bnph,bnhd->bnpd", jax.nn.silu(hidden), second)
+
+
+def unit_columns(weight: Array) -> Array:
+    """Columns (axis -2) scaled to length one; computed in float32."""
+    weight32 = weight.astype(jnp.float32)
+    squared = jnp.sum(weight32 * weight32, -2, keepdims=True)
+    # 1 / max(norm, 1e-12); taking the root last keeps a zero column free of NaN.
+    inverse = jax.lax.rsqrt(jnp.maximum(squared, SHORTEST))
+    return (weight32 * inverse).astype(weight.dtype)
+
+
+def supports(pixels: int, width: int, hidden: int) -> bool:
+    """Whether the kernel takes these sizes: `SIZES` in words."""
+    powers = all(not n & (n - 1) for n in (pixels, width, hidden))
+    return (
+        powers
+        and pixels >= FORWARD_ROWS
+        and min(width, hidden) >= 16
+        and width * hidden <= 8192
+    )
+
+
+def fused(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
+    """`neural_field` as one kernel, on each device's part of the batch."""
+
+    def run(z: Array, first: Array, second: Array, gain: Array) -> Array:
+        # All patches one after the other.
+        flat = [a.reshape(-1, *a.shape[2:]) for a in (z, first, second)]
+        return _fused(mlp.unit, flat[0], gain, *flat[1:]).reshape(z.shape)
+
+    return by_device(run, z, mlp.first, mlp.second, whole=(gain,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(
+    unit: tuple[bool, bool], z: Array, gain: Array, first: Array, second: Array
+) -> Array:
+    out = jax.ShapeDtypeStruct(z.shape, z.dtype)
+    arrays = (z, gain, first, second)
+    return _launch(_forward_kernel, unit, arrays, [out], FORWARD_ROWS)[0]
+
+
+def _forward(unit: tuple[bool, bool], *arrays: Array) -> tuple:
+    return _fused(unit, *arrays), arrays
+
+
+def _backward(unit: tuple[bool, bool], arrays: tuple, cotangent: Array) -> tuple:
+    z, gain, first, second = arrays
+    outs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (z, first, second)]
+    outs.append(jax.ShapeDtypeStruct((len(z), *gain.shape), jnp.float32))
+    dz, dfirst, dsecond, dgain = _launch(
+        _backward_kernel, unit, (*arrays, cotangent), outs, BACKWARD_ROWS
+    )
+    return dz, dgain.sum(0).astype(gain.dtype), dfirst, dsecond
+
+
+_fused.defvjp(_forward, _backward)
+
+
+def _launch(kernel, unit, arrays, outs, rows):
+    """One program a patch; the gain is the same for all."""
+    patch = lambda a: (a, block((None, *a.shape[1:]), 0))
+    z, gain, *others = arrays
+    return launch(
+        functools.partial(kernel, unit=unit, rows=rows),
+        (len(z),),
+        [patch(z), (gain, block(gain.shape)), *map(patch, others)],
+        list(map(patch, outs)),
+        warps=WARPS,
+        name=f"neural_field{kernel.__name__}",
+    )
+
+
+def _forward_kernel(*references, unit: tuple[bool, bool], rows: int):
+    z_ref, gain_ref, first_ref, second_ref, out_ref = references
+    dtype = z_ref.dtype
+    gain = gain_ref[...].astype(jnp.float32)
+    first, _ = _columns(first_ref[...], unit[0])
+    second, _ = _columns(second_ref[...], unit[1])
+
+    def tile(i, nothing):
+        place = pl.ds(i * rows, rows)
+        z = z_ref[place, :].astype(jnp.float32)
+        unit_z, _ = _rms(z)
+        hidden = _dot((unit_z * gain).astype(dtype), first)
+        active = (hidden * _sigmoid(hidden)).astype(dtype)
+        out_ref[place, :] = (z + _dot(active, second)).astype(dtype)
+        return nothing
+
+    jax.lax.fori_loop(0, z_ref.shape[0] // rows, tile, None)
+
+
+def _backward_kernel(*references, unit: tuple[bool, bool], rows: int):
+    z_ref, gain_ref, first_ref, second_ref, cotangent_ref, *outs = references
+    dz_ref, dfirst_ref, dsecond_ref, dgain_ref = outs
+    dtype = z_ref.dtype
+    gain = gain_ref[...].astype(jnp.float32)
+    first, scale1 = _columns(first_ref[...], unit[0])
+    second, scale2 = _columns(second_ref[...], unit[1])
+
+    def tile(i, sums):
+        dgain, dfirst, dsecond = sums
+        place = pl.ds(i * rows, rows)
+        unit_z, inverse = _rms(z_ref[place, :].astype(jnp.float32))
+        normed = (unit_z * gain).astype(dtype)
+        hidden = _dot(normed, first)
+        gate = _sigmoid(hidden)
+        dout = cotangent_ref[place, :]
+        dsecond += _dot((hidden * gate).astype(dtype), dout, left=True)
+        dactive = _dot(dout, second, right=True)
+        dhidden = (dactive * gate * (1 + hidden * (1 - gate))).astype(dtype)
+        dfirst += _dot(normed, dhidden, left=True)
+        dnormed = _dot(dhidden, first, right=True)
+        dgain += jnp.sum(dnormed * unit_z, 0)
+        dunit = dnormed * gain
+        along = jnp.sum(dunit * unit_z, 1, keepdims=True) / unit_z.shape[1]
+        dz = dout.astype(jnp.float32) + inverse * (dunit - unit_z * along)
+        dz_ref[place, :] = dz.astype(dtype)
+        return dgain, dfirst, dsecond
+
+    zeros = tuple(jnp.zeros(a.shape, jnp.float32) for a in (gain, first, second))
+    steps = z_ref.shape[0] // rows
+    dgain, dfirst, dsecond = jax.lax.fori_loop(0, steps, tile, zeros)
+    dgain_ref[...] = dgain
+    dfirst_ref[...] = _through_columns(dfirst, first, scale1).astype(dtype)
+    dsecond_ref[...] = _through_columns(dsecond, second, scale2).astype(dtype)
+
+
+def _sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x); on GPUs through their own tanh, right to 2^-11."""
+    if is_interpreted() or x.dtype != jnp.float32:
+        return jax.nn.sigmoid(x)
+    return 0.5 * triton.approx_tanh(0.5 * x) + 0.5
+
+
+def _dot(a: Array, b: Array, left: bool = False, right: bool = False) -> Array:
+    """a @ b in float32; `left` transposes a, `right` b."""
+    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return triton.dot(a, b, trans_a=left, trans_b=right, precision=exact)
+
+
+def _rms(z: Array) -> tuple[Array, Array]:
+    """z / rms(z) and 1 / rms(z), over the last axis."""
+    inverse = jax.lax.rsqrt(jnp.sum(z * z, 1, keepdims=True) / z.shape[1] + EPS)
+    return z * inverse, inverse
+
+
+def _columns(weight: Array, normalised: bool) -> tuple[Array, Array | None]:
+    """The weight with columns of unit length, where asked for, and their scales."""
+    if not normalised:
+        return weight, None
+    weight32 = weight.astype(jnp.float32)
+    squared = jnp.sum(weight32 * weight32, 0, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.maximum(squared, SHORTEST))
+    return (weight32 * scale).astype(weight.dtype), scale
+
+
+def _through_columns(gradient: Array, unit: Array, scale: Array | None) -> Array:
+    """The gradient of a weight from that of its unit columns."""
+    if scale is None:
+        return gradient
+    unit = unit.astype(jnp.float32)
+    along = jnp.sum(gradient * unit, 0, keepdims=True)
+    return scale * (gradient - unit * along)
