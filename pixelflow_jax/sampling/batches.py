@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.interface import Conditioner
-from pixelflow_jax.models.interface import DenoiserConfig, Network
+from pixelflow_jax.models.interface import DenoiserConfig, Network, frozen_shapes
 from pixelflow_jax.sampling.fields import Net
 from pixelflow_jax.sampling.sampler import Sampler, Samples, image_keys
 
@@ -176,9 +176,7 @@ class Generator:
 
     def frozen_shapes(self) -> dict:
         """The parameters of all frozen networks, as shapes."""
-        frozen = self.model.frozen_networks()
-        own = {name: network.shapes() for name, network in frozen.items()}
-        return self.conditioner.shapes() | own
+        return self.conditioner.shapes() | frozen_shapes(self.model)
 
 
 def _net(network: Network, weights: Weights) -> Net:
