@@ -91,10 +91,11 @@ class Generator:
                 arrays = (weights, *self._batch(first + number, part, seed))
                 drawn = self._program(record, *arrays)(*arrays)
                 parts.append(_on_host(drawn, count - start))
+        stages = zip(*(part.stages for part in parts), strict=True)
         return Generated(
             np.concatenate([part.images for part in parts]),
             np.concatenate([part.clean for part in parts], 1) if record else None,
-            tuple(np.concatenate(states) for states in zip(*(p.stages for p in parts))),
+            tuple(map(np.concatenate, stages)),
         )
 
     def compile(self, weights: Weights, given: Given, *, record: bool = False) -> None:
