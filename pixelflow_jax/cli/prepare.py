@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
@@ -122,12 +121,13 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     # Here, because the processes that write shards import this file and need no jax.
     from pixelflow_jax import backend
     from pixelflow_jax.cli.text_features import write_features
+    from pixelflow_jax.config_files import load_config
 
     if len(arguments.paths) != 1:
         raise DataError(f"Give one folder of shards (see {COMMAND} --help).")
     backend.configure()
     backend.keep_programs()
-    config = _load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
     out = write_features(
         config.conditioner,
         config.model,
@@ -137,24 +137,6 @@ def run_text_features(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     print(f"Ready: --config.conditioner.features={out}")
-
-
-def _load_config(path: str, overrides: list[str]):
-    """The Experiment of a config file, changed by flags such as --config.seed=1."""
-    from ml_collections import config_flags
-
-    argv = ["prepare", f"--config={path}", *overrides]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-        return values.config
-    except Exception as error:  # config files are code: anything may go wrong in them
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{' '.join(argv[1:])} cannot be used ({reason}): correct the path, the "
-            "variant or the fields."
-        ) from error
 
 
 def _source_and_out(

@@ -24,7 +24,13 @@ from array_record.python import (
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.index import IndexedFile, IndexFormat, read_index, record_files
-from pixelflow_jax.data.source import Record, Split, check_split, decode_image
+from pixelflow_jax.data.source import (
+    Record,
+    SourceConfig,
+    Split,
+    check_split,
+    decode_image,
+)
 from pixelflow_jax.errors import DataError, UnreadableImage
 
 FORMAT = IndexFormat(
@@ -82,7 +88,7 @@ class DatasetIndex(TypedDict):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Shards:
+class Shards(SourceConfig):
     """Shards written by `python -m pixelflow_jax.prepare shards`.
 
     `path` holds `train` and perhaps `test`, or is itself the folder of the train

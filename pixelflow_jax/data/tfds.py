@@ -7,12 +7,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pixelflow_jax.data.source import Record, Split, check_split, decode_image
+from pixelflow_jax.data.source import (
+    Record,
+    SourceConfig,
+    Split,
+    check_split,
+    decode_image,
+)
 from pixelflow_jax.errors import DataError, UnreadableImage
 
 
 @dataclasses.dataclass(kw_only=True)
-class Tfds:
+class Tfds(SourceConfig):
     """A prepared TFDS data set such as imagenet2012, images decoded by Pillow.
 
     `name` may carry a config and a version ("imagenet2012/5.1.0"); without, the newest

@@ -27,7 +27,7 @@ class Crop(Protocol):
 
 
 @dataclasses.dataclass(kw_only=True)
-class CenterCrop:
+class CenterCrop(Crop):
     """The middle of the image, for squares ADM's crop: see `center_crop`.
 
     `small` says what to do with images smaller than the crop: "upscale" enlarges them
@@ -43,7 +43,7 @@ class CenterCrop:
 
 
 @dataclasses.dataclass(kw_only=True)
-class RandomCrop:
+class RandomCrop(Crop):
     """PixelFlow's augmentation: resize, then a part cut out at random.
 
     The image is resized (Lanczos) to just cover `size` * `scale`, rounded, and every
