@@ -6,6 +6,7 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -137,15 +138,15 @@ def _progress(weights: actions.Understood) -> Iterator[actions.Progress]:
         yield bar.update
 
 
-def _assignment(text: str) -> tuple[str, object]:
+def _assignment(text: str) -> tuple[str, Any]:
     """A field and its value from NAME=VALUE."""
-    name, sign, value = text.partition("=")
+    name, sign, word = text.partition("=")
     if not sign:
         raise ConvertError(f"--set {text} must be NAME=VALUE, such as --set heads=16.")
     try:
-        value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        pass  # a word, such as dct
+        value = ast.literal_eval(word)
+    except (ValueError, SyntaxError):  # a word, such as dct
+        value = word
     return name.removeprefix("model."), value
 
 

@@ -13,11 +13,14 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import (
+    array_record_data_source,
+    array_record_module,  # pyright: ignore (compiled)
+)
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.index import IndexedFile, IndexFormat, read_index, record_files
@@ -55,7 +58,7 @@ class StoredRecord(NamedTuple):
 
     def pack(self) -> bytes:
         """The record as it lies in a shard."""
-        return msgpack.packb(self._asdict())
+        return cast(bytes, msgpack.packb(self._asdict()))
 
 
 class IndexedShard(IndexedFile):

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from pixelflow_jax.data.source import (
     Record,
@@ -155,7 +156,7 @@ def _version(path: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", path.parent.name))
 
 
-def _open_builder(directory: str):
+def _open_builder(directory: str) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -66,8 +66,11 @@ class RandomCrop(Crop):
         needed = (round(height * self.scale), round(width * self.scale))
         _check_small(self, image, needed)
         pixels = resize_to_cover(image, *needed)
-        room = np.array(pixels.shape[:2]) - size
-        top, left = room // 2 if rng is None else rng.integers(0, room + 1)
+        room = [pixels.shape[0] - height, pixels.shape[1] - width]
+        if rng is None:
+            top, left = (spare // 2 for spare in room)
+        else:
+            top, left = rng.integers(0, [spare + 1 for spare in room])
         return pixels[top : top + height, left : left + width]
 
 

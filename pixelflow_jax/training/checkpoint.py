@@ -74,17 +74,18 @@ class Checkpointer:
         """Without a `policy`, for reading only."""
         self.directory = pathlib.Path(directory).absolute()
         self._allowed = () if policy is None else policy.allow
-        options = {"read_only": True, "enable_async_checkpointing": False}
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, enable_async_checkpointing=False
+        )
         if policy is not None:
             self._check_writable()
-            options = {
-                "max_to_keep": policy.keep,
-                "keep_period": policy.keep_period or None,
-            }
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=policy.keep, keep_period=policy.keep_period or None
+            )
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("state", "data", "config"),
-            options=ocp.CheckpointManagerOptions(**options),
+            options=options,
         )
 
     def _check_writable(self) -> None:
