@@ -207,6 +207,16 @@ def network(
     return Network(init, apply, cast_for_inference, precompute)
 
 
+def load_frozen(config: DenoiserConfig) -> dict:
+    """The parameters of what a denoiser looks through (numpy), by name; reads files."""
+    return {name: net.load() for name, net in config.frozen_networks().items()}
+
+
+def frozen_shapes(config: DenoiserConfig) -> dict:
+    """The same as shapes; reads nothing."""
+    return {name: net.shapes() for name, net in config.frozen_networks().items()}
+
+
 def count(params: dict) -> int:
     """Number of parameters in a pytree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
