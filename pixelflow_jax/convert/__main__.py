@@ -4,13 +4,13 @@ import argparse
 import ast
 import contextlib
 import pathlib
-import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from pixelflow_jax.config_files import load_config
 from pixelflow_jax.convert import actions, inspect
 from pixelflow_jax.convert.checkpoints import LAYOUTS, PREFERENCE
 from pixelflow_jax.convert.families import EXECUTION, FAMILIES, fields
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_from_torch(arguments: argparse.Namespace) -> None:
     """Official weights to a folder of ours."""
-    config = _config(arguments.config) if arguments.config else None
+    config = load_config(arguments.config) if arguments.config else None
     given = dict(map(_assignment, arguments.set))
     size = arguments.image_size
     if config is not None:
@@ -148,21 +148,6 @@ def _assignment(text: str) -> tuple[str, Any]:
     except (ValueError, SyntaxError):  # a word, such as dct
         value = word
     return name.removeprefix("model."), value
-
-
-def _config(argument: str) -> Experiment:
-    """The experiment of FILE or FILE:VARIANT."""
-    path, _, variant = argument.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise ConvertError(
-            f"There is no config file {path!r}: give the path of one, such as "
-            "configs/pixnerd.py:xl16_256."
-        )
-    get_config = runpy.run_path(path).get("get_config")
-    config = get_config(*filter(None, [variant])) if get_config else None
-    if not isinstance(config, Experiment):
-        raise ConvertError(f"{path} has no get_config() that returns an Experiment.")
-    return config
 
 
 def _known(config: Experiment) -> Fields:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from pixelflow_jax.config_io import type_errors
+from pixelflow_jax.config_types import type_errors
 from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd
 from pixelflow_jax.convert.architecture import Architecture
 from pixelflow_jax.convert.sizes import Fields, Sizes

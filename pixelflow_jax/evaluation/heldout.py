@@ -1,7 +1,8 @@
 """The flow-matching loss on images that training never saw, at fixed times."""
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from pixelflow_jax.flow.path import Stage, image_noise
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.losses.context import Context
 from pixelflow_jax.losses.flow_matching import FlowMatching
-from pixelflow_jax.models.interface import Condition, Inputs, Network
+from pixelflow_jax.models.interface import Condition, Inputs, Network, Output
 from pixelflow_jax.sampling.sampler import image_keys
 
 TIMES = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
@@ -43,8 +44,9 @@ class HeldoutLoss:
     ) -> dict[str, float]:
         """Means over the batches of one pass.
 
-        Their "weight" [b] is 0 for images that only fill the last batch. `frozen_params` are
-        the conditioner's parameters.
+        Their "weight" [b] is 0 for images that only fill the last batch.
+        `frozen_params` are the parameters of the conditioner's and the model's frozen
+        networks.
         """
         frozen_params = jax.device_put(frozen_params or {}, sharding.replicated(mesh))
 
@@ -52,8 +54,11 @@ class HeldoutLoss:
             params: dict, batch: dict, first: Array, frozen_params: dict
         ) -> Array:
             cond = self.conditioner.encode(frozen_params, batch)
+            net = functools.partial(
+                self.network.apply, params, frozen_params=frozen_params
+            )
             return jax.lax.map(
-                lambda t: self._error(params, batch, cond, first, t), jnp.asarray(TIMES)
+                lambda t: self._error(net, batch, cond, first, t), jnp.asarray(TIMES)
             )
 
         program = jax.jit(errors, out_shardings=sharding.replicated(mesh))
@@ -71,7 +76,12 @@ class HeldoutLoss:
         return {"loss": float(np.mean(list(means.values()))), **by_time}
 
     def _error(
-        self, params: dict, batch: dict, cond: Condition, first: Array, t: Array
+        self,
+        net: Callable[[tuple[Inputs, ...]], Output],
+        batch: dict,
+        cond: Condition,
+        first: Array,
+        t: Array,
     ) -> Array:
         """Sum over the batch of the weighted error at time `t`, mean over stages."""
         images = batch["image"]
@@ -82,7 +92,6 @@ class HeldoutLoss:
             noise = image_noise(keys, *stage.size(height, width), channels)
             point = stage.draw(images, noise, jnp.full(count, t))
             inputs = Inputs(point.x_t, point.timestep, cond)
-            output = self.network.apply(params, (inputs,))
-            context = Context((point,), output, self.prediction, (stage,))
+            context = Context((point,), net((inputs,)), self.prediction, (stage,))
             values.append(FlowMatching()(context))
         return jnp.sum(sum(values) / len(values) * batch["weight"])

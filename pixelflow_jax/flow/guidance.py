@@ -107,7 +107,7 @@ def stage_ramp(num_stages: int) -> tuple[float, ...]:
 
 
 @dataclasses.dataclass(kw_only=True)
-class ClassifierFree:
+class ClassifierFree(Guidance):
     """null + scale * (cond - null) inside the interval (low, high), cond outside.
 
     `interval` says which ends belong to it: "()" for neither (PixNerd), "(]" for the
@@ -164,7 +164,7 @@ class ClassifierFree:
 
 
 @dataclasses.dataclass(kw_only=True)
-class AutoGuidance:
+class AutoGuidance(Guidance):
     """weak + scale * (main - weak) inside the interval, both under the condition.
 
     The weaker model comes from `weights`: a training run's folder (`ema` as for

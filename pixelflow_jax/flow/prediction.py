@@ -25,7 +25,7 @@ class Prediction(Protocol):
 
 
 @dataclasses.dataclass(kw_only=True)
-class PredictVelocity:
+class PredictVelocity(Prediction):
     """The network outputs end - start: PixelFlow and PixNerd."""
 
     def velocity(self, out: Array, x_t: Array, t: Array, stage: Stage = PLAIN) -> Array:
@@ -43,7 +43,7 @@ class PredictVelocity:
 
 
 @dataclasses.dataclass(kw_only=True)
-class PredictClean:
+class PredictClean(Prediction):
     """The network outputs the clean image: velocity = (end - x_t) / max(1 - t, t_eps).
 
     The end of a single-stage path is the clean image itself (PixelGen, JiT). In a

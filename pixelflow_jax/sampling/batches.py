@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.interface import Conditioner
-from pixelflow_jax.models.interface import DenoiserConfig, Network
+from pixelflow_jax.models.interface import DenoiserConfig, Network, frozen_shapes
 from pixelflow_jax.sampling.fields import Net
 from pixelflow_jax.sampling.sampler import Sampler, Samples, image_keys
 
@@ -91,10 +91,11 @@ class Generator:
                 arrays = (weights, *self._batch(first + number, part, seed))
                 drawn = self._program(record, *arrays)(*arrays)
                 parts.append(_on_host(drawn, count - start))
+        stages = zip(*(part.stages for part in parts), strict=True)
         return Generated(
             np.concatenate([part.images for part in parts]),
             np.concatenate([part.clean for part in parts], 1) if record else None,
-            tuple(np.concatenate(states) for states in zip(*(p.stages for p in parts))),
+            tuple(map(np.concatenate, stages)),
         )
 
     def compile(self, weights: Weights, given: Given, *, record: bool = False) -> None:
@@ -176,9 +177,7 @@ class Generator:
 
     def frozen_shapes(self) -> dict:
         """The parameters of all frozen networks, as shapes."""
-        frozen = self.model.frozen_networks()
-        own = {name: network.shapes() for name, network in frozen.items()}
-        return self.conditioner.shapes() | own
+        return self.conditioner.shapes() | frozen_shapes(self.model)
 
 
 def _net(network: Network, weights: Weights) -> Net:
