@@ -190,5 +190,5 @@ def heldout_loss(config: Experiment, params: dict, batch_size: int) -> dict[str,
     )
     captions = config.conditioner.caption_encoder()
     with config.data.loader(batching, caption_encoder=captions) as batches:
-        frozen_params = config.conditioner.load()
+        frozen_params = config.conditioner.load() | models.load_frozen(config.model)
         return loss(params, batches, config.mesh.build(), frozen_params)

@@ -15,7 +15,14 @@ from pixelflow_jax.flow.time import TimeSampler
 from pixelflow_jax.losses.context import Context
 from pixelflow_jax.losses.points import draw_points, split_keys, split_round_robin
 from pixelflow_jax.losses.weighted_terms import WeightedTerms
-from pixelflow_jax.models.interface import Condition, DenoiserConfig, Inputs, Network
+from pixelflow_jax.models.interface import (
+    Condition,
+    DenoiserConfig,
+    Inputs,
+    Network,
+    frozen_shapes,
+    load_frozen,
+)
 
 DROPOUT = 2**31  # a number apart from the splits that points and conditions use
 
@@ -146,14 +153,12 @@ class Objective:
 
     def frozen_shapes(self) -> dict:
         """The parameters of all frozen networks, as shapes."""
-        networks = self.model.frozen_networks().items()
-        own = {name: network.shapes() for name, network in networks}
+        own = frozen_shapes(self.model)
         return self.terms.shapes() | self.conditioner.shapes() | own
 
     def load_frozen(self) -> dict:
         """The parameters of all frozen networks (numpy); WeightsError without."""
-        networks = self.model.frozen_networks().items()
-        own = {name: network.load() for name, network in networks}
+        own = load_frozen(self.model)
         return self.terms.load() | self.conditioner.load() | own
 
     def check(self, height: int, width: int) -> None:

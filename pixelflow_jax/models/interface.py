@@ -145,6 +145,16 @@ class DenoiserConfig(Protocol):
         return {}
 
 
+def frozen_shapes(config: DenoiserConfig) -> dict:
+    """The parameters of the config's frozen networks by name, as shapes."""
+    return {name: own.shapes() for name, own in config.frozen_networks().items()}
+
+
+def load_frozen(config: DenoiserConfig) -> dict:
+    """The parameters of the config's frozen networks by name (numpy); reads files."""
+    return {name: own.load() for name, own in config.frozen_networks().items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A denoiser as functions of a nested dict of parameters.
