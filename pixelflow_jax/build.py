@@ -25,6 +25,7 @@ from pixelflow_jax.sampling.sampler import Sampler
 from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.state import Initial
 from pixelflow_jax.training.step import StepSettings
+from pixelflow_jax.training.throughput import Workload
 
 
 def network(config: Experiment) -> Network:
@@ -113,12 +114,11 @@ def training_run(
         open_data=functools.partial(open_data, config),
         preview=_preview(config),
         steps=config.steps,
-        batch_size=config.batch_size,
-        forward_flops=_forward_flops(config, loss),
-        precision=config.precision.compute,
+        workload=_workload(config, loss),
         checkpointing=config.checkpoint,
         logging=config.log,
         config=config.to_dict(),
+        read_config=lambda saved: Experiment.from_dict(saved).to_dict(),
         initial=initial,
         frozen_params=loss.load_frozen(),
     )
@@ -138,12 +138,16 @@ def open_data(config: Experiment, start: int) -> BatchLoader:
     )
 
 
-def _forward_flops(config: Experiment, objective: Objective) -> float:
-    """Operations of a forward pass for one image, in the mean over the data."""
+def _workload(config: Experiment, objective: Objective) -> Workload:
+    """What a step computes, in the mean over the data."""
     buckets = config.data.open_buckets("train")
     counts = [len(bucket.records) for bucket in buckets]
     flops = [objective.forward_flops(*bucket.shape) for bucket in buckets]
-    return float(np.average(flops, weights=counts))
+    return Workload(
+        batch_size=config.batch_size,
+        forward_flops=float(np.average(flops, weights=counts)),
+        dtype=config.precision.compute,
+    )
 
 
 def _preview(config: Experiment) -> Preview:

@@ -153,13 +153,12 @@ class Objective:
 
     def frozen_shapes(self) -> dict:
         """The parameters of all frozen networks, as shapes."""
-        own = frozen_shapes(self.model)
-        return self.terms.shapes() | self.conditioner.shapes() | own
+        shapes = self.terms.shapes() | self.conditioner.shapes()
+        return shapes | frozen_shapes(self.model)
 
     def load_frozen(self) -> dict:
         """The parameters of all frozen networks (numpy); WeightsError without."""
-        own = load_frozen(self.model)
-        return self.terms.load() | self.conditioner.load() | own
+        return self.terms.load() | self.conditioner.load() | load_frozen(self.model)
 
     def check(self, height: int, width: int) -> None:
         """Trace the loss without compiling it; raises what it would raise.
