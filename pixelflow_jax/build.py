@@ -118,6 +118,7 @@ def training_run(
         checkpointing=config.checkpoint,
         logging=config.log,
         config=config.to_dict(),
+        read_config=lambda saved: Experiment.from_dict(saved).to_dict(),
         initial=initial,
         constants=functools.partial(constants, config),
         frozen_params=loss.load_frozen(),

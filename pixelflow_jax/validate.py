@@ -3,9 +3,10 @@
 import functools
 
 from pixelflow_jax import build, sharding
-from pixelflow_jax.config_io import type_errors, walk
+from pixelflow_jax.config_io import walk
+from pixelflow_jax.config_types import type_errors
 from pixelflow_jax.errors import ConfigError
-from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.experiment import Experiment, unreadable
 from pixelflow_jax.flow.guidance import AutoGuidance
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.finetune import KINDS
@@ -14,7 +15,8 @@ from pixelflow_jax.pretrained.finetune import KINDS
 def validate(config: Experiment) -> None:
     """Raises ConfigError with all that is wrong, before anything is built."""
     # Each check presumes that those before it found nothing.
-    problems = type_errors(config) or _problems(config) or _term_problems(config)
+    problems = type_errors(config) or unreadable(config)
+    problems = problems or _problems(config) or _term_problems(config)
     if not problems:
         size = config.data.image_size
         automatic = isinstance(config.sampling.guidance, AutoGuidance)

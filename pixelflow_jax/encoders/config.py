@@ -12,6 +12,11 @@ from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.locate import Origin
 
 
+def forward_only() -> StackConfig:
+    """How the blocks of a frozen network run: no gradient passes, nothing is kept."""
+    return StackConfig(remat="none")
+
+
 class Geometry(Protocol):
     """The sizes of a network, a dataclass of numbers."""
 

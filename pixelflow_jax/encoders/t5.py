@@ -19,7 +19,7 @@ from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.layouts import transpose
 from pixelflow_jax.tensors.lazy import LazyTensor
-from pixelflow_jax.tensors.locate import Origin, read
+from pixelflow_jax.tensors.locate import Origin, load
 from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
 
 
@@ -86,9 +86,7 @@ class T5:
     tokenizer: str = ""
     attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
-    stack: StackConfig = dataclasses.field(
-        default_factory=lambda: StackConfig(remat="none")
-    )
+    stack: StackConfig = dataclasses.field(default_factory=common.forward_only)
 
     @property
     def sizes(self) -> T5Geometry:
@@ -106,15 +104,12 @@ class T5:
         Understands transformers' names, with or without a decoder. Raises WeightsError,
         which names the config `field`, for absent, unreadable or other weights.
         """
-        origin = self._origin(field)
-        tensors = read(self.weights, origin)
-        name = origin.described(self.weights)
-        return mapping.load(
-            table(self.sizes, _agreed_embedding(tensors, name)),
-            tensors,
-            name=name,
-            ignored=IGNORED,
+        return load(
+            self.weights,
+            self._origin(field),
+            lambda tensors: table(self.sizes, _agreed_embedding(tensors, self.weights)),
             precision=self.precision,
+            ignored=IGNORED,
         )
 
     def shapes(self) -> dict:
@@ -248,14 +243,15 @@ def table(geometry: T5Geometry, embedding: str = EMBEDDINGS[0]) -> list[Row]:
     ]
 
 
-def _agreed_embedding(tensors: dict[str, LazyTensor], name: str) -> str:
+def _agreed_embedding(tensors: dict[str, LazyTensor], file: str) -> str:
     """The name of the tokens' embeddings; of two that agree, one is taken out."""
     names = [key for key in EMBEDDINGS if key in tensors]
     if len(names) < 2:
         return (names or EMBEDDINGS)[0]
-    if not np.array_equal(*(tensors[key].read() for key in names)):
+    shared, own = (tensors[key].read() for key in names)
+    if not np.array_equal(shared, own):
         raise WeightsError(
-            f"{name} holds two different matrices {' and '.join(names)}: they are one "
+            f"{file} holds two different matrices {' and '.join(names)}: they are one "
             "in T5. Take them from one checkpoint, or leave one out."
         )
     del tensors[names[1]]

@@ -10,14 +10,16 @@ import errno
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
 
 from pixelflow_jax.config_io import differences, is_under
+from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.training.state import TrainState
+from pixelflow_jax.training.versions import as_today, as_written
 
 # What may change between two sittings of the same run: none of it alters a step.
 FREE = (
@@ -139,20 +141,28 @@ class Checkpointer:
             return self._manager.restore(step, args=items)["config"]
 
     def restore(
-        self, step: int, abstract: TrainState, config: dict
+        self,
+        step: int,
+        abstract: TrainState,
+        config: dict,
+        read_config: Callable[[dict], dict] = migrate,
     ) -> tuple[TrainState, dict]:
         """State, laid out like `abstract` (shapes with shardings), and data position.
 
+        `read_config` puts the config of an earlier version into the words of `config`.
         Raises CheckpointError for a damaged checkpoint, or one of another config, whose
         fields it names.
         """
-        self._compare(self.config(step), config, step)
+        saved = self.config(step)
+        self._compare(read_config(saved), config, step)
+        version = saved.get(FORMAT, 1)
+        wanted = as_written(abstract, version)
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore()
         )
         with self._reading(step):
             restored = self._manager.restore(step, args=items)
-            return restored["state"], restored["data"]
+            return as_today(restored["state"], version), restored["data"]
 
     def restore_weights(self, step: int, abstract: dict, ema: str) -> dict:
         """The denoiser's parameters alone: those of average `ema`, or "raw".
@@ -173,7 +183,7 @@ class Checkpointer:
         return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
 
     def _compare(self, old: dict, new: dict, step: int) -> None:
-        free = (*FREE, *self._allowed)
+        free = (FORMAT, *FREE, *self._allowed)
         if new["optimizer"]["schedule"] == "constant":
             free = (*free, "steps")  # a decaying schedule depends on the last step
         changed = {

@@ -13,6 +13,7 @@ from flax import traverse_util
 from jax import Array
 
 from pixelflow_jax import sharding
+from pixelflow_jax.config_versions import migrate
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.errors import DataError, DivergedError
 from pixelflow_jax.flow.prediction import CONSTANTS
@@ -39,7 +40,9 @@ class TrainingRun:
     draws a picture, uint8 [h, w, 3], from an average of the denoiser. A run without
     checkpoints begins with the parameters that `initial` reads, or with random ones,
     and with what `constants` computes for the prediction from the training images.
-    `frozen_params` are the parameters of frozen networks, arrays of the host.
+    `frozen_params` are the parameters of frozen networks, arrays of the host. `config`
+    is written down with every checkpoint; `read_config` makes one that was written
+    before, perhaps by an earlier version, comparable with it.
     """
 
     objective: Objective
@@ -52,6 +55,7 @@ class TrainingRun:
     checkpointing: Checkpointing
     logging: Logging
     config: dict
+    read_config: Callable[[dict], dict] = migrate
     initial: Callable[[], Initial] | None = None
     constants: Callable[[], dict] = dict
     frozen_params: dict = dataclasses.field(default_factory=dict)
@@ -111,7 +115,9 @@ def _begin(
             print(initial.report)
             (workdir / "init_from.txt").write_text(initial.report + "\n")
         return run.fresh_state(initial), run.open_data(0)
-    state, position = checkpointer.restore(latest, run.abstract_state(), run.config)
+    state, position = checkpointer.restore(
+        latest, run.abstract_state(), run.config, run.read_config
+    )
     data = run.open_data(position["next_batch"])
     data.check(position)
     return state, data
