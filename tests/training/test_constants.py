@@ -1,5 +1,6 @@
 """A prediction's constants: computed once, saved with the run, used for pictures."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from pixelflow_jax import build
 from pixelflow_jax.flow.prediction import CONSTANTS, Prediction
+from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
@@ -78,6 +80,12 @@ def test_constants_are_computed_once_and_restored(images, tmp_path):
         first = next(batches)["image"]
     expected = np.std(first, (0, 1, 2), np.float32)
     np.testing.assert_array_equal(whole.carry[CONSTANTS]["scale"], expected)
+    shapes = scaled(images, 6, compute, shown).abstract_state().carry[CONSTANTS]
+    reader = Checkpointer(tmp_path / "parts" / "checkpoints", None)
+    with contextlib.closing(reader):
+        saved = reader.restore_constants(6, shapes)
+        assert reader.restore_constants(6, {}) == {}
+    np.testing.assert_array_equal(saved["scale"], expected)
     assert len(shown) == 6
     for scale in shown:
         np.testing.assert_array_equal(scale, expected)
