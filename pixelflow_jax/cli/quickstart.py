@@ -5,6 +5,7 @@ with the package. Run it again and it goes on where it stopped.
 """
 
 import argparse
+import copy
 import dataclasses
 import pathlib
 import sys
@@ -41,7 +42,8 @@ def draw(
 ) -> None:
     """Write a grid of eight samples of each class, a row a class."""
     wanted = [name for name in classes for _ in range(8)]
-    guidance = dataclasses.replace(pipeline.config.sampling.guidance, scale=2.0)
+    guidance = copy.copy(pipeline.config.sampling.guidance)
+    guidance.scale = 2.0
     images = pipeline(
         wanted, seed=1, grid=Grid(steps=20), guidance=guidance, progress=True
     )
