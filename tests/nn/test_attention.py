@@ -79,7 +79,7 @@ def test_each_group_drops_its_own_probabilities(batches):
     packing, layer = Packing(batches, (4, 3)), SelfAttention(16, 2, EXACT, nnx.Rngs(0))
     groups = [normal(b, b, n, 16) for b, n in zip(batches, (4, 3), strict=True)]
     identity_rope = tuple(
-        packing.tile([jnp.full((n, 4), a) for n in (4, 3)]) for a in (1.0, 0)
+        packing.tile([jnp.full((n, 4), a) for n in (4, 3)]) for a in (1.0, 0.0)
     )
     dropouts = (lambda p: p, lambda p: jnp.zeros_like(p))
     run = lambda dropouts: jax.jit(lambda x: layer(x, packing, identity_rope, dropouts))

@@ -10,7 +10,7 @@ from pixelflow_jax.nn.dropout import (
     drop_packed,
     dropout,
     group_drops,
-    hashed,
+    hash_bits,
     layer_drops,
 )
 from pixelflow_jax.nn.packing import Packing
@@ -78,11 +78,11 @@ def test_bits_look_random_in_every_place_and_across_numbers_and_seeds():
     """Every bit is set half the time and flips half the time where an input steps."""
     number = jnp.arange(2**16, dtype=jnp.uint32)
     seeds = jnp.uint32(7), jnp.uint32(11)
-    bits = hashed(*seeds, number)
+    bits = hash_bits(*seeds, number)
     steps = {
-        "number": hashed(*seeds, number + 1),
-        "one": hashed(seeds[0] + 1, seeds[1], number),
-        "other": hashed(seeds[0], seeds[1] + 1, number),
+        "number": hash_bits(*seeds, number + 1),
+        "one": hash_bits(seeds[0] + 1, seeds[1], number),
+        "other": hash_bits(seeds[0], seeds[1] + 1, number),
     }
     share = lambda bits, place: float(((bits >> place) & 1).mean())
     for place in range(32):

@@ -268,8 +268,8 @@ def _mask(drop: ProgramDrop | None, step, hidden: int, shape: tuple) -> Array | 
     along = functools.partial(jax.lax.broadcasted_iota, jnp.int32, shape)
     number = (drop.token + step * ROWS + along(0)) * hidden + drop.column + along(1)
     one, other, keep = drop.seeds
-    seeds = (seed.astype(jnp.uint32) for seed in (one, other))
-    kept = survives(*seeds, number.astype(jnp.uint32), keep)
+    one, other = one.astype(jnp.uint32), other.astype(jnp.uint32)
+    kept = survives(one, other, number.astype(jnp.uint32), keep)
     return jnp.where(kept, KEEP_ALL / keep.astype(jnp.float32), 0.0)
 
 
