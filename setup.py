@@ -60,10 +60,17 @@ TEST = [*TFDS, *TEXT, *PARQUET, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
 TEST += ["beartype>=0.20,<1"]  # checks the shapes that annotations promise
 TEST += ["ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"]
 
+BESIDE = ("pixelflow_jax.configs", "pixelflow_jax.assets")
+
 setup(
     version=version(),
-    packages=find_packages(include=["pixelflow_jax*"]),
-    package_data={"pixelflow_jax": ["py.typed"]},
+    # These lie beside the package in a clone, and within it once installed.
+    packages=[*find_packages(include=["pixelflow_jax*"]), *BESIDE],
+    package_dir={name: name.removeprefix("pixelflow_jax.") for name in BESIDE},
+    package_data={
+        "pixelflow_jax": ["py.typed"],
+        "pixelflow_jax.assets": ["*.safetensors"],
+    },
     install_requires=CORE,
     extras_require={
         "cuda": jax("[cuda13]"),

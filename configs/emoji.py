@@ -1,6 +1,6 @@
 """Quick start: PixNerd on the emoji that come with the package, a class a category.
 
-python -m pixelflow_jax.main --config=configs/emoji.py --workdir=runs/emoji
+pixelflow train --config=emoji --workdir=runs/emoji
 """
 
 from pixelflow_jax.data.emoji.source import DRAWN, EASY, Emoji
@@ -17,11 +17,6 @@ from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
-
-
-def get_config(variant: str = "demo") -> Experiment:
-    """The experiment of one of the two variants."""
-    return choose_variant(variant, {"demo": demo, "shipped": shipped})
 
 
 def shipped() -> Experiment:
@@ -88,3 +83,11 @@ def demo() -> Experiment:
             guidance=ClassifierFree(scale=1.5, low=0.1, high=1.0),
         ),
     )
+
+
+VARIANTS = {"demo": demo, "shipped": shipped}
+
+
+def get_config(variant: str = "demo") -> Experiment:
+    """The experiment of one of the two variants."""
+    return choose_variant(variant, VARIANTS)

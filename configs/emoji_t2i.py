@@ -1,7 +1,7 @@
 """Text to image in minutes: PixNerd on captioned emoji, read by MiniLM (22M).
 
-python -m pixelflow_jax.main --config=configs/emoji_t2i.py --workdir=runs/emoji_t2i
-python -m pixelflow_jax.main --workdir=runs/emoji_t2i --mode=sample \\
+pixelflow train --config=emoji_t2i --workdir=runs/emoji_t2i
+pixelflow sample --workdir=runs/emoji_t2i \\
     --prompt="a red apple" --prompt="a yellow smiling face" --height=96 --width=96
 
 | variant | images | params | hardware    | time                      |
@@ -34,11 +34,6 @@ from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
 
 LENGTH = 24  # tokens: room for any name with its colour
-
-
-def get_config(variant: str = "demo") -> Experiment:
-    """The experiment of one of the two variants."""
-    return choose_variant(variant, {"demo": demo, "cpu": cpu})
 
 
 def denoiser(image_size: int, width: int, depth: int, field: int) -> PixNerdText:
@@ -119,3 +114,11 @@ def cpu() -> Experiment:
             guidance=ClassifierFree(scale=3.0, low=0.1, high=1.0),
         ),
     )
+
+
+VARIANTS = {"demo": demo, "cpu": cpu}
+
+
+def get_config(variant: str = "demo") -> Experiment:
+    """The experiment of one of the two variants."""
+    return choose_variant(variant, VARIANTS)

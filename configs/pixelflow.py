@@ -1,6 +1,6 @@
 """PixelFlow on ImageNet (Chen et al. 2025, Tables 1, 2 and 3).
 
-python -m pixelflow_jax.main --config=configs/pixelflow.py:xl4_256 --workdir=runs/xl \\
+pixelflow train --config=pixelflow:xl4_256 --workdir=runs/xl \\
     --config.data.source.data_dir=/data/tensorflow_datasets
 
 | variant               | stages       | steps | sampler                       | FID   |
@@ -18,13 +18,14 @@ python -m pixelflow_jax.main --config=configs/pixelflow.py:xl4_256 --workdir=run
 |                       |              |       |                               | 4.65  |
 | emoji                 | 16 .. 64     | 25k   | the embedded drawings         |       |
 
-The samplers of Table 3 are presets of --mode=sample: --preset=euler30_cfg1.5,
+The samplers of Table 3 are presets of `pixelflow sample`: --preset=euler30_cfg1.5,
 dopri5_cfg1.5 and dopri5_stagewise2.4. AdamW 1e-4 without decay, clipping at 1.0, EMA
 0.9999, batch 256 (the paper does not say), times on 1000 levels a stage, labels dropped
 with probability 0.1, Lanczos resize to 1.125 x, random crop, flip.
 """
 
 import dataclasses
+import functools
 
 from pixelflow_jax.data.emoji.source import DRAWN, Emoji
 from pixelflow_jax.data.loader import Data
@@ -55,21 +56,6 @@ PATCHES = {
     "patch8_256_long": (8, 256, 1_600_000),
 }
 KICKOFFS = {"kickoff_2x2": 2, "kickoff_8x8": 8, "kickoff_32x32": 32}
-
-
-def get_config(variant: str = "xl4_256") -> Experiment:
-    """The experiment of one variant of the table above."""
-    patches = {
-        name: lambda name=name, row=row: imagenet(name, *row, kickoff=2)
-        for name, row in PATCHES.items()
-    }
-    kickoffs = {
-        name: lambda name=name, kickoff=kickoff: imagenet(name, 2, 64, 600_000, kickoff)
-        for name, kickoff in KICKOFFS.items()
-    }
-    xl = {"xl4_256": lambda: imagenet("xl4_256", 4, 256, 1_600_000, kickoff=8)}
-    variants = {**xl, **kickoffs, **patches, "emoji": emoji}
-    return choose_variant(variant, variants)
 
 
 def imagenet(
@@ -126,3 +112,22 @@ def emoji() -> Experiment:
             guidance=ClassifierFree(scale=2.0, ramp=stage_ramp(3)),
         ),
     )
+
+
+VARIANTS = {
+    "xl4_256": lambda: imagenet("xl4_256", 4, 256, 1_600_000, kickoff=8),
+    **{
+        name: functools.partial(imagenet, name, 2, 64, 600_000, kickoff)
+        for name, kickoff in KICKOFFS.items()
+    },
+    **{
+        name: functools.partial(imagenet, name, *row, kickoff=2)
+        for name, row in PATCHES.items()
+    },
+    "emoji": emoji,
+}
+
+
+def get_config(variant: str = "xl4_256") -> Experiment:
+    """The experiment of one variant of the table above."""
+    return choose_variant(variant, VARIANTS)

@@ -1,12 +1,12 @@
 """PixelFlow-XL/4 on text through Flan-T5-XL, from 256 to 1024 (Chen et al. 2025, 4.3).
 
-python -m pixelflow_jax.main --config=configs/pixelflow_t2i.py:256 \\
+pixelflow train --config=pixelflow_t2i:256 \\
     --workdir=runs/t2i_256 --config.data.source.path=/data/laion \\
     --config.conditioner.encoder.weights=/data/flan-t5-xl \\
     --config.init_from=runs/xl4_256 --config.init_reset="('classes', 'text')"
-python -m pixelflow_jax.main --config=configs/pixelflow_t2i.py:512 \\
+pixelflow train --config=pixelflow_t2i:512 \\
     --workdir=runs/t2i_512 --config.init_from=runs/t2i_256 ... (and finer data)
-python -m pixelflow_jax.main --config=configs/pixelflow_t2i.py:1024 \\
+pixelflow train --config=pixelflow_t2i:1024 \\
     --workdir=runs/t2i_1024 --config.init_from=runs/t2i_512 ...
 
 | variant | stages     | begins with                              | data               |
@@ -20,6 +20,8 @@ stage keeps 8 x 8 tokens. The paper leaves steps, batch and learning rate open; 
 those of ImageNet here. Sampling as in the official demo: Euler, 10 steps a stage, CFG 4
 on all of them (--preset=euler10_cfg4).
 """
+
+import functools
 
 from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.data.loader import Data
@@ -35,13 +37,6 @@ from pixelflow_jax.training.optimizer import AdamW
 
 FIRST = 32  # pixels of the first stage
 STEPS, BATCH = 400_000, 256
-
-
-def get_config(variant: str = "256") -> Experiment:
-    """The experiment of one variant of the table above."""
-    sizes = {str(size): size for size in (256, 512, 1024)}
-    variants = {name: lambda size=size: at(size) for name, size in sizes.items()}
-    return choose_variant(variant, variants)
 
 
 def at(image_size: int) -> Experiment:
@@ -66,3 +61,11 @@ def at(image_size: int) -> Experiment:
         optimizer=AdamW(lr=1e-4, clip=1.0),
         sampling=PRESETS["euler10_cfg4"](),
     )
+
+
+VARIANTS = {str(size): functools.partial(at, size) for size in (256, 512, 1024)}
+
+
+def get_config(variant: str = "256") -> Experiment:
+    """The experiment of one variant of the table above."""
+    return choose_variant(variant, VARIANTS)

@@ -1,6 +1,6 @@
 """PixelGen and JiT on ImageNet, class-conditional (Ma et al. 2026; Li & He 2025).
 
-python -m pixelflow_jax.main --config=configs/pixelgen.py:xl_256 --workdir=runs/xl \\
+pixelflow train --config=pixelgen:xl_256 --workdir=runs/xl \\
     --config.data.source.data_dir=/data/tensorflow_datasets \\
     --config.teachers.dino.weights=/data/dinov2_vitb14_pretrain.pth \\
     --config.teachers.lpips.weights=/data/vgg16-397923af.pth
@@ -26,6 +26,7 @@ effect on P-DINO; --config.terms[3].gate=paper gates it as the paper says.
 """
 
 import dataclasses
+import functools
 
 from pixelflow_jax.data.emoji.source import EASY, Emoji
 from pixelflow_jax.data.loader import Data
@@ -58,67 +59,24 @@ L = dataclasses.replace(XL, width=1024, depth=24, bottleneck=128, dropout=0.0)
 UNGUIDED = Sampling(guidance=ClassifierFree())  # Euler, 50 steps
 TERMS = [FlowMatching(), Repa()]
 
-# JiT's sizes, the block where class tokens enter, and dropout.
+# JiT's width, heads, depth, the block where class tokens enter, bottleneck and dropout.
 JIT = {
-    "b": {
-        "width": 768,
-        "heads": 12,
-        "depth": 12,
-        "context_start": 4,
-        "feature_layer": 4,
-    },
-    "l": {
-        "width": 1024,
-        "heads": 16,
-        "depth": 24,
-        "context_start": 8,
-        "feature_layer": 8,
-    },
-    "h": {
-        "width": 1280,
-        "heads": 16,
-        "depth": 32,
-        "context_start": 10,
-        "feature_layer": 10,
-    },
+    "b": (768, 12, 12, 4, 128, 0.0),
+    "l": (1024, 16, 24, 8, 128, 0.0),
+    "h": (1280, 16, 32, 10, 256, 0.2),
 }
-JIT_BOTTLENECK = {"b": 128, "l": 128, "h": 256}
-JIT_DROPOUT = {"b": 0.0, "l": 0.0, "h": 0.2}
 
+GATED = {t: [Lpips(threshold=t), PDino(threshold=t)] for t in (0.0, 0.1, 0.3, 0.6)}
 ABLATIONS = {
     "table5_lpips": [Lpips()],
     "table5_pdino": [Lpips(), PDino()],
-    "table5_gating": [Lpips(threshold=0.3), PDino(threshold=0.3)],
+    "table5_gating": GATED[0.3],
     **{f"lpips_{w}": [Lpips(weight=w)] for w in (0.05, 0.1, 0.5, 1.0)},
     **{f"pdino_{w}": [Lpips(), PDino(weight=w)] for w in (0.005, 0.01, 0.02, 0.04)},
     **{f"layer_{d}": [Lpips(), PDino(layers=(d - 1,))] for d in (6, 9, 12)},
     "layer_6_9_12": [Lpips(), PDino(layers=(5, 8, 11))],
-    **{
-        f"gate_{t}": [Lpips(threshold=t), PDino(threshold=t)]
-        for t in (0.0, 0.1, 0.3, 0.6)
-    },
+    **{f"gate_{t}": terms for t, terms in GATED.items()},
 }
-
-
-def get_config(variant: str = "xl_256") -> Experiment:
-    """The experiment of one variant of the table above."""
-    jit = {
-        f"jit_{size}_{pixels}": lambda size=size, pixels=pixels: plain_jit(size, pixels)
-        for size in JIT
-        for pixels in (256, 512)
-    }
-    ablations = {
-        name: lambda name=name: large(name, *ABLATIONS[name]) for name in ABLATIONS
-    }
-    variants = {
-        "jit_l": lambda: large("jit_l"),
-        "l_256": lambda: large("l_256", *ABLATIONS["table5_gating"]),
-        "xl_256": xl,
-        "xl_256_nocfg": xl_unguided,
-        "emoji_clean": lambda: emoji("clean", PredictClean()),
-        "emoji_velocity": lambda: emoji("velocity", PredictVelocity()),
-    }
-    return choose_variant(variant, {**variants, **jit, **ablations})
 
 
 def imagenet(name: str, model: PixelGen, terms: list, steps: int) -> Experiment:
@@ -143,12 +101,9 @@ def large(name: str, *perceptual: Lpips | PDino) -> Experiment:
 
 def xl() -> Experiment:
     """XL for 160 epochs, the terms balanced anew from step 400,000 on."""
-    terms = [*TERMS, Lpips(threshold=0.3), PDino(threshold=0.3)]
-    config = imagenet("xl_256", XL, terms, 160 * EPOCH)
-    guided = PRESETS["pixelgen_heun50"]()
-    return dataclasses.replace(
-        config, adaptive_weight=AdaptiveWeight(), sampling=guided
-    )
+    config = imagenet("xl_256", XL, [*TERMS, *GATED[0.3]], 160 * EPOCH)
+    heun = PRESETS["pixelgen_heun50"]()
+    return dataclasses.replace(config, adaptive_weight=AdaptiveWeight(), sampling=heun)
 
 
 def xl_unguided() -> Experiment:
@@ -161,13 +116,18 @@ def xl_unguided() -> Experiment:
 
 def plain_jit(size: str, pixels: int) -> Experiment:
     """JiT as its authors train it: flow matching alone, batch 1024, two averages."""
+    width, heads, depth, start, bottleneck, dropout = JIT[size]
     model = PixelGen(
         patch=pixels // 16,
         image_size=pixels,
-        bottleneck=JIT_BOTTLENECK[size],
-        dropout=JIT_DROPOUT[size],
+        width=width,
+        heads=heads,
+        depth=depth,
+        bottleneck=bottleneck,
+        context_start=start,
+        feature_layer=start,
+        dropout=dropout,
         stack=WRITTEN_OUT,
-        **JIT[size],
     )
     epoch = IMAGES // 1024
     return dataclasses.replace(
@@ -217,3 +177,24 @@ def emoji(name: str, prediction: PredictClean | PredictVelocity) -> Experiment:
             guidance=ClassifierFree(scale=1.5, low=0.1, interval="(]"),
         ),
     )
+
+
+VARIANTS = {
+    "jit_l": lambda: large("jit_l"),
+    "l_256": lambda: large("l_256", *ABLATIONS["table5_gating"]),
+    "xl_256": xl,
+    "xl_256_nocfg": xl_unguided,
+    "emoji_clean": lambda: emoji("clean", PredictClean()),
+    "emoji_velocity": lambda: emoji("velocity", PredictVelocity()),
+    **{
+        f"jit_{size}_{pixels}": functools.partial(plain_jit, size, pixels)
+        for size in JIT
+        for pixels in (256, 512)
+    },
+    **{name: functools.partial(large, name, *ABLATIONS[name]) for name in ABLATIONS},
+}
+
+
+def get_config(variant: str = "xl_256") -> Experiment:
+    """The experiment of one variant of the table above."""
+    return choose_variant(variant, VARIANTS)

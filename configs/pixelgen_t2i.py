@@ -1,13 +1,13 @@
 """PixelGen-XXL/16 on text (Ma et al. 2026, section 4.3, Table 7): three stages.
 
-python -m pixelflow_jax.main --config=configs/pixelgen_t2i.py:pretrain_256 \\
+pixelflow train --config=pixelgen_t2i:pretrain_256 \\
     --workdir=runs/t2i_256 --config.data.source.path=/data/pretrain \\
     --config.conditioner.encoder.weights=/data/Qwen3-1.7B \\
     --config.teachers.dino.weights=/data/dinov2_vitb14_pretrain.pth \\
     --config.teachers.lpips.weights=/data/vgg16-397923af.pth
-python -m pixelflow_jax.main --config=configs/pixelgen_t2i.py:pretrain_512 \\
+pixelflow train --config=pixelgen_t2i:pretrain_512 \\
     --workdir=runs/t2i_512 --config.init_from=runs/t2i_256 ... (the same paths)
-python -m pixelflow_jax.main --config=configs/pixelgen_t2i.py:sft_512 \\
+pixelflow train --config=pixelgen_t2i:sft_512 \\
     --workdir=runs/t2i_sft --config.init_from=runs/t2i_512 ... (and the tuning data)
 
 | variant      | images | steps | batch | lr   | data                     |
@@ -40,16 +40,7 @@ from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.training.optimizer import AdamW
 
-
-def get_config(variant: str = "pretrain_256") -> Experiment:
-    """The experiment of one variant of the table above."""
-    pretrain = "/data/pretrain"
-    variants = {
-        "pretrain_256": lambda: stage("pretrain_256", 256, 200_000, 1536, pretrain),
-        "pretrain_512": lambda: stage("pretrain_512", 512, 80_000, 512, pretrain),
-        "sft_512": sft_512,
-    }
-    return choose_variant(variant, variants)
+PRETRAIN = "/data/pretrain"
 
 
 def stage(
@@ -83,3 +74,15 @@ def sft_512() -> Experiment:
     """Tuning on few, good images, from the second stage's weights."""
     config = stage("sft_512", 512, 40_000, 512, "/data/blip3o_60k")
     return dataclasses.replace(config, optimizer=AdamW(lr=1e-5, clip=1.0))
+
+
+VARIANTS = {
+    "pretrain_256": lambda: stage("pretrain_256", 256, 200_000, 1536, PRETRAIN),
+    "pretrain_512": lambda: stage("pretrain_512", 512, 80_000, 512, PRETRAIN),
+    "sft_512": sft_512,
+}
+
+
+def get_config(variant: str = "pretrain_256") -> Experiment:
+    """The experiment of one variant of the table above."""
+    return choose_variant(variant, VARIANTS)

@@ -1,6 +1,6 @@
 """PixNerd on ImageNet, class-conditional (Wang et al. 2025, Tables 2 and 3, Figure 7).
 
-python -m pixelflow_jax.main --config=configs/pixnerd.py:xl16_256 --workdir=runs/xl \\
+pixelflow train --config=pixnerd:xl16_256 --workdir=runs/xl \\
     --config.data.source.data_dir=/data/tensorflow_datasets
 
 | variant          | params | hardware | epochs | sampler     | CFG, interval   | FID  |
@@ -20,6 +20,7 @@ is aligned with DINOv2-B (REPA, weight 0.5), whose weights
 """
 
 import dataclasses
+import functools
 
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
@@ -44,19 +45,6 @@ FIELDS = {
     "field_norm_fc1": {"normalised": ("first",), "output_norm": False},
     "field_norm_weights": {"output_norm": False},
 }
-
-
-def get_config(variant: str = "xl16_256") -> Experiment:
-    """The experiment of one variant of the table above."""
-    variants = {
-        "xl16_256": lambda: imagenet("pixnerd_xl16_256", XL),
-        "l16_256": lambda: imagenet("pixnerd_l16_256", L),
-        "xl16_256_flow": flow_alone,
-        "xl16_512": xl16_512,
-        "baseline_l16_256": baseline,
-        **{name: lambda name=name: ablation(name) for name in FIELDS},
-    }
-    return choose_variant(variant, variants)
 
 
 def imagenet(name: str, model: PixNerd, image_size: int = 256) -> Experiment:
@@ -97,3 +85,18 @@ def ablation(name: str) -> Experiment:
     field = dataclasses.replace(L.decoder, **FIELDS[name])
     model = dataclasses.replace(L, decoder=field)
     return imagenet(f"pixnerd_l16_{name}", model)
+
+
+VARIANTS = {
+    "xl16_256": lambda: imagenet("pixnerd_xl16_256", XL),
+    "l16_256": lambda: imagenet("pixnerd_l16_256", L),
+    "xl16_256_flow": flow_alone,
+    "xl16_512": xl16_512,
+    "baseline_l16_256": baseline,
+    **{name: functools.partial(ablation, name) for name in FIELDS},
+}
+
+
+def get_config(variant: str = "xl16_256") -> Experiment:
+    """The experiment of one variant of the table above."""
+    return choose_variant(variant, VARIANTS)

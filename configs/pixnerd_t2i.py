@@ -1,14 +1,14 @@
 """PixNerd-XXL/16 on text (Wang et al. 2025, section 4.5): three stages of training.
 
-python -m pixelflow_jax.main --config=configs/pixnerd_t2i.py:pretrain_256 \\
+pixelflow train --config=pixnerd_t2i:pretrain_256 \\
     --workdir=runs/t2i_256 --config.data.source.path=/data/pretrain \\
     --config.conditioner.encoder.weights=/data/Qwen3-1.7B \\
     --config.teachers.dino.weights=/data/dinov2_vitb14_pretrain.pth
-python -m pixelflow_jax.main --config=configs/pixnerd_t2i.py:pretrain_512 \\
+pixelflow train --config=pixnerd_t2i:pretrain_512 \\
     --workdir=runs/t2i_512 --config.init_from=runs/t2i_256 ... (the same paths)
-python -m pixelflow_jax.main --config=configs/pixnerd_t2i.py:sft_512 \\
+pixelflow train --config=pixnerd_t2i:sft_512 \\
     --workdir=runs/t2i_sft --config.init_from=runs/t2i_512 ... (and the tuning data)
-python -m pixelflow_jax.main --workdir=runs/t2i_sft --mode=sample \\
+pixelflow sample --workdir=runs/t2i_sft \\
     --prompt="a photo of a cat" --count=4 --height=768 --width=512
 
 | variant      | images | steps | batch | lr   | betas      | shift | data           |
@@ -42,16 +42,6 @@ from pixelflow_jax.losses.perceptual import Repa
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.training.optimizer import AdamW
-
-
-def get_config(variant: str = "pretrain_256") -> Experiment:
-    """The experiment of one variant of the table above."""
-    variants = {
-        "pretrain_256": pretrain_256,
-        "pretrain_512": pretrain_512,
-        "sft_512": sft_512,
-    }
-    return choose_variant(variant, variants)
 
 
 def pretrain_256() -> Experiment:
@@ -99,3 +89,15 @@ def sft_512() -> Experiment:
         model=PixNerdText(canvas=(512, 512)),
         optimizer=AdamW(lr=1e-5, clip=1.0),
     )
+
+
+VARIANTS = {
+    "pretrain_256": pretrain_256,
+    "pretrain_512": pretrain_512,
+    "sft_512": sft_512,
+}
+
+
+def get_config(variant: str = "pretrain_256") -> Experiment:
+    """The experiment of one variant of the table above."""
+    return choose_variant(variant, VARIANTS)

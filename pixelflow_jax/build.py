@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from pixelflow_jax.sampling.sampler import Sampler
 from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.state import Initial
 from pixelflow_jax.training.step import StepSettings
+from pixelflow_jax.training.throughput import Workload
 
 
 def network(config: Experiment) -> Network:
@@ -113,13 +114,13 @@ def training_run(
         open_data=functools.partial(open_data, config),
         preview=_preview(config),
         steps=config.steps,
-        batch_size=config.batch_size,
-        forward_flops=_forward_flops(config, loss),
-        precision=config.precision.compute,
+        workload=_workload(config, loss),
         checkpointing=config.checkpoint,
         logging=config.log,
         config=config.to_dict(),
+        read_config=lambda saved: Experiment.from_dict(saved).to_dict(),
         initial=initial,
+        constants=functools.partial(constants, config),
         frozen_params=loss.load_frozen(),
     )
 
@@ -138,12 +139,34 @@ def open_data(config: Experiment, start: int) -> BatchLoader:
     )
 
 
-def _forward_flops(config: Experiment, objective: Objective) -> float:
-    """Operations of a forward pass for one image, in the mean over the data."""
+def constants(config: Experiment) -> dict:
+    """The prediction's constants, the same on every process."""
+
+    def images() -> Iterator[np.ndarray]:
+        batching = Batching(
+            split="train",
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=0,
+            process_count=1,
+        )
+        with config.data.loader(batching) as batches:
+            for batch in batches:
+                yield batch["image"]
+
+    return config.prediction.constants(images())
+
+
+def _workload(config: Experiment, objective: Objective) -> Workload:
+    """What a step computes, in the mean over the data."""
     buckets = config.data.open_buckets("train")
     counts = [len(bucket.records) for bucket in buckets]
     flops = [objective.forward_flops(*bucket.shape) for bucket in buckets]
-    return float(np.average(flops, weights=counts))
+    return Workload(
+        batch_size=config.batch_size,
+        forward_flops=float(np.average(flops, weights=counts)),
+        dtype=config.precision.compute,
+    )
 
 
 def _preview(config: Experiment) -> Preview:
@@ -190,5 +213,5 @@ def heldout_loss(config: Experiment, params: dict, batch_size: int) -> dict[str,
     )
     captions = config.conditioner.caption_encoder()
     with config.data.loader(batching, caption_encoder=captions) as batches:
-        frozen_params = config.conditioner.load()
+        frozen_params = config.conditioner.load() | models.load_frozen(config.model)
         return loss(params, batches, config.mesh.build(), frozen_params)

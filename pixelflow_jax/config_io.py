@@ -3,12 +3,23 @@
 import dataclasses
 import math
 import numbers
-import types
 import typing
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+
+from pixelflow_jax.config_types import (
+    UNIONS,
+    alternatives,
+    field_types,
+    fits,
+    is_node,
+    nodes,
+    unknown_field,
+)
+from pixelflow_jax.errors import ConfigError
 
 CLASS = "class"  # the key under which a node's class is written
 
@@ -26,56 +37,58 @@ class _Absent:
 ABSENT = _Absent()
 
 
-def to_dict(node: object) -> object:
+def to_dict(node: object) -> Any:
     """A node as nested dicts, lists and scalars; infinities become strings."""
-    if dataclasses.is_dataclass(node):
-        fields = dataclasses.fields(node)
-        values = {f.name: to_dict(getattr(node, f.name)) for f in fields}
+    if is_node(node):
+        values = {
+            name: to_dict(getattr(node, name)) for name in field_types(type(node))
+        }
         return {CLASS: type(node).__name__, **values}
     if isinstance(node, list | tuple):
         return [to_dict(item) for item in node]
-    if isinstance(node, float) and math.isinf(node):
-        return str(node)
+    if node is None or isinstance(node, bool | str):
+        return node
+    if isinstance(node, numbers.Integral):
+        return int(node)
+    if isinstance(node, numbers.Real):
+        return float(node) if math.isfinite(node) else str(float(node))
     return node
 
 
-def from_dict(data: object, classes: Iterable[type]) -> object:
+def from_dict(data: object, classes: Iterable[type]) -> Any:
     """The node that `to_dict` wrote; its class must be one of `classes`.
 
-    Fields that `data` lacks take their defaults. Raises ValueError for a class or field
-    that does not exist, or lacks and has no default (a file of another version).
+    Fields that `data` lacks take their defaults. Raises ConfigError for a class or
+    field that does not exist, or lacks and has no default (a file of another version).
     """
     known = {cls.__name__: cls for cls in classes}
+    if not isinstance(data, dict):
+        raise ConfigError(f"This config is no node, but {str(data)[:100]!r}.")
+    return _node(data, known)
 
-    def build(data: object) -> object:
-        if isinstance(data, list):
-            return [build(item) for item in data]
-        if not isinstance(data, dict):
-            return data
-        values = dict(data)
-        name = values.pop(CLASS, None)
-        if name not in known:
-            raise ValueError(
-                f"This config holds a node of class {name!r}, which this version of "
-                f"pixelflow_jax does not know; it knows {', '.join(sorted(known))}."
-            )
-        defaults = known[name]
-        fields = {f.name: f for f in dataclasses.fields(defaults)}
-        unknown = sorted(set(values) - set(fields))
-        if unknown:
-            raise ValueError(
-                f"This config sets {name}.{', '.join(unknown)}, which this version "
-                f"does not know; the fields of {name} are {', '.join(fields)}."
-            )
-        required = [name for name, field in fields.items() if _required(field)]
-        missing = sorted(set(required) - set(values))
-        if missing:
-            raise ValueError(
-                f"This config lacks {name}.{', '.join(missing)}, which has no default."
-            )
-        return defaults(**{k: _restore(build(v), fields[k]) for k, v in values.items()})
 
-    return build(data)
+def _node(data: dict, known: dict[str, type]) -> Any:
+    values = dict(data)
+    name = values.pop(CLASS, None)
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(
+            f"This config holds a node of class {name!r}, which this version of "
+            f"pixelflow_jax does not know; it knows {', '.join(sorted(known))}."
+        )
+    cls = known[name]
+    types = field_types(cls)
+    for field in sorted(set(values) - set(types)):
+        raise ConfigError(
+            f"This config sets {name}.{field}, which this version does not know. "
+            f"{unknown_field(cls, field)}"
+        )
+    required = {f.name for f in dataclasses.fields(cls) if _required(f)}
+    missing = sorted(required - set(values))
+    if missing:
+        raise ConfigError(
+            f"This config lacks {name}.{', '.join(missing)}, which has no default."
+        )
+    return cls(**{k: _restored(v, types[k], known) for k, v in values.items()})
 
 
 def _required(field: dataclasses.Field) -> bool:
@@ -83,67 +96,35 @@ def _required(field: dataclasses.Field) -> bool:
     return field.default is nothing and field.default_factory is nothing
 
 
-def _restore(value: object, field: dataclasses.Field) -> object:
-    """Undo what JSON cannot say: infinities and tuples."""
-    if value in ("inf", "-inf") and isinstance(field.default, float):
-        return float(value)
-    if isinstance(value, list) and not _is_list(field):
-        return _as_tuple(value)
+def _restored(value: object, wanted: Any, known: dict[str, type]) -> Any:
+    """A field's value, with what JSON cannot say: nodes, tuples, infinities."""
+    if isinstance(value, dict):
+        return _node(value, known)
+    if isinstance(value, list):
+        return _restored_items(value, wanted, known)
+    if value in ("inf", "-inf", "nan") and float in alternatives(wanted):
+        return value if fits(value, wanted) else float(value)
     return value
 
 
-def _as_tuple(value: object) -> object:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+def _restored_items(items: list, wanted: Any, known: dict[str, type]) -> Any:
+    """A list, or, where the field's type is none, a tuple."""
+    kinds = typing.get_args(wanted) if typing.get_origin(wanted) in UNIONS else [wanted]
+    kinds = [kind for kind in kinds if typing.get_origin(kind) in (list, tuple)]
+    inner = [typing.get_args(kind) for kind in kinds]
+    inside = inner[0][0] if inner and inner[0] else object
+    restored = [_restored(item, inside, known) for item in items]
+    is_list = any(typing.get_origin(kind) is list for kind in kinds) or wanted is list
+    return restored if is_list else tuple(restored)
 
 
-def _is_list(field: dataclasses.Field) -> bool:
-    return getattr(field.type, "__origin__", field.type) is list
-
-
-def type_errors(node: object) -> list[str]:
-    """Scalars, and tuples of them, whose type is not the one their field declares."""
-    found = []
-    for path, one in walk(node):
-        for field in dataclasses.fields(one):
-            value = getattr(one, field.name)
-            if not _fits(value, field.type):
-                name = f"{path}.{field.name}".lstrip(".")
-                simple = isinstance(field.type, type) and not typing.get_args(
-                    field.type
-                )
-                wanted = field.type.__name__ if simple else field.type
-                found.append(f"{name}={value!r} must be of type {wanted}")
-    return found
-
-
-def walk(node: object, path: str = "") -> Iterator[tuple[str, object]]:
+def walk(node: object, path: str = "") -> Iterator[tuple[str, Any]]:
     """A node and all nodes inside it, each with its path ("a.b[0]"; the root: "")."""
     yield path, node
-    for field in dataclasses.fields(node):
-        value, name = getattr(node, field.name), f"{path}.{field.name}".lstrip(".")
-        inside = {name: value}
-        if isinstance(value, list | tuple):
-            inside = {f"{name}[{i}]": item for i, item in enumerate(value)}
-        for name, item in inside.items():
-            if dataclasses.is_dataclass(item):
-                yield from walk(item, name)
-
-
-def _fits(value: object, wanted: object) -> bool:
-    """Whether a value has the type of a field; True for types that are not scalars."""
-    arguments = typing.get_args(wanted)
-    if isinstance(wanted, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if typing.get_origin(wanted) is tuple:
-        return isinstance(value, tuple) and all(
-            _fits(item, arguments[0]) for item in value
-        )
-    if wanted in (bool, str, types.NoneType):
-        return isinstance(value, wanted)
-    kinds = {int: numbers.Integral, float: numbers.Real}
-    if wanted in kinds:
-        return isinstance(value, kinds[wanted]) and not isinstance(value, bool)
-    return True
+    for name in field_types(type(node)):
+        where = f"{path}.{name}".lstrip(".")
+        for inner, item in nodes(where, getattr(node, name)):
+            yield from walk(item, inner)
 
 
 def differences(old: object, new: object, path: str = "") -> dict[str, tuple]:
@@ -151,16 +132,16 @@ def differences(old: object, new: object, path: str = "") -> dict[str, tuple]:
     if isinstance(old, dict) and isinstance(new, dict):
         if old.get(CLASS) != new.get(CLASS):
             return {path or CLASS: (old.get(CLASS), new.get(CLASS))}
-        found = {}
+        changed = {}
         for key in [*old, *(k for k in new if k not in old)]:
             name = f"{path}.{key}" if path else key
-            found |= differences(old.get(key, ABSENT), new.get(key, ABSENT), name)
-        return found
+            changed |= differences(old.get(key, ABSENT), new.get(key, ABSENT), name)
+        return changed
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        found = {}
+        changed = {}
         for i, pair in enumerate(zip(old, new, strict=True)):
-            found |= differences(*pair, f"{path}[{i}]")
-        return found
+            changed |= differences(*pair, f"{path}[{i}]")
+        return changed
     return {} if old == new else {path: (old, new)}
 
 

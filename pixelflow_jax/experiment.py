@@ -1,44 +1,34 @@
-"""The typed root of every config: validates everything, builds everything."""
+"""The typed root of every config: what a run is made of, and how it is written down.
+
+A field's annotation says what it may hold: a value, the class of a part, or a Protocol,
+which every config class that names it as its base satisfies (see `registry`). Classes
+that can be reached from here are those that a config may hold.
+"""
 
 import copy
 import dataclasses
+from collections.abc import Callable, Mapping
 
 from pixelflow_jax import sharding
+from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.conditioning.labels import ClassLabels
-from pixelflow_jax.conditioning.text import Text
-from pixelflow_jax.config_io import from_dict, to_dict
-from pixelflow_jax.data.buckets import Buckets
-from pixelflow_jax.data.emoji.source import Emoji
-from pixelflow_jax.data.folder import ImageFolder
+from pixelflow_jax.config_io import from_dict, to_dict, walk
+from pixelflow_jax.config_types import alternatives, field_types, is_node_type
+from pixelflow_jax.config_versions import FORMAT, VERSION, migrate
 from pixelflow_jax.data.loader import Data
-from pixelflow_jax.data.shards import Shards
-from pixelflow_jax.data.tfds import Tfds
-from pixelflow_jax.data.transforms import CenterCrop, RandomCrop
-from pixelflow_jax.encoders.bert import Bert, BertGeometry
-from pixelflow_jax.encoders.qwen3 import Qwen3, Qwen3Geometry
-from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.errors import ConfigError
-from pixelflow_jax.flow.dopri5 import Dopri5
-from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
-from pixelflow_jax.flow.path import Pyramid, Straight
-from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
-from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
-from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
+from pixelflow_jax.flow.path import Path, Straight
+from pixelflow_jax.flow.prediction import Prediction, PredictVelocity
+from pixelflow_jax.flow.time import LogitNormal, TimeSampler
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
+from pixelflow_jax.losses.context import Term
 from pixelflow_jax.losses.flow_matching import FlowMatching
-from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
-from pixelflow_jax.models.pixelflow import PixelFlow
-from pixelflow_jax.models.pixelgen import PixelGen
-from pixelflow_jax.models.pixelgen_text import PixelGenText
-from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
-from pixelflow_jax.models.pixnerd_text import PixNerdText
+from pixelflow_jax.models.interface import DenoiserConfig
+from pixelflow_jax.models.pixnerd import PixNerd
 from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.registry import group_of, implementations, is_protocol
 from pixelflow_jax.sampling.settings import Sampling
-from pixelflow_jax.teachers.dinov2 import DinoV2
-from pixelflow_jax.teachers.dinov2_table import Geometry
-from pixelflow_jax.teachers.lpips import LpipsNet
 from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
@@ -52,12 +42,13 @@ class Experiment:
     `ema` lists the decays of the weight averages; the first one is drawn from.
     `accumulate` splits each batch into that many parts, one after the other.
     `path` leads from noise to data, in one stage or in a cascade. `teachers` are the
-    frozen networks some terms look through, `adaptive_weight` their adaptive weight.
-    `init_from` names weights to begin with instead of random ones: all that
-    `Pipeline.from_pretrained` reads. All averages begin there too, at the average
-    `init_ema` of a run ("": its first, "raw": none); "both" begins the weights with its
-    weights and every average with its average of the same decay. `init_reset` names the
-    kinds of differences from that model that may begin anew: see `training.initial`.
+    frozen networks that some terms look through, `adaptive_weight` the weight of the
+    perceptual terms that is found anew while training. `init_from` names weights to
+    begin with instead of random ones: all that `Pipeline.from_pretrained` reads. All
+    averages begin there too, at the average `init_ema` of a run ("": its first, "raw":
+    none); "both" begins the weights with its weights and every average with its average
+    of the same decay. `init_reset` names the kinds of differences from that model that
+    may begin anew: see `pretrained.finetune`.
     """
 
     name: str
@@ -69,20 +60,14 @@ class Experiment:
     init_ema: str = ""
     init_reset: tuple[str, ...] = ()
     data: Data = dataclasses.field(default_factory=Data)
-    path: Straight | Pyramid = dataclasses.field(default_factory=Straight)
-    model: PixNerd | PixelFlow | PixelGen | PixNerdText | PixelGenText = (
-        dataclasses.field(default_factory=PixNerd)
-    )
-    prediction: PredictVelocity | PredictClean = dataclasses.field(
-        default_factory=PredictVelocity
-    )
-    time: LogitNormal | Uniform = dataclasses.field(default_factory=LogitNormal)
-    terms: list[FlowMatching | Repa | Lpips | PDino] = dataclasses.field(
-        default_factory=lambda: [FlowMatching()]
-    )
+    path: Path = dataclasses.field(default_factory=Straight)
+    model: DenoiserConfig = dataclasses.field(default_factory=PixNerd)
+    prediction: Prediction = dataclasses.field(default_factory=PredictVelocity)
+    time: TimeSampler = dataclasses.field(default_factory=LogitNormal)
+    terms: list[Term] = dataclasses.field(default_factory=lambda: [FlowMatching()])
     teachers: Teachers = dataclasses.field(default_factory=Teachers)
     adaptive_weight: AdaptiveWeight | None = None
-    conditioner: ClassLabels | Text = dataclasses.field(default_factory=ClassLabels)
+    conditioner: Conditioner = dataclasses.field(default_factory=ClassLabels)
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     ema: tuple[float, ...] = (0.9999,)
     precision: Precision = dataclasses.field(default_factory=Precision)
@@ -93,38 +78,81 @@ class Experiment:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
     def to_dict(self) -> dict:
-        """The config as JSON-able dicts."""
-        return to_dict(self)
+        """The config as JSON-able dicts, with the version of its words."""
+        written = to_dict(self)
+        return {"class": written.pop("class"), FORMAT: VERSION, **written}
 
     @staticmethod
     def from_dict(data: dict) -> "Experiment":
-        """The config that `to_dict` wrote; ConfigError for one of another version."""
-        try:
-            return from_dict(data, NODES)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        """The config that `to_dict` of this or an earlier version wrote.
+
+        Raises ConfigError for one of a later version, and for what is no config.
+        """
+        if not isinstance(data, dict):
+            raise ConfigError(f"This is no config, but {str(data)[:100]!r}.")
+        config = from_dict(migrate(data), node_classes().values())
+        if not isinstance(config, Experiment):
+            raise ConfigError(f"This is no Experiment, but a {type(config).__name__}.")
+        return config
 
 
-def choose_variant(name: str, variants: dict) -> Experiment:
+def node_classes() -> dict[str, type]:
+    """Every class that a config may hold, by its name.
+
+    Those that fields name, from `Experiment` on, and all of the kinds that they name.
+    Raises ConfigError for two of one name.
+    """
+    classes: dict[str, type] = {}
+    waiting: list[type] = [Experiment]
+    while waiting:
+        cls = waiting.pop()
+        if is_protocol(cls):
+            waiting += implementations(cls).values()
+        elif cls.__name__ not in classes:
+            classes[cls.__name__] = cls
+            for wanted in field_types(cls).values():
+                waiting += filter(is_node_type, alternatives(wanted))
+        elif classes[cls.__name__] is not cls:
+            both = f"{classes[cls.__name__].__module__} and {cls.__module__}"
+            raise ConfigError(
+                f"Two config classes are called {cls.__name__}, in {both}: rename one."
+            )
+    return classes
+
+
+def unreadable(config: Experiment) -> list[str]:
+    """Nodes of classes that no checkpoint could be read back into."""
+    known, problems = node_classes(), []
+    for path, node in walk(config):
+        cls = type(node)
+        if known.get(cls.__name__) is not cls:
+            problems.append(
+                f"{path}={cls.__name__}(...) could not be read back from a checkpoint, "
+                f"which does not know the class from {cls.__module__}: {_remedy(cls)}"
+            )
+    return problems
+
+
+def _remedy(cls: type) -> str:
+    """How a user's own class becomes one that a config may hold."""
+    kinds = [base for base in cls.__mro__ if is_protocol(base)]
+    if not kinds:
+        return f"use {cls.__mro__[1].__name__} itself"
+    group = group_of(kinds[0])
+    return (
+        f"put the file that defines it into {group.replace('.', '/')}/, or into a "
+        f"package of your own that names it as an entry point of the group {group!r}"
+    )
+
+
+def choose_variant(
+    name: str, variants: Mapping[str, Callable[[], Experiment]]
+) -> Experiment:
     """A copy of what `variants[name]()` gives, so that variants may share parts.
 
-    Raises ConfigError, naming all variants, where there is none of that name.
+    A config file keeps them in a dict VARIANTS, from which they are listed. Raises
+    ConfigError, naming all variants, where there is none of that name.
     """
     if name not in variants:
         raise ConfigError(f"No variant {name!r}: choose from {', '.join(variants)}.")
     return copy.deepcopy(variants[name]())
-
-
-# Every class a config may hold: what a config file is read back into.
-NODES = (
-    *(AdamW, AdamsBashforth, AutoGuidance, AdaptiveWeight, Buckets),
-    *(Bert, BertGeometry, Qwen3, Qwen3Geometry),
-    *(CenterCrop, Checkpointing),
-    *(ClassLabels, ClassifierFree, Data, DinoV2, Dopri5, Emoji, Euler, Experiment),
-    *(FlowMatching, Geometry, Grid, Heun, ImageFolder, LinearDecoder, Logging),
-    *(Kernels, LogitNormal, StackConfig, Lpips, LpipsNet, NeuralField, PDino),
-    *(PixelFlow, PixelGen, PixelGenText, PixNerd, PixNerdText),
-    *(Precision, PredictClean, PredictVelocity, Pyramid, RandomCrop, Repa, Sampling),
-    *(Shards, Straight, T5, T5Geometry, Teachers, Text, Tfds, Uniform),
-    sharding.MeshShape,
-)

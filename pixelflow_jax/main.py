@@ -9,38 +9,36 @@
             config and model card
 
 Any field of the config can be set on the command line: --config.steps=1000
---config.optimizer.lr=2e-4. Config files hold variants:
---config=configs/pixnerd.py:l16_256. Examples:
+--config.optimizer.lr=2e-4. Configs go by their path or, those of the package, by name,
+and have variants: --config=pixnerd:l16_256. Examples:
 
-  python -m pixelflow_jax.main --config=configs/emoji.py --workdir=runs/emoji
+  python -m pixelflow_jax.main --config=emoji --workdir=runs/emoji
   python -m pixelflow_jax.main --workdir=runs/emoji --mode=sample --classes=flags,3 \\
       --count=8 --solver=heun --sample_steps=50 --guidance=2 --trajectory
   python -m pixelflow_jax.main --workdir=runs/emoji --mode=sample \\
-      --weights=assets/emoji.safetensors
+      --weights=emoji
   python -m pixelflow_jax.main --workdir=runs/text --mode=sample --count=4 \\
       --prompt="a red apple" --prompt="a cat, asleep" --height=96 --width=64
   python -m pixelflow_jax.main --workdir=runs/emoji --mode=export --out=emoji \\
       --ema=0.995 --samples
 """
 
-import dataclasses
 import errno
 import functools
 import json
 import os
 import pathlib
-import re
 import sys
-import traceback
+from typing import NoReturn
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
 
-from pixelflow_jax import backend, build
+from pixelflow_jax import backend, build, config_overrides
 from pixelflow_jax.cli import sample as draw
+from pixelflow_jax.config_files import EXAMPLE, load_config
 from pixelflow_jax.errors import ConfigError, UserError
-from pixelflow_jax.experiment import NODES, Experiment
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.training.loop import train
@@ -52,11 +50,12 @@ DISK_ERRORS = (
 )
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
-CONFIG = config_flags.DEFINE_config_file(
+CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "Config file, with ':variant' behind it for one of its variants. Sampling and "
-    "evaluation take the checkpoint's own config.",
+    "Config: the path of a config file, or the name of one that comes with the "
+    "package, with ':variant' behind it for a variant; or a run's config.json. "
+    "Sampling and evaluation take the checkpoint's own config.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 MODE = flags.DEFINE_enum(
@@ -146,18 +145,11 @@ def _writable(folder: pathlib.Path, flag: str = "workdir") -> None:
         ) from error
 
 
-def _dispatch(workdir: pathlib.Path) -> None:
+def _dispatch(workdir: pathlib.Path, changes: list[str]) -> None:
     if MODE.value == "train":
         if CONFIG.value is None:
-            raise ConfigError(
-                "Training needs --config, such as --config=configs/emoji.py."
-            )
-        if not isinstance(CONFIG.value, Experiment):
-            raise ConfigError(
-                "get_config() in the --config file must return an Experiment, not "
-                f"{CONFIG.value!r}."
-            )
-        run_training(CONFIG.value, workdir)
+            raise ConfigError(f"Training needs --config, such as {EXAMPLE}.")
+        run_training(load_config(CONFIG.value, changes), workdir)
         return
     pipeline = Pipeline.from_pretrained(
         WEIGHTS.value or workdir,
@@ -178,12 +170,13 @@ def _dispatch(workdir: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Entry point; exits with 1 and one paragraph on errors a user can mend."""
-    if len(argv) > 1:
-        _give_up(f"Unknown arguments: {' '.join(argv[1:])}. Flags begin with --.")
+    changes, (_, *unknown) = config_overrides.split(argv)
+    if unknown:
+        _give_up(f"Unknown arguments: {' '.join(unknown)}. Flags begin with --.")
     backend.configure()
     workdir = pathlib.Path(WORKDIR.value)
     try:
-        _dispatch(workdir)
+        _dispatch(workdir, changes)
     except UserError as error:
         _give_up(f"{type(error).__name__}: {error}")
     except OSError as error:
@@ -198,61 +191,21 @@ def main(argv: list[str]) -> None:
         _give_up("Interrupted.", INTERRUPTED)
 
 
-def _give_up(paragraph: str, code: int = 1) -> None:
+def _give_up(paragraph: str, code: int = 1) -> NoReturn:
     print(f"\n{paragraph}", file=sys.stderr)
     sys.exit(code)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """What is left of `argv` besides flags; exits with 1 and a paragraph on errors."""
-    for config in _given_configs(argv):
-        path = config.split(":")[0]
-        if not pathlib.Path(path).is_file():
-            _give_up(
-                f"There is no config file {path!r}: give --config the path of one, "
-                "such as configs/emoji.py."
-            )
+    """What is left of `argv` besides flags, those that set fields of the config last.
+
+    Exits with 1 and a paragraph on errors.
+    """
+    changes, others = config_overrides.split(argv)
     try:
-        return flags.FLAGS(argv)
-    except Exception as error:  # config files are code: anything may go wrong in them
-        _give_up(_explained(error, argv))
-
-
-def _given_configs(argv: list[str]) -> list[str]:
-    """The values of --config=VALUE or --config VALUE."""
-    found = []
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if flag := re.fullmatch(r"--?config(=(.*))?", argument):
-            found.append(following if flag[1] is None else flag[2])
-    return found
-
-
-def _explained(error: Exception, argv: list[str]) -> str:
-    """What went wrong with the flags, or in a config file."""
-    root = error
-    while root.__context__ is not None and not root.__suppress_context__:
-        root = root.__context__  # absl and ml_collections wrap errors
-    paths = [path.split(":")[0] for path in _given_configs(argv)]
-    frames = traceback.extract_tb(root.__traceback__)
-    inside = [f"{f.filename}:{f.lineno}" for f in frames if f.filename in paths]
-    if inside or isinstance(root, SyntaxError):
-        where = inside[-1] if inside else " ".join(paths)
-        name = "" if isinstance(root, ConfigError) else f"{type(root).__name__}: "
-        return f"{where} cannot be used: {name}{root}"
-    if isinstance(error, flags.Error):
-        return f"{error}{'' if str(error).endswith('.') else '.'} See --help."
-    message = str(root.args[0]) if isinstance(root, KeyError) else str(root)
-    if isinstance(root, TypeError):  # a field whose value is a part of the config
-        message += ". Replace whole parts in a config file; flags set single values"
-    node = re.search(r"<class '[\w.]*?(\w+)'>", message)
-    known = {cls.__name__: cls for cls in NODES}
-    if node and node[1] in known:
-        fields = ", ".join(f.name for f in dataclasses.fields(known[node[1]]))
-        message += f". The fields of {node[1]} are {fields}"
-    overrides = [a.split("=")[0] for a in argv if re.match(r"--?(no)?config\.", a)]
-    if not overrides:
-        return f"{' '.join(paths)} cannot be used: {message}."
-    return f"{' or '.join(overrides)} cannot be set: {message}."
+        return [*flags.FLAGS(others), *changes]
+    except flags.Error as error:
+        _give_up(f"{error}{'' if str(error).endswith('.') else '.'} See --help.")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # What the help of each command must name: its flags or its own commands.
 FLAGS = {
+    "pixelflow_jax.__main__": ["train", "config list", "quickstart"],
     "pixelflow_jax.main": ["--config", "--workdir", "--mode"],
     "pixelflow_jax.quickstart": ["--workdir"],
     "pixelflow_jax.prepare": ["shards", "preview", "text-features"],

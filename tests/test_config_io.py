@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from pixelflow_jax.config_io import differences, from_dict, to_dict, type_errors, walk
+from pixelflow_jax.config_io import differences, from_dict, to_dict, walk
+from pixelflow_jax.config_types import type_errors
 
 
 @dataclasses.dataclass(kw_only=True)

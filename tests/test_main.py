@@ -95,11 +95,37 @@ CONFIG_FILES = {
     "no file": ("{folder}/nope.py", ["There is no config file", "nope.py"]),
     "no variant": ("configs/emoji.py:nope", ["No variant 'nope'", "demo, shipped"]),
     "no experiment": ("three.py", ["must return an Experiment, not 3"]),
-    "no function": ("empty.py", ["cannot be used", "no attribute 'get_config'"]),
+    "a dict": ("dict.py", ["must return an Experiment, not {'steps': 3}"]),
+    "a module": ("module.py", ["must return an Experiment, not a module"]),
+    "no variants": ("three.py:four", ["has no variants, so there is no 'four'"]),
+    "an unknown name": ("pixnert", ["Did you mean --config=pixnerd?", "emoji_t2i"]),
+    "an unknown attribute": (
+        "attribute.py",
+        ["stepz is no field. Did you mean steps? The fields of Experiment are name"],
+    ),
+    "a misspelt part": ("part.py", ["part.py:4 cannot be used", "Experiment are name"]),
+    "a list in JSON": ("list.json", ["holds no config of an experiment"]),
+    "broken JSON": ("broken.json", ["broken.json cannot be read"]),
+    "a config of tomorrow": (
+        "later.json",
+        ["format version 99", "update pixelflow_jax"],
+    ),
+    "no function": ("empty.py", ["empty.py cannot be used", "has no get_config()"]),
     "a field that does not exist": ("field.py", ["field.py:3 cannot be used", "lrr"]),
     "not Python": ("syntax.py", ["syntax.py cannot be used: SyntaxError"]),
 }
+EXPERIMENT = (
+    "from pixelflow_jax.experiment import Experiment\n"
+    "def get_config():\n    config = Experiment(name='x')\n"
+)
 FILES = {
+    "dict.py": "def get_config():\n    return {'steps': 3}\n",
+    "module.py": "import math\ndef get_config():\n    return math\n",
+    "attribute.py": EXPERIMENT + "    config.stepz = 3\n    return config\n",
+    "part.py": EXPERIMENT + "    config.modle.width = 3\n    return config\n",
+    "list.json": "[1, 2]",
+    "broken.json": "{",
+    "later.json": '{"class": "Experiment", "version": 99, "name": "x"}',
     "three.py": "def get_config():\n    return 3\n",
     "empty.py": "",
     "field.py": "from pixelflow_jax.training.optimizer import AdamW\n"
@@ -148,7 +174,7 @@ def refusals(images, tmp_path_factory):
         (folder / name).write_text(text)
     for name, (path, _) in CONFIG_FILES.items():
         path = path.format(folder=folder)
-        path = str(folder / path) if path in FILES else path
+        path = str(folder / path) if path.split(":")[0] in FILES else path
         commands["file: " + name] = [f"--config={path}", f"--workdir={folder / 'f'}"]
     commands["file: none"] = [f"--workdir={folder / 'f'}"]
     commands["workdir: none"] = [f"--config={config}"]

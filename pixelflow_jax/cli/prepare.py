@@ -1,28 +1,22 @@
 """Prepares and shows data: `python -m pixelflow_jax.prepare --help`."""
 
 import argparse
-import functools
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from pixelflow_jax.cli.preview import Layout, examples
-from pixelflow_jax.data.emoji.source import Emoji
-from pixelflow_jax.data.folder import ImageFolder
+from pixelflow_jax.cli.sources import add_source, emoji
 from pixelflow_jax.data.images import save_png
-from pixelflow_jax.data.prepare.parquet import Parquet
 from pixelflow_jax.data.prepare.shard_writer import (
     FORMATS,
     Encoding,
     ShardOptions,
     write_shards,
 )
-from pixelflow_jax.data.prepare.tars import Tars
-from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.source import SPLITS
 from pixelflow_jax.errors import DataError, UserError
 
@@ -67,7 +61,7 @@ def run_shards(arguments: argparse.Namespace) -> None:
     """Writes images, with their classes or captions, as shards."""
     path, out = _source_and_out(arguments)
     size = arguments.size
-    if arguments.source is _emoji and size is None:
+    if arguments.source is emoji and size is None:
         raise DataError("--emoji needs --size: emoji are drawn at any size.")
     encoding = Encoding(
         size=size,
@@ -127,12 +121,13 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     # Here, because the processes that write shards import this file and need no jax.
     from pixelflow_jax import backend
     from pixelflow_jax.cli.text_features import write_features
+    from pixelflow_jax.config_files import load_config
 
     if len(arguments.paths) != 1:
         raise DataError(f"Give one folder of shards (see {COMMAND} --help).")
     backend.configure()
     backend.keep_programs()
-    config = _load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
     out = write_features(
         config.conditioner,
         config.model,
@@ -144,77 +139,12 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     print(f"Ready: --config.conditioner.features={out}")
 
 
-def _load_config(path: str, overrides: list[str]):
-    """The Experiment of a config file, changed by flags such as --config.seed=1."""
-    from ml_collections import config_flags
-
-    argv = ["prepare", f"--config={path}", *overrides]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-        return values.config
-    except Exception as error:  # config files are code: anything may go wrong in them
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{' '.join(argv[1:])} cannot be used ({reason}): correct the path, the "
-            "variant or the fields."
-        ) from error
-
-
-def _emoji(arguments: argparse.Namespace, path: str, holdout: float) -> Emoji:
-    captions = "rich" if arguments.rich_captions else "names"
-    return Emoji(holdout=holdout, captions=captions)
-
-
-def _tars(arguments: argparse.Namespace, path: str, holdout: float) -> Tars:
-    return Tars(
-        path=path,
-        caption_key=arguments.caption_key,
-        allow_missing=arguments.allow_missing_captions,
-        holdout=holdout,
-    )
-
-
-def _parquet(arguments: argparse.Namespace, path: str, holdout: float) -> Parquet:
-    config = Parquet(
-        path=path,
-        image_column=arguments.image_column,
-        caption_column=arguments.caption_column,
-        allow_missing=arguments.allow_missing_captions,
-        holdout=holdout,
-    )
-    print("Columns: {} (images), {} (captions)".format(*config.columns()))
-    return config
-
-
-def _folder(
-    arguments: argparse.Namespace,
-    path: str,
-    holdout: float,
-    *,
-    labels: bool = True,
-    captions: bool = False,
-) -> ImageFolder:
-    return ImageFolder(
-        path=path,
-        labels=labels,
-        captions=captions,
-        allow_missing=arguments.allow_missing_captions,
-        holdout=holdout,
-    )
-
-
-def _shards(arguments: argparse.Namespace, path: str, holdout: float) -> Shards:
-    return Shards(path=path)
-
-
 def _source_and_out(
     arguments: argparse.Namespace, default_out: str | None = None
 ) -> tuple[str, str]:
     """Sorts the positional paths: emoji have no SOURCE, a preview may omit OUT."""
     paths = list(arguments.paths)
-    source = "" if arguments.source is _emoji else paths.pop(0) if paths else None
+    source = "" if arguments.source is emoji else paths.pop(0) if paths else None
     out = paths.pop(0) if paths else default_out
     if source is None or out is None or paths:
         raise DataError(
@@ -239,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     shards.set_defaults(run=run_shards)
-    _add_source(shards, "SOURCE_FOLDER OUT")
+    add_source(shards, "SOURCE_FOLDER OUT", written=False)
     _add_shard_options(shards)
     preview = commands.add_parser(
         "preview",
@@ -250,14 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     preview.set_defaults(run=run_preview)
-    kinds = _add_source(preview, "SOURCE [OUT.png]")
-    kinds.add_argument(
-        "--shards",
-        dest="source",
-        action="store_const",
-        const=_shards,
-        help="SOURCE is a folder of shards",
-    )
+    add_source(preview, "SOURCE [OUT.png]", written=True)
     add = preview.add_argument
     add("--rows", type=int, default=10, help="classes to show (%(default)s)")
     add("--columns", type=int, default=10, help="images of each (%(default)s)")
@@ -279,51 +202,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=64, help="captions at once (%(default)s)")
     add("--overwrite", action="store_true", help="discard earlier features")
     return parser
-
-
-def _add_source(parser: argparse.ArgumentParser, metavar: str):
-    """Adds the flags that name a source; returns the group of which one may be given.
-
-    Each sets `arguments.source` to a function that makes the source's config of
-    (arguments, path, holdout).
-    """
-    parser.set_defaults(source=_folder)
-    add = parser.add_argument
-    add("paths", nargs="*", metavar=metavar, help="leave SOURCE out with --emoji")
-    kinds = parser.add_mutually_exclusive_group()
-    kind = functools.partial(kinds.add_argument, dest="source", action="store_const")
-    kind("--emoji", const=_emoji, help="the built-in emoji instead of a folder")
-    kind(
-        "--captions",
-        const=functools.partial(_folder, labels=False, captions=True),
-        help="a folder in which each image has a .txt of its name, a caption a line",
-    )
-    kind(
-        "--tars",
-        const=_tars,
-        help="WebDataset tars (.jpg, .png or .webp with .txt or .json): a file, a "
-        "folder, or a pattern such as 'x/{000..012}.tar'",
-    )
-    kind("--parquet", const=_parquet, help="parquet files, named in the same way")
-    kind(
-        "--no-labels",
-        const=functools.partial(_folder, labels=False),
-        help="sub-folders are not classes: all images are of one class",
-    )
-    add("--caption-key", default="", help="of the .json files in tars (default: usual)")
-    add("--image-column", default="", help="of parquet files (default: guessed)")
-    add("--caption-column", default="", help="of parquet files (default: guessed)")
-    add(
-        "--rich-captions",
-        action="store_true",
-        help="emoji: other names and the colours of the drawings, too",
-    )
-    add(
-        "--allow-missing-captions",
-        action="store_true",
-        help="keep images without a readable caption, with an empty one",
-    )
-    return kinds
 
 
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:

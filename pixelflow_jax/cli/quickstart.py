@@ -1,26 +1,24 @@
 """Train a tiny PixNerd on emoji, then look: the three-minute tour behind `make demo`.
 
-Draws two grids, a row a class: from the model just trained, and from the one in
-assets/. Run it again and it goes on where it stopped.
+Draws two grids, a row a class: from the model just trained, and from the one that comes
+with the package. Run it again and it goes on where it stopped.
 """
 
 import argparse
 import dataclasses
 import pathlib
-import runpy
+import sys
 import time
 
-from pixelflow_jax import backend, build
+from pixelflow_jax import backend, build, resources
+from pixelflow_jax.config_files import load_config
 from pixelflow_jax.data.images import grid, save_png
-from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.validate import validated
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs" / "emoji.py"
-SHIPPED = ROOT / "assets" / "emoji.safetensors"
+SHIPPED = resources.folder("assets") / "emoji.safetensors"
 SHOWN = ("Smileys & Emotion", "People & Body", "Food & Drink", "Flags")  # of its nine
 
 NEXT = """
@@ -31,22 +29,11 @@ Look at these pictures:
 Try next:
   {python} -m pixelflow_jax.main --workdir={workdir} --mode=sample --trajectory
   {python} -m pixelflow_jax.main --workdir={workdir} --mode=sample \\
-      --weights=assets/emoji.safetensors --classes=flags,food-drink --guidance=2.5
-  {python} -m pixelflow_jax.main --workdir=runs/longer --config=configs/emoji.py:demo \\
+      --weights=emoji --classes=flags,food-drink --guidance=2.5
+  {python} -m pixelflow_jax.main --workdir=runs/longer --config=emoji:demo \\
       --config.steps=6000
   {python} -m pixelflow_jax.prepare preview YOUR/FOLDER/OF/IMAGES
 """
-
-
-def load_config() -> Experiment:
-    """The demo's config; FileNotFoundError outside a checkout of the repository."""
-    for path in (CONFIG, SHIPPED):
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing: the tour needs a checkout of the repository, with "
-                "the package installed from it by `pip install -e .`."
-            )
-    return runpy.run_path(str(CONFIG))["get_config"]("demo")
 
 
 def draw(
@@ -78,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     backend.configure()
     backend.keep_programs()
-    config = load_config()
+    config = load_config("emoji:demo")
     config.steps = args.steps or config.steps
     config.optimizer.warmup = min(config.optimizer.warmup, config.steps)
     started = time.monotonic()
@@ -98,6 +85,6 @@ def main(argv: list[str] | None = None) -> None:
             fresh=fresh,
             shipped=shipped,
             workdir=args.workdir,
-            python=".venv/bin/python" if (ROOT / ".venv").exists() else "python",
+            python=sys.executable,
         )
     )

@@ -71,7 +71,8 @@ def write_features(
     try:
         done: dict[str, IndexedFile] = begin(out, header, sources, overwrite)
         encode = Encoder(conditioner, model, mesh, batch_size)
-        np.savez(out / EMPTY, **encode.empty())
+        states, mask = encode.empty()
+        np.savez(out / EMPTY, states=states, mask=mask)
         for file, texts in _texts(sources, done):
             done[file] = _write(out, file, texts, encode, options["padding"])
             note(out, done[file])
@@ -117,15 +118,17 @@ class Encoder:
             states, mask = jax.device_get(self._program(self._frozen, batch))
             yield from zip(states[: len(part)], mask[: len(part)], strict=True)
 
-    def empty(self) -> dict[str, np.ndarray]:
+    def empty(self) -> tuple[np.ndarray, np.ndarray]:
         """The null text's states, as 16-bit numbers, which numpy can save, and mask."""
         cond = self._conditioner.encode(self._frozen, self._reader([""]))
         null = self._conditioner.null(self._frozen, cond, self._model)
+        assert null.text is not None and null.mask is not None
         states = np.asarray(null.text[0].astype(jnp.bfloat16))
-        return {"states": states.view(np.uint16), "mask": np.asarray(null.mask[0])}
+        return states.view(np.uint16), np.asarray(null.mask[0])
 
     def _encode(self, frozen_params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
         cond = self._conditioner.encode(frozen_params, batch)
+        assert cond.text is not None and cond.mask is not None
         return cond.text.astype(jnp.bfloat16), cond.mask
 
 

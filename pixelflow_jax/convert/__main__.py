@@ -4,12 +4,13 @@ import argparse
 import ast
 import contextlib
 import pathlib
-import runpy
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
+from pixelflow_jax.config_files import load_config
 from pixelflow_jax.convert import actions, inspect
 from pixelflow_jax.convert.checkpoints import LAYOUTS, PREFERENCE
 from pixelflow_jax.convert.families import EXECUTION, FAMILIES, fields
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_from_torch(arguments: argparse.Namespace) -> None:
     """Official weights to a folder of ours."""
-    config = _config(arguments.config) if arguments.config else None
+    config = load_config(arguments.config) if arguments.config else None
     given = dict(map(_assignment, arguments.set))
     size = arguments.image_size
     if config is not None:
@@ -137,31 +138,16 @@ def _progress(weights: actions.Understood) -> Iterator[actions.Progress]:
         yield bar.update
 
 
-def _assignment(text: str) -> tuple[str, object]:
+def _assignment(text: str) -> tuple[str, Any]:
     """A field and its value from NAME=VALUE."""
-    name, sign, value = text.partition("=")
+    name, sign, word = text.partition("=")
     if not sign:
         raise ConvertError(f"--set {text} must be NAME=VALUE, such as --set heads=16.")
     try:
-        value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        pass  # a word, such as dct
+        value = ast.literal_eval(word)
+    except (ValueError, SyntaxError):  # a word, such as dct
+        value = word
     return name.removeprefix("model."), value
-
-
-def _config(argument: str) -> Experiment:
-    """The experiment of FILE or FILE:VARIANT."""
-    path, _, variant = argument.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise ConvertError(
-            f"There is no config file {path!r}: give the path of one, such as "
-            "configs/pixnerd.py:xl16_256."
-        )
-    get_config = runpy.run_path(path).get("get_config")
-    config = get_config(*filter(None, [variant])) if get_config else None
-    if not isinstance(config, Experiment):
-        raise ConvertError(f"{path} has no get_config() that returns an Experiment.")
-    return config
 
 
 def _known(config: Experiment) -> Fields:

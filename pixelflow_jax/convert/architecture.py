@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.convert.sizes import Fields, InferredConfig, Sizes
+from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import DenoiserConfig
+from pixelflow_jax.sampling import presets
 from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.mapping import Row
 
@@ -30,6 +33,18 @@ def keep_size(
 def one_patch(model: DenoiserConfig) -> tuple[int, int]:
     """The smallest images."""
     return model.patch, model.patch
+
+
+def with_text(experiment: Experiment, length: int) -> Experiment:
+    """PixNerd's and PixelGen's text encoder, and 25 steps of Adams-Bashforth.
+
+    `length` is that of the texts in tokens.
+    """
+    return dataclasses.replace(
+        experiment,
+        conditioner=Text(encoder=Qwen3(), length=length),
+        sampling=presets.adams25_cfg4(),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

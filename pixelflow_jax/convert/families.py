@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from flax import nnx
 
-from pixelflow_jax.config_io import type_errors
+from pixelflow_jax.config_types import type_errors
 from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd
 from pixelflow_jax.convert.architecture import Architecture
 from pixelflow_jax.convert.sizes import Fields, Sizes
@@ -125,7 +126,8 @@ def infer(
 def fields(model: DenoiserConfig) -> Fields:
     """A model's fields, flat: those of its decoder are called "decoder.NAME"."""
     flat: Fields = {}
-    for field in dataclasses.fields(model):
+    node: Any = model  # a dataclass, which its Protocol does not say
+    for field in dataclasses.fields(node):
         value = getattr(model, field.name)
         if field.name == "decoder":
             inside = dataclasses.fields(value)
@@ -142,12 +144,13 @@ def execution(model: DenoiserConfig) -> Fields:
 
 def replaced(model: DenoiserConfig, values: Fields) -> DenoiserConfig:
     """The model with other values of flat fields."""
+    node: Any = model
     own = {name: value for name, value in values.items() if "." not in name}
     prefix = "decoder."
     inside = {k.removeprefix(prefix): v for k, v in values.items() if k not in own}
     if inside:
-        own["decoder"] = dataclasses.replace(model.decoder, **inside)
-    return dataclasses.replace(model, **own)
+        own["decoder"] = dataclasses.replace(node.decoder, **inside)
+    return dataclasses.replace(node, **own)
 
 
 def released_experiment(

@@ -8,7 +8,7 @@ from pixelflow_jax.convert.architecture import Architecture
 from pixelflow_jax.convert.rows import stacks
 from pixelflow_jax.convert.sizes import Fields, InferredConfig, Sizes, feature_layer
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.flow.guidance import stage_ramp
+from pixelflow_jax.flow.guidance import ClassifierFree, stage_ramp
 from pixelflow_jax.flow.path import Pyramid
 from pixelflow_jax.flow.time import Uniform
 from pixelflow_jax.models.pixelflow import PixelFlow
@@ -104,6 +104,7 @@ def released(
     num_stages = max(1, (size // (model.patch * KICKOFF)).bit_length())
     if model.num_classes:
         conditioner, sampling = ClassLabels(), presets.dopri5_stagewise24()
+        assert isinstance(sampling.guidance, ClassifierFree)
         sampling.guidance.ramp = stage_ramp(num_stages)
     else:
         conditioner, sampling = Text(), presets.euler10_cfg4()

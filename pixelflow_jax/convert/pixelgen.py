@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pixelflow_jax.conditioning.labels import ClassLabels
-from pixelflow_jax.conditioning.text import Text
-from pixelflow_jax.convert.architecture import Architecture, Resized
+from pixelflow_jax.convert.architecture import Architecture, Resized, with_text
 from pixelflow_jax.convert.rows import (
     attention_rows,
     gated_mlp_rows,
@@ -26,7 +25,6 @@ from pixelflow_jax.convert.sizes import (
     patch_and_channels,
     text_trunk,
 )
-from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.path import Straight
@@ -60,7 +58,7 @@ RELEASED = {
 
 def infer(sizes: Sizes, given: Fields) -> InferredConfig:
     """The config of a model on classes; how many tokens they have, tensors tell."""
-    from_tensors = class_trunk(sizes)
+    from_tensors: Fields = class_trunk(sizes)
     depth, width = from_tensors["depth"], from_tensors["width"]
     patches, neck = "x_embedder.proj1.weight", "x_embedder.proj2.weight"
     necked = neck in sizes or "x_embedder.proj2.bias" in sizes
@@ -90,7 +88,7 @@ def infer_text(sizes: Sizes, given: Fields) -> InferredConfig:
     first, second = "x_embedder.proj1.weight", "x_embedder.proj2.weight"
     inputs = sizes.axis(("final_layer.linear.bias", 0), (first, 1))
     patch = patch_and_channels(inputs, given)
-    from_tensors = text_trunk(sizes) | {
+    from_tensors: Fields = text_trunk(sizes) | {
         "image_size": _image_size(sizes, patch.get("patch")),
         "bottleneck": sizes.axis((first, 0), (second, 1)),
     }
@@ -194,11 +192,8 @@ def released_text(
     experiment: Experiment, model: PixelGenText, size: int, family: str
 ) -> Experiment:
     """25 steps of Adams-Bashforth, and Qwen3."""
-    return dataclasses.replace(
-        _clean_prediction(experiment, size, family),
-        conditioner=Text(encoder=Qwen3(), length=model.text_length),
-        sampling=presets.adams25_cfg4(),
-    )
+    clean = _clean_prediction(experiment, size, family)
+    return with_text(clean, model.text_length)
 
 
 def _clean_prediction(experiment: Experiment, size: int, family: str) -> Experiment:

@@ -4,8 +4,7 @@ import dataclasses
 import math
 
 from pixelflow_jax.conditioning.labels import ClassLabels
-from pixelflow_jax.conditioning.text import Text
-from pixelflow_jax.convert.architecture import Architecture, one_patch
+from pixelflow_jax.convert.architecture import Architecture, one_patch, with_text
 from pixelflow_jax.convert.rows import (
     attention_rows,
     modulation_rows,
@@ -23,7 +22,6 @@ from pixelflow_jax.convert.sizes import (
     patch_and_channels,
     text_trunk,
 )
-from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.models.pixnerd_text import PixNerdText
@@ -162,11 +160,7 @@ def released_text(
     experiment: Experiment, model: PixNerdText, size: int, family: str
 ) -> Experiment:
     """25 steps of Adams-Bashforth, and Qwen3."""
-    return dataclasses.replace(
-        experiment,
-        conditioner=Text(encoder=Qwen3(), length=model.text_length),
-        sampling=presets.adams25_cfg4(),
-    )
+    return with_text(experiment, model.text_length)
 
 
 CLASSES, TEXTS = "y_embedder.embedding_table.weight", "y_embedder.proj.weight"

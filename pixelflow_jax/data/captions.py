@@ -14,14 +14,14 @@ def clean(texts: Iterable[object], name: str) -> tuple[str, ...]:
     Raises NoCaption, which calls the image `name`, where none is left or one is no
     text.
     """
-    texts = list(texts)
-    strange = [text for text in texts if not isinstance(text, str)]
-    if strange:
-        raise NoCaption(
-            f"{name}: its caption is {strange[0]!r}, not a text. Mend it, or use "
-            "--allow-missing-captions."
-        )
-    spaced = (" ".join(text.split()) for text in texts)
+    spaced: list[str] = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise NoCaption(
+                f"{name}: its caption is {text!r}, not a text. Mend it, or use "
+                "--allow-missing-captions."
+            )
+        spaced.append(" ".join(text.split()))
     captions = tuple(dict.fromkeys(text for text in spaced if text))
     if not captions:
         raise NoCaption(

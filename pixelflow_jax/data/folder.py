@@ -10,7 +10,13 @@ import numpy as np
 
 from pixelflow_jax.data.captions import clean, from_text
 from pixelflow_jax.data.encoded import EncodedSource
-from pixelflow_jax.data.source import UNLABELLED, Split, check_split, choose_split
+from pixelflow_jax.data.source import (
+    UNLABELLED,
+    SourceConfig,
+    Split,
+    check_split,
+    choose_split,
+)
 from pixelflow_jax.errors import DataError, NoCaption, UnreadableImage
 
 LOG = logging.getLogger(__name__)
@@ -29,7 +35,7 @@ SUFFIXES = (
 
 
 @dataclasses.dataclass(kw_only=True)
-class ImageFolder:
+class ImageFolder(SourceConfig):
     """Every image under `path`, found recursively and sorted by relative path.
 
     With `labels` the class is the first-level sub-folder (sorted by name; hidden ones

@@ -12,6 +12,7 @@ from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.errors import DataError
 
 Format = Literal["png", "jpeg", "webp"]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 HOLD_MS = 1500  # the last frame is what one wants to look at
 WHITE = 255
@@ -89,7 +90,7 @@ def captioned_grid(
     return np.asarray(canvas)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
     """Lines that are at most `width` pixels wide, unless a word is wider."""
     lines = [""]
     for word in text.split():

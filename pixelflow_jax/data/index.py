@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.errors import DataError
@@ -44,7 +44,8 @@ class IndexFormat:
     renamed: Mapping[int, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
 
-class RecordFile(NamedTuple):
+@dataclasses.dataclass
+class RecordFile:
     """A whole file, in the form in which array_record takes read instructions."""
 
     filename: str

@@ -13,15 +13,24 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import (
+    array_record_data_source,
+    array_record_module,  # pyright: ignore (compiled)
+)
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.index import IndexedFile, IndexFormat, read_index, record_files
-from pixelflow_jax.data.source import Record, Split, check_split, decode_image
+from pixelflow_jax.data.source import (
+    Record,
+    SourceConfig,
+    Split,
+    check_split,
+    decode_image,
+)
 from pixelflow_jax.errors import DataError, UnreadableImage
 
 FORMAT = IndexFormat(
@@ -49,7 +58,7 @@ class StoredRecord(NamedTuple):
 
     def pack(self) -> bytes:
         """The record as it lies in a shard."""
-        return msgpack.packb(self._asdict())
+        return cast(bytes, msgpack.packb(self._asdict()))
 
 
 class IndexedShard(IndexedFile):
@@ -79,7 +88,7 @@ class DatasetIndex(TypedDict):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Shards:
+class Shards(SourceConfig):
     """Shards written by `python -m pixelflow_jax.prepare shards`.
 
     `path` holds `train` and perhaps `test`, or is itself the folder of the train

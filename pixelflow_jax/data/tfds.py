@@ -5,13 +5,20 @@ import functools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-from pixelflow_jax.data.source import Record, Split, check_split, decode_image
+from pixelflow_jax.data.source import (
+    Record,
+    SourceConfig,
+    Split,
+    check_split,
+    decode_image,
+)
 from pixelflow_jax.errors import DataError, UnreadableImage
 
 
 @dataclasses.dataclass(kw_only=True)
-class Tfds:
+class Tfds(SourceConfig):
     """A prepared TFDS data set such as imagenet2012, images decoded by Pillow.
 
     `name` may carry a config and a version ("imagenet2012/5.1.0"); without, the newest
@@ -149,7 +156,7 @@ def _version(path: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", path.parent.name))
 
 
-def _open_builder(directory: str):
+def _open_builder(directory: str) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -27,7 +27,7 @@ class Crop(Protocol):
 
 
 @dataclasses.dataclass(kw_only=True)
-class CenterCrop:
+class CenterCrop(Crop):
     """The middle of the image, for squares ADM's crop: see `center_crop`.
 
     `small` says what to do with images smaller than the crop: "upscale" enlarges them
@@ -43,7 +43,7 @@ class CenterCrop:
 
 
 @dataclasses.dataclass(kw_only=True)
-class RandomCrop:
+class RandomCrop(Crop):
     """PixelFlow's augmentation: resize, then a part cut out at random.
 
     The image is resized (Lanczos) to just cover `size` * `scale`, rounded, and every
@@ -66,8 +66,11 @@ class RandomCrop:
         needed = (round(height * self.scale), round(width * self.scale))
         _check_small(self, image, needed)
         pixels = resize_to_cover(image, *needed)
-        room = np.array(pixels.shape[:2]) - size
-        top, left = room // 2 if rng is None else rng.integers(0, room + 1)
+        room = [pixels.shape[0] - height, pixels.shape[1] - width]
+        if rng is None:
+            top, left = (spare // 2 for spare in room)
+        else:
+            top, left = rng.integers(0, [spare + 1 for spare in room])
         return pixels[top : top + height, left : left + width]
 
 

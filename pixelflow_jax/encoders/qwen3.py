@@ -11,6 +11,7 @@ from jax import Array
 
 from pixelflow_jax.encoders import config as common
 from pixelflow_jax.encoders import layers
+from pixelflow_jax.encoders.interface import TextEncoder
 from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.nn.embed import rotate_halves
@@ -19,7 +20,7 @@ from pixelflow_jax.nn.layers import rms_normalise, split_heads
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping
-from pixelflow_jax.tensors.locate import Origin, read
+from pixelflow_jax.tensors.locate import Origin, load
 from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
 
 
@@ -70,7 +71,7 @@ EMPTY = typing.get_args(EmptyText)
 
 
 @dataclasses.dataclass(kw_only=True)
-class Qwen3:
+class Qwen3(TextEncoder):
     """A frozen Qwen3; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes, `geometry` any other in its place. States
@@ -106,9 +107,7 @@ class Qwen3:
     embed_width: int = 0
     attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
-    stack: StackConfig = dataclasses.field(
-        default_factory=lambda: StackConfig(remat="none")
-    )
+    stack: StackConfig = dataclasses.field(default_factory=common.forward_only)
 
     @property
     def sizes(self) -> Qwen3Geometry:
@@ -127,15 +126,13 @@ class Qwen3:
         Raises WeightsError, which names the config `field`, for absent, unreadable or
         other weights.
         """
-        origin = self._origin(field)
-        tensors = read(self.weights, origin)
-        tensors = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
-        return mapping.load(
-            table(self.sizes),
-            tensors,
-            name=origin.described(self.weights),
-            ignored=IGNORED,
+        return load(
+            self.weights,
+            self._origin(field),
+            lambda tensors: table(self.sizes),
             precision=self.precision,
+            prefix=PREFIX,
+            ignored=IGNORED,
         )
 
     def shapes(self) -> dict:
@@ -166,19 +163,20 @@ class Qwen3:
         """The tokens' embeddings, float32 [b, n, width]."""
         return layers.look_up(params["embedding"]["kernel"], tokens)
 
-    def turns(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def turns(self, length: int) -> tuple[Array, Array]:
         """Cosines and sines of the rotary embedding, float32 [n, head_width / 2]."""
         half = self.sizes.head_width // 2
         frequencies = self.sizes.period ** (-np.arange(half) / half)
         frequencies = frequencies.astype(self.precision.dtype).astype(np.float64)
         angles = np.arange(length)[:, None] * frequencies
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        cos, sin = np.cos(angles), np.sin(angles)
+        return jnp.asarray(cos, jnp.float32), jnp.asarray(sin, jnp.float32)
 
     def block(
         self,
         params: dict,
         x: Array,
-        turns: tuple[np.ndarray, np.ndarray],
+        turns: tuple[Array, Array],
         mask: Array | None = None,
     ) -> Array:
         """Attention and gated MLP before which x is normalised, float32 [b, n, width].

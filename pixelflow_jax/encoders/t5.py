@@ -9,6 +9,7 @@ from jax import Array
 
 from pixelflow_jax.encoders import config as common
 from pixelflow_jax.encoders import layers
+from pixelflow_jax.encoders.interface import TextEncoder
 from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.errors import WeightsError
@@ -19,7 +20,7 @@ from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.layouts import transpose
 from pixelflow_jax.tensors.lazy import LazyTensor
-from pixelflow_jax.tensors.locate import Origin, read
+from pixelflow_jax.tensors.locate import Origin, load
 from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
 
 
@@ -70,7 +71,7 @@ FRAME = Frame("T5Tokenizer", Special("<pad>", 0), after=(Special("</s>", 1),))
 
 
 @dataclasses.dataclass(kw_only=True)
-class T5:
+class T5(TextEncoder):
     """A frozen T5 encoder; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes (T5 v1.1's are the same), `geometry` any
@@ -86,9 +87,7 @@ class T5:
     tokenizer: str = ""
     attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
-    stack: StackConfig = dataclasses.field(
-        default_factory=lambda: StackConfig(remat="none")
-    )
+    stack: StackConfig = dataclasses.field(default_factory=common.forward_only)
 
     @property
     def sizes(self) -> T5Geometry:
@@ -106,15 +105,12 @@ class T5:
         Understands transformers' names, with or without a decoder. Raises WeightsError,
         which names the config `field`, for absent, unreadable or other weights.
         """
-        origin = self._origin(field)
-        tensors = read(self.weights, origin)
-        name = origin.described(self.weights)
-        return mapping.load(
-            table(self.sizes, _agreed_embedding(tensors, name)),
-            tensors,
-            name=name,
-            ignored=IGNORED,
+        return load(
+            self.weights,
+            self._origin(field),
+            lambda tensors: table(self.sizes, _agreed_embedding(tensors, self.weights)),
             precision=self.precision,
+            ignored=IGNORED,
         )
 
     def shapes(self) -> dict:
@@ -248,14 +244,15 @@ def table(geometry: T5Geometry, embedding: str = EMBEDDINGS[0]) -> list[Row]:
     ]
 
 
-def _agreed_embedding(tensors: dict[str, LazyTensor], name: str) -> str:
+def _agreed_embedding(tensors: dict[str, LazyTensor], file: str) -> str:
     """The name of the tokens' embeddings; of two that agree, one is taken out."""
     names = [key for key in EMBEDDINGS if key in tensors]
     if len(names) < 2:
         return (names or EMBEDDINGS)[0]
-    if not np.array_equal(*(tensors[key].read() for key in names)):
+    shared, own = (tensors[key].read() for key in names)
+    if not np.array_equal(shared, own):
         raise WeightsError(
-            f"{name} holds two different matrices {' and '.join(names)}: they are one "
+            f"{file} holds two different matrices {' and '.join(names)}: they are one "
             "in T5. Take them from one checkpoint, or leave one out."
         )
     del tensors[names[1]]

@@ -1,12 +1,11 @@
-"""Texts as numbers: what a text encoder offers, and the tokenizers that feed it."""
+"""Texts as numbers: the tokenizers that feed text encoders."""
 
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-from jax import Array
 
 from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors.locate import Origin, find
@@ -62,50 +61,13 @@ class Frame(NamedTuple):
         return tokens, np.arange(length) < len(numbers)
 
 
-class TextEncoder(Protocol):
-    """A frozen network that reads texts: T5, Qwen3, Bert.
-
-    `weights` names its file (see `tensors.locate`), `tokenizer` the folder of
-    its tokenizer, which is that of the weights where it is "".
-    """
-
-    weights: str
-    tokenizer: str
-
-    @property
-    def width(self) -> int:
-        """The width of its states."""
-
-    def load(self, field: str = "conditioner.encoder.weights") -> dict:
-        """The parameters (numpy); WeightsError, naming `field`, without its weights."""
-
-    def shapes(self) -> dict:
-        """What `load` returns, as shapes; reads nothing."""
-
-    def states(self, params: dict, tokens: Array, mask: Array | None = None) -> Array:
-        """Float32 [b, n, width] of tokens [b, n], of which `mask` says which count."""
-
-    def problems(self) -> list[str]:
-        """What is wrong with this config."""
-
-    def empty(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [length] and mask bool [length] of ""; needs no files."""
-
-    def reader(self, length: int) -> "TextReader":
-        """What turns texts into tokens [n, length] for it."""
-
-    def identity(self) -> dict:
-        """What determines its states, JSON-able: tells features of encoders apart."""
-
-
 class TextReader:
     """Turns texts into the tokens of an encoder, each as long as all others.
 
     A longer text is cut at its end, which is warned of once a text and counted in
     `cut`. The tokenizer is opened when it is first used, in each process anew, so that
-    a reader can be sent to worker processes. `folder` holds it (see
-    `tensors.locate`), `origin` is for messages, `vocabulary` the size of the
-    encoder's embeddings.
+    a reader can be sent to worker processes. `folder` holds it (see `tensors.locate`),
+    `origin` is for messages, `vocabulary` is how many tokens the encoder knows.
     """
 
     def __init__(
@@ -178,12 +140,12 @@ class TextReader:
 
     def _refuse_another(self, tokenizer: Any) -> None:
         """WeightsError for a tokenizer that does not belong to the encoder."""
-        size, encoders = 1 + max(tokenizer.get_vocab().values()), self._vocabulary
+        size, embedded = 1 + max(tokenizer.get_vocab().values()), self._vocabulary
         frame, problems = self._frame, []
-        if size > encoders:
-            problems.append(f"it has {size} tokens, more than the encoder's {encoders}")
-        if 2 * size < encoders:  # embeddings are rounded up, but not by so much
-            problems.append(f"it has {size} tokens, the encoder {encoders}")
+        if size > embedded:
+            problems.append(f"it has {size} tokens, more than the encoder's {embedded}")
+        if 2 * size < embedded:  # embeddings are rounded up, but not by so much
+            problems.append(f"it has {size} tokens, the encoder {embedded}")
         for name, number in (frame.padding, *frame.before, *frame.after):
             theirs = tokenizer.convert_tokens_to_ids(name)
             if theirs != number:
@@ -233,8 +195,8 @@ def _open(named: str, origin: Origin, kind: str) -> Any:
         content = ", ".join(sorted(file.name for file in folder.iterdir())[:12])
         known = ", ".join(" and ".join(names) for names in VOCABULARIES)
         raise WeightsError(
-            f"{folder} holds no tokenizer: none of {known}, but {content or 'nothing'}. "
-            f"{origin.remedy}"
+            f"{folder} holds no tokenizer: none of {known}, but "
+            f"{content or 'nothing'}. {origin.remedy}"
         )
     whole = folder / WHOLE
     try:

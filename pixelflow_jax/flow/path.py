@@ -13,7 +13,7 @@ makes its distribution that of the next start (PixelFlow, section 3.2).
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +38,10 @@ class Stage:
 
     `log2_downscale` is how many times the full-size image is halved to this stage's
     resolution; `start` and `end` are the data weights of the two end points;
-    `timestep_range` is what the network is told at t = 0 and t = 1. `jump` weighs the doubled
-    image of the previous stage and the fresh noise at this stage's beginning, `gamma`
-    is the correlation of that noise inside a block of 2x2. `noise_scale` multiplies all
-    noise.
+    `timestep_range` is what the network is given at t = 0 and t = 1. `jump` weighs the
+    enlarged image of the previous stage and the fresh noise at this stage's beginning,
+    `gamma` is the correlation of that noise inside a block of 2x2. `noise_scale`
+    multiplies all noise.
     """
 
     log2_downscale: int = 0
@@ -112,8 +112,20 @@ class Stage:
         return height >> self.log2_downscale, width >> self.log2_downscale
 
 
+class Path(Protocol):
+    """The way from noise to data; config nodes name it as their base."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Its stages, the coarsest first."""
+        ...
+
+    def problems(self) -> list[str]:
+        """What is wrong with these fields."""
+        ...
+
+
 @dataclasses.dataclass(kw_only=True)
-class Straight:
+class Straight(Path):
     """Plain flow matching from noise to data at full size: PixNerd and PixelGen.
 
     `noise_scale` is the noise's standard deviation; JiT takes 2 at 512 pixels.
@@ -133,7 +145,7 @@ class Straight:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Pyramid:
+class Pyramid(Path):
     """PixelFlow's cascade of `num_stages` resolutions; see `pyramid`."""
 
     num_stages: int = 4

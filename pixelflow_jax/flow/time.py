@@ -1,7 +1,7 @@
 """Laws of the training time, and the time grids of the samplers."""
 
 import dataclasses
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,20 @@ def warp(t: A, shift: float | np.floating) -> A:
     return t / (t + (1 - t) * shift)
 
 
+class TimeSampler(Protocol):
+    """Draws training times; config nodes name it as their base."""
+
+    def __call__(self, key: Array, n: int) -> Array:
+        """`n` times in [0, 1], float32 [n]."""
+        ...
+
+    def transform(self, draw: Array) -> Array:
+        """Times from draws of a distribution of its own."""
+        ...
+
+
 @dataclasses.dataclass(kw_only=True)
-class Uniform:
+class Uniform(TimeSampler):
     """t uniform in [0, 1), then shifted.
 
     `levels` rounds the draw down to a multiple of 1 / levels, as PixelFlow trains on a
@@ -41,7 +53,7 @@ class Uniform:
 
 
 @dataclasses.dataclass(kw_only=True)
-class LogitNormal:
+class LogitNormal(TimeSampler):
     """t = sigmoid(mean + std * normal), then shifted (Esser et al. 2024, eq. 19)."""
 
     mean: float = 0.0
@@ -55,9 +67,6 @@ class LogitNormal:
     def transform(self, draw: Array) -> Array:
         """Times from standard normal draws."""
         return warp(jax.nn.sigmoid(self.mean + self.std * draw), self.shift)
-
-
-TimeSampler = Uniform | LogitNormal
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """Loss terms that look through frozen networks: REPA, LPIPS and P-DINO."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Repa(Term):
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
         messages = weight_problems(self)
-        if self.grid not in ("truncate", "resize"):
+        if self.grid not in get_args(Grid):
             messages.append(
                 f'Repa.grid must be "truncate" or "resize", not {self.grid!r}'
             )
@@ -211,7 +211,7 @@ class PDino(Term):
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
         messages = [*weight_problems(self), *_threshold_problems(self)]
-        if self.gate not in ("official", "paper"):
+        if self.gate not in get_args(Gate):
             messages.append(
                 f'PDino.gate must be "official" or "paper", not {self.gate!r}'
             )

@@ -22,7 +22,7 @@ class Condition(NamedTuple):
     labels: Array | None = None  # int32 [b]
     text: Array | None = None  # [b, length, width]
     mask: Array | None = None  # bool [b, length]: which of the text's tokens are text
-    grounding: Array | None = None  # [b, ...]: what says where things are
+    grounding: Array | None = None  # bool [b]: whether to look at frozen networks
 
 
 class Inputs(NamedTuple):
@@ -177,7 +177,7 @@ def network(
     def build(key: Array) -> Denoiser:
         return config.build(nnx.Rngs(params=key), precision)
 
-    module = nnx.eval_shape(build, jax.random.key(0))
+    module: Any = nnx.eval_shape(build, jax.random.key(0))
     graph, stacks = nnx.graphdef(module), written_out_blocks(module)
 
     def merge(params: dict) -> Denoiser:
@@ -207,6 +207,16 @@ def network(
     return Network(init, apply, cast_for_inference, precompute)
 
 
+def load_frozen(config: DenoiserConfig) -> dict:
+    """The parameters of what a denoiser looks through (numpy), by name; reads files."""
+    return {name: net.load() for name, net in config.frozen_networks().items()}
+
+
+def frozen_shapes(config: DenoiserConfig) -> dict:
+    """The same as shapes; reads nothing."""
+    return {name: net.shapes() for name, net in config.frozen_networks().items()}
+
+
 def count(params: dict) -> int:
     """Number of parameters in a pytree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -214,8 +224,8 @@ def count(params: dict) -> int:
 
 def shape_errors(params: dict, shapes: dict) -> list[str]:
     """Missing, unexpected and misshapen parameters, by path; empty if all fit."""
-    have = traverse_util.flatten_dict(params, sep="/")
-    want = traverse_util.flatten_dict(shapes, sep="/")
+    have: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    want: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
     return [
         *(f"missing: {name}" for name in sorted(set(want) - set(have))),
         *(f"unexpected: {name}" for name in sorted(set(have) - set(want))),

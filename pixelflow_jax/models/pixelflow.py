@@ -7,16 +7,15 @@ patches. Classes enter through AdaLN, text through cross-attention.
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from pixelflow_jax.models import trunk
 from pixelflow_jax.models.interface import (
-    Condition,
     DenoiserConfig,
     Inputs,
     Labels,
@@ -24,7 +23,6 @@ from pixelflow_jax.models.interface import (
     Paper,
     TextSpec,
 )
-from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.attention import attend_packed, project_qkv
 from pixelflow_jax.nn.block import (
     GATE1,
@@ -39,8 +37,6 @@ from pixelflow_jax.nn.decoder import TokenDecoder
 from pixelflow_jax.nn.embed import (
     ClassEmbed,
     TimeEmbed,
-    pack_patches,
-    pack_tables,
     rotary_table,
     rotate,
 )
@@ -54,15 +50,15 @@ from pixelflow_jax.nn.layers import (
     matmul_no_bias,
     split_heads,
     xavier,
+    zeros,
 )
 from pixelflow_jax.nn.mlp import MLP
-from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.packing import PackedText, Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
+from pixelflow_jax.nn.stack import StackConfig
 
-PERIOD = (
-    10000.0  # of the features of the timestep (0 .. 999) and of the width in patches
-)
+# Of the features of the timestep (0 .. 999) and of the width in patches.
+PERIOD = 10_000.0
 
 PAPER = Paper(
     title="PixelFlow: Pixel-Space Generative Models with Flow",
@@ -76,17 +72,15 @@ PAPER = Paper(
 }""",
 )
 
-zeros = nnx.initializers.zeros
-
 
 @dataclasses.dataclass(kw_only=True)
 class PixelFlow(DenoiserConfig):
     """Config of the denoiser; the defaults are the class-conditional XL/4 (677M).
 
-    `depth` transformer blocks of `width` and `heads`; the first `feature_layer` of them form the
-    early stack, whose output tokens are handed out. `num_classes` 0 leaves the class
-    embedding out; otherwise class `num_classes` is the null class. `text_width`, the
-    width of the text's states, adds cross-attention to every block; 0 leaves it out.
+    `depth` transformer blocks of `width` and `heads`; the tokens after the first
+    `feature_layer` of them are handed out. `num_classes` 0 leaves the class embedding
+    out; otherwise class `num_classes` is the null class. `text_width`, the width of the
+    text's states, adds cross-attention to every block; 0 leaves it out.
     `attention_bias`: biases of the attention's linear layers. Any image size that
     `patch` divides works with the same parameters.
     """
@@ -121,15 +115,15 @@ class PixelFlow(DenoiserConfig):
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        found = trunk_problems(self, height, width)
+        problems = trunk.problems(self, height, width)
         if min(self.num_classes, self.text_width) < 0:
-            found.append("model.num_classes and text_width must be at least 0")
+            problems.append("model.num_classes and text_width must be at least 0")
         elif not self.num_classes and not self.text_width:
-            found.append(
+            problems.append(
                 "model.num_classes and text_width are both 0: give the number of "
                 "classes, the width of the text's states, or both"
             )
-        return found
+        return problems
 
     def flops(self, height: int, width: int, text_length: int = 0) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted).
@@ -142,25 +136,11 @@ class PixelFlow(DenoiserConfig):
         if self.text_width:
             text = 2 * text_length * d * self.text_width
             block += n * 2 * d * d + text + 2 * n * text_length * d
-        ends = 2 * d * pixels * self.channels + 2 * d * d
-        embeds = 2 * d * (TimeEmbed.features + d)
-        return 2 * (self.depth * block + ends + embeds)
-
-
-class Text(NamedTuple):
-    """The text of all groups as one array, and how to take it apart again."""
-
-    packing: Packing
-    states: Array  # [rows, tokens, text_width]
-    masks: tuple[Array | None, ...]  # bool [b_i, length_i] a group; None: all is text
-
-
-class Precomputed(NamedTuple):
-    """AdaLN conditions, each [b_i, d] a group, and what blocks make of them."""
-
-    vectors: tuple[Array, ...]
-    early: list | None
-    late: list | None
+        size = d * (TimeEmbed.features + d)
+        ends = trunk.embed_flops(self, pixels) + trunk.decode_flops(
+            d, self.channels, pixels
+        )
+        return 2 * (self.depth * block + ends + size)
 
 
 class ImageAttention(nnx.Module):
@@ -196,11 +176,15 @@ class TextAttention(nnx.Module):
         self.out = _projection(config, d, 1, rngs, precision)
 
     def __call__(
-        self, tokens: Array, packing: Packing, rope: tuple[Array, Array], text: Text
+        self,
+        tokens: Array,
+        packing: Packing,
+        rope: tuple[Array, Array],
+        text: PackedText,
     ) -> Array:
         """Tokens [rows, n, d] to the same; each image attends to its text alone."""
         q = checkpoint_name(self.q(tokens), "qkv")
-        k, v = jnp.split(checkpoint_name(self.kv(text.states), "qkv"), 2, -1)
+        k, v = jnp.split(checkpoint_name(self.kv(text.tokens), "qkv"), 2, -1)
         mixed = attend_packed(
             rotate(split_heads(self.q_norm(q), self.heads), *rope),
             split_heads(self.k_norm(k), self.heads),
@@ -246,7 +230,7 @@ class Block(nnx.Module):
         )
 
     def modulations(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
-        """What shifts, scales and gates the block, [b_i, 6 * width] a group."""
+        """What shifts, scales and gates the block, an array [b_i, 6 * width] each."""
         return modulations(self.modulation, cond)
 
     def __call__(
@@ -255,12 +239,14 @@ class Block(nnx.Module):
         cond: tuple[Array, ...],
         packing: Packing,
         rope: tuple[Array, Array],
-        text: Text | None,
+        drop: None = None,
+        context: PackedText | None = None,
         modulation: tuple[Array, ...] | None = None,
     ) -> Array:
-        """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each.
+        """Tokens [rows, n, d] to the same; `cond`: one vector an image, [b_i, d].
 
-        `modulation`: what `modulations(cond)` gives, if at hand.
+        `context` is the text to attend to; nothing drops. `modulation`: what
+        `modulations(cond)` gives, if at hand.
         """
         modulation = modulation or self.modulations(cond)
         step = functools.partial(adaln_residual, modulation=modulation, packing=packing)
@@ -268,11 +254,12 @@ class Block(nnx.Module):
         mixed = checkpoint_name(self.attention(z, packing, rope), "attention_branch")
         residual = Residual(mixed, bias_of(self.attention.out), GATE1)
         adaln = AdaLN(self.norm3.weight[...], SHIFT2, SCALE2)
-        if self.cross_attention is None:
+        attend, norm = self.cross_attention, self.norm2
+        if context is None or attend is None or norm is None:
             x, z = step(x, residual=residual, adaln=adaln)
         else:
             x = checkpoint_name(step(x, residual=residual)[0], "residual")
-            x = x + self.cross_attention(self.norm2(x), packing, rope, text)
+            x = x + attend(norm(x), packing, rope, context)
             x, z = step(x, adaln=adaln)
         x = checkpoint_name(x, "residual")
         out = checkpoint_name(self.mlp(z, packing), "mlp_branch")
@@ -280,18 +267,14 @@ class Block(nnx.Module):
 
 
 class PixelFlowModel(nnx.Module):
-    """The denoiser; see `models.base.Denoiser` for its call."""
+    """The denoiser (`models.interface.Denoiser`)."""
 
     def __init__(self, config: PixelFlow, rngs: nnx.Rngs, precision: Precision):
-        d = config.width
-        self.patch = config.patch
+        d, self.patch = config.width, config.patch
         self.head_width = d // config.heads
         self.text_width = config.text_width
         self.dtype = precision.dtype
-        inputs = config.channels * config.patch**2
-        self.patch_embed = linear(
-            inputs, d, precision, rngs, init=xavier, bias_init=zeros
-        )
+        self.patch_embed = trunk.patch_linear(config, d, rngs, precision)
 
         def embed() -> TimeEmbed:
             return TimeEmbed(d, PERIOD, precision, rngs, closed=True, bias_init=zeros)
@@ -301,14 +284,10 @@ class PixelFlowModel(nnx.Module):
         classes = config.num_classes
         self.class_embed = ClassEmbed(classes, d, rngs) if classes else None
 
-        def stack(depth: int) -> Stack | None:
-            def block(rngs: nnx.Rngs) -> Block:
-                return Block(config, rngs, precision)
+        def block(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs, precision)
 
-            return Stack(block, depth, rngs, config.stack) if depth else None
-
-        self.early = stack(config.feature_layer)
-        self.late = stack(config.depth - config.feature_layer)
+        self.early, self.late = trunk.make_stacks(config, block, rngs)
         self.decoder = TokenDecoder(config, rngs, precision)
 
     def __call__(
@@ -316,74 +295,45 @@ class PixelFlowModel(nnx.Module):
         batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
-        pre: Precomputed | None = None,
+        pre: trunk.Precomputed | None = None,
         frozen_params: dict | None = None,
     ) -> Output:
-        """Prediction for timesteps 0 .. 999 and labels in [0, num_classes], text or both.
+        """Prediction for timesteps 0 .. 999 and labels in [0, num_classes] or text.
 
-        Raises ValueError where `conds` lack what the model is conditioned on.
+        Raises ValueError where a condition lacks what the model is conditioned on.
         """
-        groups, timesteps, conds = zip(*batch, strict=True)
-        vectors, *own = pre or self.precompute(batch)
-        packing, tokens, rope = self.embed(groups)
-        text = self.pack_text(conds)
-        for stack, layers in zip((self.early, self.late), own, strict=True):
-            if stack is self.late:
-                features = packing.split(tokens)
-            if stack is not None:
-                tokens = stack(tokens, vectors, packing, rope, text, modulation=layers)
-        parts = zip(groups, packing.split(tokens), vectors, strict=True)
-        pred = (self.decoder(image, x, cond, cond) for image, x, cond in parts)
-        return Output(tuple(pred), tuple(features))
+        pre, images = pre or self.precompute(batch), trunk.images_of(batch)
+        stacks, text = (self.early, self.late), self.pack_text(batch)
+        x = self.embed(images)
+        tokens, features = trunk.run_stacks(stacks, x, pre, context=text)
+        return Output(trunk.decode(self.decoder, images, tokens, pre), features)
 
-    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
-        """See `models.interface.Denoiser`."""
-        groups, timesteps, conds = zip(*batch, strict=True)
-        vectors = self.condition(groups, timesteps, conds)
-        return Precomputed(
-            vectors, *(layer_modulations(s, vectors) for s in (self.early, self.late))
+    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed:
+        """What time, size and class make."""
+        time = tuple(self.time_embed(inputs.timestep) for inputs in batch)
+        pairs = zip(time, batch, strict=True)
+        total = tuple(self._total(embedded, inputs) for embedded, inputs in pairs)
+        return trunk.precompute(time, total, (self.early, self.late), self.dtype)
+
+    def _total(self, time: Array, inputs: Inputs) -> Array:
+        columns = jnp.array([inputs.image.shape[2] // self.patch])
+        total = time + self.size_embed(columns)
+        if self.class_embed is None:
+            return total
+        return total + self.class_embed(trunk.labels_of(inputs.cond))
+
+    def embed(self, images: trunk.Images) -> trunk.Tokens:
+        """The embedded patches."""
+        table = functools.partial(
+            rotary_table, head_width=self.head_width, extent=None, halves=True
         )
+        x = trunk.pack_images(images, self.patch, self.dtype, table)
+        return x._replace(array=self.patch_embed(x.array))
 
-    def condition(
-        self,
-        groups: tuple[Array, ...],
-        timesteps: tuple[Array, ...],
-        conds: tuple[Condition, ...],
-    ) -> tuple[Array, ...]:
-        """AdaLN conditions of time, size and class, each [b_i, d] a group."""
-
-        def one(image: Array, timestep: Array, cond: Condition) -> Array:
-            size = jnp.array([image.shape[2] // self.patch])  # the width in patches
-            total = self.time_embed(timestep) + self.size_embed(size)
-            if self.class_embed is not None:
-                if cond.labels is None:
-                    raise ValueError(
-                        "This model embeds classes, but the condition holds no labels: "
-                        "give labels, or set model.num_classes=0."
-                    )
-                total = total + self.class_embed(cond.labels)
-            return jax.nn.silu(total).astype(self.dtype)
-
-        return tuple(map(one, groups, timesteps, conds))
-
-    def embed(
-        self, groups: tuple[Array, ...]
-    ) -> tuple[Packing, Array, tuple[Array, Array]]:
-        """The packing, the embedded patches [rows, n, d] and their rotary table."""
-        packing, patches = pack_patches(groups, self.patch, self.dtype)
-        sizes = [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
-        tables = [rotary_table(*s, self.head_width, None, halves=True) for s in sizes]
-        return packing, self.patch_embed(patches), pack_tables(packing, tables)
-
-    def pack_text(self, conds: tuple[Condition, ...]) -> Text | None:
-        """The text of all groups, or None for a model without cross-attention."""
+    def pack_text(self, batch: tuple[Inputs, ...]) -> PackedText | None:
+        """The text of all images, or None for a model without cross-attention."""
         if not self.text_width:
             return None
-        if any(cond.text is None for cond in conds):
-            raise ValueError(
-                "This model attends to text, but the condition holds none: give text "
-                "states, or set model.text_width=0."
-            )
-        states = [cond.text.astype(self.dtype) for cond in conds]
-        packing = Packing.of(states)
-        return Text(packing, packing.join(states), tuple(c.mask for c in conds))
+        conds = [inputs.cond for inputs in batch]
+        states = [trunk.text_of(cond).astype(self.dtype) for cond in conds]
+        return trunk.pack_text(states, tuple(cond.mask for cond in conds))

@@ -8,38 +8,36 @@ travel ahead of the image's.
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
+from pixelflow_jax.models import trunk
 from pixelflow_jax.models.interface import (
-    Condition,
     DenoiserConfig,
     Inputs,
     Labels,
     Output,
     Paper,
 )
-from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
-from pixelflow_jax.nn.decoder import TokenDecoder
+from pixelflow_jax.nn.decoder import Patches, TokenDecoder
 from pixelflow_jax.nn.dropout import layer_drops
 from pixelflow_jax.nn.embed import (
     ClassEmbed,
     TimeEmbed,
     identity_rope,
-    pack_patches,
-    pack_tables,
     rotary_table,
     sincos_table,
 )
 from pixelflow_jax.nn.layers import XAVIER, RMSNorm, linear, xavier
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
+from pixelflow_jax.nn.stack import StackConfig
 
 TIME_PERIOD = 10_000.0  # of the features of t in [0, 1], which is not scaled
 
@@ -64,15 +62,22 @@ PAPER = Paper(
 zeros = nnx.initializers.zeros
 
 
+class Bottleneck(Patches, Protocol):
+    """Patches that pass a bottleneck of channels; 0: they do not."""
+
+    bottleneck: int
+
+
 @dataclasses.dataclass(kw_only=True)
 class PixelGen(DenoiserConfig):
     """Config of the class-conditional denoiser; the defaults are XL/16 (676M).
 
     `depth` transformer blocks of `width` and `heads` with an MLP of 2/3 `mlp_ratio`
-    times the width; the image tokens after the first `feature_layer` of them are handed out.
-    Patches are embedded through `bottleneck` channels (0: directly). Before block
-    `context_start`, `context_length` tokens of the class are put ahead of the image's
-    (0: none). `dropout` (attention output, MLP hidden) and `attention_dropout`
+    times the width; the image tokens after the first `feature_layer` of them are handed
+    out. Patches are embedded through `bottleneck` channels (0: directly).
+    `context_length` tokens of the class are put ahead of the image's before block
+    `context_start`; with 0 there are none, no table of them, and `context_start` means
+    nothing. `dropout` (attention output, MLP hidden) and `attention_dropout`
     (attention probabilities) are rates of the blocks in the middle half of the depth.
 
     `image_size` is the size trained on, whose positions are a stored table; any other
@@ -125,18 +130,15 @@ class PixelGen(DenoiserConfig):
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        found = trunk_problems(self, height, width, also=("num_classes", "image_size"))
-        if self.patch > 0 and self.image_size % self.patch:
-            found.append(
-                f"model.image_size={self.image_size} must be a multiple of "
-                f"model.patch={self.patch}"
-            )
+        also = ("num_classes", "image_size")
+        problems = trunk.problems(self, height, width, also=also)
+        problems += image_size_problems(self.image_size, self.patch)
         if self.mlp_width < 1:
-            found.append(f"model.mlp_ratio={self.mlp_ratio} leaves the MLP no width")
+            problems.append(f"model.mlp_ratio={self.mlp_ratio} leaves the MLP no width")
         if min(self.bottleneck, self.context_length) < 0:
-            found.append("model.bottleneck and context_length must be at least 0")
+            problems.append("model.bottleneck and context_length must be at least 0")
         if self.context_length and not 0 <= self.context_start < self.depth:
-            found.append(
+            problems.append(
                 f"model.context_start={self.context_start} must lie in 0..depth - 1 = "
                 f"{self.depth - 1}: the class tokens enter before that block (or set "
                 "model.context_length=0)"
@@ -144,69 +146,56 @@ class PixelGen(DenoiserConfig):
         for name in ("dropout", "attention_dropout"):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
-                found.append(f"model.{name}={rate} must lie in [0, 1)")
-        return found
+                problems.append(f"model.{name}={rate} must lie in [0, 1)")
+        return problems
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted)."""
         pixels, d = height * width, self.width
         n = pixels // self.patch**2
         before = self.context_start if self.context_length else self.depth
-        trunk = before * block_flops(n, d, self.mlp_width)
-        trunk += (self.depth - before) * block_flops(
+        blocks = before * block_flops(n, d, self.mlp_width)
+        blocks += (self.depth - before) * block_flops(
             n + self.context_length, d, self.mlp_width
         )
-        inputs = pixels * self.channels
-        embed = inputs * (self.bottleneck or d) + n * self.bottleneck * d
-        decode = inputs * d + 2 * d * d
-        return 2 * (trunk + embed + decode + d * (TimeEmbed.features + d))
-
-
-class Precomputed(NamedTuple):
-    """What the condition makes, each [b_i, d] a group, and what blocks make of it."""
-
-    times: tuple[Array, ...]
-    classes: tuple[Array, ...]
-    vectors: tuple[Array, ...]
-    early: list | None
-    middle: list | None
-    late: list | None
-
-
-class Sequence(NamedTuple):
-    """Packed tokens [rows, n, width] on their way through the blocks."""
-
-    tokens: Array
-    packing: Packing
-    rope: tuple[Array, ...]
+        ends = trunk.embed_flops(self, pixels, self.bottleneck)
+        return 2 * (blocks + ends + trunk.decode_flops(d, self.channels, pixels))
 
 
 class PixelGenModel(nnx.Module):
-    """The class-conditional denoiser; see `models.base.Denoiser` for its call."""
+    """The class-conditional denoiser (`models.interface.Denoiser`)."""
 
     def __init__(self, config: PixelGen, rngs: nnx.Rngs, precision: Precision):
         d, self.patch = config.width, config.patch
         self.head_width = d // config.heads
         self.depth, self.dropping = config.depth, config.dropping
-        self.dropouts = bool(config.dropout or config.attention_dropout)
+        self.drops = bool(config.dropout or config.attention_dropout)
         self.dtype = precision.dtype
-        inputs, neck = config.channels * config.patch**2, config.bottleneck
-        init = {"init": xavier, "bias_init": zeros}
-        self.patch_embed = linear(
-            inputs, neck or d, precision, rngs, bias=not neck, **init
-        )
-        self.patch_expand = linear(neck, d, precision, rngs, **init) if neck else None
-        side = config.image_size // config.patch
-        self.position = nnx.Param(jnp.asarray(sincos_table(side, side, d)))
+        self.patch_embed, self.patch_expand = patch_layers(config, rngs, precision)
+        self.position = stored_places(config.image_size, config.patch, d)
         self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs, bias_init=zeros)
         self.class_embed = ClassEmbed(config.num_classes, d, rngs)
         small, length = nnx.initializers.normal(0.02), config.context_length
         self.context = nnx.Param(small(rngs.params(), (length, d))) if length else None
-        low, self.high = config.cuts
-        self.low, self.feature_first = low, config.feature_layer == low
-        self.early = _stack(config, low, rngs, precision)
-        self.middle = _stack(config, self.high - low, rngs, precision)
-        self.late = _stack(config, config.depth - self.high, rngs, precision)
+        cuts = config.cuts
+        # The stacks before which features leave and class tokens enter.
+        self.features_at = 1 if config.feature_layer == cuts[0] else 2
+        self.context_at = 3 - self.features_at
+        sizes = BlockConfig(
+            width=d,
+            heads=config.heads,
+            hidden=config.mlp_width,
+            bias=True,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            initial=XAVIER,
+        )
+
+        def block(rngs: nnx.Rngs) -> Block:
+            return Block(sizes, precision, rngs)
+
+        stacks = trunk.make_stacks(config, block, rngs, cuts)
+        self.early, self.middle, self.late = stacks
         self.decoder = TokenDecoder(config, rngs, precision, RMSNorm(d))
 
     def __call__(
@@ -214,111 +203,104 @@ class PixelGenModel(nnx.Module):
         batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
-        pre: Precomputed | None = None,
+        pre: trunk.Precomputed | None = None,
         frozen_params: dict | None = None,
     ) -> Output:
-        """Class-conditional prediction; `conds` hold labels in [0, num_classes].
+        """Prediction for times in [0, 1] and labels in [0, num_classes].
 
-        `key` turns dropout on: one key for all images, or one an image [sum(b_i)] in
-        the order of the groups. The masks of an image depend on its key alone.
+        `key` turns dropout on: one key for all images, or one an image in the order of
+        the batch. The masks of an image depend on its key alone.
         """
-        groups, _, _ = zip(*batch, strict=True)
-        times, classes, vectors, *made = pre or self.precompute(batch)
-        early, middle, late = made
-        dropouts = [None] * self.depth
-        if self.dropouts and key is not None:
-            batches = tuple(map(len, groups))
-            dropouts = layer_drops(key, batches, self.depth, self.dropping)
-
-        def run(
-            stack: Stack | None, layers: list | None, first: int, x: Sequence
-        ) -> Sequence:
-            if stack is None:
-                return x
-            own = {
-                "dropouts": dropouts[first : first + stack.depth],
-                "modulation": layers,
-            }
-            return x._replace(tokens=stack(x.tokens, vectors, *x[1:], **own))
-
-        x = self.embed(groups)
-        lengths = x.packing.lengths
-        x = run(self.early, early, 0, x)
-        if self.feature_first:
-            features = _image_tokens(x, lengths)
-            x = self.with_context(
-                run(self.middle, middle, self.low, x), groups, classes
-            )
-        else:
-            x = run(
-                self.middle, middle, self.low, self.with_context(x, groups, classes)
-            )
-            features = _image_tokens(x, lengths)
-        tokens = _image_tokens(run(self.late, late, self.high, x), lengths)
-        parts = zip(groups, tokens, times, vectors, strict=True)
-        return Output(tuple(self.decoder(*part) for part in parts), features)
-
-    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
-        """See `models.interface.Denoiser`."""
-        _, timesteps, conds = zip(*batch, strict=True)
-        found = self.condition(timesteps, conds)
-        stacks = (self.early, self.middle, self.late)
-        return Precomputed(*found, *(layer_modulations(s, found[-1]) for s in stacks))
-
-    def condition(
-        self, timesteps: tuple[Array, ...], conds: tuple[Condition, ...]
-    ) -> tuple[tuple[Array, ...], ...]:
-        """Embeddings of time and class, and AdaLN conditions; each [b_i, d] a group."""
-        times = tuple(self.time_embed(timestep) for timestep in timesteps)
-        classes = tuple(self.class_embed(cond.labels) for cond in conds)
-        vectors = tuple(
-            jax.nn.silu(one + other).astype(self.dtype)
-            for one, other in zip(times, classes, strict=True)
+        pre, images = pre or self.precompute(batch), trunk.images_of(batch)
+        dropouts = None
+        if self.drops and key is not None:
+            counts = tuple(map(len, images))
+            dropouts = layer_drops(key, counts, self.depth, self.dropping)
+        tokens, features = trunk.run_stacks(
+            (self.early, self.middle, self.late),
+            self.embed(images),
+            pre,
+            features_at=self.features_at,
+            before={self.context_at: lambda x: self.with_context(x, images, pre.extra)},
+            dropouts=dropouts,
         )
-        return times, classes, vectors
+        return Output(trunk.decode(self.decoder, images, tokens, pre), features)
 
-    def embed(self, groups: tuple[Array, ...]) -> Sequence:
+    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed:
+        """What time and class make."""
+        stacks = self.early, self.middle, self.late
+        embeds = self.time_embed, self.class_embed
+        return trunk.precompute_classes(batch, *embeds, stacks, self.dtype)
+
+    def embed(self, images: trunk.Images) -> trunk.Tokens:
         """The embedded patches with their positions."""
-        packing, tokens = pack_patches(groups, self.patch, self.dtype)
-        tokens = self.patch_embed(tokens)
-        if self.patch_expand is not None:
-            tokens = self.patch_expand(tokens)
-        stored = self.position[...]
-        places = [(places_of(stored, *size),) for size in self._sizes(groups)]
-        tokens = tokens + pack_tables(packing, places)[0]
-        return Sequence(
-            tokens.astype(self.dtype), packing, self._rope(groups, packing, 0)
-        )
+        x = trunk.pack_images(images, self.patch, self.dtype, self._table(0))
+        grids = trunk.token_grids(images, self.patch)
+        layers = self.patch_embed, self.patch_expand
+        return embed_placed(x, layers, self.position[...], grids)
 
     def with_context(
-        self, x: Sequence, groups: tuple[Array, ...], classes: tuple[Array, ...]
-    ) -> Sequence:
-        """The same with tokens of the class, which know no time, ahead of each image's.
+        self, x: trunk.Tokens, images: trunk.Images, classes: tuple[Array, ...]
+    ) -> trunk.Tokens:
+        """The same with tokens of the class, which know no time, before each image's.
 
         They do not turn in the rotary embedding: each has a learnt place instead.
         """
         if self.context is None:
             return x
-        length = self.context.shape[0]
-        longer = []
-        for tokens, label in zip(x.packing.split(x.tokens), classes, strict=True):
-            ahead = label[:, None] + self.context[...]
-            longer.append(jnp.concatenate([ahead.astype(self.dtype), tokens], 1))
+        context = self.context[...]
+        longer = [
+            jnp.concatenate([(label[:, None] + context).astype(self.dtype), tokens], 1)
+            for tokens, label in zip(x.packing.split(x.array), classes, strict=True)
+        ]
         packing = Packing.of(longer)
-        rope = self._rope(groups, packing, length)
-        return Sequence(packing.join(longer), packing, rope)
+        grids = trunk.token_grids(images, self.patch)
+        rope = trunk.pack_rope(packing, grids, self._table(len(context)))
+        return trunk.Tokens(packing.join(longer), packing, rope)
 
-    def _sizes(self, groups: tuple[Array, ...]) -> list[tuple[int, int]]:
-        return [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
+    def _table(self, context: int) -> trunk.Table:
+        """The rotary table of a grid behind `context` tokens of the class."""
 
-    def _rope(
-        self, groups: tuple[Array, ...], packing: Packing, context: int
-    ) -> tuple[Array, ...]:
-        tables = (
-            rotary_table(*size, self.head_width, None, halves=True, row_first=True)
-            for size in self._sizes(groups)
-        )
-        return pack_tables(packing, [identity_rope(table, context) for table in tables])
+        def table(rows: int, columns: int) -> tuple[np.ndarray, ...]:
+            own = rotary_table(
+                rows, columns, self.head_width, None, halves=True, row_first=True
+            )
+            return identity_rope(own, context)
+
+        return table
+
+
+def patch_layers(
+    config: Bottleneck, rngs: nnx.Rngs, precision: Precision
+) -> tuple[nnx.Linear, nnx.Linear | None]:
+    """The linear layer on a patch's pixels and, behind a bottleneck, the next one."""
+    d, neck = config.width, config.bottleneck
+    if not neck:
+        return trunk.patch_linear(config, d, rngs, precision), None
+    first = trunk.patch_linear(config, neck, rngs, precision, bias=False)
+    init = {"init": xavier, "bias_init": zeros}
+    return first, linear(neck, d, precision, rngs, **init)
+
+
+def embed_placed(
+    x: trunk.Tokens,
+    layers: tuple[nnx.Linear, nnx.Linear | None],
+    stored: Array,
+    grids: list[tuple[int, int]],
+) -> trunk.Tokens:
+    """Patches embedded by `patch_layers`, with positions (`places_of`) added."""
+    first, second = layers
+    array = first(x.array)
+    if second is not None:
+        array = second(array)
+    places = x.packing.tile([places_of(stored, *grid) for grid in grids])
+    return x._replace(array=(array + places).astype(array.dtype))
+
+
+def stored_places(image_size: int, patch: int, width: int) -> nnx.Param:
+    """The positions [n, width] of the square that a model is trained on."""
+    side = image_size // patch
+    return nnx.Param(jnp.asarray(sincos_table(side, side, width)))
 
 
 def places_of(stored: Array, rows: int, columns: int) -> Array:
@@ -332,26 +314,8 @@ def places_of(stored: Array, rows: int, columns: int) -> Array:
     return jnp.asarray(sincos_table(rows, columns, stored.shape[-1]))
 
 
-def _image_tokens(x: Sequence, lengths: tuple[int, ...]) -> tuple[Array, ...]:
-    """The last tokens of every sequence: the image's, [b_i, lengths[i], d] a group."""
-    parts = zip(x.packing.split(x.tokens), lengths, strict=True)
-    return tuple(part[:, -length:] for part, length in parts)
-
-
-def _stack(
-    config: PixelGen, depth: int, rngs: nnx.Rngs, precision: Precision
-) -> Stack | None:
-    sizes = BlockConfig(
-        width=config.width,
-        heads=config.heads,
-        hidden=config.mlp_width,
-        bias=True,
-        initial=XAVIER,
-        dropout=config.dropout,
-        attention_dropout=config.attention_dropout,
-    )
-
-    def block(rngs: nnx.Rngs) -> Block:
-        return Block(sizes, precision, rngs)
-
-    return Stack(block, depth, rngs, config.stack) if depth else None
+def image_size_problems(image_size: int, patch: int) -> list[str]:
+    """What is wrong with the size trained on."""
+    if patch < 1 or image_size % patch == 0:
+        return []
+    return [f"model.image_size={image_size} must be a multiple of model.patch={patch}"]

@@ -5,12 +5,13 @@ the text-to-image model.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from pixelflow_jax.models import trunk
 from pixelflow_jax.models.interface import (
     DenoiserConfig,
     Inputs,
@@ -18,21 +19,24 @@ from pixelflow_jax.models.interface import (
     Paper,
     TextSpec,
 )
-from pixelflow_jax.models.pixelgen import PAPER, places_of
+from pixelflow_jax.models.pixelgen import (
+    PAPER,
+    embed_placed,
+    image_size_problems,
+    patch_layers,
+    stored_places,
+)
 from pixelflow_jax.models.text_trunk import (
-    Precomputed,
+    RefinedText,
     TextTrunk,
     text_flops,
     text_problems,
+    text_rope,
 )
 from pixelflow_jax.nn.decoder import TokenDecoder
-from pixelflow_jax.nn.embed import pack_patches, pack_tables, sincos_table
-from pixelflow_jax.nn.layers import XAVIER, linear, xavier
-from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.layers import XAVIER
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-
-zeros = nnx.initializers.zeros
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,10 +44,10 @@ class PixelGenText(DenoiserConfig):
     """Config of the text-to-image denoiser; the defaults are XXL/16 for 512 pixels.
 
     `text_depth` blocks on texts and `depth` on images, of `width` and `heads`; the
-    image tokens after the first `feature_layer` of them are handed out. Texts have exactly
-    `text_length` tokens of `text_width`. Padding is read like text, as in the official
-    code; `mask_text` hides what `Condition.mask` excludes. Patches are embedded through
-    `bottleneck` channels.
+    image tokens after the first `feature_layer` of them are handed out. Texts have
+    exactly `text_length` tokens of `text_width`. Padding is read like text, as in the
+    official code; `mask_text` hides what `Condition.mask` excludes. Patches are
+    embedded through `bottleneck` channels.
 
     `image_size` is the size trained on, whose positions are a stored table; any other
     size that `patch` divides works too, with a computed one.
@@ -76,33 +80,26 @@ class PixelGenText(DenoiserConfig):
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
         also = ("image_size", "bottleneck")
-        found = text_problems(self, height, width, also=also)
-        if self.patch > 0 and self.image_size % self.patch:
-            found.append(
-                f"model.image_size={self.image_size} must be a multiple of "
-                f"model.patch={self.patch}"
-            )
-        return found
+        problems = text_problems(self, height, width, also=also)
+        return problems + image_size_problems(self.image_size, self.patch)
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted)."""
-        n, d, neck = height * width // self.patch**2, self.width, self.bottleneck
-        pixels = n * self.patch**2 * self.channels
-        return 2 * (text_flops(self, n) + pixels * (neck + d) + n * neck * d)
+        pixels = height * width
+        ends = trunk.embed_flops(self, pixels, self.bottleneck)
+        ends += pixels * self.channels * self.width
+        return 2 * (text_flops(self, pixels // self.patch**2) + ends)
 
 
 class PixelGenTextModel(nnx.Module):
-    """The text-to-image denoiser; see `models.base.Denoiser` for its call."""
+    """The text-to-image denoiser (`models.interface.Denoiser`)."""
 
     def __init__(self, config: PixelGenText, rngs: nnx.Rngs, precision: Precision):
         d, self.patch = config.width, config.patch
+        self.head_width = d // config.heads
         self.dtype = precision.dtype
-        inputs, neck = config.channels * config.patch**2, config.bottleneck
-        init = {"init": xavier, "bias_init": zeros}
-        self.patch_embed = linear(inputs, neck, precision, rngs, bias=False, **init)
-        self.patch_expand = linear(neck, d, precision, rngs, **init)
-        side = config.image_size // config.patch
-        self.position = nnx.Param(jnp.asarray(sincos_table(side, side, d)))
+        self.patch_embed, self.patch_expand = patch_layers(config, rngs, precision)
+        self.position = stored_places(config.image_size, config.patch, d)
         small = nnx.initializers.normal(0.02)
         self.trunk = TextTrunk(config, rngs, precision, XAVIER, small)
         self.decoder = TokenDecoder(config, rngs, precision, modulated=False)
@@ -112,30 +109,25 @@ class PixelGenTextModel(nnx.Module):
         batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
-        pre: Precomputed | None = None,
+        pre: trunk.Precomputed[RefinedText] | None = None,
         frozen_params: dict | None = None,
     ) -> Output:
         """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
 
-        Raises ValueError where `conds` hold no text, or one of another shape.
+        Raises ValueError where a condition holds no text, or one of another shape.
         """
-        groups, _, _ = zip(*batch, strict=True)
-        ahead = pre or self.precompute(batch)
-        out = self.trunk(groups, *self.embed(groups), ahead)
-        parts = zip(groups, out.tokens, out.times, strict=True)
-        pred = (self.decoder(image, x, time, time) for image, x, time in parts)
-        return Output(tuple(pred), tuple(out.features))
+        pre, images = pre or self.precompute(batch), trunk.images_of(batch)
+        tokens, features = self.trunk(self.embed(images), pre)
+        return Output(trunk.decode(self.decoder, images, tokens, pre), features)
 
-    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
-        """See `models.interface.Denoiser`."""
-        _, timesteps, conds = zip(*batch, strict=True)
-        return self.trunk.precompute(timesteps, conds)
+    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed[RefinedText]:
+        """What time and text make."""
+        return self.trunk.precompute(batch)
 
-    def embed(self, groups: tuple[Array, ...]) -> tuple[Packing, Array]:
-        """The embedded patches with their positions [rows, n, width]."""
-        packing, patches = pack_patches(groups, self.patch, self.dtype)
-        tokens = self.patch_expand(self.patch_embed(patches))
-        sizes = [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
-        places = [(places_of(self.position[...], *size),) for size in sizes]
-        tokens = tokens + pack_tables(packing, places)[0]
-        return packing, tokens.astype(self.dtype)
+    def embed(self, images: trunk.Images) -> trunk.Tokens:
+        """The embedded patches with their positions."""
+        table = functools.partial(text_rope, head_width=self.head_width)
+        x = trunk.pack_images(images, self.patch, self.dtype, table)
+        grids = trunk.token_grids(images, self.patch)
+        layers = self.patch_embed, self.patch_expand
+        return embed_placed(x, layers, self.position[...], grids)

@@ -5,42 +5,35 @@ field's place it is the paper's baseline, a plain DiT on pixels.
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from pixelflow_jax.models import trunk
 from pixelflow_jax.models.interface import (
-    Condition,
     DenoiserConfig,
     Inputs,
     Labels,
     Output,
     Paper,
 )
-from pixelflow_jax.models.trunk import trunk_problems
 from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
 from pixelflow_jax.nn.decoder import Patches, TokenDecoder
-from pixelflow_jax.nn.embed import (
-    ClassEmbed,
-    TimeEmbed,
-    pack_patches,
-    pack_tables,
-    rotary_table,
-)
+from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, rotary_table
 from pixelflow_jax.nn.field import (
     ENCODINGS,
     WEIGHTS,
     FieldBlock,
     PixelEmbed,
 )
-from pixelflow_jax.nn.layers import RMSNorm, linear, xavier
-from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.layers import RMSNorm, linear
 from pixelflow_jax.nn.patch import Patch, patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
+from pixelflow_jax.nn.stack import Stack, StackConfig
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
 ROPE_EXTENT = 16.0  # every token grid spans 0..16, whatever its size
@@ -68,9 +61,9 @@ class NeuralField:
     in sequence (L: 2, XL: 4; ablated 1, 2, 4), `encoding` "dct", "sincos", "cosine", or
     "cosine16", which always spans what "cosine" spans in a patch of 16; `normalised`:
     which generated weights get unit columns ("first", "second"), `output_norm`: RMS
-    norm before the last linear layer. `stack`:
-    remat "names" keeps only the generated weights for the backward pass, for batches
-    that do not fit otherwise.
+    norm before the last linear layer. `stack`: remat
+    "names" keeps only the generated weights for the backward pass, for batches that do
+    not fit otherwise.
     """
 
     width: int = 64
@@ -91,19 +84,19 @@ class NeuralField:
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        found = []
+        problems = []
         if self.encoding not in ENCODINGS:
-            found.append(
+            problems.append(
                 f"decoder.encoding must be one of {sorted(ENCODINGS)}, not "
                 f"{self.encoding!r}"
             )
         if not set(self.normalised) <= set(WEIGHTS):
-            found.append(
+            problems.append(
                 f"decoder.normalised may hold {WEIGHTS}, not {tuple(self.normalised)}"
             )
         if min(self.width, self.ratio, self.depth) < 1:
-            found.append("decoder.width, ratio and depth must be at least 1")
-        return found
+            problems.append("decoder.width, ratio and depth must be at least 1")
+        return problems
 
     def flops(self, model: Patches, pixels: int, tokens: int) -> float:
         """Forward operations for one image of that many pixels and tokens."""
@@ -130,16 +123,16 @@ class LinearDecoder:
 
     def flops(self, model: Patches, pixels: int, tokens: int) -> float:
         """Forward operations for one image of that many pixels and tokens."""
-        return 2 * (model.width * pixels * model.channels + 2 * model.width**2)
+        return 2 * trunk.decode_flops(model.width, model.channels, pixels)
 
 
 @dataclasses.dataclass(kw_only=True)
 class PixNerd(DenoiserConfig):
     """Config of the class-conditional denoiser; the defaults are XL/16 (700M).
 
-    `depth` transformer blocks of `width` and `heads`; the first `feature_layer` of them form the
-    early stack, whose output tokens are handed out. Class `num_classes` is the null
-    class. Any image size that `patch` divides works with the same parameters.
+    `depth` transformer blocks of `width` and `heads`; the tokens after the first
+    `feature_layer` of them are handed out. Class `num_classes` is the null class. Any
+    image size that `patch` divides works with the same parameters.
     """
 
     paper: ClassVar[Paper] = PAPER
@@ -171,17 +164,16 @@ class PixNerd(DenoiserConfig):
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        return self.decoder.problems() + trunk_problems(
+        return self.decoder.problems() + trunk.problems(
             self, height, width, also=("num_classes",)
         )
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted)."""
-        pixels, n, d = height * width, height * width // self.patch**2, self.width
-        trunk = self.depth * block_flops(n, d, self.mlp_width)
-        trunk += d * pixels * self.channels
-        time = d * (TimeEmbed.features + d)
-        return 2 * (trunk + time) + self.decoder.flops(self, pixels, n)
+        pixels, n = height * width, height * width // self.patch**2
+        blocks = self.depth * block_flops(n, self.width, self.mlp_width)
+        before = 2 * (blocks + trunk.embed_flops(self, pixels))
+        return before + self.decoder.flops(self, pixels, n)
 
 
 class FieldDecoder(nnx.Module):
@@ -242,44 +234,22 @@ class FieldDecoder(nnx.Module):
         return unpatchify(out, patch, *image.shape[1:3])
 
 
-class Precomputed(NamedTuple):
-    """Time embeddings and AdaLN conditions, each [b_i, d] a group; what blocks make."""
-
-    times: tuple[Array, ...]
-    vectors: tuple[Array, ...]
-    early: list | None
-    late: list | None
-
-
 class PixNerdModel(nnx.Module):
-    """The class-conditional denoiser; see `models.base.Denoiser` for its call."""
+    """The class-conditional denoiser (`models.interface.Denoiser`)."""
 
     def __init__(self, config: PixNerd, rngs: nnx.Rngs, precision: Precision):
-        d = config.width
-        self.patch = config.patch
+        d, self.patch = config.width, config.patch
         self.head_width = d // config.heads
         self.dtype = precision.dtype
-        self.patch_embed = linear(
-            config.channels * config.patch**2,
-            d,
-            precision,
-            rngs,
-            init=xavier,
-            bias_init=zeros,
-        )
+        self.patch_embed = trunk.patch_linear(config, d, rngs, precision)
         self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs)
         self.class_embed = ClassEmbed(config.num_classes, d, rngs)
-
         sizes = BlockConfig(width=d, heads=config.heads, hidden=config.mlp_width)
 
-        def stack(depth: int) -> Stack | None:
-            def block(rngs: nnx.Rngs) -> Block:
-                return Block(sizes, precision, rngs)
+        def block(rngs: nnx.Rngs) -> Block:
+            return Block(sizes, precision, rngs)
 
-            return Stack(block, depth, rngs, config.stack) if depth else None
-
-        self.early = stack(config.feature_layer)
-        self.late = stack(config.depth - config.feature_layer)
+        self.early, self.late = trunk.make_stacks(config, block, rngs)
         self.decoder = config.decoder.build(config, rngs, precision)
 
     def __call__(
@@ -287,46 +257,24 @@ class PixNerdModel(nnx.Module):
         batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
-        pre: Precomputed | None = None,
+        pre: trunk.Precomputed | None = None,
         frozen_params: dict | None = None,
     ) -> Output:
-        """Class-conditional prediction; `conds` hold labels in [0, num_classes]."""
-        groups, _, _ = zip(*batch, strict=True)
-        times, vectors, *own = pre or self.precompute(batch)
-        packing, tokens, rope = self.embed(groups)
-        for stack, layers in zip((self.early, self.late), own, strict=True):
-            if stack is self.late:
-                features = packing.split(tokens)
-            if stack is not None:
-                tokens = stack(tokens, vectors, packing, rope, modulation=layers)
-        parts = zip(groups, packing.split(tokens), times, vectors, strict=True)
-        return Output(tuple(self.decoder(*part) for part in parts), tuple(features))
+        """Prediction for times in [0, 1] and labels in [0, num_classes]."""
+        pre, images = pre or self.precompute(batch), trunk.images_of(batch)
+        stacks = self.early, self.late
+        tokens, features = trunk.run_stacks(stacks, self.embed(images), pre)
+        return Output(trunk.decode(self.decoder, images, tokens, pre), features)
 
-    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
-        """See `models.interface.Denoiser`."""
-        _, timesteps, conds = zip(*batch, strict=True)
-        times, vectors = self.condition(timesteps, conds)
-        stacks = (self.early, self.late)
-        return Precomputed(
-            times, vectors, *(layer_modulations(s, vectors) for s in stacks)
+    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed:
+        """What time and class make."""
+        embeds, stacks = (self.time_embed, self.class_embed), (self.early, self.late)
+        return trunk.precompute_classes(batch, *embeds, stacks, self.dtype)
+
+    def embed(self, images: trunk.Images) -> trunk.Tokens:
+        """The embedded patches."""
+        table = functools.partial(
+            rotary_table, head_width=self.head_width, extent=ROPE_EXTENT
         )
-
-    def condition(
-        self, timesteps: tuple[Array, ...], conds: tuple[Condition, ...]
-    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """Time embeddings and AdaLN conditions, each [b_i, d] a group."""
-        times = tuple(self.time_embed(timestep) for timestep in timesteps)
-        vectors = tuple(
-            jax.nn.silu(time + self.class_embed(cond.labels)).astype(self.dtype)
-            for time, cond in zip(times, conds, strict=True)
-        )
-        return times, vectors
-
-    def embed(
-        self, groups: tuple[Array, ...]
-    ) -> tuple[Packing, Array, tuple[Array, Array]]:
-        """The packing, the embedded patches [rows, n, d] and their rotary table."""
-        packing, flat = pack_patches(groups, self.patch, self.dtype)
-        sizes = [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
-        tables = [rotary_table(*size, self.head_width, ROPE_EXTENT) for size in sizes]
-        return packing, self.patch_embed(flat), pack_tables(packing, tables)
+        x = trunk.pack_images(images, self.patch, self.dtype, table)
+        return x._replace(array=self.patch_embed(x.array))

@@ -4,12 +4,14 @@ Wang et al. 2025, "PixNerd: Pixel Neural Field Diffusion", the text-to-image mod
 """
 
 import dataclasses
+import functools
 import math
 from typing import ClassVar
 
 from flax import nnx
 from jax import Array
 
+from pixelflow_jax.models import trunk
 from pixelflow_jax.models.interface import (
     DenoiserConfig,
     Inputs,
@@ -19,22 +21,20 @@ from pixelflow_jax.models.interface import (
 )
 from pixelflow_jax.models.pixnerd import PAPER, NeuralField
 from pixelflow_jax.models.text_trunk import (
-    Precomputed,
+    RefinedText,
     TextTrunk,
     text_flops,
     text_problems,
+    text_rope,
 )
-from pixelflow_jax.nn.embed import pack_patches
-from pixelflow_jax.nn.layers import TORCH, linear, xavier
+from pixelflow_jax.nn.layers import TORCH
 from pixelflow_jax.nn.patch import Patch, nearest
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 
-zeros = nnx.initializers.zeros
-
 
 def text_field() -> NeuralField:
-    """The field of the official model: only its first generated weight is normalised"""
+    """The field of the official model, which normalises its first weight alone."""
     first = ("first",)
     return NeuralField(depth=2, encoding="cosine", normalised=first, output_norm=False)
 
@@ -44,10 +44,10 @@ class PixNerdText(DenoiserConfig):
     """Config of the text-to-image denoiser; the defaults are XXL/16 (1.2B).
 
     `text_depth` blocks on texts and `depth` on images, of `width` and `heads`; the
-    image tokens after the first `feature_layer` of them are handed out. Texts have exactly
-    `text_length` tokens of `text_width`. Padding is read like text, as in the official
-    code; `mask_text` hides what `Condition.mask` excludes. Any image size that `patch`
-    divides works with the same parameters.
+    image tokens after the first `feature_layer` of them are handed out. Texts have
+    exactly `text_length` tokens of `text_width`. Padding is read like text, as in the
+    official code; `mask_text` hides what `Condition.mask` excludes. Any image size that
+    `patch` divides works with the same parameters.
 
     `canvas`, a height and a width (512, 512), makes images of any size the same number
     of tokens: the transformer sees pixels picked from them, as many as the canvas has,
@@ -88,79 +88,75 @@ class PixNerdText(DenoiserConfig):
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        found = self.decoder.problems()
+        problems = self.decoder.problems()
         if not self.canvas:
-            return found + text_problems(self, height, width)
+            return problems + text_problems(self, height, width)
+        where = f"model.canvas={self.canvas}"
         if len(self.canvas) != 2 or min(self.canvas) < 1:
             return [
-                *found,
-                f"model.canvas={self.canvas} must be a height and a width, such as "
-                "(512, 512), or () for none",
+                *problems,
+                f"{where} must be a height and a width, such as (512, 512), or () for "
+                "none",
             ]
-        wrong = text_problems(self, *self.canvas)
-        if wrong:
-            where = f"model.canvas={self.canvas}"
-            return found + [f"{problem} ({where})" for problem in wrong]
+        of_canvas = text_problems(self, *self.canvas)
+        if of_canvas:
+            return problems + [f"{problem} ({where})" for problem in of_canvas]
         rows, columns = (side // self.patch for side in self.canvas)
         if height % rows or width % columns:
-            found.append(
-                f"model.canvas={self.canvas} cuts every image into {rows} x {columns} "
-                f"patches: the height must be a multiple of {rows} and the width of "
-                f"{columns}, unlike {height} x {width}"
+            problems.append(
+                f"{where} cuts every image into {rows} x {columns} patches: the height "
+                f"must be a multiple of {rows} and the width of {columns}, unlike "
+                f"{height} x {width}"
             )
-        return found
+        return problems
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted)."""
         seen = math.prod(self.canvas or (height, width))
         n = seen // self.patch**2
-        trunk = text_flops(self, n) + self.width * seen * self.channels
-        return 2 * trunk + self.decoder.flops(self, height * width, n)
+        before = text_flops(self, n) + trunk.embed_flops(self, seen)
+        return 2 * before + self.decoder.flops(self, height * width, n)
 
 
 class PixNerdTextModel(nnx.Module):
-    """The text-to-image denoiser; see `models.base.Denoiser` for its call."""
+    """The text-to-image denoiser (`models.interface.Denoiser`)."""
 
     def __init__(self, config: PixNerdText, rngs: nnx.Rngs, precision: Precision):
         d, self.patch = config.width, config.patch
+        self.head_width = d // config.heads
         self.canvas = tuple(config.canvas)
         self.dtype = precision.dtype
-        inputs = config.channels * config.patch**2
-        init = {"init": xavier, "bias_init": zeros}
-        self.patch_embed = linear(inputs, d, precision, rngs, **init)
+        self.patch_embed = trunk.patch_linear(config, d, rngs, precision)
         places = nnx.initializers.normal(1.0)
         self.trunk = TextTrunk(config, rngs, precision, TORCH, places)
         self.decoder = config.field().build(config, rngs, precision)
-
-    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed:
-        """See `models.interface.Denoiser`."""
-        _, timesteps, conds = zip(*batch, strict=True)
-        return self.trunk.precompute(timesteps, conds)
 
     def __call__(
         self,
         batch: tuple[Inputs, ...],
         *,
         key: Array | None = None,
-        pre: Precomputed | None = None,
+        pre: trunk.Precomputed[RefinedText] | None = None,
         frozen_params: dict | None = None,
     ) -> Output:
         """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
 
-        Raises ValueError where `conds` hold no text, or one of another shape.
+        Raises ValueError where a condition holds no text, or one of another shape.
         """
-        groups, _, _ = zip(*batch, strict=True)
-        seen = tuple(map(self.seen, groups))
-        packing, patches = pack_patches(seen, self.patch, self.dtype)
-        tokens = self.patch_embed(patches)
-        ahead = pre or self.precompute(batch)
-        out = self.trunk(seen, packing, tokens, ahead)
-        parts = zip(groups, out.tokens, out.times, strict=True)
-        pred = (
-            self.decoder(image, x, time, time, self.field_patch(image))
-            for image, x, time in parts
-        )
-        return Output(tuple(pred), tuple(out.features))
+        pre, images = pre or self.precompute(batch), trunk.images_of(batch)
+        tokens, features = self.trunk(self.embed(images), pre)
+        return Output(trunk.decode(self._decoded, images, tokens, pre), features)
+
+    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed[RefinedText]:
+        """What time and text make."""
+        return self.trunk.precompute(batch)
+
+    def embed(self, images: trunk.Images) -> trunk.Tokens:
+        """The embedded patches of the images as the transformer sees them."""
+        seen = tuple(map(self.seen, images))
+        table = functools.partial(text_rope, head_width=self.head_width)
+        x = trunk.pack_images(seen, self.patch, self.dtype, table)
+        return x._replace(array=self.patch_embed(x.array))
 
     def seen(self, image: Array) -> Array:
         """The image [b, h, w, c] as the transformer sees it."""
@@ -173,3 +169,6 @@ class PixNerdTextModel(nnx.Module):
         pairs = zip(image.shape[1:3], self.canvas, strict=True)
         height, width = (self.patch * full // seen for full, seen in pairs)
         return height, width
+
+    def _decoded(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
+        return self.decoder(image, tokens, time, cond, self.field_patch(image))

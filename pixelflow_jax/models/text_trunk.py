@@ -7,37 +7,30 @@ on images then attends to the images and, unchanged, to the refined text.
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import jax
+import numpy as np
 from flax import nnx
 from jax import Array
 
-from pixelflow_jax.models.interface import Condition
-from pixelflow_jax.models.trunk import trunk_problems
+from pixelflow_jax.models import trunk
+from pixelflow_jax.models.interface import Condition, Inputs
 from pixelflow_jax.nn.attention import JointAttention
 from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
-from pixelflow_jax.nn.embed import TextEmbed, TimeEmbed, pack_tables, rotary_table
+from pixelflow_jax.nn.embed import TextEmbed, TimeEmbed, rotary_table
 from pixelflow_jax.nn.layers import Initial
-from pixelflow_jax.nn.packing import PackedText, Packing
+from pixelflow_jax.nn.packing import PackedText
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
+from pixelflow_jax.nn.stack import Stack
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
 
 
-class TextConfig(Protocol):
+class TextConfig(trunk.Config, Protocol):
     """The fields that the text-to-image models have in common."""
 
-    channels: int
-    patch: int
-    width: int
-    heads: int
-    depth: int
-    feature_layer: int
     text_depth: int
     text_width: int
     text_length: int
     mask_text: bool
-    stack: StackConfig
 
 
 def mlp_width(config: TextConfig) -> int:
@@ -53,39 +46,26 @@ def text_problems(
     Fields named in `also` must be at least 1, too.
     """
     also = (*also, "text_width", "text_length")
-    found = trunk_problems(config, height, width, also=also)
+    problems = trunk.problems(config, height, width, also=also)
     if config.text_depth < 0:
-        found.append(f"model.text_depth={config.text_depth} must be at least 0")
-    return found
+        problems.append(f"model.text_depth={config.text_depth} must be at least 0")
+    return problems
 
 
 def text_flops(config: TextConfig, tokens: int) -> float:
-    """Forward multiply-adds of the trunk for one image of that many tokens."""
+    """Multiply-adds of the blocks and of embedding the text, for that many tokens."""
     d, length = config.width, config.text_length
     joint = block_flops(tokens, d, mlp_width(config))
     joint += length * 2 * d**2 + 2 * tokens * length * d
     refine = config.text_depth * block_flops(length, d, mlp_width(config))
-    embeds = length * config.text_width * d + d * (TimeEmbed.features + d)
-    return config.depth * joint + refine + embeds
+    return config.depth * joint + refine + length * config.text_width * d
 
 
-class Precomputed(NamedTuple):
-    """What time and text make, a group each, and what blocks make of it."""
+class RefinedText(NamedTuple):
+    """What the blocks on texts make of every resolution's."""
 
-    times: tuple[Array, ...]  # [b_i, width]
-    vectors: tuple[Array, ...]  # AdaLN conditions [b_i, width]
-    states: list[Array]  # refined texts [b_i, length, width]
-    masks: tuple[Array | None, ...]  # of the texts, bool [b_i, length]
-    early: list | None
-    late: list | None
-
-
-class Tokens(NamedTuple):
-    """What a decoder needs of each group."""
-
-    tokens: list[Array]  # [b_i, n_i, width]
-    features: list[Array]  # the same after `feature_layer` blocks
-    times: tuple[Array, ...]  # [b_i, width]
+    states: list[Array]  # [b_i, length, width]
+    masks: tuple[Array | None, ...]  # bool [b_i, length]
 
 
 class TextTrunk(nnx.Module):
@@ -102,8 +82,7 @@ class TextTrunk(nnx.Module):
         initial: Initial,
         place_init: Callable,
     ):
-        d, self.patch = config.width, config.patch
-        self.head_width = d // config.heads
+        d = config.width
         self.mask_text = config.mask_text
         self.dtype = precision.dtype
         self.time_embed = TimeEmbed(
@@ -123,89 +102,58 @@ class TextTrunk(nnx.Module):
             width=d, heads=config.heads, hidden=mlp_width(config), initial=initial
         )
 
-        def stack(depth: int, **attend: Callable) -> Stack | None:
-            def block(rngs: nnx.Rngs) -> Block:
-                return Block(sizes, precision, rngs, **attend)
+        def block(rngs: nnx.Rngs) -> Block:
+            return Block(sizes, precision, rngs)
 
-            return Stack(block, depth, rngs, config.stack) if depth else None
+        def joint(rngs: nnx.Rngs) -> Block:
+            return Block(sizes, precision, rngs, JointAttention)
 
-        self.refine = stack(config.text_depth)
-        self.early = stack(config.feature_layer, attend=JointAttention)
-        self.late = stack(config.depth - config.feature_layer, attend=JointAttention)
+        depth = config.text_depth
+        self.refine = Stack(block, depth, rngs, config.stack) if depth else None
+        self.early, self.late = trunk.make_stacks(config, joint, rngs)
 
     def __call__(
-        self,
-        groups: tuple[Array, ...],
-        packing: Packing,
-        tokens: Array,
-        pre: Precomputed,
-    ) -> Tokens:
-        """Embedded images [rows, n, width] of `groups`, under times and texts."""
-        times, vectors, states, masks, *own = pre
-        packed = Packing.of(states)
-        text = PackedText(packed, packed.join(states), masks)
-        rope = self.rope(groups, packing)
-        for stack, layers in zip((self.early, self.late), own, strict=True):
-            if stack is self.late:
-                features = packing.split(tokens)
-            if stack is not None:
-                args = (vectors, packing, rope, None, text)
-                tokens = stack(tokens, *args, modulation=layers)
-        return Tokens(packing.split(tokens), features, times)
-
-    def precompute(
-        self, timesteps: tuple[Array, ...], conds: tuple[Condition, ...]
-    ) -> Precomputed:
-        """See `models.base.Denoiser`; ValueError where `conds` hold no text."""
-        times, vectors = self.condition(timesteps)
-        text = self.read(conds, vectors)
-        states = text.packing.split(text.tokens)
-        stacks = (self.early, self.late)
-        layers = (layer_modulations(stack, vectors) for stack in stacks)
-        return Precomputed(times, vectors, states, text.masks, *layers)
-
-    def condition(
-        self, timesteps: tuple[Array, ...]
+        self, x: trunk.Tokens, pre: trunk.Precomputed[RefinedText]
     ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """Time embeddings and AdaLN conditions, each [b_i, width] a group."""
-        times = tuple(self.time_embed(timestep) for timestep in timesteps)
-        return times, tuple(jax.nn.silu(time).astype(self.dtype) for time in times)
+        """The images' tokens and those after `feature_layer` blocks, [b_i, n_i, width].
 
-    def read(
-        self, conds: tuple[Condition, ...], vectors: tuple[Array, ...]
-    ) -> PackedText:
-        """The refined texts; ValueError where `conds` hold none, or lack a mask."""
+        `x` are the embedded images.
+        """
+        text = trunk.pack_text(*pre.extra)
+        return trunk.run_stacks((self.early, self.late), x, pre, context=text)
+
+    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed[RefinedText]:
+        """What time and text make; ValueError where a condition holds no text."""
+        time = tuple(self.time_embed(inputs.timestep) for inputs in batch)
+        pre = trunk.precompute(time, time, (self.early, self.late), self.dtype)
+        text = self.read(tuple(inputs.cond for inputs in batch), pre.cond)
+        refined = RefinedText(text.packing.split(text.tokens), text.masks)
+        return trunk.Precomputed(pre.time, pre.cond, pre.modulations, refined)
+
+    def read(self, conds: tuple[Condition, ...], cond: tuple[Array, ...]) -> PackedText:
+        """The refined texts; `cond` modulates their blocks."""
         text = self.embed_text(conds)
         if self.refine is None:
             return text
-        args = (vectors, text.packing, None, None, text.masks)
+        args = (cond, text.packing, None, None, text.masks)
         return text._replace(tokens=self.refine(text.tokens, *args))
 
     def embed_text(self, conds: tuple[Condition, ...]) -> PackedText:
-        """The texts as the first of their blocks sees them."""
-        if any(cond.text is None for cond in conds):
-            raise ValueError(
-                "This model reads text, but the condition holds none: give its states "
-                "as Condition.text (conditioner Text does)."
-            )
+        """The texts as the first of their blocks sees them.
+
+        Raises ValueError where a condition holds none, or lacks a mask.
+        """
+        states = [trunk.text_of(cond) for cond in conds]
         masks = tuple(cond.mask if self.mask_text else None for cond in conds)
         if self.mask_text and any(mask is None for mask in masks):
             raise ValueError(
-                "model.mask_text is on, but the condition holds no mask: give Condition.mask"
-                ", or set model.mask_text=False."
+                "model.mask_text is on, but the condition holds no mask: give "
+                "Condition.mask, or set model.mask_text=False."
             )
-        tokens = [self.text_embed(cond.text) for cond in conds]
-        packing = Packing.of(tokens)
-        return PackedText(packing, packing.join(tokens), masks)
-
-    def rope(self, groups: tuple[Array, ...], packing: Packing) -> tuple[Array, ...]:
-        """The rotary table of all images."""
-        sizes = [(g.shape[1] // self.patch, g.shape[2] // self.patch) for g in groups]
-        tables = [text_rope(*size, self.head_width) for size in sizes]
-        return pack_tables(packing, tables)
+        return trunk.pack_text([self.text_embed(text) for text in states], masks)
 
 
-def text_rope(rows: int, columns: int, head_width: int) -> tuple:
+def text_rope(rows: int, columns: int, head_width: int) -> tuple[np.ndarray, ...]:
     """Rotary table of a grid: columns span 0..rows and rows span 0..columns.
 
     Ends are included, so that neighbours are a little more than 1 apart; the exchanged

@@ -13,15 +13,15 @@ Projectors of loss terms and the optimizer's state always begin anew.
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from flax import traverse_util
 
 from pixelflow_jax.config_io import differences, is_under, to_dict
 from pixelflow_jax.errors import InitialError
 from pixelflow_jax.models.interface import DenoiserConfig, network
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.tensors.paths import by_path, nested
 from pixelflow_jax.training.checkpoint import FREE
 
 # Which fields of a model make up each kind of difference.
@@ -95,7 +95,7 @@ class Compatibility:
 
     def take(self, params: dict) -> dict:
         """Of their parameters those that fit, cut into our stacks (numpy)."""
-        have = traverse_util.flatten_dict(params, sep="/")
+        have = by_path(params)
         differing = {d.name for d in self.differences}
         sources, taken = _places(have), {}
         for name, places in _places(self.shapes).items():
@@ -106,7 +106,7 @@ class Compatibility:
             depths = [self.shapes[place][0] for place in places[:-1]]
             cut = np.split(whole, np.cumsum(depths)) if depths else [whole]
             taken |= dict(zip(places, cut, strict=True))
-        return traverse_util.unflatten_dict(taken, sep="/")
+        return nested(taken)
 
     def report(self) -> list[str]:
         """What is taken and what is not, in lines."""
@@ -130,10 +130,10 @@ def changed_fields(
 
     Fields that change no step are left out, like those is_under `without`.
     """
-    named = [{k: to_dict(v) for k, v in nodes.items()} for nodes in (theirs, ours)]
+    old, new = ({k: to_dict(v) for k, v in nodes.items()} for nodes in (theirs, ours))
     return [
-        f"{path}: {old!r} -> {new!r}"
-        for path, (old, new) in differences(*named).items()
+        f"{path}: {before!r} -> {after!r}"
+        for path, (before, after) in differences(old, new).items()
         if not is_under(path, (*FREE, *without))
     ]
 
@@ -169,15 +169,16 @@ def _back(
     theirs: DenoiserConfig, ours: DenoiserConfig, kinds: tuple[str, ...]
 ) -> DenoiserConfig:
     """Our model with their fields of these kinds."""
+    node: Any = ours  # a dataclass, which its Protocol does not say
     named = {field for kind in kinds for field in KINDS[kind]}
-    fields = [f.name for f in dataclasses.fields(ours) if f.name in named]
-    return dataclasses.replace(ours, **{name: getattr(theirs, name) for name in fields})
+    fields = [f.name for f in dataclasses.fields(node) if f.name in named]
+    return dataclasses.replace(node, **{name: getattr(theirs, name) for name in fields})
 
 
 def _shapes(model: DenoiserConfig) -> dict[str, Shape]:
     """Every parameter's shape, by its path."""
     shapes = network(model, Precision()).shapes()
-    flat = traverse_util.flatten_dict(shapes, sep="/")
+    flat = by_path(shapes)
     return {name: leaf.shape for name, leaf in flat.items()}
 
 

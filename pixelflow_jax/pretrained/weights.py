@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from pixelflow_jax import build, sharding
 from pixelflow_jax.atomic import atomic_files
@@ -30,6 +29,7 @@ from pixelflow_jax.pretrained.finetune import changed_fields, compare
 from pixelflow_jax.tensors import hub, reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors.lazy import LazyTensor
+from pixelflow_jax.tensors.paths import by_path, nested
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.state import Initial
 
@@ -81,7 +81,7 @@ class WeightsRef:
         """A set's parameters as a nested dict, float32; raises what `open` does."""
         opened = self.open(ema).items()
         flat = {name: jnp.asarray(tensor.read(), "float32") for name, tensor in opened}
-        return traverse_util.unflatten_dict(flat, sep="/")
+        return nested(flat)
 
     def choose(self, ema: str) -> str:
         """The set called `ema` ("": the usual one); PipelineError where there is none.
@@ -169,7 +169,7 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
         )
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
             params = saved.restore_weights(step, shapes, ema)
-        flat = traverse_util.flatten_dict(params, sep="/")
+        flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 
     names = _class_names(config)
@@ -266,7 +266,7 @@ def cast(params: dict, dtype: str) -> dict[str, LazyTensor]:
     """Parameters by path, as one of `DTYPES`, to be written; PipelineError else."""
     if dtype not in DTYPES:
         raise PipelineError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
-    flat = traverse_util.flatten_dict(params, sep="/").items()
+    flat = by_path(params).items()
     return {name: LazyTensor.of(np.asarray(a, jnp.dtype(dtype))) for name, a in flat}
 
 
@@ -329,8 +329,8 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
 def initial(config: Experiment) -> Initial:
     """What the run of `config` begins with: the weights that `config.init_from` names.
 
-    `finetune` says by which rule. Raises InitialError for weights of another
-    model, and PipelineError for those that cannot be loaded.
+    `finetune` says by which rule. Raises InitialError for weights of another model, and
+    PipelineError for those that cannot be loaded.
     """
     source = find(config.init_from)
     fit = compare(source.description.config.model, config.model)

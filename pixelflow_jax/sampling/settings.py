@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from pixelflow_jax.flow.dopri5 import Dopri5
-from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
-from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.flow.guidance import ClassifierFree, Guidance
+from pixelflow_jax.flow.solver import Euler, Solver
 from pixelflow_jax.flow.time import Grid
 
 
@@ -12,11 +11,9 @@ from pixelflow_jax.flow.time import Grid
 class Sampling:
     """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5)."""
 
-    solver: Euler | Heun | AdamsBashforth | Dopri5 = dataclasses.field(
-        default_factory=Euler
-    )
+    solver: Solver = dataclasses.field(default_factory=Euler)
     grid: Grid = dataclasses.field(default_factory=Grid)
-    guidance: ClassifierFree | AutoGuidance = dataclasses.field(
+    guidance: Guidance = dataclasses.field(
         default_factory=lambda: ClassifierFree(scale=3.5, low=0.1, high=1.0)
     )
     batch_size: int = 64

@@ -26,7 +26,7 @@ from pixelflow_jax.teachers.dinov2_table import (
 )
 from pixelflow_jax.teachers.resize import bicubic, enlarge, resample, size_at_least
 from pixelflow_jax.tensors import mapping
-from pixelflow_jax.tensors.locate import Origin, read
+from pixelflow_jax.tensors.locate import Origin, load
 
 # Of ImageNet's pixels in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -57,11 +57,12 @@ class DinoV2:
     """A frozen DINOv2; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes, `geometry` any other size in its place;
-    `registers` is 4 for the published networks with registers. Images are resized so
-    that each of their squares of `base_patch` pixels becomes one of the network's
-    patches; small ones are enlarged before (`smallest`). Position embeddings are resized as torch.hub does (`position="hub"`: a
-    tenth of a patch too wide; with registers antialiased and exact) or as transformers
-    does ("transformers": exact; the two agree with registers).
+    `registers` is 4 for the published networks with registers. Images, small ones
+    enlarged (`smallest`), are resized so that each of their squares of `base_patch`
+    pixels becomes one of the network's patches. Position embeddings are resized as
+    torch.hub does (`position="hub"`: a tenth of a patch too wide; with registers
+    antialiased and exact) or as transformers does ("transformers": exact; the two agree
+    with registers).
     """
 
     variant: str = "vitb14"
@@ -91,14 +92,12 @@ class DinoV2:
         Understands torch.hub's and transformers' names. Raises WeightsError, which
         names the config `field`, for absent, unreadable or other weights.
         """
-        origin = self._origin(field)
-        tensors = read(self.weights, origin)
-        return mapping.load(
-            table(self.sizes, self.registers, of_transformers(tensors)),
-            tensors,
-            name=origin.described(self.weights),
-            ignored=IGNORED,
+        return load(
+            self.weights,
+            self._origin(field),
+            lambda tensors: table(self.sizes, self.registers, of_transformers(tensors)),
             precision=self.precision,
+            ignored=IGNORED,
         )
 
     def shapes(self) -> dict:

@@ -12,7 +12,7 @@ from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.teachers.resize import enlarge, size_at_least
 from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.layouts import Layout, convolution
-from pixelflow_jax.tensors.locate import Origin, packaged, read
+from pixelflow_jax.tensors.locate import Origin, load, packaged
 from pixelflow_jax.tensors.mapping import Row, linear_rows
 
 # Of images in [-1, 1].
@@ -92,21 +92,18 @@ class LpipsNet:
         net = self._net
         source = f"torchvision's {net.file} (IMAGENET1K_V1)"
         origin = Origin(f"LPIPS's {self.backbone}", source, f"{field}.weights")
-        backbone = self._loaded(_convolutions(net), self.weights, origin, UNUSED)
+        backbone = load(
+            self.weights,
+            origin,
+            lambda tensors: _convolutions(net),
+            precision=self.precision,
+            ignored=UNUSED,
+        )
         linear = self.linear or packaged("lpips", f"weights/v0.1/{net.linear}")
         source = f"the lpips package's weights/v0.1/{net.linear}"
         origin = Origin("LPIPS's linear layers", source, f"{field}.linear")
-        return backbone | self._loaded(_linears(net), linear, origin)
-
-    def _loaded(
-        self, rows: list[Row], file: str, origin: Origin, ignored: str = mapping.NOTHING
-    ) -> dict:
-        return mapping.load(
-            rows,
-            read(file, origin),
-            name=origin.described(file),
-            ignored=ignored,
-            precision=self.precision,
+        return backbone | load(
+            linear, origin, lambda tensors: _linears(net), precision=self.precision
         )
 
     def shapes(self) -> dict:

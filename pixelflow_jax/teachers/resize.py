@@ -72,7 +72,7 @@ def size_at_least(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 
 
 def enlarge(images: Array, size: tuple[int, int]) -> Array:
-    """Images [b, h, w, c] at a larger size, linearly; as they are where it is theirs."""
+    """Images [b, h, w, c] at a larger size (height, width), linearly interpolated."""
     if images.shape[1:3] == size:
         return images
     b, _, _, c = images.shape

@@ -31,11 +31,11 @@ def fetch(
     """
     package = _package(f"Downloading {name}")
     # The argument is left away where it says nothing.
-    chosen = {"revision": revision} if revision else {}
+    at = {"revision": revision} if revision else {}
     try:
-        path = package.snapshot_download(name, allow_patterns=list(patterns), **chosen)
+        path = package.snapshot_download(name, allow_patterns=list(patterns), **at)
     except Exception as error:  # no common base: the network, the name, the disk
-        raise HubError(_told(f"{name} cannot be downloaded", error)) from error
+        raise HubError(_explained(f"{name} cannot be downloaded", error)) from error
     return pathlib.Path(path)
 
 
@@ -63,7 +63,7 @@ def upload(
             repo_id=name, folder_path=folder, revision=revision, commit_message=message
         )
     except Exception as error:
-        raise HubError(_told(f"{name} cannot be uploaded", error)) from error
+        raise HubError(_explained(f"{name} cannot be uploaded", error)) from error
     return str(address)
 
 
@@ -78,7 +78,7 @@ def _package(purpose: str) -> types.ModuleType:
     return huggingface_hub
 
 
-def _told(failure: str, error: Exception) -> str:
+def _explained(failure: str, error: Exception) -> str:
     """The failure with its reason and what to do, in one line."""
     line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     ancestors = [cls.__name__ for cls in type(error).__mro__]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 # The types a weight file may hold, by their names in safetensors.
 DTYPES = {
@@ -57,7 +58,9 @@ class LazyTensor:
         """All of it."""
         return self.fetch(None)
 
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(
+        self, dtype: DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray:
         """All of it, for numpy; of the file's own type unless `dtype` is given."""
         return np.asarray(self.read(), dtype)
 

@@ -3,11 +3,14 @@
 import importlib.util
 import pathlib
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pixelflow_jax.errors import WeightsError
-from pixelflow_jax.tensors import hub, reader
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.tensors import hub, mapping, reader
 from pixelflow_jax.tensors.lazy import LazyTensor
+from pixelflow_jax.tensors.mapping import Row
 
 
 class Origin(NamedTuple):
@@ -26,10 +29,6 @@ class Origin(NamedTuple):
             f"--config.{self.field}=PATH."
         )
 
-    def described(self, file: str) -> str:
-        """A file and what it should hold, as the subject of a sentence."""
-        return f"{file}, read as {self.network},"
-
 
 def read(weights: str, origin: Origin) -> dict[str, LazyTensor]:
     """All tensors of a weight file, by their official names; none is read yet.
@@ -40,6 +39,27 @@ def read(weights: str, origin: Origin) -> dict[str, LazyTensor]:
     """
     path = find(weights, origin, ("*.safetensors", "*.safetensors.index.json"))
     return reader.tensors(path)
+
+
+def load(
+    weights: str,
+    origin: Origin,
+    table: Callable[[dict[str, LazyTensor]], list[Row]],
+    *,
+    precision: Precision,
+    prefix: str = "",
+    ignored: str = mapping.NOTHING,
+) -> dict:
+    """The parameters (numpy) that a weight file holds, of the types of a precision.
+
+    `table` gives the mapping table for the tensors of a file, whose names lose the
+    `prefix` that some begin with. Raises WeightsError, for what `read` and
+    `mapping.load` do.
+    """
+    tensors = {k.removeprefix(prefix): t for k, t in read(weights, origin).items()}
+    rows = table(tensors)
+    name = f"{weights}, read as {origin.network},"
+    return mapping.load(rows, tensors, name=name, ignored=ignored, precision=precision)
 
 
 def find(named: str, origin: Origin, patterns: tuple[str, ...]) -> pathlib.Path:

@@ -9,15 +9,16 @@ several paths of ours divides its last axis among them.
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.nn.precision import Precision, is_matrix
 from pixelflow_jax.tensors.layouts import Layout, same, transpose
 from pixelflow_jax.tensors.lazy import LazyTensor
+from pixelflow_jax.tensors.paths import by_path, nested
 
 Tensor = np.ndarray | LazyTensor
 Names = str | tuple[str, ...]
@@ -27,7 +28,7 @@ NOTHING = r"(?!)"  # the regular expression that no name matches
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Our path ("/" between names), the official keys, the change of layout, the layers.
+    """Our path ("/" between names), the official keys, the layout, the layers, a shape.
 
     `theirs` is one key, or a tuple of keys of equal shape whose tensors, their layout
     changed, make ours side by side. `ours` may be a tuple of paths in the same way.
@@ -273,7 +274,7 @@ def load(
         path: _read(stored, _dtype(path, precision) or stored.dtype)
         for path, stored in imported(table, tensors).items()
     }
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return nested(flat)
 
 
 def _dtype(path: str, precision: Precision | None) -> np.dtype | None:
@@ -304,16 +305,16 @@ def shapes(table: list[Row], precision: Precision | None = None) -> dict:
         for path, shape in row.our_shapes(row.shape).items():
             dtype = _dtype(path, precision) or np.dtype(np.float32)
             flat[path] = jax.ShapeDtypeStruct(shape, dtype)
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return nested(flat)
 
 
 def export(table: list[Row], params: dict) -> dict[str, np.ndarray]:
     """Official tensors from our nested dict of parameters; the inverse of `load`."""
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat = by_path(params)
     return {key: stored.read() for key, stored in exported(table, flat).items()}
 
 
-def _get(tree: dict, path: str) -> jax.ShapeDtypeStruct:
+def _get(tree: Any, path: str) -> Any:
     for name in path.split("/"):
         tree = tree[name]
     return tree

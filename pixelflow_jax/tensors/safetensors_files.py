@@ -93,7 +93,7 @@ def write(
         file.write(len(text).to_bytes(LENGTH, "little") + text)
         for _, tensor in order:
             for part in tensor.parts():
-                file.write(memoryview(_bytes(part, tensor.dtype)))
+                file.write(_bytes(part, tensor.dtype).data)
                 advance(part.nbytes)
 
 

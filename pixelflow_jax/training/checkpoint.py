@@ -10,14 +10,17 @@ import errno
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
 
 from pixelflow_jax.config_io import differences, is_under
+from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
+from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.training.state import TrainState
+from pixelflow_jax.training.versions import as_today, as_written
 
 # What may change between two sittings of the same run: none of it alters a step.
 FREE = (
@@ -72,17 +75,18 @@ class Checkpointer:
         """Without a `policy`, for reading only."""
         self.directory = pathlib.Path(directory).absolute()
         self._allowed = () if policy is None else policy.allow
-        options = {"read_only": True, "enable_async_checkpointing": False}
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, enable_async_checkpointing=False
+        )
         if policy is not None:
             self._check_writable()
-            options = {
-                "max_to_keep": policy.keep,
-                "keep_period": policy.keep_period or None,
-            }
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=policy.keep, keep_period=policy.keep_period or None
+            )
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("state", "data", "config"),
-            options=ocp.CheckpointManagerOptions(**options),
+            options=options,
         )
 
     def _check_writable(self) -> None:
@@ -138,20 +142,28 @@ class Checkpointer:
             return self._manager.restore(step, args=items)["config"]
 
     def restore(
-        self, step: int, abstract: TrainState, config: dict
+        self,
+        step: int,
+        abstract: TrainState,
+        config: dict,
+        read_config: Callable[[dict], dict] = migrate,
     ) -> tuple[TrainState, dict]:
         """State, laid out like `abstract` (shapes with shardings), and data position.
 
+        `read_config` puts the config of an earlier version into the words of `config`.
         Raises CheckpointError for a damaged checkpoint, or one of another config, whose
         fields it names.
         """
-        self._compare(self.config(step), config, step)
+        saved = self.config(step)
+        self._compare(read_config(saved), config, step)
+        version = saved.get(FORMAT, 1)
+        wanted = as_written(abstract, version)
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore()
         )
         with self._reading(step):
             restored = self._manager.restore(step, args=items)
-            return restored["state"], restored["data"]
+            return as_today(restored["state"], version), restored["data"]
 
     def restore_weights(self, step: int, abstract: dict, ema: str) -> dict:
         """The denoiser's parameters alone: those of average `ema`, or "raw".
@@ -161,6 +173,18 @@ class Checkpointer:
         wanted = {"ema": {ema: abstract}}
         if ema == "raw":
             wanted = {"params": {"denoiser": abstract}}
+        restored = self._restore_part(step, wanted)
+        return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
+
+    def restore_constants(self, step: int, abstract: dict) -> dict:
+        """The constants of the run's prediction; `abstract` are they as shapes."""
+        if not abstract:
+            return {}
+        wanted = {"carry": {CONSTANTS: abstract}}
+        return self._restore_part(step, wanted)["carry"][CONSTANTS]
+
+    def _restore_part(self, step: int, wanted: dict) -> dict:
+        """A part of the state, as shapes with shardings."""
         restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
@@ -168,11 +192,10 @@ class Checkpointer:
             )
         )
         with self._reading(step):
-            restored = self._manager.restore(step, args=items)["state"]
-        return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
+            return self._manager.restore(step, args=items)["state"]
 
     def _compare(self, old: dict, new: dict, step: int) -> None:
-        free = (*FREE, *self._allowed)
+        free = (FORMAT, *FREE, *self._allowed)
         if new["optimizer"]["schedule"] == "constant":
             free = (*free, "steps")  # a decaying schedule depends on the last step
         changed = {

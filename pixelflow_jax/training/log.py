@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.training.events import Events
-from pixelflow_jax.training.throughput import matmul_rate, utilisation
+from pixelflow_jax.training.throughput import Workload, matmul_rate, utilisation
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -49,23 +49,19 @@ class RunLog:
         *,
         start: int,
         steps: int,
-        batch_size: int,
-        forward_flops: float,
-        dtype: str,
+        workload: Workload,
         config: dict,
         main: bool,
     ):
         self._main = main
         if not main:
             return
-        matmul_rate(dtype)  # measured before the run, not in the middle of it
+        matmul_rate(workload.dtype)  # measured before the run, not in the middle of it
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(config, indent=1))
         self._workdir = workdir
         self._start = start
-        self._batch_size = batch_size
-        self._flops = forward_flops
-        self._dtype = dtype
+        self._workload = workload
         self._history = workdir / "metrics.jsonl"
         _truncate(self._history, start)
         self._file = self._history.open("a")
@@ -95,8 +91,9 @@ class RunLog:
         before, then = self._since
         now = time.perf_counter()
         self._since = (step, now)
-        rate = self._batch_size * (step - before) / (now - then)
-        mfu = utilisation(rate, self._flops, self._dtype)
+        work = self._workload
+        rate = work.batch_size * (step - before) / (now - then)
+        mfu = utilisation(rate, work.forward_flops, work.dtype)
         return {"images_per_second": rate, "mfu": mfu}
 
     def pause(self) -> None:
@@ -125,7 +122,12 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: type, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: object,
+    ) -> None:
         if not self._main:
             return
         self._bar.close()

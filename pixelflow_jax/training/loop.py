@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import math
-import os
 import pathlib
-import signal
 from collections.abc import Callable, Iterator
 
 import jax
@@ -13,32 +11,38 @@ import numpy as np
 from clu import parameter_overview
 from flax import traverse_util
 from jax import Array
-from jax.experimental import multihost_utils
 
 from pixelflow_jax import sharding
+from pixelflow_jax.config_versions import migrate
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.errors import DataError, DivergedError
+from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
+from pixelflow_jax.training.signals import stop_signals
 from pixelflow_jax.training.state import Initial, TrainState
 from pixelflow_jax.training.step import (
+    Step,
     StepSettings,
     abstract_state,
     fresh_state,
     make_step,
 )
+from pixelflow_jax.training.throughput import Workload
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """A run, ready to go: built by the experiment, carried out by `train`.
+    """A run, ready to go: built from a config, carried out by `train`.
 
-    `open_data(k)` is the batches from number k on; `preview(ema, frozen_params)` draws a
-    picture, uint8 [h, w, 3], from an average of the denoiser. `forward_flops` are the
-    denoiser's operations for an image, in the mean over the data. A run without
-    checkpoints begins with the parameters that `initial` reads, or with random ones.
-    `frozen_params` are the parameters of frozen networks, arrays of the host.
+    `open_data(k)` gives the batches from number k on; `preview(ema, frozen_params)`
+    draws a picture, uint8 [h, w, 3], from an average of the denoiser. A run without
+    checkpoints begins with the parameters that `initial` reads, or with random ones,
+    and with what `constants` computes for the prediction from the training images.
+    `frozen_params` are the parameters of frozen networks, arrays of the host. `config`
+    is written down with every checkpoint; `read_config` makes one that was written
+    before, perhaps by an earlier version, comparable with it.
     """
 
     objective: Objective
@@ -47,13 +51,13 @@ class TrainingRun:
     open_data: Callable[[int], BatchLoader]
     preview: Callable[[dict, dict], np.ndarray]
     steps: int
-    batch_size: int
-    forward_flops: float
-    precision: str
+    workload: Workload
     checkpointing: Checkpointing
     logging: Logging
     config: dict
+    read_config: Callable[[dict], dict] = migrate
     initial: Callable[[], Initial] | None = None
+    constants: Callable[[], dict] = dict
     frozen_params: dict = dataclasses.field(default_factory=dict)
 
     def abstract_state(self) -> TrainState:
@@ -62,17 +66,18 @@ class TrainingRun:
 
     def fresh_state(self, initial: Initial | None = None) -> TrainState:
         """The state before the first step, laid out where it will live."""
-        state = fresh_state(self.objective, self.settings, self.mesh)
+        state = fresh_state(self.objective, self.settings, self.mesh, self.constants())
         if initial is None:
             return state
-        denoiser = _placed(state.params["denoiser"], initial.params)
-        ema = {d: _placed(state.ema[d], initial.ema[d]) for d in state.ema}
-        return state.replace(params={**state.params, "denoiser": denoiser}, ema=ema)
+        denoiser = _overlaid(state.params["denoiser"], initial.params)
+        ema = {d: _overlaid(state.ema[d], initial.ema[d]) for d in state.ema}
+        params = {**state.params, "denoiser": denoiser}
+        return dataclasses.replace(state, params=params, ema=ema)
 
 
-def _placed(fresh: dict, given: dict) -> dict:
+def _overlaid(fresh: dict, given: dict) -> dict:
     """Fresh parameters, with copies of those that are given in their places."""
-    flat = traverse_util.flatten_dict(fresh)
+    flat: dict = traverse_util.flatten_dict(fresh)
     for path, a in traverse_util.flatten_dict(given).items():
         # A copy each: the step gives its inputs away.
         flat[path] = jax.device_put(np.array(a), flat[path].sharding)
@@ -84,7 +89,7 @@ def train(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
 
     Returns the last state. SIGTERM and Ctrl-C save and return at the next step. Raises
     DivergedError when a loss is not finite, CheckpointError when saving fails,
-    DataError for a label the model does not know, OSError when the log cannot be
+    DataError for a batch the model cannot learn from, OSError when the log cannot be
     written.
     """
     checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
@@ -93,14 +98,16 @@ def train(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
         state, data = _begin(run, checkpointer, workdir)
         closing.callback(data.close)
         log = closing.enter_context(_open_log(run, workdir, int(state.step)))
-        stop = closing.enter_context(_stop_signals())
+        stop = closing.enter_context(stop_signals())
+        sitting = _Sitting(run, data, checkpointer, log)
         with jax.set_mesh(run.mesh):
-            return _steps(run, state, data, checkpointer, log, stop)
+            return sitting.train(state, stop)
 
 
 def _begin(
     run: TrainingRun, checkpointer: Checkpointer, workdir: pathlib.Path
 ) -> tuple[TrainState, BatchLoader]:
+    """The state to go on from, and the data from there on."""
     latest = checkpointer.latest()
     if latest is None:
         initial = run.initial and run.initial()
@@ -108,7 +115,9 @@ def _begin(
             print(initial.report)
             (workdir / "init_from.txt").write_text(initial.report + "\n")
         return run.fresh_state(initial), run.open_data(0)
-    state, position = checkpointer.restore(latest, run.abstract_state(), run.config)
+    state, position = checkpointer.restore(
+        latest, run.abstract_state(), run.config, run.read_config
+    )
     data = run.open_data(position["next_batch"])
     data.check(position)
     return state, data
@@ -119,9 +128,7 @@ def _open_log(run: TrainingRun, workdir: pathlib.Path, start: int) -> RunLog:
         workdir,
         start=start,
         steps=run.steps,
-        batch_size=run.batch_size,
-        forward_flops=run.forward_flops,
-        dtype=run.precision,
+        workload=run.workload,
         config=run.config,
         main=jax.process_index() == 0,
     )
@@ -135,64 +142,81 @@ def _open_log(run: TrainingRun, workdir: pathlib.Path, start: int) -> RunLog:
     return log
 
 
-def _steps(
-    run: TrainingRun,
-    state: TrainState,
-    data: BatchLoader,
-    checkpointer: Checkpointer,
-    log: RunLog,
-    stop: Callable[[], bool],
-) -> TrainState:
-    """The loop itself: step, watch, draw, save."""
-    steps = _programs(run, state)
-    batches = _on_device(data, run)
-    frozen_params = sharding.place(run.frozen_params, run.mesh)
-    pending: list[tuple[int, dict[str, Array]]] = []
-    step = int(state.step)
-    seen: set[tuple] = set()
+@dataclasses.dataclass
+class _Sitting:
+    """A run between two starts: steps, and what happens in between.
 
-    def report() -> None:
-        history = [(at, _as_floats(values)) for at, values in jax.device_get(pending)]
-        pending.clear()
+    `pending` holds metrics that are still on the devices, with their steps' numbers.
+    """
+
+    run: TrainingRun
+    data: BatchLoader
+    checkpointer: Checkpointer
+    log: RunLog
+    pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(
+        default_factory=list
+    )
+
+    def train(self, state: TrainState, stop: Callable[[], bool]) -> TrainState:
+        """Step, report, save and draw until the end, or until `stop` says so."""
+        run, log = self.run, self.log
+        programs = _programs(run, state)
+        batches = _on_device(self.data, run)
+        frozen_params = sharding.place(run.frozen_params, run.mesh)
+        step = int(state.step)
+        compiled: set[tuple] = set()
+        while step < run.steps:
+            batch = next(batches)
+            weight_is_due = run.objective.terms.weight_is_due(step)
+            state, metrics = programs[weight_is_due](state, batch, frozen_params)
+            step += 1
+            self.pending.append((step, metrics))
+            program = batch["image"].shape, weight_is_due
+            if program not in compiled:
+                compiled.add(program)
+                jax.block_until_ready(metrics)
+                log.pause()  # compiling is not speed
+            if step % run.logging.every == 0 or step == run.steps:
+                self.report(step)
+            if step % run.checkpointing.every == 0 or step == run.steps:
+                self.save(step, state)
+            if run.logging.preview_every and step % run.logging.preview_every == 0:
+                self.draw(step, state, frozen_params)
+            if stop():
+                self.save(step, state)
+                log.say(
+                    f"Stopped after step {step}; the same command goes on from there."
+                )
+                break
+        self.checkpointer.wait()
+        return state
+
+    def report(self, step: int) -> None:
+        """Read the pending metrics back; DivergedError where one is not finite."""
+        metrics = jax.device_get(self.pending)
+        history = [(number, _as_floats(values)) for number, values in metrics]
+        self.pending.clear()
         _check_finite(history)
         if history:
-            log.metrics(step, history)
+            self.log.metrics(step, history)
 
-    def save() -> None:
-        report()  # only a state whose metrics were finite is worth keeping
+    def save(self, step: int, state: TrainState) -> None:
+        """Start writing a checkpoint, of a state whose metrics were finite."""
+        self.report(step)
         # The loader has read ahead; the k-th step always takes the k-th batch.
-        position = data.state() | {"next_batch": step}
-        checkpointer.save(step, state, position, run.config)
+        position = self.data.state() | {"next_batch": step}
+        self.checkpointer.save(step, state, position, self.run.config)
 
-    while step < run.steps:
-        batch = next(batches)
-        weight_is_due = run.objective.terms.weight_is_due(step)
-        state, metrics = steps[weight_is_due](state, batch, frozen_params)
-        step += 1
-        pending.append((step, metrics))
-        program = batch["image"].shape, weight_is_due
-        if program not in seen:
-            seen.add(program)
-            jax.block_until_ready(metrics)
-            log.pause()  # compiling is not speed
-        if step % run.logging.every == 0 or step == run.steps:
-            report()
-        if step % run.checkpointing.every == 0 or step == run.steps:
-            save()
-        if run.logging.preview_every and step % run.logging.preview_every == 0:
-            report()
-            first = next(iter(state.ema.values()), state.params["denoiser"])
-            log.picture(step, run.preview(first, frozen_params))
-            log.pause()
-        if stop():
-            save()
-            log.say(f"Stopped after step {step}; the same command goes on from there.")
-            break
-    checkpointer.wait()
-    return state
+    def draw(self, step: int, state: TrainState, frozen_params: dict) -> None:
+        """Keep a picture of what the first average draws, or else the weights."""
+        self.report(step)
+        first = next(iter(state.ema.values()), state.params["denoiser"])
+        constants = {k: v for k, v in state.carry.items() if k == CONSTANTS}
+        self.log.picture(step, self.run.preview(first, frozen_params | constants))
+        self.log.pause()
 
 
-def _programs(run: TrainingRun, state: TrainState) -> dict[bool, Callable]:
+def _programs(run: TrainingRun, state: TrainState) -> dict[bool, Step]:
     """The step that moves the adaptive weight and the one that does not."""
     layout = jax.tree.map(lambda a: a.sharding, state)
     shardings = (layout, sharding.replicated(run.mesh))
@@ -238,38 +262,3 @@ def _check_finite(history: list[tuple[int, dict[str, float]]]) -> None:
                 "Lower --config.optimizer.lr, set --config.optimizer.clip=1.0, or add "
                 "--config.optimizer.warmup."
             )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGTERM or Ctrl-C into a wish to stop; the second one kills.
-
-    With several processes all stop after the same step.
-    """
-    wish = [False]
-    before = {}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            # None: the handler was not set from Python and cannot be from here.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def note(number: int, frame: object) -> None:
-        wish[0] = True
-        restore()
-        # Not print: a handler may run in the middle of another print.
-        name = signal.Signals(number).name
-        os.write(2, f"\n{name}: saving after this step; again to kill\n".encode())
-
-    def stop() -> bool:
-        if jax.process_count() == 1:
-            return wish[0]
-        return bool(multihost_utils.process_allgather(np.array(wish[0])).any())
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.getsignal(number)
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        restore()

@@ -1,9 +1,12 @@
 """AdamW with warm-up, decay schedule and clipping, as one config node."""
 
 import dataclasses
+from typing import Literal, get_args
 
 import jax
 import optax
+
+Schedule = Literal["constant", "cosine", "linear"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,26 +25,28 @@ class AdamW:
     weight_decay: float = 0.0
     clip: float = 0.0
     warmup: int = 0
-    schedule: str = "constant"
+    schedule: Schedule = "constant"
     final: float = 0.0
 
     def problems(self, steps: int) -> list[str]:
         """What is wrong with these fields for a run of `steps`."""
-        found = []
-        if self.schedule not in ("constant", "cosine", "linear"):
-            found.append(
+        problems = []
+        if self.schedule not in get_args(Schedule):
+            problems.append(
                 'optimizer.schedule must be "constant", "cosine" or "linear", not '
                 f"{self.schedule!r}"
             )
         if self.lr <= 0 or self.clip < 0 or self.weight_decay < 0:
-            found.append("optimizer.lr must be positive, clip and weight_decay >= 0")
+            problems.append("optimizer.lr must be positive, clip and weight_decay >= 0")
         if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.eps > 0):
-            found.append("optimizer.b1 and b2 must lie in [0, 1), eps be positive")
+            problems.append("optimizer.b1 and b2 must lie in [0, 1), eps be positive")
         if not 0 <= self.final <= 1:
-            found.append("optimizer.final is a share of lr: it must lie in [0, 1]")
+            problems.append("optimizer.final is a share of lr: it must lie in [0, 1]")
         if not 0 <= self.warmup <= steps:
-            found.append(f"optimizer.warmup={self.warmup} must lie in 0..steps={steps}")
-        return found
+            problems.append(
+                f"optimizer.warmup={self.warmup} must lie in 0..steps={steps}"
+            )
+        return problems
 
     def learning_rate(self, steps: int) -> optax.Schedule:
         """The learning rate of each step."""

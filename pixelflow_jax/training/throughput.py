@@ -1,11 +1,25 @@
 """How fast the machine multiplies matrices, and what share of it a run uses."""
 
+import dataclasses
 import functools
 import time
 
 import jax
 
 TRAINING_PASSES = 3  # forward, and twice as much backward
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a step computes: so many images, each by so many operations.
+
+    `forward_flops` are the denoiser's operations for an image, in the mean over the
+    data; `dtype` is the type in which it multiplies.
+    """
+
+    batch_size: int
+    forward_flops: float
+    dtype: str
 
 
 @functools.cache

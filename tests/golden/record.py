@@ -138,7 +138,7 @@ def record_tables() -> dict:
 
 
 def record_forward() -> dict:
-    """Outputs and a few tap tokens at two sizes, of the field and of the baseline."""
+    """Outputs and a few features at two sizes, of the field and of the baseline."""
     outputs = {}
     times, labels = jnp.array([0.15, 0.8]), Condition(labels=jnp.array([1, 5]))
     for kind, config in (("field", MODEL), ("linear", BASELINE)):

@@ -21,8 +21,9 @@ from tests.golden import harness
 
 def trunk(model: PixNerdModel, image: Array, t: Array, labels: Array) -> dict:
     """The transformer's intermediates, under the reference's names."""
-    (time,), (cond,) = model.condition((t,), (Condition(labels=labels),))
-    packing, tokens, rope = model.embed((image,))
+    pre = model.precompute((Inputs(image, t, Condition(labels=labels)),))
+    (time,), (cond,) = pre.time, pre.cond
+    tokens, packing, rope = model.embed((image,))
     out = {
         "t_embedder": time,
         "y_embedder": model.class_embed(labels),

@@ -39,14 +39,15 @@ def intermediates(
     if model.class_embed is not None:
         out["class_embedder"] = model.class_embed(cond.labels)
         total = total + out["class_embedder"]
-    packing, tokens, rope = model.embed((image,))
-    text = model.pack_text((cond,))
+    tokens, packing, rope = model.embed((image,))
+    batch = (Inputs(image, t, cond),)
+    text = model.pack_text(batch)
     out |= {"conditioning": total, "patch_embed": tokens}
-    (vector,) = model.condition((image,), (t,), (cond,))
+    (vector,) = model.precompute(batch).cond
     for i, block in enumerate(harness.blocks(model.early) + harness.blocks(model.late)):
         found = branches(block, tokens, vector, packing, rope, text)
         out |= {f"block{i}_{name}": value for name, value in found.items()}
-        tokens = block(tokens, (vector,), packing, rope, text)
+        tokens = block(tokens, (vector,), packing, rope, None, text)
         out[f"block{i}"] = tokens
     return out | {"proj_out_2": model.decoder.patches(tokens, vector)}
 

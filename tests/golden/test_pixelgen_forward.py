@@ -8,7 +8,8 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax.models.interface import Condition, Inputs
-from pixelflow_jax.models.pixelgen import TIME_PERIOD, PixelGenModel, Sequence
+from pixelflow_jax.models.pixelgen import TIME_PERIOD, PixelGenModel
+from pixelflow_jax.models.trunk import Tokens
 from pixelflow_jax.nn.block import Block
 from pixelflow_jax.nn.embed import TimeEmbed, sincos_table, sinusoid
 from pixelflow_jax.nn.layers import gated, modulate
@@ -19,14 +20,14 @@ from tests.golden import harness
 TABLE = 5e-6  # of tables, whose angles are float32 on one side or both
 
 
-def branches(block: Block, x: Sequence, cond: Array) -> dict:
+def branches(block: Block, x: Tokens, cond: Array) -> dict:
     """A block's two branches, before their gates."""
     modulation = block.modulation(cond)[:, None]
     shift1, scale1, gate1, shift2, scale2, _ = jnp.split(modulation, 6, -1)
-    z = modulate(block.norm1(x.tokens), shift1, scale1)
+    z = modulate(block.norm1(x.array), shift1, scale1)
     attn = block.attention(z, x.packing, x.rope)
     attn = harness.biased(block.attention.out, attn)
-    z = modulate(block.norm2(gated(x.tokens, gate1, attn)), shift2, scale2)
+    z = modulate(block.norm2(gated(x.array, gate1, attn)), shift2, scale2)
     mlp = harness.biased(block.mlp.down, block.mlp(z, x.packing))
     return {"attn": attn, "mlp": mlp}
 
@@ -36,7 +37,8 @@ def intermediates(model: PixelGenModel, start: int, image, t, labels) -> dict:
 
     `start`: the block before which the class tokens enter.
     """
-    (time,), (name,), (cond,) = model.condition((t,), (Condition(labels=labels),))
+    pre = model.precompute((Inputs(image, t, Condition(labels=labels)),))
+    (time,), (name,), (cond,) = pre.time, pre.extra, pre.cond
     out = {"t_embedder": time, "y_embedder": name, "conditioning": time + name}
     x = model.embed((image,))
     patches = patchify(image, model.patch)
@@ -50,12 +52,12 @@ def intermediates(model: PixelGenModel, start: int, image, t, labels) -> dict:
     for i, block in enumerate(blocks):
         if i == start:
             x = model.with_context(x, (image,), (name,))
-        out[f"block{i}_input"] = x.tokens
+        out[f"block{i}_input"] = x.array
         found = branches(block, x, cond)
         out |= {f"block{i}_{key}": value for key, value in found.items()}
-        x = x._replace(tokens=block(x.tokens, (cond,), x.packing, x.rope))
-        out[f"block{i}"] = x.tokens
-    image_tokens = x.tokens[:, -first.shape[1] :]
+        x = x._replace(array=block(x.array, (cond,), x.packing, x.rope))
+        out[f"block{i}"] = x.array
+    image_tokens = x.array[:, -first.shape[1] :]
     return out | {"final_layer": model.decoder.patches(image_tokens, cond)}
 
 
@@ -84,17 +86,19 @@ def test_forward(fixture, case):
     assert pred.dtype == jnp.float32
     ours["output"] = harness.nchw(pred)
     recorded = fixture.under(f"out/{case}")
-    taps = {name for name in recorded if re.fullmatch(r"return_layer\d+_feat", name)}
-    unknown = sorted(set(recorded) - set(ours) - taps)
+    features = {
+        name for name in recorded if re.fullmatch(r"return_layer\d+_feat", name)
+    }
+    unknown = sorted(set(recorded) - set(ours) - features)
     assert not unknown, (
         f"recorded intermediates that this test does not compute: {unknown}"
     )
-    for name in sorted(set(recorded) - taps):
+    for name in sorted(set(recorded) - features):
         harness.close(ours[name], recorded[name], f"{case}/{name}")
 
 
-def tapped_cases(fixture) -> list[str]:
-    """Every case with every return_layer, and with the first and the last feature_layer."""
+def feature_cases(fixture) -> list[str]:
+    """Every case with every return_layer, and with the first and the last layer."""
     layers = {int(i) for i in fixture.config.get("return_layers", [])}
     depth = fixture.config["model"]["depth"]
     return [
@@ -104,9 +108,9 @@ def tapped_cases(fixture) -> list[str]:
     ]
 
 
-@harness.parametrize("pixelgen_forward", "jit", tapped_cases)
-def test_tap(fixture, case):
-    """Tokens after `feature_layer` blocks, which return_layer=feature_layer gives; the output is the same.
+@harness.parametrize("pixelgen_forward", "jit", feature_cases)
+def test_features(fixture, case):
+    """Tokens after `feature_layer` blocks, as return_layer gives; the output stays.
 
     Where no such feature was recorded, a block's recorded output stands for it.
     """

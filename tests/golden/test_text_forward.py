@@ -9,10 +9,10 @@ from jax import Array
 
 from pixelflow_jax.models.interface import Condition, Inputs
 from pixelflow_jax.models.text_trunk import TextTrunk, text_rope
+from pixelflow_jax.models.trunk import Tokens
 from pixelflow_jax.nn.block import Block
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.layers import gated, modulate
-from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.tensors import mapping as tables
 from tests.golden import harness
@@ -34,10 +34,11 @@ def branches(block: Block, x: Array, cond: Array, *attended) -> dict:
     return {"attn": attn, "mlp": mlp}
 
 
-def trunk(model: TextTrunk, image: Array, tokens: Array, t: Array, states: Array):
+def trunk(model: TextTrunk, x: Tokens, image: Array, t: Array, states: Array):
     """The trunk's intermediates under the reference's names, and its tokens."""
     conds = (Condition(text=states),)
-    (time,), (cond,) = model.condition((t,))
+    pre = model.precompute((Inputs(image, t, *conds),))
+    (time,), (cond,) = pre.time, pre.cond
     out = {"t_embedder": time, "conditioning": cond[:, None]}
     out["y_embedder"] = model.text_embed.normal(states)
     text = model.embed_text(conds)
@@ -45,8 +46,7 @@ def trunk(model: TextTrunk, image: Array, tokens: Array, t: Array, states: Array
         after = block(text.tokens, (cond,), text.packing, None)
         out[f"text_refine{i}"] = after
         text = text._replace(tokens=after)
-    packing = Packing.of([tokens])
-    rope = model.rope((image,), packing)
+    tokens, packing, rope = x
     for i, block in enumerate(harness.blocks(model.early) + harness.blocks(model.late)):
         out[f"block{i}_input"] = tokens
         found = branches(block, tokens, cond, packing, rope, None, text)
@@ -60,7 +60,7 @@ def pixelgen(loaded, params, image, t, states) -> dict:
     model = loaded.module(params)
     patches = patchify(image, model.patch)
     first = model.patch_embed(patches.reshape(*patches.shape[:2], -1))
-    out, tokens = trunk(model.trunk, image, model.embed((image,))[1], t, states)
+    out, tokens = trunk(model.trunk, model.embed((image,)), image, t, states)
     final = model.decoder.patches(tokens, t)
     out |= {"x_embedder_proj1": first, "x_embedder": model.patch_expand(first)}
     return out | {"final_layer": channels_first(final, loaded.config.channels)}
@@ -68,16 +68,14 @@ def pixelgen(loaded, params, image, t, states) -> dict:
 
 def pixnerd(loaded, params, image, t, states) -> dict:
     model = loaded.module(params)
-    seen = model.seen(image)
-    patches = patchify(seen, model.patch)
-    tokens = model.patch_embed(patches.reshape(*patches.shape[:2], -1))
-    out, last = trunk(model.trunk, seen, tokens, t, states)
+    x = model.embed((image,))
+    out, last = trunk(model.trunk, x, image, t, states)
     condition = jax.nn.silu(out["t_embedder"][:, None] + last)
     patch = model.field_patch(image)
     found = field(model.decoder, loaded.config.depth, image, condition, patch)
     found["nerf_condition_s"] = condition
     found = {k: v.reshape(-1, *v.shape[2:]) for k, v in found.items()}
-    return out | found | {"s_embedder": tokens}
+    return out | found | {"s_embedder": x.array}
 
 
 def given(fixture, case: str) -> tuple:
@@ -126,7 +124,7 @@ def test_pixnerd_heavy_decoder_forward(fixture, case):
     check_forward(fixture, case, pixnerd)
 
 
-def check_tap(fixture, case: str, feature_layer: int) -> None:
+def check_features(fixture, case: str, feature_layer: int) -> None:
     """Tokens after `feature_layer` blocks; with two groups, and rematerialised."""
     canvas = harness.canvas_of(fixture, case)
     loaded = harness.text_model(
@@ -147,8 +145,8 @@ def check_tap(fixture, case: str, feature_layer: int) -> None:
                 harness.close(feature, recorded[name][:count], f"{case}/{name}")
 
 
-def tapped_cases(fixture) -> list[str]:
-    """Every case with every return_layer, and with the first and the last feature_layer."""
+def feature_cases(fixture) -> list[str]:
+    """Every case with every return_layer, and with the first and the last layer."""
     layers = {int(i) for i in fixture.config.get("return_layers", [])}
     model = fixture.config["model"]
     depth = model.get("num_blocks") or model["num_encoder_blocks"]
@@ -160,22 +158,22 @@ def tapped_cases(fixture) -> list[str]:
     return [f"{case}-layer{feature_layer}" for case, feature_layer in sorted(cases)]
 
 
-@harness.parametrize("pixelgen_forward", "jit_t2i", tapped_cases)
-def test_pixelgen_tap(fixture, case):
+@harness.parametrize("pixelgen_forward", "jit_t2i", feature_cases)
+def test_pixelgen_features(fixture, case):
     case, _, feature_layer = case.rpartition("-layer")
-    check_tap(fixture, case, int(feature_layer))
+    check_features(fixture, case, int(feature_layer))
 
 
-@harness.parametrize("pixnerd_forward", "t2i", tapped_cases)
-def test_pixnerd_tap(fixture, case):
+@harness.parametrize("pixnerd_forward", "t2i", feature_cases)
+def test_pixnerd_features(fixture, case):
     case, _, feature_layer = case.rpartition("-layer")
-    check_tap(fixture, case, int(feature_layer))
+    check_features(fixture, case, int(feature_layer))
 
 
-@harness.parametrize("pixnerd_forward", "t2i_heavy", tapped_cases)
-def test_pixnerd_heavy_decoder_tap(fixture, case):
+@harness.parametrize("pixnerd_forward", "t2i_heavy", feature_cases)
+def test_pixnerd_heavy_decoder_features(fixture, case):
     case, _, feature_layer = case.rpartition("-layer")
-    check_tap(fixture, case, int(feature_layer))
+    check_features(fixture, case, int(feature_layer))
 
 
 def check_export(fixture) -> None:

@@ -175,15 +175,17 @@ def test_the_size_that_the_network_is_told_is_the_width_in_patches():
     _, params = model("class")
     build = lambda: CLASS.build(nnx.Rngs(params=0), EXACT)
     module = nnx.merge(nnx.graphdef(nnx.eval_shape(build)), params)
-    timesteps, conds = (jnp.ones(1),), (Condition(labels=jnp.zeros(1, int)),)
-    told = lambda *size: module.condition(
-        (jnp.zeros((1, *size, 3)),), timesteps, conds
-    )[0]
-    np.testing.assert_array_equal(told(4, 8), told(8, 8))
-    assert np.abs(told(4, 8) - told(8, 4)).max() > 1e-2
+    cond = Condition(labels=jnp.zeros(1, int))
+
+    def modulating(*size: int) -> jax.Array:
+        inputs = Inputs(jnp.zeros((1, *size, 3)), jnp.ones(1), cond)
+        return module.precompute((inputs,)).cond[0]
+
+    np.testing.assert_array_equal(modulating(4, 8), modulating(8, 8))
+    assert np.abs(modulating(4, 8) - modulating(8, 4)).max() > 1e-2
 
 
-def test_the_tap_lies_between_the_early_and_the_late_stack():
+def test_the_features_lie_between_the_early_and_the_late_stack():
     apply, params = model("class")
     batch = inputs_of(CLASS, (2,))
     base = apply(params, batch)

@@ -156,13 +156,13 @@ def module(config: PixelGen, params: dict):
 def test_class_tokens_come_first_know_no_time_and_do_not_turn():
     _, params = model()
     own = module(SMALL, params)
-    ((images, t, cond),) = IMAGES
-    _, (names,), _ = own.condition((t,), (cond,))
+    ((images, _, cond),) = IMAGES
+    (names,) = own.precompute(IMAGES).extra
     x = own.embed((images,))
     longer = own.with_context(x, (images,), (names,))
     table = params["class_embed"]["table"][cond.labels]
-    near(longer.tokens[:, :2], table[:, None] + params["context"], 1e-6)
-    near(longer.tokens[:, 2:], x.tokens, 0)
+    near(longer.array[:, :2], table[:, None] + params["context"], 1e-6)
+    near(longer.array[:, 2:], x.array, 0)
     assert longer.packing.lengths == (11,)
     for part, whole, still in zip(x.rope, longer.rope, (1, 0), strict=True):
         assert (whole[:2] == still).all()

@@ -7,6 +7,7 @@ import pytest
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.models.pixnerd import PixNerd
 from pixelflow_jax.models.registry import GROUP, denoiser_classes
+from pixelflow_jax.registry import implementations
 
 MODEL = """
 import dataclasses
@@ -23,7 +24,7 @@ class {name}(DenoiserConfig):
 def install(tmp_path, monkeypatch):
     """A function that installs a package of one module with one entry point."""
     monkeypatch.syspath_prepend(tmp_path)
-    denoiser_classes.cache_clear()
+    implementations.cache_clear()
 
     def write(module: str, text: str, value: str) -> None:
         (tmp_path / f"{module}.py").write_text(text)
@@ -33,7 +34,7 @@ def install(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text(f"[{GROUP}]\nmine = {value}\n")
 
     yield write
-    denoiser_classes.cache_clear()
+    implementations.cache_clear()
 
 
 def test_every_denoiser_of_this_package_is_found():
@@ -63,8 +64,13 @@ def test_another_package_brings_its_own(install, value):
             "raising",
             "of the-raising cannot be loaded, ZeroDiv",
         ),
-        ("empty", "", "empty", "of the-empty brings no denoiser"),
-        ("other", "Model = int", "other:Model", "of the-other brings no denoiser"),
+        ("empty", "", "empty", "of the-empty brings no DenoiserConfig"),
+        (
+            "other",
+            "Model = int",
+            "other:Model",
+            "of the-other brings no DenoiserConfig",
+        ),
         (
             *("twin", MODEL.format(name="PixNerd"), "twin:PixNerd"),
             "called PixNerd, one of pixelflow_jax.models.pixnerd and one of twin",

@@ -223,7 +223,7 @@ CANVAS = dataclasses.replace(PIXNERD, canvas=(8, 8))
 
 
 def drawn(config: PixNerdText, params: dict, image: jax.Array):
-    """Prediction and tap for one image at t = 0.4."""
+    """Prediction and features for one image at t = 0.4."""
     cond = Condition(text=normal(3, 1, 5, 6))
     apply = jax.jit(network(config, EXACT).apply)
     out = apply(params, (Inputs(image, jnp.array([0.4]), cond),))
@@ -247,8 +247,8 @@ def test_a_canvas_of_the_image_size_is_no_canvas():
 @pytest.mark.parametrize("size", [(16, 16), (12, 12), (16, 6), (2, 8)], ids=str)
 def test_a_canvas_keeps_the_number_of_tokens(size):
     _, params = built(CANVAS)
-    pred, tap = drawn(CANVAS, params, normal(1, 1, *size, 3))
-    assert pred.shape == (1, *size, 3) and tap.shape == (1, 4, 16)
+    pred, features = drawn(CANVAS, params, normal(1, 1, *size, 3))
+    assert pred.shape == (1, *size, 3) and features.shape == (1, 4, 16)
 
 
 def test_the_transformer_sees_a_canvas_and_the_field_every_pixel():
@@ -256,14 +256,14 @@ def test_the_transformer_sees_a_canvas_and_the_field_every_pixel():
     _, params = built(CANVAS)
     small = normal(1, 1, 8, 8, 3)
     large = small.repeat(2, 1).repeat(3, 2)  # 16 x 24: the same pixels are picked
-    pred, tap = drawn(CANVAS, params, large)
-    np.testing.assert_allclose(tap, drawn(CANVAS, params, small)[1], atol=1e-5)
+    pred, features = drawn(CANVAS, params, large)
+    np.testing.assert_allclose(features, drawn(CANVAS, params, small)[1], atol=1e-5)
     changed, same = drawn(CANVAS, params, large.at[0, 5, 7].add(1.0))
-    np.testing.assert_array_equal(tap, same)
+    np.testing.assert_array_equal(features, same)
     moved = np.argwhere(np.abs(changed - pred).max(-1) > 1e-6)
     assert moved.tolist() == [[0, 5, 7]]
     _, other = drawn(CANVAS, params, large.at[0, 4, 6].add(1.0))
-    assert apart(tap, other) > 1e-3
+    assert apart(features, other) > 1e-3
 
 
 def test_coordinates_span_the_same_in_every_patch():

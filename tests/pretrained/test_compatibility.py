@@ -210,7 +210,7 @@ def test_another_model_is_named_and_its_parameters_are_not():
 
 
 def test_a_model_of_someone_elses_is_tuned_by_the_same_rule():
-    """What it calls like ours belongs to the same kinds; the rest is refused by name."""
+    """Fields that are called like ours are of the same kinds; others are refused."""
     theirs = ColorMixer()
     for fields, kind, names in (
         ({"num_classes": 3}, "classes", {"class_embed"}),

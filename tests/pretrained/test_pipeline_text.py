@@ -9,6 +9,7 @@ import pytest
 from pixelflow_jax import Pipeline, build
 from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.errors import PipelineError, WeightsError
+from pixelflow_jax.sampling.batches import Weights
 from tests import texts
 from tests.training import tiny
 
@@ -62,10 +63,8 @@ def test_the_default_negative_is_the_null_condition_of_training(pipeline):
     conditioner = pipeline.config.conditioner
     given = texts.CaptionEncoder(conditioner.length)([RED, BLUE])
     generator = build.generator(pipeline.config, texts.SIZE, texts.SIZE)
-    frozen_params = conditioner.load()
-    without = generator(
-        pipeline.params, given, seed=1, frozen_params=frozen_params
-    ).images
+    weights = Weights(pipeline.params, conditioner.load())
+    without = generator(weights, given, seed=1).images
     np.testing.assert_allclose(with_empty, without, atol=1e-4)
 
 

@@ -1,7 +1,7 @@
 """A denoiser of somebody else's: patches that mix over their rows and columns.
 
-It follows the contract of docs/add_a_method.md and nothing else: it shares no trunk with
-the models of the package, its last matrix has another name, and it reads classes.
+It follows the contract of docs/add_a_method.md and nothing else: it shares no trunk
+with the models of the package, its last matrix has another name, it reads classes.
 """
 
 import dataclasses

@@ -13,12 +13,15 @@ from pixelflow_jax.training import log as run_log
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.loop import train
+from pixelflow_jax.training.throughput import Workload
 from tests.training import tiny
+
+WORKLOAD = Workload(batch_size=8, forward_flops=1e6, dtype="float32")
 
 
 def open_log(workdir, start=0, main=True, **fields):
-    given = {"steps": 100, "batch_size": 8, "forward_flops": 1e6, "dtype": "float32"}
-    return RunLog(workdir, start=start, config={"a": 1}, main=main, **given | fields)
+    given = {"steps": 100, "workload": WORKLOAD, "config": {"a": 1}}
+    return RunLog(workdir, start=start, main=main, **given | fields)
 
 
 def events(workdir) -> list[Event]:

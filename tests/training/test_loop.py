@@ -13,6 +13,7 @@ from pixelflow_jax.training import loop
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
+from pixelflow_jax.training.signals import stop_signals
 from tests.training import tiny
 
 
@@ -121,7 +122,7 @@ def test_a_signal_saves_and_returns_after_the_step(
 
 
 def test_the_second_signal_has_its_usual_effect():
-    with loop._stop_signals() as stop:
+    with stop_signals() as stop:
         assert not stop()
         signal.raise_signal(signal.SIGTERM)
         assert stop()
@@ -132,7 +133,7 @@ def test_the_second_signal_has_its_usual_effect():
 
 def test_the_handlers_are_given_back_after_an_error():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError), loop._stop_signals():
+    with pytest.raises(ValueError), stop_signals():
         assert signal.getsignal(signal.SIGINT) is not before
         raise ValueError
     assert signal.getsignal(signal.SIGINT) is before

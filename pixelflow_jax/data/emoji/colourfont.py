@@ -33,8 +33,10 @@ class ColourFont:
         content = Path(path).read_bytes()
         try:
             font = _open(content)
-            characters = font.getBestCmap()
-            self._characters = {c: font.getGlyphID(g) for c, g in characters.items()}
+            names = font.getBestCmap()
+            if not names:
+                raise KeyError("cmap")
+            self._characters = {c: font.getGlyphID(name) for c, name in names.items()}
             self._ligatures = dict(_ligatures(font))
             self._content = _with_private_cmap(content)
         except Exception as error:  # fontTools reports damage through many types

@@ -17,7 +17,13 @@ from PIL import Image, ImageChops, ImageFont
 from pixelflow_jax.data.emoji.colourfont import ColourFont, draw_glyph
 from pixelflow_jax.data.emoji.colours import coloured, main_colour
 from pixelflow_jax.data.images import encode_image
-from pixelflow_jax.data.source import Record, Split, check_split, choose_split
+from pixelflow_jax.data.source import (
+    Record,
+    SourceConfig,
+    Split,
+    check_split,
+    choose_split,
+)
 from pixelflow_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
@@ -59,7 +65,7 @@ class EmojiEntry:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Emoji:
+class Emoji(SourceConfig):
     """OpenMoji drawn on white at any size, a class for each Unicode category.
 
     `categories` and `subcategories` narrow the set (empty: all) and `categories` also

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pixelflow_jax.data.captions import clean
 from pixelflow_jax.data.encoded import EncodedSource
@@ -61,7 +61,7 @@ class Parquet:
                 schema = parquet.ParquetFile(file).schema_arrow
             except (OSError, ValueError):
                 continue
-            kinds = {field.name: _kind(field.type) for field in schema}
+            kinds: dict[str, Kind | None] = {f.name: _kind(f.type) for f in schema}
             return (
                 _choose("--image-column", self.image_column, kinds, "image", IMAGES),
                 _choose(
@@ -163,7 +163,7 @@ def _group(file: Path, group: int, columns: tuple[str, str]) -> dict:
     return {name: table.column(name) for name in columns}
 
 
-def _kind(kind: object) -> Kind | None:
+def _kind(kind: Any) -> Kind | None:
     """Whether a column's type can hold images or texts, or neither."""
     from pyarrow import types
 

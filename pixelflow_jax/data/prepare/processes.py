@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pixelflow_jax.errors import DataError
 
@@ -61,6 +61,6 @@ def _follow_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _do(task: Task) -> object:
+def _do(task: Any) -> Any:
     assert _work is not None
     return _work(task)

@@ -43,7 +43,7 @@ def begin(
                 "to start anew, another OUT, or the earlier source and options."
             )
         finished = {line["file"]: line for line in lines[1:]}
-        done = {f: line for f, line in finished.items() if not find_damage(out, line)}
+        done = {f: x for f, x in finished.items() if not find_damage(out, x)}
         _rewrite(progress, [header, *done.values()])
         for file in _partials(out):
             file.unlink()
@@ -103,7 +103,7 @@ def note(out: Path, line: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _read_progress(path: Path) -> Iterator[dict[str, Any]]:
+def _read_progress(path: Path) -> Iterator[Any]:
     for line in path.read_text("utf-8").splitlines():
         try:
             yield json.loads(line)

@@ -1,0 +1,196 @@
+"""Config files, by path or by name: which there are, and the experiments they give.
+
+A config file is Python, with a function `get_config()` that returns an `Experiment`.
+Where it takes an argument, that is the name of a variant; a dict `VARIANTS` of the
+file, from names to functions, lets all be listed. A run's `config.json` is one as well.
+Files that come with the package go by their names: "pixnerd:xl16_256" is the variant
+xl16_256 of configs/pixnerd.py.
+"""
+
+import ast
+import contextlib
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+import re
+import sys
+import textwrap
+import traceback
+import types
+from collections.abc import Iterator, Sequence
+
+from pixelflow_jax import config_overrides, renamed, resources
+from pixelflow_jax.config_types import is_node, unknown_field
+from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.experiment import Experiment, node_classes
+
+EXAMPLE = "--config=emoji or --config=pixnerd:xl16_256"
+
+
+def load_config(name: str, changes: Sequence[str] = ()) -> Experiment:
+    """The experiment of NAME, NAME:VARIANT, FILE.py, FILE.py:VARIANT or FILE.json.
+
+    `changes` are flags that set single fields, such as "--config.steps=100". Raises
+    ConfigError, in one paragraph, for whatever keeps it from being used.
+    """
+    path, variant = find(name)
+    if path.suffix == ".json":
+        config = _from_json(path)
+    else:
+        config = _from_python(path, variant)
+    return config_overrides.apply(config, changes) if changes else config
+
+
+def names() -> list[str]:
+    """The config files that come with the package."""
+    files = resources.folder("configs").glob("[!_]*.py")
+    return sorted(path.stem for path in files)
+
+
+def variants(name: str) -> tuple[str, ...]:
+    """The variants that a config file lists in its `VARIANTS`, by name or path."""
+    path, _ = find(name)
+    with _explained(path):
+        return tuple(getattr(_module(path), "VARIANTS", ()))
+
+
+def described(name: str) -> list[str]:
+    """What a config file is for, and its variants, in lines."""
+    path, _ = find(name)
+    with _explained(path):
+        summary = (_module(path).__doc__ or "").strip().split("\n")[0]
+    listed = textwrap.wrap(", ".join(variants(name)), 84)
+    return [f"{name}: {summary}", *(f"    {line}" for line in listed)]
+
+
+def find(name: str) -> tuple[pathlib.Path, str | None]:
+    """The file that a name or path stands for, and the variant named behind it.
+
+    A path wins where a file lies there. Raises ConfigError where there is none.
+    """
+    parts = name.split(":")
+    for count in range(len(parts), 0, -1):
+        path = pathlib.Path(":".join(parts[:count])).expanduser()
+        if path.is_file() and path.suffix in (".py", ".json"):
+            return path, ":".join(parts[count:]) or None
+    ours = resources.folder("configs") / f"{parts[0]}.py"
+    if parts[0] in names():
+        return ours, ":".join(parts[1:]) or None
+    raise ConfigError(_not_there(parts[0]))
+
+
+def _not_there(name: str) -> str:
+    """Says that there is no such config, and what there is."""
+    path, ours = pathlib.Path(name).expanduser(), names()
+    if path.is_dir() and (path / "config.json").is_file():
+        return f"{name} is a folder: name its config, --config={path / 'config.json'}."
+    if path.is_file():
+        return f"The config file {name} must end in .py or .json."
+    near = difflib.get_close_matches(path.stem, ours, 1)
+    meant = f" Did you mean --config={near[0]}?" if near else ""
+    return (
+        f"There is no config file {name!r}.{meant} Give the path of one, or the name "
+        f"of one that comes with the package, such as {EXAMPLE}. There are "
+        f"{', '.join(ours)}."
+    )
+
+
+def _from_json(path: pathlib.Path) -> Experiment:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"The config file {path} cannot be read: {error}") from error
+    if not isinstance(data, dict) or "class" not in data:
+        raise ConfigError(
+            f"{path} holds no config of an experiment: give the config.json of a run's "
+            "workdir. To begin with published weights, set --config.init_from."
+        )
+    try:
+        return Experiment.from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be used: {error}") from error
+
+
+def _from_python(path: pathlib.Path, variant: str | None) -> Experiment:
+    with _explained(path):
+        module = _module(path)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise ConfigError(
+                "it has no get_config(), which must return an Experiment."
+            )
+        takes = len(inspect.signature(get_config).parameters)
+        if variant is not None and not takes:
+            raise ConfigError(f"it has no variants, so there is no {variant!r}.")
+        config = get_config(*([] if variant is None else [variant]))
+        if not isinstance(config, Experiment):
+            kind = "a module" if inspect.ismodule(config) else repr(config)
+            raise ConfigError(
+                f"get_config() must return an Experiment, not {kind[:100]}."
+            )
+        return config
+
+
+def _module(path: pathlib.Path) -> types.ModuleType:
+    """The file as a module, run anew."""
+    name = f"pixelflow_config_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError("it is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and pickle look for its classes
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever goes wrong in a config file into a ConfigError that says where."""
+    try:
+        yield
+    except Exception as error:  # config files are code: anything may go wrong in them
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{path} cannot be used: {error}") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == os.path.abspath(path)]
+        where = f"{path}:{lines[-1]}" if lines else str(path)
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        hint = _hint(error, path, lines[-1]) if lines else ""
+        raise ConfigError(
+            f"{where} cannot be used: {reason}. {hint}".rstrip()
+        ) from error
+
+
+def _hint(error: Exception, path: pathlib.Path, line: int) -> str:
+    """What a config file should say instead, where that is known."""
+    if isinstance(error, ImportError):
+        return _import_now(path, line)
+    if isinstance(error, AttributeError) and is_node(error.obj):
+        return unknown_field(type(error.obj), error.name or "")
+    match = re.search(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    cls = node_classes().get(match[1]) if match else None
+    return unknown_field(cls, match[2]) if match and cls else ""
+
+
+def _import_now(path: pathlib.Path, line: int) -> str:
+    """The import on a line of a config file, in today's words where they are others."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.lineno == line and node.module:
+            names = {a.name: renamed.NAMES.get(a.name, a.name) for a in node.names}
+            then = {(node.module, name) for name in names}
+            now = {(_home(node.module, name), name) for name in names.values()}
+            if now != then:
+                imports = [f"from {home} import {name}" for home, name in sorted(now)]
+                return f"Write: {'; '.join(imports)}."
+    return ""
+
+
+def _home(module: str, name: str) -> str:
+    """The module in which a name of an old module is now."""
+    cls = node_classes().get(name)
+    return cls.__module__ if cls else renamed.module_of(module)
