@@ -1,8 +1,7 @@
 """Attention over token sequences: of images to themselves, and to their texts."""
 
-import functools
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,7 @@ from pixelflow_jax.nn.embed import Rope
 from pixelflow_jax.nn.kernels.choice import Attention, chosen, is_half_on_gpu
 from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
 from pixelflow_jax.nn.layers import (
-    TORCH,
-    Initial,
+    BlockConfig,
     RMSNorm,
     bias_of,
     linear,
@@ -150,7 +148,6 @@ def cudnn_fits(q: Array | jax.ShapeDtypeStruct) -> bool:
     return is_half_on_gpu(q.dtype) and head_width % 8 == 0 and head_width <= 128
 
 
-@runtime_checkable
 class QKV(Protocol):
     """What a module holds that projects tokens to queries, keys and values."""
 
@@ -184,40 +181,26 @@ def project_qkv(
     )
 
 
-def _layers(
-    precision: Precision, rngs: nnx.Rngs, initial: Initial
-) -> Callable[..., nnx.Linear]:
-    return functools.partial(
-        linear,
-        precision=precision,
-        rngs=rngs,
-        init=initial.kernel,
-        bias_init=initial.bias,
+def _linear(
+    config: BlockConfig, parts: int, precision: Precision, rngs: nnx.Rngs, bias: bool
+) -> nnx.Linear:
+    """A layer from tokens to `parts` of their width."""
+    return linear(
+        *(config.width, parts * config.width, precision, rngs),
+        bias=bias,
+        init=config.initial.kernel,
+        bias_init=config.initial.bias,
     )
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention with RMS-normalised, then rotated, queries and keys.
+    """Multi-head self-attention with RMS-normalised, then rotated, queries and keys."""
 
-    `bias` gives one to the projection to queries, keys and values.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        precision: Precision,
-        rngs: nnx.Rngs,
-        *,
-        bias: bool = False,
-        initial: Initial = TORCH,
-    ):
-        self.heads = heads
-        layer = _layers(precision, rngs, initial)
-        self.qkv = layer(width, 3 * width, bias=bias)
-        self.q_norm = RMSNorm(width // heads)
-        self.k_norm = RMSNorm(width // heads)
-        self.out = layer(width, width)
+    def __init__(self, config: BlockConfig, precision: Precision, rngs: nnx.Rngs):
+        self.heads, head_width = config.heads, config.width // config.heads
+        self.qkv = _linear(config, 3, precision, rngs, config.bias)
+        self.q_norm, self.k_norm = RMSNorm(head_width), RMSNorm(head_width)
+        self.out = _linear(config, 1, precision, rngs, bias=True)
 
     def __call__(
         self,
@@ -242,26 +225,15 @@ class JointAttention(nnx.Module):
     """Attention of images to themselves and their text, which is not changed by it.
 
     Queries and keys are RMS-normalised, the text's keys with the images' weights; only
-    the images' turn. `bias` gives one to the projections to queries, keys and values.
+    the images' turn.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        precision: Precision,
-        rngs: nnx.Rngs,
-        *,
-        bias: bool = False,
-        initial: Initial = TORCH,
-    ):
-        self.heads = heads
-        layer = _layers(precision, rngs, initial)
-        self.qkv = layer(width, 3 * width, bias=bias)
-        self.text_kv = layer(width, 2 * width, bias=bias)
-        self.q_norm = RMSNorm(width // heads)
-        self.k_norm = RMSNorm(width // heads)
-        self.out = layer(width, width)
+    def __init__(self, config: BlockConfig, precision: Precision, rngs: nnx.Rngs):
+        self.heads, head_width = config.heads, config.width // config.heads
+        self.qkv = _linear(config, 3, precision, rngs, config.bias)
+        self.text_kv = _linear(config, 2, precision, rngs, config.bias)
+        self.q_norm, self.k_norm = RMSNorm(head_width), RMSNorm(head_width)
+        self.out = _linear(config, 1, precision, rngs, bias=True)
 
     def __call__(
         self,

@@ -1,9 +1,8 @@
 """The transformer block with AdaLN that PixNerd and PixelGen share."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from flax import nnx
 from jax import Array
@@ -11,10 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from pixelflow_jax.nn.attention import SelfAttention
-from pixelflow_jax.nn.dropout import Dropout, DropoutKeys, drop_packed, group_drops
+from pixelflow_jax.nn.dropout import Dropout, DropoutKeys, drop_packed, group_dropouts
 from pixelflow_jax.nn.embed import Rope
 from pixelflow_jax.nn.kernels.adaln_residual import AdaLN, Residual, adaln_residual
-from pixelflow_jax.nn.layers import TORCH, Initial, RMSNorm, bias_of, linear, zeros
+from pixelflow_jax.nn.layers import BlockConfig, RMSNorm, bias_of, linear, zeros
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
@@ -25,31 +24,11 @@ PROBABILITIES, PROJECTION, HIDDEN = range(3)
 SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """The sizes of a block, its rates of dropout, and how it begins.
-
-    `hidden` is the MLP's width, `bias` gives biases to the projection to queries, keys
-    and values and to the MLP. `attention_dropout` is the rate of the attention
-    probabilities, `dropout` that of the attention's output and of the MLP's hidden
-    values.
-    """
-
-    width: int
-    heads: int
-    hidden: int
-    bias: bool = False
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    initial: Initial = TORCH
-
-
 # A row an image, an array a group.
 Conds = tuple[Float[Array, "_ width"], ...]
 Modulation = tuple[Float[Array, "_ chunks"], ...]
 
 
-@runtime_checkable
 class BlockAttention(Protocol):
     """The attention of a block, called as `SelfAttention` is."""
 
@@ -84,9 +63,7 @@ class Block(nnx.Module):
         self.dropout = config.dropout
         self.attention_dropout = config.attention_dropout
         self.norm1 = RMSNorm(width)
-        self.attention = attend(
-            width, config.heads, precision, rngs, bias=config.bias, initial=initial
-        )
+        self.attention = attend(config, precision, rngs)
         self.norm2 = RMSNorm(width)
         self.mlp = MLP(
             *("swiglu", width, config.hidden, precision, rngs),
@@ -122,9 +99,9 @@ class Block(nnx.Module):
         """
         modulation = modulation or self.modulations(cond)
         step = functools.partial(adaln_residual, modulation=modulation, packing=packing)
-        probabilities = group_drops(drop, self.attention_dropout, PROBABILITIES)
-        projection = group_drops(drop, self.dropout, PROJECTION)
-        hidden = group_drops(drop, self.dropout, HIDDEN)
+        probabilities = group_dropouts(drop, self.attention_dropout, PROBABILITIES)
+        projection = group_dropouts(drop, self.dropout, PROJECTION)
+        hidden = group_dropouts(drop, self.dropout, HIDDEN)
 
         x, z = step(x, adaln=AdaLN(self.norm1.weight[...], SHIFT1, SCALE1))
         mixed = self.attention(z, packing, rope, probabilities, context)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,7 +14,6 @@ from pixelflow_jax.nn.patch import unpatchify
 from pixelflow_jax.nn.precision import Precision
 
 
-@runtime_checkable
 class Patches(Protocol):
     """The width of a model's tokens, and the patches they stand for."""
 

@@ -36,7 +36,7 @@ class Dropout(NamedTuple):
         return dropout(x, self.rate, self.keys, self.active)
 
 
-def layer_drops(
+def layer_dropout_keys(
     key: Key[Array, "*images"], batches: tuple[int, ...], depth: int, layers: range
 ) -> list[DropoutKeys | None]:
     """Dropout of each of `depth` layers; None for those that are not in `layers`.
@@ -62,7 +62,7 @@ def layer_drops(
     ]
 
 
-def group_drops(
+def group_dropouts(
     drop: DropoutKeys | None, rate: float, place: int
 ) -> tuple[Dropout, ...] | None:
     """For each group a function that drops elements of [b_i, ...]; None: no dropout.
@@ -72,11 +72,11 @@ def group_drops(
     if drop is None or not rate:
         return None
 
-    def one(keys: Array) -> Dropout:
+    def of_group(keys: Array) -> Dropout:
         at_place = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
         return Dropout(at_place, rate, drop.active)
 
-    return tuple(one(keys) for keys in drop.keys)
+    return tuple(map(of_group, drop.keys))
 
 
 def drop_packed(
@@ -97,16 +97,16 @@ def stacked_seeds(dropouts: tuple[Dropout, ...]) -> Int[Array, "b groups 3"]:
     The two seeds of every image and how many of 2^24 elements are kept, int32.
     """
 
-    def one(drop: Dropout) -> Array:
+    def of_group(drop: Dropout) -> Array:
         seeds = jax.random.key_data(drop.keys)
         ends = jnp.stack([seeds[:, 0], seeds[:, -1]], 1).astype(jnp.int32)
-        keep = kept_of(drop.rate, drop.active)
+        keep = kept_count(drop.rate, drop.active)
         return jnp.concatenate([ends, jnp.full((len(ends), 1), keep, jnp.int32)], 1)
 
-    return jnp.stack([one(drop) for drop in dropouts], 1)
+    return jnp.stack([of_group(drop) for drop in dropouts], 1)
 
 
-def kept_of(rate: float, active: Bool[Array, ""] | None) -> Int[Array, ""]:
+def kept_count(rate: float, active: Bool[Array, ""] | None) -> Int[Array, ""]:
     """How many of `KEEP_ALL` elements are kept, int32."""
     keep = jnp.int32(round((1 - rate) * KEEP_ALL))
     return keep if active is None else jnp.where(active, keep, jnp.int32(KEEP_ALL))
@@ -124,7 +124,7 @@ def dropout(
     An element's fate is a hash of its number and of its image's key, so that no mask
     needs to be written to memory, or drawn ahead of its use.
     """
-    keep = kept_of(rate, active)
+    keep = kept_count(rate, active)
     seeds = jax.random.key_data(keys).reshape(len(x), -1, *[1] * (x.ndim - 1))
     number = jax.lax.broadcasted_iota(jnp.uint32, (math.prod(x.shape[1:]),), 0)
     kept = survives(seeds[:, 0], seeds[:, -1], number.reshape(x.shape[1:]), keep)
@@ -133,26 +133,26 @@ def dropout(
 
 
 def survives(
-    one: UInt32[Array, "..."],
-    other: UInt32[Array, "..."],
+    seed1: UInt32[Array, "..."],
+    seed2: UInt32[Array, "..."],
     number: UInt32[Array, "..."],
     keep: Int[Array, ""],
 ) -> Bool[Array, "..."]:
     """Whether the elements of these numbers are among the `keep` of `KEEP_ALL`."""
-    return (hash_bits(one, other, number) >> 8).astype(jnp.int32) < keep
+    return (hash_bits(seed1, seed2, number) >> 8).astype(jnp.int32) < keep
 
 
 def hash_bits(
-    one: UInt32[Array, "..."],
-    other: UInt32[Array, "..."],
+    seed1: UInt32[Array, "..."],
+    seed2: UInt32[Array, "..."],
     number: UInt32[Array, "..."],
 ) -> UInt32[Array, "..."]:
     """Bits that depend on two seeds and a number.
 
     Twice the finaliser of MurmurHash3 (Appleby), a seed before each.
     """
-    bits = _mixed(number * np.uint32(0x9E3779B1) + one)
-    return _mixed(bits ^ other)
+    bits = _mixed(number * np.uint32(0x9E3779B1) + seed1)
+    return _mixed(bits ^ seed2)
 
 
 def _mixed(bits: Array) -> Array:

@@ -91,7 +91,7 @@ class ClassEmbed(nnx.Module):
 class TextEmbed(nnx.Module):
     """A linear layer and an RMS norm; learnt positions are added afterwards.
 
-    `place_init` initialises the positions [length, width].
+    `position_init` initialises the positions [length, width].
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TextEmbed(nnx.Module):
         precision: Precision,
         rngs: nnx.Rngs,
         *,
-        place_init: Initializer,
+        position_init: Initializer,
         initial: Initial = TORCH,
     ):
         init, bias_init = initial.kernel, initial.bias
@@ -110,7 +110,7 @@ class TextEmbed(nnx.Module):
             inputs, width, precision, rngs, init=init, bias_init=bias_init
         )
         self.norm = RMSNorm(width)
-        self.position = nnx.Param(place_init(rngs.params(), (length, width)))
+        self.position = nnx.Param(position_init(rngs.params(), (length, width)))
 
     def __call__(
         self, states: Float[Array, "b length inputs"]

@@ -1,5 +1,6 @@
 """Linear layers, norms and AdaLN modulation."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -61,6 +62,25 @@ class Initial(NamedTuple):
 TORCH = Initial(torch_default, torch_default, None, zero_modulation=False)
 # The official JiT draws gate and up as one matrix, which narrows the bound.
 XAVIER = Initial(xavier, fused_xavier(1 / 2), zeros, zero_modulation=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """The sizes of a block, its rates of dropout, and how it begins.
+
+    `hidden` is the MLP's width, `bias` gives biases to the projection to queries, keys
+    and values and to the MLP. `attention_dropout` is the rate of the attention
+    probabilities, `dropout` that of the attention's output and of the MLP's hidden
+    values.
+    """
+
+    width: int
+    heads: int
+    hidden: int
+    bias: bool = False
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    initial: Initial = TORCH
 
 
 def linear(

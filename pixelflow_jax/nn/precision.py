@@ -39,12 +39,12 @@ class Precision:
         in float32 once a step and not once in every pass.
         """
 
-        def one(path: tuple, leaf: Array) -> Array:
+        def cast_leaf(path: tuple, leaf: Array) -> Array:
             # Where a stack's layers are unstacked, their numbers end the path.
             keys = (k for k in reversed(path) if isinstance(k, jax.tree_util.DictKey))
             return leaf.astype(self.dtype) if is_matrix(next(keys).key) else leaf
 
-        return jax.tree_util.tree_map_with_path(one, params)
+        return jax.tree_util.tree_map_with_path(cast_leaf, params)
 
 
 def is_matrix(name: str) -> bool:

@@ -300,9 +300,9 @@ def _backward_kernel(spec: Spec, structure: Any, width: int, tile: int, *referen
             dunit = each(lambda d, s: d * (1 + s), dz, scale)
             dunit = dunit if gain is None else each(jnp.multiply, dunit, gain)
             along = _mean(each(jnp.multiply, dunit, unit), width)
-            middle = _mean(dunit, width) if spec.norm == "layer" else 0.0
+            mean = _mean(dunit, width) if spec.norm == "layer" else 0.0
             dx = each(
-                lambda d, du, u: d + inverse * (du - middle - u * along),
+                lambda d, du, u: d + inverse * (du - mean - u * along),
                 dx,
                 dunit,
                 unit,
@@ -362,7 +362,7 @@ def _mean(row: list[Array], width: int) -> Array:
 def _unit(row: list[Array], norm: str, width: int) -> tuple[list[Array], Array]:
     """The row without its mean ("layer") and over its deviation; 1 / deviation."""
     if norm == "layer":
-        middle = _mean(row, width)
-        row = [part - middle for part in row]
+        mean = _mean(row, width)
+        row = [part - mean for part in row]
     inverse = jax.lax.rsqrt(_mean([part * part for part in row], width) + EPS)
     return [part * inverse for part in row], inverse
