@@ -12,9 +12,6 @@ from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import unstack_layers, written_out_blocks
 
-# Where a denoiser keeps its last matrix, from the tokens to pixels.
-LAST_KERNEL = ("decoder", "linear", "kernel")
-
 
 class Condition(NamedTuple):
     """What images are conditioned on; a model reads the parts that it names."""
