@@ -6,7 +6,6 @@ One table for all that reads old words: files of format version 1 (`config_versi
 
 import difflib
 import importlib.abc
-import re
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +13,7 @@ PACKAGE = "pixelflow_jax"
 
 # Modules, without the package's name.
 MODULES = {
-    "conditioning": "conditioning.conditioner",
+    "conditioning": "conditioning.interface",
     "convert.errors": "errors",
     "convert.infer": "convert.sizes",
     "convert.official": "convert.checkpoints",
@@ -40,6 +39,15 @@ MODULES = {
     "hub": "tensors.hub",
     "models.base": "models.interface",
     "models.checks": "models.trunk",
+    "nn.field_kernel": "nn.kernels.neural_field",
+    "nn.heads": "nn.kernels.qkv_norm_rope",
+    "nn.heads_kernel": "nn.kernels.qkv_norm_rope",
+    "nn.hidden": "nn.kernels.activate_and_project",
+    "nn.hidden_kernel": "nn.kernels.activate_and_project",
+    "nn.residual": "nn.kernels.adaln_residual",
+    "nn.residual_kernel": "nn.kernels.adaln_residual",
+    "nn.text_block": "nn.attention",
+    "nn.tiling": "nn.kernels.launch",
     "nodes": "config_io",
     "objective": "losses.objective",
     "perceptual": "losses.perceptual",
@@ -107,21 +115,10 @@ NAMES = {
 }
 
 
-def module_hint(name: str) -> str:
-    """What a module of that name is called now, a sentence; "" for one not renamed."""
+def module_of(name: str) -> str:
+    """Where the contents of a module of that name are now, or most of them."""
     old = name.removeprefix(f"{PACKAGE}.")
-    if old == name or old not in MODULES:
-        return ""
-    return f"{name} is called {PACKAGE}.{MODULES[old]} now."
-
-
-def name_hint(module: str, name: str) -> str:
-    """Where an old name of a module is now, a sentence; "" for one not renamed."""
-    home = MODULES.get(module.removeprefix(f"{PACKAGE}."))
-    where = f" in {PACKAGE}.{home}" if home else ""
-    if name in NAMES:
-        return f"{name} is called {NAMES[name]} now{where}."
-    return f"{name} is{where} now." if where else ""
+    return f"{PACKAGE}.{MODULES[old]}" if old != name and old in MODULES else name
 
 
 def field_hint(cls: str, name: str, fields: Sequence[str]) -> str:
@@ -142,18 +139,15 @@ class _OldModules(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Iterable[str] | None, target: object = None
     ) -> None:
         """Raises ModuleNotFoundError for an old name; asked where no other finds it."""
-        if hint := module_hint(fullname):
+        now = module_of(fullname)
+        if now != fullname:
             # Without its `name`, by which `from package import module` would hide it.
-            raise ModuleNotFoundError(f"No module named {fullname!r}: {hint}")
+            raise ModuleNotFoundError(
+                f"No module named {fullname!r}: it is called {now!r} now"
+            )
 
 
 def install() -> None:
     """Let imports of old names say the new ones."""
     if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
         sys.meta_path.append(_OldModules())
-
-
-def import_hint(error: ImportError) -> str:
-    """What an import that failed should be now; "" or a sentence."""
-    match = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
-    return name_hint(match[2], match[1]) if match else ""

@@ -157,8 +157,14 @@ def changed(sampling: Sampling) -> Sampling:
     grid = _replaced(sampling.grid, **_steps(STEPS.value), shift=SHIFT.value)
     guidance = sampling.guidance
     if GUIDE.value:
-        same = {name: getattr(guidance, name) for name in ("low", "high", "interval")}
-        guidance = AutoGuidance(scale=guidance.scale, weights=GUIDE.value, **same)
+        guidance = AutoGuidance(
+            scale=guidance.scale,
+            low=guidance.low,
+            high=guidance.high,
+            interval=guidance.interval,
+            interval_time=guidance.interval_time,
+            weights=GUIDE.value,
+        )
     guidance = _replaced(guidance, scale=GUIDANCE.value)
     guidance = _with_interval(guidance, INTERVAL.value)
     solver = SOLVERS[SOLVER.value] if SOLVER.value else sampling.solver

@@ -1,8 +1,7 @@
 """The flow-matching loss on images that training never saw, at fixed times."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,8 @@ from pixelflow_jax.flow.path import Stage, image_noise
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.losses.context import Context
 from pixelflow_jax.losses.flow_matching import FlowMatching
-from pixelflow_jax.models.interface import Condition, Inputs, Network, Output
+from pixelflow_jax.models.interface import Condition, Inputs, Network
+from pixelflow_jax.sampling.fields import Net
 from pixelflow_jax.sampling.sampler import image_keys
 
 TIMES = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
@@ -45,18 +45,16 @@ class HeldoutLoss:
         """Means over the batches of one pass.
 
         Their "weight" [b] is 0 for images that only fill the last batch.
-        `frozen_params` are the parameters of the conditioner's and the model's frozen
-        networks.
+        `frozen_params` are those of the frozen networks that the denoiser and the
+        conditioner look through, and the prediction's constants.
         """
         frozen_params = jax.device_put(frozen_params or {}, sharding.replicated(mesh))
 
         def errors(
             params: dict, batch: dict, first: Array, frozen_params: dict
         ) -> Array:
+            net = Net(self.network, params, frozen_params)
             cond = self.conditioner.encode(frozen_params, batch)
-            net = functools.partial(
-                self.network.apply, params, frozen_params=frozen_params
-            )
             return jax.lax.map(
                 lambda t: self._error(net, batch, cond, first, t), jnp.asarray(TIMES)
             )
@@ -76,22 +74,17 @@ class HeldoutLoss:
         return {"loss": float(np.mean(list(means.values()))), **by_time}
 
     def _error(
-        self,
-        net: Callable[[tuple[Inputs, ...]], Output],
-        batch: dict,
-        cond: Condition,
-        first: Array,
-        t: Array,
+        self, net: Net, batch: dict, cond: Condition, first: Array, t: Array
     ) -> Array:
         """Sum over the batch of the weighted error at time `t`, mean over stages."""
-        images = batch["image"]
+        images, prediction = batch["image"], net.bound(self.prediction)
         count, height, width, channels = images.shape
         keys = image_keys(self.seed, first + jnp.arange(count))
         values = []
         for stage in self.stages:
             noise = image_noise(keys, *stage.size(height, width), channels)
             point = stage.draw(images, noise, jnp.full(count, t))
-            inputs = Inputs(point.x_t, point.timestep, cond)
-            context = Context((point,), net((inputs,)), self.prediction, (stage,))
+            inputs = Inputs(*prediction.inputs(point.x_t, point.t, stage), cond)
+            context = Context((point,), net((inputs,)), prediction, (stage,))
             values.append(FlowMatching()(context))
         return jnp.sum(sum(values) / len(values) * batch["weight"])

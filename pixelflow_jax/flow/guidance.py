@@ -4,23 +4,27 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pixelflow_jax.flow.checks import refuse, unknown
 from pixelflow_jax.flow.path import per_image
 
 # (x, t, step) -> dx/dt. `t` is the time inside the stage, a scalar or one an image;
 # `step` is the time at which the solver's current step began. They differ in the second
-# evaluation of a Heun step, whose guidance window the official code tests at the
-# beginning of the step.
+# evaluation of a Heun step.
 Field = Callable[[Array, Array, Array], Array]
 Pair = Callable[[Array, Array, Array], tuple[Array, Array]]
 
-INTERVALS = ("()", "[)", "(]", "[]")
+Interval = Literal["()", "[)", "(]", "[]"]
+# The time that a window is tested at: the step's beginning, or that of the evaluation.
+IntervalTime = Literal["step", "evaluation"]
+A = TypeVar("A", np.ndarray, Array)
+
 # PixelFlow's stage-wise guidance: shares of scale - 1 on its four stages.
 RAMP = (0.0, 1 / 6, 2 / 3, 1.0)
 
@@ -39,57 +43,70 @@ class Branches(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Windowed:
-    """The field `inside` for steps that begin `within` a window, `outside` for others.
+    """The field `inside` where a time lies `within` a window, `outside` elsewhere.
 
-    The other one is not computed where the decision is one for all images. `runs` takes
-    it while tracing, where the steps are known; a call, where they are not.
+    The time is that of `interval_time`. The other field is not computed where the
+    decision is one for all images. `runs` takes it while tracing, where the times are
+    known; a call, where they are not.
     """
 
-    within: Callable[[Array | np.ndarray], Array | np.ndarray]
+    within: Callable[[Any], Any]
     inside: Field
     outside: Field
+    interval_time: IntervalTime = "step"
+
+    def is_inside(self, t: A, step: A) -> A:
+        """Whether evaluations at `t`, in steps that began at `step`, lie inside."""
+        return self.within({"step": step, "evaluation": t}[self.interval_time])
 
     def __call__(self, x: Array, t: Array, step: Array) -> Array:
-        """The velocity, decided by the value that `step` has when the program runs.
+        """The velocity, decided by the value that the time has when the program runs.
 
         Where images stand at different times (adaptive steps) both are computed.
         """
-        within = self.within(step)
-        if jnp.ndim(within) == 0:
-            return jax.lax.cond(within, self.inside, self.outside, x, t, step)
-        chosen = per_image(within, x)
-        return jnp.where(chosen, self.inside(x, t, step), self.outside(x, t, step))
+        is_inside = self.is_inside(t, step)
+        if jnp.ndim(is_inside) == 0:
+            return jax.lax.cond(is_inside, self.inside, self.outside, x, t, step)
+        inside, outside = self.inside(x, t, step), self.outside(x, t, step)
+        return jnp.where(per_image(is_inside, x), inside, outside)
 
 
-def runs(field: Field, steps: np.ndarray) -> list[tuple[slice, Field]]:
-    """Evaluations whose steps begin at `steps` [n], cut where a window opens or closes.
+def runs(field: Field, t: np.ndarray, step: np.ndarray) -> list[tuple[slice, Field]]:
+    """Evaluations at `t` [n], cut where a window opens or closes.
 
-    Every run of evaluations comes with the field that it follows, in which no decision
-    is left; together they cover 0 to n.
+    They belong to the steps that began at `step` [n]. Every run of evaluations comes
+    with the field that it follows, in which no decision is left; together they cover 0
+    to n.
     """
     if not isinstance(field, Windowed):
-        return [(slice(0, len(steps)), field)]
-    within = field.within(steps)
-    cuts = [0, *(np.flatnonzero(within[1:] != within[:-1]) + 1), len(steps)]
+        return [(slice(0, len(t)), field)]
+    is_inside = field.is_inside(t, step)
+    cuts = [0, *(np.flatnonzero(is_inside[1:] != is_inside[:-1]) + 1), len(t)]
     return [
-        (slice(start, end), field.inside if within[start] else field.outside)
+        (slice(start, end), field.inside if is_inside[start] else field.outside)
         for start, end in itertools.pairwise(map(int, cuts))
     ]
 
 
 class Guidance(Protocol):
-    """Maps the branches of a stage to the field that the solver follows."""
+    """Maps the branches of a stage to the field that the solver follows.
+
+    Config nodes name this class as their base.
+    """
 
     scale: float
 
     def __call__(self, branches: Branches, stage: int) -> Field:
         """The guided field of stage number `stage`."""
+        ...
 
     def problems(self, num_stages: int) -> list[str]:
         """What is wrong with these fields for a path of that many stages."""
+        ...
 
-    def active(self, t: Array | np.ndarray, stage: int = 0) -> Array | np.ndarray:
+    def active(self, t: A, stage: int = 0) -> A:
         """Whether guidance acts at time `t` of stage number `stage`."""
+        ...
 
 
 def stage_ramp(num_stages: int) -> tuple[float, ...]:
@@ -111,25 +128,27 @@ class ClassifierFree(Guidance):
     """null + scale * (cond - null) inside the interval (low, high), cond outside.
 
     `interval` says which ends belong to it: "()" for neither (PixNerd), "(]" for the
-    upper one (PixelGen's Euler and Heun), "[)" or "[]". Ends are compared in float32. The
-    defaults guide everywhere. Outside the interval, and where the scale is 1, the null
-    half is not computed. `ramp` holds the share of scale - 1 that each stage gets;
-    empty stands for the full scale everywhere. `rescale` phi moves each guided
-    velocity's standard deviation towards the conditional one's (0.7 in PixelGen's
-    variant). Sources: Ho & Salimans 2022; Kynkaanniemi et al. 2024; PixelFlow section
-    3.4; Lin et al. 2024 for `rescale`.
+    upper one (PixelGen's Euler and Heun), "[)" or "[]". Ends are compared in float32,
+    with the time at which the step began, or with `interval_time` "evaluation" with
+    each evaluation's own. The defaults guide everywhere. Outside the interval, and
+    where the scale is 1, the null half is not computed. `ramp` holds the share of scale
+    - 1 that each stage gets; empty stands for the full scale everywhere. `rescale` phi
+    moves each guided velocity's standard deviation towards the conditional one's (0.7
+    in PixelGen's variant). Sources: Ho & Salimans 2022; Kynkaanniemi et al. 2024;
+    PixelFlow section 3.4; Lin et al. 2024 for `rescale`.
     """
 
     scale: float = 1.0
     low: float = -np.inf
     high: float = np.inf
-    interval: str = "()"
+    interval: Interval = "()"
+    interval_time: IntervalTime = "step"
     ramp: tuple[float, ...] = ()
     rescale: float = 0.0
 
     def __call__(self, branches: Branches, stage: int) -> Field:
         """The guided field of stage number `stage`."""
-        _refuse(self.problems(len(self.ramp) or 1))
+        refuse(self.problems(len(self.ramp) or 1))
         scale = self.scale_of(stage)
         if scale == 1:
             return branches.cond
@@ -148,19 +167,19 @@ class ClassifierFree(Guidance):
 
     def problems(self, num_stages: int) -> list[str]:
         """What is wrong with these fields for a path of that many stages."""
-        found = _interval_problems(self)
+        problems = _interval_problems(self)
         if len(self.ramp) not in (0, num_stages):
-            found.append(
+            problems.append(
                 f"guidance.ramp={self.ramp} must hold {num_stages} shares, one for "
                 "each stage of the path, or none"
             )
         if not 0 <= self.rescale <= 1:
-            found.append(f"guidance.rescale={self.rescale} must lie in [0, 1]")
-        return found
+            problems.append(f"guidance.rescale={self.rescale} must lie in [0, 1]")
+        return problems
 
-    def active(self, t: Array | np.ndarray, stage: int = 0) -> Array | np.ndarray:
+    def active(self, t: A, stage: int = 0) -> A:
         """Whether the null half is computed at time `t` of stage number `stage`."""
-        return _between(self, t) & (self.scale_of(stage) != 1)
+        return _within(self, t) & (self.scale_of(stage) != 1)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -175,14 +194,16 @@ class AutoGuidance(Guidance):
     scale: float = 1.0
     low: float = -np.inf
     high: float = np.inf
-    interval: str = "()"
+    interval: Interval = "()"
+    interval_time: IntervalTime = "step"
     weights: str = ""
     ema: str = ""
 
     def __call__(self, branches: Branches, stage: int) -> Field:
         """The guided field, the same on every stage."""
-        _refuse(self.problems(1))
-        if branches.guide is None:
+        refuse(self.problems(1))
+        guide = branches.guide
+        if guide is None:
             raise ValueError(
                 "guidance: AutoGuidance needs a second model; name its run or weights "
                 "file in guidance.weights."
@@ -191,7 +212,7 @@ class AutoGuidance(Guidance):
             return branches.cond
 
         def guided(x: Array, t: Array, step: Array) -> Array:
-            main, weak = branches.guide(x, t, step)
+            main, weak = guide(x, t, step)
             return weak + self.scale * (main - weak)
 
         return _inside(self, guided, branches.cond)
@@ -200,28 +221,20 @@ class AutoGuidance(Guidance):
         """What is wrong with these fields."""
         return _interval_problems(self)
 
-    def active(self, t: Array | np.ndarray, stage: int = 0) -> Array | np.ndarray:
+    def active(self, t: A, stage: int = 0) -> A:
         """Whether the second model is evaluated at time `t`."""
-        return _between(self, t) & (self.scale != 1)
+        return _within(self, t) & (self.scale != 1)
 
 
 def _interval_problems(guidance: ClassifierFree | AutoGuidance) -> list[str]:
-    if guidance.interval in INTERVALS:
-        return []
+    times = get_args(IntervalTime)
     return [
-        'guidance.interval must be "()", "[)", "(]" or "[]", not '
-        f'"{guidance.interval}".'
+        *unknown("guidance.interval", guidance.interval, get_args(Interval)),
+        *unknown("guidance.interval_time", guidance.interval_time, times),
     ]
 
 
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("; ".join(problems))
-
-
-def _between(
-    guidance: ClassifierFree | AutoGuidance, t: Array | np.ndarray
-) -> Array | np.ndarray:
+def _within(guidance: ClassifierFree | AutoGuidance, t: A) -> A:
     """Whether time `t` lies inside the interval."""
     low, high = np.float32(guidance.low), np.float32(guidance.high)
     above = t >= low if guidance.interval.startswith("[") else t > low
@@ -235,9 +248,10 @@ def _inside(
     """`guided` inside the interval, `plain` outside."""
     if guidance.low == -np.inf and guidance.high == np.inf:
         return guided
-    within = functools.partial(_between, guidance)
+    within = functools.partial(_within, guidance)
     # As programs of their own each is traced once, however many runs follow it.
-    return Windowed(within, jax.jit(guided), jax.jit(plain))
+    inside, outside = jax.jit(guided), jax.jit(plain)
+    return Windowed(within, inside, outside, guidance.interval_time)
 
 
 def _rescaled(guided: Array, cond: Array, phi: float) -> Array:

@@ -38,10 +38,10 @@ class Stage:
 
     `log2_downscale` is how many times the full-size image is halved to this stage's
     resolution; `start` and `end` are the data weights of the two end points;
-    `timestep_range` is what the network is told at t = 0 and t = 1. `jump` weighs the doubled
-    image of the previous stage and the fresh noise at this stage's beginning, `gamma`
-    is the correlation of that noise inside a block of 2x2. `noise_scale` multiplies all
-    noise.
+    `timestep_range` is what the network is given at t = 0 and t = 1. `jump` weighs the
+    enlarged image of the previous stage and the fresh noise at this stage's beginning,
+    `gamma` is the correlation of that noise inside a block of 2x2. `noise_scale`
+    multiplies all noise.
     """
 
     log2_downscale: int = 0

@@ -1,27 +1,79 @@
 """What a network output means: the only place that turns it into a velocity."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pixelflow_jax.flow.path import Point, Stage, downsample2, per_image, upsample2
 
 PLAIN = Stage()
+CONSTANTS = "prediction"  # where programs find a prediction's constants, by name
 
 
 class Prediction(Protocol):
-    """Turns network outputs into velocities, and points into training targets."""
+    """Turns network outputs into velocities, and points into training targets.
+
+    Config nodes name this class as their base; most need no more than its first three
+    methods. A prediction may also change what the network is given, and learn constants
+    from the data: they are computed once, saved with the run, arguments of every
+    program, and bound before anything else is asked.
+    """
 
     def velocity(self, out: Array, x_t: Array, t: Array, stage: Stage = PLAIN) -> Array:
         """Velocity dx/dt implied by the network output at (x_t, t) of `stage`."""
+        ...
 
     def target(self, point: Point) -> Array:
         """The velocity that `velocity` should return at a training point."""
+        ...
 
     def clean(self, out: Array, x_t: Array, t: Array, stage: Stage = PLAIN) -> Array:
         """The clean image implied by the network output at (x_t, t) of `stage`."""
+        ...
+
+    def inputs(self, x_t: Array, t: Array, stage: Stage = PLAIN) -> tuple[Array, Array]:
+        """What the network is given at (x_t, t) of `stage`: an image, and its timestep.
+
+        The timestep has the shape of `t`, and depends on `t` and `stage` alone.
+        """
+        return x_t, stage.timestep(t)
+
+    def loss_weight(self, point: Point) -> Array | None:
+        """What multiplies the squared error of the velocity, [b]; None: nothing."""
+        return None
+
+    def for_sampling(self) -> "Prediction":
+        """The prediction that samplers take, where it differs from that of training."""
+        return self
+
+    def problems(self, stages: tuple[Stage, ...]) -> list[str]:
+        """Why it does not fit a path of those stages."""
+        return []
+
+    def constants(self, images: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays that follow from the data, by name.
+
+        `images` are batches [n, h, w, c] of training images in [-1, 1], of which it
+        takes as many as it needs; none are read where there are no constants.
+        """
+        return {}
+
+    def constant_shapes(self, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `constants` returns for images of that many channels, as shapes."""
+        return {}
+
+    def bind(self, constants: dict[str, Array]) -> "Prediction":
+        """The prediction with its constants at hand, for one program."""
+        return self
+
+    def init(self, params: dict, constants: dict[str, Array]) -> dict:
+        """The denoiser's fresh parameters, where some of them follow from constants."""
+        return params
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -90,16 +90,23 @@ class Solver(Protocol):
         return []
 
 
+class _Asked(NamedTuple):
+    """Times [n] at which a field is asked, and at which those steps began."""
+
+    t: np.ndarray
+    step: np.ndarray
+
+
 def _scan(
-    advance: Callable, field: Field, carry: Any, rows: Any, begun: np.ndarray
+    advance: Callable, field: Field, carry: Any, rows: Any, asked: _Asked
 ) -> tuple[Any, Any]:
     """`lax.scan` of `advance(field, carry, row)` over the `rows`, a pytree of numpy.
 
-    Row i belongs to the step that began at `begun[i]`, which decides whether it is
-    guided: a scan for each run of rows that are guided alike, one after the other.
+    Each row asks the field once; the times decide whether it is guided: a scan for each
+    run of rows that are guided alike, one after the other.
     """
     traces = []
-    for part, own in runs(field, begun):
+    for part, own in runs(field, *asked):
         some = jax.tree.map(lambda a, part=part: jnp.asarray(a[part]), rows)
         carry, trace = jax.lax.scan(functools.partial(advance, own), carry, some)
         traces.append(trace)
@@ -156,7 +163,7 @@ class Euler(Solver):
             return moved, steps.trace(x, v)
 
         grid = steps.grid()
-        x, trace = _scan(advance, field, x, grid, grid.t)
+        x, trace = _scan(advance, field, x, grid, _Asked(grid.t, grid.t))
         return Solution(x, *(trace or ()))
 
     def problems(self) -> list[str]:
@@ -203,7 +210,9 @@ class Heun(Solver):
             return (moved, moved + new * at.look, new), steps.trace(x, mean)
 
         start = (x, x, jnp.zeros_like(x))
-        (x, end, v), trace = _scan(advance, field, start, rows, rows.step)
+        (x, end, v), trace = _scan(
+            advance, field, start, rows, _Asked(rows.t, rows.step)
+        )
         if steps.record:
             correctors = slice(1, None, 1 if self.reuse else 2)
             trace = jax.tree.map(
@@ -262,7 +271,7 @@ class AdamsBashforth(Solver):
             return (x + v * at.dt, history), steps.trace(x, v)
 
         start = (x, jnp.zeros((self.order, *x.shape), x.dtype))
-        (x, _), trace = _scan(advance, field, start, rows, summed)
+        (x, _), trace = _scan(advance, field, start, rows, _Asked(summed, summed))
         return Solution(x, *(trace or ()))
 
     def problems(self) -> list[str]:

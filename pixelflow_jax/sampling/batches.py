@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.interface import Conditioner
+from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.models.interface import DenoiserConfig, Network, frozen_shapes
 from pixelflow_jax.sampling.fields import Net
 from pixelflow_jax.sampling.sampler import Sampler, Samples, image_keys
@@ -24,7 +25,8 @@ class Weights(NamedTuple):
     """The arrays that all images of a program share.
 
     `params` are the denoiser's parameters, `frozen_params` those of the frozen networks
-    that it or the conditioner looks through, by name; `guide` is the weaker network's.
+    that it or the conditioner looks through, by name, with the prediction's constants
+    under `prediction.CONSTANTS`; `guide` has the same of the weaker network.
     """
 
     params: dict
@@ -177,7 +179,9 @@ class Generator:
 
     def frozen_shapes(self) -> dict:
         """The parameters of all frozen networks, as shapes."""
-        return self.conditioner.shapes() | frozen_shapes(self.model)
+        own = frozen_shapes(self.model)
+        constants = self.sampler.prediction.constant_shapes(self.model.channels)
+        return self.conditioner.shapes() | own | {CONSTANTS: constants}
 
 
 def _net(network: Network, weights: Weights) -> Net:

@@ -1,7 +1,7 @@
 """The velocity fields of a stage, as networks with their parameters give them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from jax import Array
 
 from pixelflow_jax.flow.guidance import Branches, Field
 from pixelflow_jax.flow.path import Stage
-from pixelflow_jax.flow.prediction import Prediction
-from pixelflow_jax.models.interface import Condition, Inputs, Network
+from pixelflow_jax.flow.prediction import CONSTANTS, Prediction
+from pixelflow_jax.models.interface import Condition, Inputs, Network, Output
 
 # What is precomputed may take as many bytes as this; it matters where a batch is too
 # small to hide reading the weights for it in every step.
@@ -21,12 +21,23 @@ PRECOMPUTE_BYTES = 2**28
 class Net(NamedTuple):
     """A network with its parameters.
 
-    `frozen_params` are those of the frozen networks that it looks through, by name.
+    `frozen_params` are those of the frozen networks that it looks through, by name, and
+    the constants of its prediction.
     """
 
     network: Network
     params: dict
     frozen_params: dict = {}
+
+    def __call__(self, batch: tuple[Inputs, ...], pre: Any = None) -> Output:
+        """What the network makes of images, with what it precomputed, if at hand."""
+        return self.network.apply(
+            self.params, batch, pre=pre, frozen_params=self.frozen_params
+        )
+
+    def bound(self, prediction: Prediction) -> Prediction:
+        """The prediction of its output, with the constants that belong to it."""
+        return prediction.bind(self.frozen_params.get(CONSTANTS, {}))
 
 
 class StaticTimes(NamedTuple):
@@ -39,8 +50,8 @@ class StaticTimes(NamedTuple):
 class StageView(NamedTuple):
     """How networks see a stage.
 
-    They are given the timestep of `timestep_scale` * t. Where all times are static,
-    what a network makes of them is computed ahead of the steps, at once.
+    They are given what belongs to the time `timestep_scale` * t. Where all times are
+    static, what a network makes of them is computed ahead of the steps, at once.
     """
 
     stage: Stage
@@ -48,10 +59,11 @@ class StageView(NamedTuple):
     timestep_scale: float = 1.0
     static_times: StaticTimes | None = None
 
-    def timesteps(self, t: Array, count: int) -> Array:
-        """The timesteps of `count` images at in-stage time `t`, a scalar or [count]."""
-        timestep = self.stage.timestep(self.timestep_scale * t)
-        return jnp.broadcast_to(timestep, (count,))
+    def inputs(self, net: Net, x: Array, t: Array, cond: Condition) -> Inputs:
+        """What a network is given at `x` [b, h, w, c] and in-stage time `t`, or [b]."""
+        prediction, t = net.bound(self.prediction), self.timestep_scale * t
+        image, timestep = prediction.inputs(x, t, self.stage)
+        return Inputs(image, jnp.broadcast_to(timestep, (len(x),)), cond)
 
 
 def stage_fields(
@@ -84,13 +96,10 @@ def _velocity(view: StageView, net: Net, cond: Condition) -> Field:
     precomputed = _precompute(view, net, cond)
 
     def field(x: Array, t: Array, step: Array) -> Array:
-        output = net.network.apply(
-            net.params,
-            (Inputs(x, view.timesteps(t, len(x)), cond),),
-            pre=precomputed(t) if precomputed else None,
-            frozen_params=net.frozen_params,
-        )
-        return view.prediction.velocity(output.pred[0], x, t, view.stage)
+        inputs = view.inputs(net, x, t, cond)
+        output = net((inputs,), precomputed(t) if precomputed else None)
+        prediction = net.bound(view.prediction)
+        return prediction.velocity(output.pred[0], x, t, view.stage)
 
     return field
 
@@ -106,13 +115,10 @@ def _precompute(
     precompute = net.network.precompute
     if view.static_times is None or precompute is None:
         return None
-    count = len(jax.tree.leaves(cond)[0])
-    shape = (count, *view.static_times.shape[1:])
     # Of images it reads the shapes alone.
-    image = cast(Array, jax.ShapeDtypeStruct(shape, jnp.float32))
-    one = lambda t: precompute(
-        net.params, (Inputs(image, view.timesteps(t, count), cond),)
-    )
+    count = len(jax.tree.leaves(cond)[0])
+    blank = jnp.zeros((count, *view.static_times.shape[1:]))
+    one = lambda t: precompute(net.params, (view.inputs(net, blank, t, cond),))
     times = jnp.asarray(view.static_times.times)
     shapes = jax.tree.leaves(jax.eval_shape(jax.vmap(one), times))
     if sum(a.size * a.dtype.itemsize for a in shapes) > PRECOMPUTE_BYTES:

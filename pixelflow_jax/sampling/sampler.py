@@ -101,7 +101,7 @@ class Sampler:
         static = None if times is None or shape is None else StaticTimes(times, shape)
         view = StageView(
             stage=self.stages[index],
-            prediction=self.prediction,
+            prediction=self.prediction.for_sampling(),
             timestep_scale=self.grid.timestep_scale,
             static_times=static,
         )
@@ -132,9 +132,13 @@ class Sampler:
         return Samples(ends[-1], tuple(ends), jnp.concatenate(clean) if clean else None)
 
     def problems(self) -> list[str]:
-        """What does not fit the stages of the path."""
-        count = len(self.stages)
-        return [*self.grid.problems(count), *self.guidance.problems(count)]
+        """What is wrong with its parts, for the stages of the path."""
+        return [
+            *self.grid.problems(len(self.stages)),
+            *self.guidance.problems(len(self.stages)),
+            *self.prediction.problems(self.stages),
+            *self.solver.problems(),
+        ]
 
 
 def _implied_clean(solution: Solution, times: np.ndarray, stage: Stage) -> Array:

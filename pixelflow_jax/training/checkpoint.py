@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
+from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.versions import as_today, as_written
 
@@ -172,6 +173,18 @@ class Checkpointer:
         wanted = {"ema": {ema: abstract}}
         if ema == "raw":
             wanted = {"params": {"denoiser": abstract}}
+        restored = self._restore_part(step, wanted)
+        return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
+
+    def restore_constants(self, step: int, abstract: dict) -> dict:
+        """The constants of the run's prediction; `abstract` are they as shapes."""
+        if not abstract:
+            return {}
+        wanted = {"carry": {CONSTANTS: abstract}}
+        return self._restore_part(step, wanted)["carry"][CONSTANTS]
+
+    def _restore_part(self, step: int, wanted: dict) -> dict:
+        """A part of the state, as shapes with shardings."""
         restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
@@ -179,8 +192,7 @@ class Checkpointer:
             )
         )
         with self._reading(step):
-            restored = self._manager.restore(step, args=items)["state"]
-        return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
+            return self._manager.restore(step, args=items)["state"]
 
     def _compare(self, old: dict, new: dict, step: int) -> None:
         free = (FORMAT, *FREE, *self._allowed)

@@ -23,7 +23,7 @@ PARAMS = {"scale": jnp.float32(0.7)}
 VELOCITY = PredictVelocity()
 
 
-def apply(params, batch, frozen_params=None):
+def apply(params, batch, **options):
     """A network simple enough to compute by hand: it sees image, time and label."""
     ((x, timestep, cond),) = batch
     shift = timestep + cond.labels.astype(jnp.float32)

@@ -77,6 +77,29 @@ def test_both_evaluations_of_a_heun_step_are_decided_at_its_beginning(counted):
     assert calls == {"cond": 2, "both": 3}
 
 
+def test_an_evaluation_may_be_decided_at_its_own_time(counted):
+    branches, calls = counted
+    guidance = ClassifierFree(scale=3.0, low=0.2, high=0.5, interval_time="evaluation")
+    out = solve(guidance(branches, 0), Heun(), [0, 0.4, 0.9, 1])
+    # The corrector of the first step lies inside, the second one's outside.
+    assert calls == {"cond": 3, "both": 2}
+    guided = NULL + 3 * (COND - NULL)
+    means = [(COND + guided) / 2, (guided + COND) / 2, COND]
+    np.testing.assert_allclose(out.velocities[:, 0], means)
+
+
+@pytest.mark.parametrize("low", [0.2, 0.7])
+def test_images_with_times_of_their_own_are_decided_by_either_time(counted, low):
+    """As adaptive steps ask: `t` and `step` are one an image, known to the program."""
+    branches, _ = counted
+    guided = NULL + 2 * (COND - NULL)
+    step, t = jnp.array([0.1, 0.4, 0.8]), jnp.array([0.3, 0.75, 0.9])
+    for interval_time, time in (("step", step), ("evaluation", t)):
+        guidance = ClassifierFree(scale=2.0, low=low, interval_time=interval_time)
+        out = guidance(branches, 0)(jnp.zeros((3, 1)), t, step)
+        np.testing.assert_allclose(out[:, 0], np.where(time > low, guided, COND))
+
+
 @pytest.mark.parametrize(
     ("interval", "at_low", "at_high"),
     [
@@ -107,6 +130,8 @@ def test_ends_of_the_interval_are_compared_in_float32(
 def test_an_unknown_kind_of_interval_is_refused(counted):
     with pytest.raises(ValueError, match="guidance.interval.*upper"):
         ClassifierFree(scale=2.0, interval="upper")(counted[0], 0)
+    with pytest.raises(ValueError, match="guidance.interval_time.*evaluation.*never"):
+        ClassifierFree(scale=2.0, interval_time="never")(counted[0], 0)
 
 
 def flat(values):

@@ -86,6 +86,26 @@ def test_a_fixed_grid_leaves_no_decision_to_the_program(name, window):
             assert found.count("scan") == count
 
 
+@pytest.mark.parametrize("guidance", [ClassifierFree, AutoGuidance])
+@pytest.mark.parametrize("name", ["euler", "heun", "heun_reuse", "adams3"])
+def test_windows_on_the_times_of_evaluations_are_cut_too(name, guidance):
+    """A Heun step whose corrector alone lies inside is cut in two."""
+    low, high = float(TIMES[2]) - 0.01, float(TIMES[5]) - 0.01
+    field = guidance(scale=3.0, low=low, high=high, interval_time="evaluation")(
+        BRANCHES, 0
+    )
+    cut = jax.jit(solve(SOLVERS[name], field))(START)
+    decided = solve(SOLVERS[name], lambda x, t, step: field(x, t, step))
+    wanted = jax.jit(decided)(START)
+    for ours, theirs in zip(cut[:3], wanted[:3], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert "cond" not in names(jax.make_jaxpr(solve(SOLVERS[name], field))(START))
+    at_steps = guidance(scale=3.0, low=low, high=high)(BRANCHES, 0)
+    other = jax.jit(solve(SOLVERS[name], at_steps))(START)
+    same = np.allclose(other.x, cut.x, rtol=1e-6, atol=1e-6)
+    assert same == (name in ("euler", "adams3"))  # one evaluation, where a step begins
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_run_holds_one_network(name):
     """Compiling takes as long as there are networks, whatever the number of steps."""
@@ -112,11 +132,11 @@ def test_one_and_two_steps_are_cut_too(solver):
 
 def test_runs_cover_every_step_once():
     field = ClassifierFree(scale=3.0, low=0.1, high=0.6)(BRANCHES, 0)
-    found = runs(field, np.float32([0, 0.1, 0.2, 0.5, 0.6, 0.9]))
+    found = runs(field, *[np.float32([0, 0.1, 0.2, 0.5, 0.6, 0.9])] * 2)
     assert [part for part, _ in found] == [slice(0, 2), slice(2, 4), slice(4, 6)]
     fields = [own for _, own in found]
     assert fields == [field.outside, field.inside, field.outside]
-    assert runs(cond, np.float32([0, 0.5])) == [(slice(0, 2), cond)]
+    assert runs(cond, *[np.float32([0, 0.5])] * 2) == [(slice(0, 2), cond)]
 
 
 @pytest.mark.parametrize("control", ["image", "batch"])
