@@ -175,7 +175,5 @@ def on_any_devices(config: dict) -> Experiment:
         raise PipelineError(
             f"These weights belong to another version of pixelflow_jax: {error}"
         ) from error
-    if not isinstance(experiment, Experiment):
-        raise PipelineError("These weights come with something else than an Experiment")
     experiment.mesh = sharding.MeshShape()
     return experiment
