@@ -13,7 +13,7 @@ from pixelflow_jax.data.source import spread_captions
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Stage
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.losses.weighted_terms import WeightedTerms
@@ -54,7 +54,7 @@ def generator(
 ) -> Generator:
     """Draws images of that size with this config's sampling settings.
 
-    `guide` is the weaker network of `AutoGuidance`.
+    `guide` is the second network of guidance that needs one.
     """
     return Generator(
         sampler=sampler(config),
@@ -156,7 +156,7 @@ def _preview(config: Experiment) -> Preview:
     Without guidance where it would need a second model.
     """
     size, count = config.data.image_size, config.log.preview_count
-    if isinstance(config.sampling.guidance, AutoGuidance):
+    if config.sampling.guidance.guide_weights() is not None:
         plain = dataclasses.replace(config.sampling, guidance=ClassifierFree())
         config = dataclasses.replace(config, sampling=plain)
     reader, prompts = config.conditioner.caption_encoder(), ()

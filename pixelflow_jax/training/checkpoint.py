@@ -172,6 +172,15 @@ class Checkpointer:
         wanted = {"ema": {ema: abstract}}
         if ema == "raw":
             wanted = {"params": {"denoiser": abstract}}
+        restored = self._restore_part(step, wanted)
+        return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
+
+    def restore_carry(self, step: int, abstract: dict) -> dict:
+        """Entries of the state's carry, given as shapes with shardings."""
+        return self._restore_part(step, {"carry": abstract})["carry"]
+
+    def _restore_part(self, step: int, wanted: dict) -> dict:
+        """Entries of the state, given as shapes with shardings."""
         restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
@@ -179,8 +188,7 @@ class Checkpointer:
             )
         )
         with self._reading(step):
-            restored = self._manager.restore(step, args=items)["state"]
-        return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
+            return self._manager.restore(step, args=items)["state"]
 
     def _compare(self, old: dict, new: dict, step: int) -> None:
         free = (FORMAT, *FREE, *self._allowed)
