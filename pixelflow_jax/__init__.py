@@ -7,7 +7,7 @@ other, without importing them. What it offers is loaded when first asked for:
 
 import typing
 
-from pixelflow_jax import compat, renamed
+from pixelflow_jax import compat, renamed, resources
 
 if typing.TYPE_CHECKING:
     from pixelflow_jax.config_files import load_config
@@ -18,6 +18,7 @@ __all__ = ["Pipeline", "__version__", "load_config"]
 
 compat.check()
 renamed.install()
+resources.install()
 
 
 def __getattr__(name: str) -> object:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -120,6 +120,7 @@ def training_run(
         config=config.to_dict(),
         read_config=lambda saved: Experiment.from_dict(saved).to_dict(),
         initial=initial,
+        constants=functools.partial(constants, config),
         frozen_params=loss.load_frozen(),
     )
 
@@ -136,6 +137,24 @@ def open_data(config: Experiment, start: int) -> BatchLoader:
     return config.data.loader(
         batching, start=start, caption_encoder=config.conditioner.caption_encoder()
     )
+
+
+def constants(config: Experiment) -> dict:
+    """The prediction's constants, the same on every process."""
+
+    def images() -> Iterator[np.ndarray]:
+        batching = Batching(
+            split="train",
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=0,
+            process_count=1,
+        )
+        with config.data.loader(batching) as batches:
+            for batch in batches:
+                yield batch["image"]
+
+    return config.prediction.constants(images())
 
 
 def _workload(config: Experiment, objective: Objective) -> Workload:

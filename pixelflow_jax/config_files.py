@@ -7,6 +7,7 @@ Files that come with the package go by their names: "pixnerd:xl16_256" is the va
 xl16_256 of configs/pixnerd.py.
 """
 
+import ast
 import contextlib
 import difflib
 import importlib.util
@@ -157,16 +158,16 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
         lines = [f.lineno for f in frames if f.filename == os.path.abspath(path)]
         where = f"{path}:{lines[-1]}" if lines else str(path)
         reason = f"{type(error).__name__}: {error}".rstrip(".")
-        hint = _hint(error)
+        hint = _hint(error, path, lines[-1]) if lines else ""
         raise ConfigError(
             f"{where} cannot be used: {reason}. {hint}".rstrip()
         ) from error
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: Exception, path: pathlib.Path, line: int) -> str:
     """What a config file should say instead, where that is known."""
     if isinstance(error, ImportError):
-        return renamed.import_hint(error)
+        return _import_now(path, line)
     if isinstance(error, AttributeError) and is_node(error.obj):
         return unknown_field(type(error.obj), error.name or "")
     match = re.search(
@@ -174,3 +175,22 @@ def _hint(error: Exception) -> str:
     )
     cls = node_classes().get(match[1]) if match else None
     return unknown_field(cls, match[2]) if match and cls else ""
+
+
+def _import_now(path: pathlib.Path, line: int) -> str:
+    """The import on a line of a config file, in today's words where they are others."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.lineno == line and node.module:
+            names = {a.name: renamed.NAMES.get(a.name, a.name) for a in node.names}
+            then = {(node.module, name) for name in names}
+            now = {(_home(node.module, name), name) for name in names.values()}
+            if now != then:
+                imports = [f"from {home} import {name}" for home, name in sorted(now)]
+                return f"Write: {'; '.join(imports)}."
+    return ""
+
+
+def _home(module: str, name: str) -> str:
+    """The module in which a name of an old module is now."""
+    cls = node_classes().get(name)
+    return cls.__module__ if cls else renamed.module_of(module)

@@ -38,13 +38,13 @@ def migrate(data: Values) -> Values:
 def _from_1(values: Values) -> Values:
     """The words of version 0.1 of the package, and what it had in another place."""
     model = _part(values, "model")
-    chosen = {
-        "blocks": _part(model, "loop").get("kernels"),
-        "field": _part(model, "decoder").get("kernel"),
-        "attention": model.get("attention"),
+    kernels = {
+        CLASS: "Kernels",
+        "blocks": _part(model, "loop").get("kernels", "auto"),
+        "field": _part(model, "decoder").get("kernel", "auto"),
+        "attention": model.get("attention", "auto"),
     }
-    kernels = {name: word for name, word in chosen.items() if word is not None}
-    return {**_renamed(values), "kernels": {CLASS: "Kernels", **kernels}}
+    return {**_renamed(values), "kernels": kernels}
 
 
 def _part(values: Values, name: str) -> Values:

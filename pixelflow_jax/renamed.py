@@ -6,7 +6,6 @@ One table for all that reads old words: files of format version 1 (`config_versi
 
 import difflib
 import importlib.abc
-import re
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -14,9 +13,16 @@ PACKAGE = "pixelflow_jax"
 
 # Modules, without the package's name.
 MODULES = {
-    "conditioning": "conditioning.conditioner",
+    "conditioning": "conditioning.interface",
     "convert.errors": "errors",
+    "convert.infer": "convert.sizes",
+    "convert.official": "convert.checkpoints",
+    "convert.pixelgen_text": "convert.pixelgen",
+    "convert.pixnerd_text": "convert.pixnerd",
+    "convert.released": "convert.families",
     "convert.tables": "tensors.mapping",
+    "convert.text_trunk": "convert.rows",
+    "convert.variants": "convert.families",
     "data.colourfont": "data.emoji.colourfont",
     "data.colours": "data.emoji.colours",
     "data.emoji": "data.emoji.source",
@@ -33,6 +39,15 @@ MODULES = {
     "hub": "tensors.hub",
     "models.base": "models.interface",
     "models.checks": "models.trunk",
+    "nn.field_kernel": "nn.kernels.neural_field",
+    "nn.heads": "nn.kernels.qkv_norm_rope",
+    "nn.heads_kernel": "nn.kernels.qkv_norm_rope",
+    "nn.hidden": "nn.kernels.activate_and_project",
+    "nn.hidden_kernel": "nn.kernels.activate_and_project",
+    "nn.residual": "nn.kernels.adaln_residual",
+    "nn.residual_kernel": "nn.kernels.adaln_residual",
+    "nn.text_block": "nn.attention",
+    "nn.tiling": "nn.kernels.launch",
     "nodes": "config_io",
     "objective": "losses.objective",
     "perceptual": "losses.perceptual",
@@ -42,11 +57,11 @@ MODULES = {
     "published": "pretrained.weights",
     "sampler": "sampling.sampler",
     "teachers.bert": "encoders.bert",
-    "teachers.encoders": "encoders.shared",
+    "teachers.encoders": "encoders.layers",
     "teachers.qwen3": "encoders.qwen3",
     "teachers.t5": "encoders.t5",
     "teachers.text": "encoders.tokenizers",
-    "teachers.weights": "tensors.official",
+    "teachers.weights": "tensors.locate",
     "training.balance": "losses.adaptive_weight",
     "training.initial": "pretrained.finetune",
     "training.text_features": "cli.text_features",
@@ -95,21 +110,10 @@ NAMES = {
 }
 
 
-def module_hint(name: str) -> str:
-    """What a module of that name is called now, a sentence; "" for one not renamed."""
+def module_of(name: str) -> str:
+    """Where the contents of a module of that name are now, or most of them."""
     old = name.removeprefix(f"{PACKAGE}.")
-    if old == name or old not in MODULES:
-        return ""
-    return f"{name} is called {PACKAGE}.{MODULES[old]} now."
-
-
-def name_hint(module: str, name: str) -> str:
-    """Where an old name of a module is now, a sentence; "" for one not renamed."""
-    home = MODULES.get(module.removeprefix(f"{PACKAGE}."))
-    where = f" in {PACKAGE}.{home}" if home else ""
-    if name in NAMES:
-        return f"{name} is called {NAMES[name]} now{where}."
-    return f"{name} is{where} now." if where else ""
+    return f"{PACKAGE}.{MODULES[old]}" if old != name and old in MODULES else name
 
 
 def field_hint(cls: str, name: str, fields: Sequence[str]) -> str:
@@ -130,18 +134,15 @@ class _OldModules(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Iterable[str] | None, target: object = None
     ) -> None:
         """Raises ModuleNotFoundError for an old name; asked where no other finds it."""
-        if hint := module_hint(fullname):
+        now = module_of(fullname)
+        if now != fullname:
             # Without its `name`, by which `from package import module` would hide it.
-            raise ModuleNotFoundError(f"No module named {fullname!r}: {hint}")
+            raise ModuleNotFoundError(
+                f"No module named {fullname!r}: it is called {now!r} now"
+            )
 
 
 def install() -> None:
     """Let imports of old names say the new ones."""
     if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
         sys.meta_path.append(_OldModules())
-
-
-def import_hint(error: ImportError) -> str:
-    """What an import that failed should be now; "" or a sentence."""
-    match = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
-    return name_hint(match[2], match[1]) if match else ""

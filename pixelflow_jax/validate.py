@@ -1,6 +1,7 @@
 """What is wrong with a config, told all at once, before anything is built."""
 
 import functools
+import itertools
 
 from pixelflow_jax import build, sharding
 from pixelflow_jax.config_io import walk
@@ -13,7 +14,7 @@ from pixelflow_jax.pretrained.finetune import KINDS
 
 def validate(config: Experiment) -> None:
     """Raises ConfigError with all that is wrong, before anything is built."""
-    # Each check presumes that those before it found nothing.
+    # Each check presumes that those before it passed.
     problems = type_errors(config) or unreadable(config)
     problems = problems or _problems(config) or _term_problems(config)
     if not problems:
@@ -57,7 +58,7 @@ def size_problems(config: Experiment, height: int, width: int) -> list[str]:
 
 
 def _problems(config: Experiment) -> list[str]:
-    found = [
+    problems = [
         *(config.path.problems() or _shape_problems(config)),
         *config.optimizer.problems(config.steps),
         *config.checkpoint.problems(),
@@ -70,65 +71,65 @@ def _problems(config: Experiment) -> list[str]:
         (path, node) for path, node in walk(config) if isinstance(node, StackConfig)
     ]
     for path, loop in loops:
-        found += [f"{path}: {message}" for message in _message(loop.check)]
-    return found
+        problems += [f"{path}: {message}" for message in _message(loop.check)]
+    return problems
 
 
 def _own_problems(config: Experiment) -> list[str]:
-    found = []
+    problems = []
     if config.steps < 1 or config.accumulate < 1:
-        found.append("steps and accumulate must be at least 1")
+        problems.append("steps and accumulate must be at least 1")
     if not 0 <= config.seed < 2**32:
-        found.append("seed must be at least 0 and below 2**32")
+        problems.append("seed must be at least 0 and below 2**32")
     if config.data.image_size < 1:
-        found.append("data.image_size must be at least 1")
+        problems.append("data.image_size must be at least 1")
     if not config.terms:
-        found.append("terms is empty: there is nothing to learn from")
+        problems.append("terms is empty: there is nothing to learn from")
     if any(not 0 <= decay < 1 for decay in config.ema):
-        found.append(f"ema={config.ema} must hold decays in [0, 1)")
+        problems.append(f"ema={config.ema} must hold decays in [0, 1)")
     if len(set(config.ema)) < len(config.ema):
-        found.append(f"ema={config.ema} names a decay twice")
+        problems.append(f"ema={config.ema} names a decay twice")
     if not config.init_from and (config.init_ema or config.init_reset):
-        found.append("init_ema and init_reset are set, but init_from is empty")
+        problems.append("init_ema and init_reset are set, but init_from is empty")
     if not set(config.init_reset) <= set(KINDS):
-        found.append(f"init_reset={config.init_reset} may hold {', '.join(KINDS)}")
-    found += config.conditioner.problems(config.model)
+        problems.append(f"init_reset={config.init_reset} may hold {', '.join(KINDS)}")
+    problems += config.conditioner.problems(config.model)
     if config.sampling.batch_size < 1:
-        found.append("sampling.batch_size must be at least 1")
+        problems.append("sampling.batch_size must be at least 1")
     try:
         shards = sharding.batch_shards(config.mesh.build())
     except ValueError as error:
-        return [*found, str(error)]
+        return [*problems, str(error)]
     unit = shards * max(1, config.accumulate)
     if config.batch_size < 1 or config.batch_size % unit:
-        found.append(
+        problems.append(
             f"batch_size={config.batch_size} must be a multiple of {unit}: data x "
             f"fsdp = {shards} devices take equal parts, accumulate="
             f"{config.accumulate} times"
         )
-    return found
+    return problems
 
 
 def _shape_problems(config: Experiment) -> list[str]:
     """What is wrong with the shapes of the data's images."""
     buckets, size = config.data.buckets, config.data.image_size
-    found = [] if buckets is None or size < 1 else buckets.problems(size)
-    if found:
-        return found
+    problems = [] if buckets is None or size < 1 else buckets.problems(size)
+    if problems:
+        return problems
     by_shape = [size_problems(config, *shape) for shape in config.data.shapes]
-    return list(dict.fromkeys(problem for found in by_shape for problem in found))
+    return list(dict.fromkeys(itertools.chain.from_iterable(by_shape)))
 
 
 def _term_problems(config: Experiment) -> list[str]:
     """What is wrong with the loss terms and the teachers they need."""
     objective = build.objective(config)
-    found = objective.terms.problems()
+    problems = objective.terms.problems()
     required = objective.terms.required_features
     for shape in config.data.shapes:
-        seen = config.teachers.problems(required, *shape)
-        found += [problem for problem in seen if problem not in found]
+        of_teachers = config.teachers.problems(required, *shape)
+        problems += [problem for problem in of_teachers if problem not in problems]
     trace = functools.partial(objective.check, *config.data.shapes[0])
-    return found or _message(trace)
+    return problems or _message(trace)
 
 
 def _message(check) -> list[str]:

@@ -80,8 +80,8 @@ BAD = [
         {"model": tiny.model(feature_layer=3)},
         "model.feature_layer=3 must lie in 0..depth=2",
     ),
-    ({"kernels": Kernels(attention="fast")}, "kernels.attention must be one of auto"),
-    ({"kernels": Kernels(blocks="triton")}, "kernels.blocks must be one of auto"),
+    ({"kernels": Kernels(attention="fast")}, "kernels.attention must be one of 'auto'"),
+    ({"kernels": Kernels(blocks="triton")}, "kernels.blocks must be one of 'auto'"),
     ({"kernels": Kernels(field="pallas")}, 'field="pallas" needs powers of two'),
     ({"kernels": Kernels(attention="cudnn")}, 'attention="cudnn" needs a GPU'),
     (
@@ -151,7 +151,7 @@ BAD = [
         "guidance.interval must be",
     ),
     ({"sampling": Sampling(solver=AdamsBashforth(order=5))}, "order must be 1, 2, 3"),
-    ({"sampling": Sampling(solver=Euler(step="sed"))}, "Euler.step must be"),
+    ({"sampling": Sampling(solver=Euler(step="sed"))}, "sampling.solver.step must be"),
 ]
 
 

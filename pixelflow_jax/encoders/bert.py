@@ -10,6 +10,7 @@ from jax import Array
 
 from pixelflow_jax.encoders import config as common
 from pixelflow_jax.encoders import layers
+from pixelflow_jax.encoders.interface import TextEncoder
 from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.nn.kernels.choice import Attention
@@ -71,7 +72,7 @@ REPOSITORIES = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class Bert:
+class Bert(TextEncoder):
     """A frozen BERT; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes, `geometry` any other in its place.

@@ -4,10 +4,10 @@ import dataclasses
 import pathlib
 import typing
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
+from pixelflow_jax.encoders.interface import Geometry, TextEncoder
 from pixelflow_jax.nn.kernels.choice import Attention
-from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.locate import Origin
 
@@ -15,40 +15,6 @@ from pixelflow_jax.tensors.locate import Origin
 def forward_only() -> StackConfig:
     """How the blocks of a frozen network run: no gradient passes, nothing is kept."""
     return StackConfig(remat="none")
-
-
-class Geometry(Protocol):
-    """The sizes of a network, a dataclass of numbers."""
-
-    @property
-    def vocabulary(self) -> int:
-        """How many tokens have an embedding."""
-        ...
-
-    def problems(self) -> list[str]:
-        """What is wrong with these fields."""
-        ...
-
-
-class Config(Protocol):
-    """The fields that every text encoder has."""
-
-    variant: str
-    weights: str
-    tokenizer: str
-    attention: Attention
-    precision: Precision
-    stack: StackConfig
-
-    @property
-    def geometry(self) -> Geometry | None:
-        """Other sizes than those of `variant`."""
-        ...
-
-    @property
-    def sizes(self) -> Geometry:
-        """The network's sizes."""
-        ...
 
 
 def sizes_problems(geometry: Geometry, tokens: tuple[str, ...] = ()) -> list[str]:
@@ -71,7 +37,7 @@ def sizes_problems(geometry: Geometry, tokens: tuple[str, ...] = ()) -> list[str
     ]
 
 
-def problems(config: Config, variants: Mapping[str, Geometry]) -> list[str]:
+def problems(config: TextEncoder, variants: Mapping[str, Geometry]) -> list[str]:
     """What is wrong with the fields that all encoders have."""
     if config.geometry is None and config.variant not in variants:
         known = ", ".join(variants)
@@ -91,7 +57,7 @@ def problems(config: Config, variants: Mapping[str, Geometry]) -> list[str]:
 
 
 def origin(
-    config: Config, kind: str, repository: str, field: str, what: str = "weights"
+    config: TextEncoder, kind: str, repository: str, field: str, what: str = "weights"
 ) -> Origin:
     """Where the files of an encoder come from, for messages.
 
@@ -105,7 +71,7 @@ def origin(
     return Origin(config.variant, source, field, what)
 
 
-def identity(config: Config, **more: object) -> dict[str, object]:
+def identity(config: TextEncoder, **more: object) -> dict[str, object]:
     """What determines the states of an encoder: its class, sizes, files, precision.
 
     Files go by their own name or, where that says nothing, by their folder's, so that

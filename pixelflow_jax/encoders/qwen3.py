@@ -11,6 +11,7 @@ from jax import Array
 
 from pixelflow_jax.encoders import config as common
 from pixelflow_jax.encoders import layers
+from pixelflow_jax.encoders.interface import TextEncoder
 from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.nn.embed import rotate_halves
@@ -70,7 +71,7 @@ EMPTY = typing.get_args(EmptyText)
 
 
 @dataclasses.dataclass(kw_only=True)
-class Qwen3:
+class Qwen3(TextEncoder):
     """A frozen Qwen3; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes, `geometry` any other in its place. States

@@ -9,6 +9,7 @@ from jax import Array
 
 from pixelflow_jax.encoders import config as common
 from pixelflow_jax.encoders import layers
+from pixelflow_jax.encoders.interface import TextEncoder
 from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.errors import WeightsError
@@ -70,7 +71,7 @@ FRAME = Frame("T5Tokenizer", Special("<pad>", 0), after=(Special("</s>", 1),))
 
 
 @dataclasses.dataclass(kw_only=True)
-class T5:
+class T5(TextEncoder):
     """A frozen T5 encoder; `weights` names its file (see `tensors.locate`).
 
     `variant` is one of the published sizes (T5 v1.1's are the same), `geometry` any

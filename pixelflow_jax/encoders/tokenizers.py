@@ -1,12 +1,11 @@
-"""Texts as numbers: what a text encoder offers, and the tokenizers that feed it."""
+"""Texts as numbers: the tokenizers that feed text encoders."""
 
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-from jax import Array
 
 from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.tensors.locate import Origin, find
@@ -60,50 +59,6 @@ class Frame(NamedTuple):
         tokens = np.full(length, self.padding.number, np.int32)
         tokens[: len(numbers)] = numbers
         return tokens, np.arange(length) < len(numbers)
-
-
-class TextEncoder(Protocol):
-    """A frozen network that reads texts: T5, Qwen3, Bert.
-
-    `weights` names its file (see `tensors.locate`), `tokenizer` the folder of its
-    tokenizer, which is that of the weights where it is "".
-    """
-
-    weights: str
-    tokenizer: str
-
-    @property
-    def width(self) -> int:
-        """The width of its states."""
-        ...
-
-    def load(self, field: str = "conditioner.encoder.weights") -> dict:
-        """The parameters (numpy); WeightsError, naming `field`, without its weights."""
-        ...
-
-    def shapes(self) -> dict:
-        """What `load` returns, as shapes; reads nothing."""
-        ...
-
-    def states(self, params: dict, tokens: Array, mask: Array | None = None) -> Array:
-        """Float32 [b, n, width] of tokens [b, n], of which `mask` says which count."""
-        ...
-
-    def problems(self) -> list[str]:
-        """What is wrong with this config."""
-        ...
-
-    def empty(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [length] and mask bool [length] of ""; needs no files."""
-        ...
-
-    def reader(self, length: int) -> "TextReader":
-        """What turns texts into tokens [n, length] for it."""
-        ...
-
-    def identity(self) -> dict:
-        """What determines its states, JSON-able: tells features of encoders apart."""
-        ...
 
 
 class TextReader:

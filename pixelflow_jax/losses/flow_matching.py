@@ -14,7 +14,8 @@ class FlowMatching(Term):
     """Mean squared error between the predicted and the target velocity.
 
     The mean is taken over each image first, so that images count alike whatever their
-    resolution (PixelFlow eq. 5, PixNerd and PixelGen's flow-matching loss).
+    resolution (PixelFlow eq. 5, PixNerd and PixelGen's flow-matching loss), and weighed
+    where the prediction says so.
     """
 
     weight: float = 1.0
@@ -25,5 +26,7 @@ class FlowMatching(Term):
         values = []
         for point, velocity in zip(context.points, context.velocity(), strict=True):
             error = velocity - context.prediction.target(point)
-            values.append(jnp.mean(error * error, axis=(1, 2, 3)))
+            value = jnp.mean(error * error, axis=(1, 2, 3))
+            weight = context.prediction.loss_weight(point)
+            values.append(value if weight is None else weight * value)
         return jnp.concatenate(values)

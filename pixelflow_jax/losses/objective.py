@@ -10,7 +10,7 @@ from jax import Array
 
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.flow.path import Point, Stage
-from pixelflow_jax.flow.prediction import Prediction
+from pixelflow_jax.flow.prediction import CONSTANTS, Prediction
 from pixelflow_jax.flow.time import TimeSampler
 from pixelflow_jax.losses.context import Context
 from pixelflow_jax.losses.points import draw_points, split_keys, split_round_robin
@@ -52,11 +52,29 @@ class Objective:
     time: TimeSampler
     terms: WeightedTerms
 
-    def init(self, key: Array) -> dict:
-        """Fresh parameters: the denoiser, and projectors where terms have them."""
-        params = {"denoiser": self.network.init(key)}
+    def init(self, key: Array, constants: dict | None = None) -> dict:
+        """Fresh parameters: the denoiser, and projectors where terms have them.
+
+        `constants` are the prediction's.
+        """
+        fresh = self.network.init(key)
+        params = {"denoiser": self.prediction.init(fresh, constants or {})}
         projectors = self.terms.projectors(key, self.model)
         return params | ({"projectors": projectors} if projectors else {})
+
+    def carry(self, constants: dict | None = None) -> dict:
+        """What is remembered from step to step, before the first one.
+
+        The adaptive weight, and the prediction's `constants` under CONSTANTS.
+        """
+        return self.terms.carry() | ({CONSTANTS: constants} if constants else {})
+
+    def bind(self, carry: dict) -> "Objective":
+        """The objective whose prediction has the constants of `carry` at hand."""
+        if CONSTANTS not in carry:
+            return self
+        prediction = self.prediction.bind(carry[CONSTANTS])
+        return dataclasses.replace(self, prediction=prediction)
 
     def draw(self, batch: dict, keys: Array, frozen_params: dict) -> Drawn:
         """Points and conditions for images [b, h, w, c] with a key each."""
@@ -73,8 +91,8 @@ class Objective:
         """What the network and the teachers make of the drawn points."""
         points, teachers = drawn.points, self.terms.teachers
         batch = tuple(
-            Inputs(point.x_t, point.timestep, cond)
-            for point, cond in zip(points, drawn.conds, strict=True)
+            Inputs(*self.prediction.inputs(point.x_t, point.t, stage), cond)
+            for point, stage, cond in zip(points, self.stages, drawn.conds, strict=True)
         )
         dropout_keys = jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT))(
             drawn.keys
@@ -142,9 +160,9 @@ class Objective:
             )
         return node
 
-    def carry(self) -> dict:
-        """What the loss remembers, before the first step."""
-        return self.terms.carry()
+    def constant_shapes(self) -> dict:
+        """The prediction's constants, as shapes."""
+        return self.prediction.constant_shapes(self.model.channels)
 
     def forward_flops(self, height: int, width: int) -> float:
         """Operations of the denoiser's forward pass, an image, mean over the stages."""
@@ -171,17 +189,22 @@ class Objective:
             (count, height, width, self.model.channels), jnp.float32
         )
 
-        def trace(params: dict, batch: dict, keys: Array, frozen_params: dict) -> tuple:
-            drawn = self.draw(batch, keys, frozen_params)
-            loss = self.loss(params, drawn, frozen_params, self.carry())
+        def trace(
+            params: dict, batch: dict, keys: Array, frozen_params: dict, carry: dict
+        ) -> tuple:
+            bound = self.bind(carry)
+            drawn = bound.draw(batch, keys, frozen_params)
+            loss = bound.loss(params, drawn, frozen_params, carry)
             if self.terms.adaptive_weight is None:
                 return loss
-            return loss, self.output_gradients(params, drawn, frozen_params)
+            return loss, bound.output_gradients(params, drawn, frozen_params)
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-        params = jax.eval_shape(self.init, jax.random.key(0))
+        constants = self.constant_shapes()
+        params = jax.eval_shape(self.init, jax.random.key(0), constants)
+        carry = jax.eval_shape(self.carry, constants)
         batch = {"image": image, **self.conditioner.example(count)}
-        jax.eval_shape(trace, params, batch, keys, self.frozen_shapes())
+        jax.eval_shape(trace, params, batch, keys, self.frozen_shapes(), carry)
 
 
 def _with_leaf(params: dict, path: Sequence[str], leaf: Array) -> dict:

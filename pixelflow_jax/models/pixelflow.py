@@ -254,11 +254,12 @@ class Block(nnx.Module):
         mixed = checkpoint_name(self.attention(z, packing, rope), "attention_branch")
         residual = Residual(mixed, bias_of(self.attention.out), GATE1)
         adaln = AdaLN(self.norm3.weight[...], SHIFT2, SCALE2)
-        if self.cross_attention is None:
+        attend, norm = self.cross_attention, self.norm2
+        if context is None or attend is None or norm is None:
             x, z = step(x, residual=residual, adaln=adaln)
         else:
             x = checkpoint_name(step(x, residual=residual)[0], "residual")
-            x = x + self.cross_attention(self.norm2(x), packing, rope, context)
+            x = x + attend(norm(x), packing, rope, context)
             x, z = step(x, adaln=adaln)
         x = checkpoint_name(x, "residual")
         out = checkpoint_name(self.mlp(z, packing), "mlp_branch")

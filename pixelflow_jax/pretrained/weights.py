@@ -195,7 +195,8 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
             params = saved.restore_weights(step, shapes, ema)
             if constants:
-                params |= saved.restore_carry(step, constants)
+                own = saved.restore_constants(step, constants[CONSTANTS])
+                params |= {CONSTANTS: own}
         flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
+from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.versions import as_today, as_written
 
@@ -175,12 +176,15 @@ class Checkpointer:
         restored = self._restore_part(step, wanted)
         return restored["params"]["denoiser"] if ema == "raw" else restored["ema"][ema]
 
-    def restore_carry(self, step: int, abstract: dict) -> dict:
-        """Entries of the state's carry, given as shapes with shardings."""
-        return self._restore_part(step, {"carry": abstract})["carry"]
+    def restore_constants(self, step: int, abstract: dict) -> dict:
+        """The constants of the run's prediction; `abstract` are they as shapes."""
+        if not abstract:
+            return {}
+        wanted = {"carry": {CONSTANTS: abstract}}
+        return self._restore_part(step, wanted)["carry"][CONSTANTS]
 
     def _restore_part(self, step: int, wanted: dict) -> dict:
-        """Entries of the state, given as shapes with shardings."""
+        """A part of the state, as shapes with shardings."""
         restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(

@@ -16,6 +16,7 @@ from pixelflow_jax import sharding
 from pixelflow_jax.config_versions import migrate
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.errors import DataError, DivergedError
+from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
@@ -37,7 +38,8 @@ class TrainingRun:
 
     `open_data(k)` gives the batches from number k on; `preview(ema, frozen_params)`
     draws a picture, uint8 [h, w, 3], from an average of the denoiser. A run without
-    checkpoints begins with the parameters that `initial` reads, or with random ones.
+    checkpoints begins with the parameters that `initial` reads, or with random ones,
+    and with what `constants` computes for the prediction from the training images.
     `frozen_params` are the parameters of frozen networks, arrays of the host. `config`
     is written down with every checkpoint; `read_config` makes one that was written
     before, perhaps by an earlier version, comparable with it.
@@ -55,6 +57,7 @@ class TrainingRun:
     config: dict
     read_config: Callable[[dict], dict] = migrate
     initial: Callable[[], Initial] | None = None
+    constants: Callable[[], dict] = dict
     frozen_params: dict = dataclasses.field(default_factory=dict)
 
     def abstract_state(self) -> TrainState:
@@ -63,7 +66,7 @@ class TrainingRun:
 
     def fresh_state(self, initial: Initial | None = None) -> TrainState:
         """The state before the first step, laid out where it will live."""
-        state = fresh_state(self.objective, self.settings, self.mesh)
+        state = fresh_state(self.objective, self.settings, self.mesh, self.constants())
         if initial is None:
             return state
         denoiser = _overlaid(state.params["denoiser"], initial.params)
@@ -208,7 +211,8 @@ class _Sitting:
         """Keep a picture of what the first average draws, or else the weights."""
         self.report(step)
         first = next(iter(state.ema.values()), state.params["denoiser"])
-        self.log.picture(step, self.run.preview(first, frozen_params))
+        constants = {k: v for k, v in state.carry.items() if k == CONSTANTS}
+        self.log.picture(step, self.run.preview(first, frozen_params | constants))
         self.log.pause()
 
 

@@ -54,10 +54,9 @@ def make_step(
         index = jnp.arange(batch["image"].shape[0])
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         slices = _Slices(batch, keys, settings.accumulate, len(objective.stages))
-        carry = _next_carry(objective, state, slices, frozen_params, weight_is_due)
-        grads, metrics = _gradient(
-            objective, state.params, slices, frozen_params, carry
-        )
+        bound = objective.bind(state.carry)
+        carry = _next_carry(bound, state, slices, frozen_params, weight_is_due)
+        grads, metrics = _gradient(bound, state.params, slices, frozen_params, carry)
         updates, opt_state = settings.optimizer.update(
             grads, state.opt_state, state.params
         )
@@ -174,7 +173,8 @@ def abstract_state(
     objective: Objective, settings: StepSettings, mesh: jax.sharding.Mesh
 ) -> TrainState:
     """Shapes and shardings of a run's state; allocates nothing."""
-    shapes = jax.eval_shape(_beginning(objective, settings), jax.random.key(0))
+    begin, constants = _beginning(objective, settings), objective.constant_shapes()
+    shapes = jax.eval_shape(begin, jax.random.key(0), constants)
     layout = sharding.state_sharding(shapes, mesh)
     return jax.tree.map(
         lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout
@@ -182,16 +182,24 @@ def abstract_state(
 
 
 def fresh_state(
-    objective: Objective, settings: StepSettings, mesh: jax.sharding.Mesh
+    objective: Objective,
+    settings: StepSettings,
+    mesh: jax.sharding.Mesh,
+    constants: dict | None = None,
 ) -> TrainState:
-    """The state before the first step, drawn where it will live."""
+    """The state before the first step, drawn where it will live.
+
+    `constants` are the prediction's, arrays of the host.
+    """
     abstract = abstract_state(objective, settings, mesh)
     layout = jax.tree.map(lambda s: s.sharding, abstract)
     begin = jax.jit(_beginning(objective, settings), out_shardings=layout)
-    return begin(jax.random.key(settings.seed))
+    return begin(jax.random.key(settings.seed), constants or {})
 
 
 def _beginning(
     objective: Objective, settings: StepSettings
-) -> Callable[[Array], TrainState]:
-    return lambda key: create_state(objective.init(key), settings, objective.carry())
+) -> Callable[[Array, dict], TrainState]:
+    return lambda key, constants: create_state(
+        objective.init(key, constants), settings, objective.carry(constants)
+    )

@@ -14,7 +14,6 @@ from tests.data.batches import open_loader
 
 FILES = pathlib.Path(__file__).parents[1] / "files" / "v1"
 SHARDS = str(FILES / "shards")
-pytestmark = pytest.mark.skipif(not FILES.exists(), reason="needs tests/files/v1")
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy as np
 
 from pixelflow_jax.encoders import bert, qwen3, t5
 from pixelflow_jax.encoders.bert import Bert, BertGeometry
+from pixelflow_jax.encoders.interface import TextEncoder
 from pixelflow_jax.encoders.qwen3 import Qwen3, Qwen3Geometry
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
-from pixelflow_jax.encoders.tokenizers import TextEncoder
 from pixelflow_jax.tensors.mapping import load
 from tests.teachers import official
 from tests.teachers.official import EXACT

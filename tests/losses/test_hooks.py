@@ -12,7 +12,7 @@ from flax import nnx
 
 from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.flow.path import Pyramid, Straight
-from pixelflow_jax.flow.prediction import PredictVelocity
+from pixelflow_jax.flow.prediction import CONSTANTS, Prediction, PredictVelocity
 from pixelflow_jax.flow.time import Uniform
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.context import Context, Role, Term
@@ -27,7 +27,14 @@ from pixelflow_jax.models.interface import (
     network,
 )
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.training.step import StepSettings, create_state, make_step
+from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.training.step import (
+    StepSettings,
+    abstract_state,
+    create_state,
+    fresh_state,
+    make_step,
+)
 
 EXACT = Precision(compute="float32", matmul="highest")
 CLASSES, SIZE, COUNT = 3, 8, 6
@@ -140,14 +147,50 @@ class Looks(Term):
         return jnp.concatenate([(e**2).mean((1, 2, 3)) for e in errors])
 
 
-def objective(*terms, model=None, path=None, adaptive_weight=None) -> Objective:
+@dataclasses.dataclass(kw_only=True)
+class Centred(Prediction):
+    """The network is given images without their mean colour, which the data tell."""
+
+    mean: jax.Array | None = None
+
+    def inputs(self, x_t, t, stage):
+        return x_t - self.mean, 2 * stage.timestep(t)
+
+    def velocity(self, out, x_t, t, stage):
+        return out + self.mean
+
+    def target(self, point):
+        return point.end - point.start
+
+    def clean(self, out, x_t, t, stage):
+        return out
+
+    def loss_weight(self, point):
+        return 1 + point.t
+
+    def constants(self, images):
+        return {"mean": np.mean(next(iter(images)), (0, 1, 2), np.float32)}
+
+    def constant_shapes(self, channels):
+        return {"mean": jax.ShapeDtypeStruct((channels,), jnp.float32)}
+
+    def bind(self, constants):
+        return dataclasses.replace(self, mean=constants["mean"])
+
+    def init(self, params, constants):
+        return {"exit": {"kernel": params["exit"]["kernel"] * 0 + constants["mean"]}}
+
+
+def objective(
+    *terms, model=None, path=None, adaptive_weight=None, prediction=None
+) -> Objective:
     model, path = model or Seer(), path or Straight()
     return Objective(
         model=model,
         network=network(model, EXACT),
         conditioner=ClassLabels(drop=0.5),
         stages=path.stages(),
-        prediction=PredictVelocity(),
+        prediction=prediction or PredictVelocity(),
         time=Uniform(),
         terms=WeightedTerms(terms=terms, adaptive_weight=adaptive_weight),
     )
@@ -221,16 +264,55 @@ def test_a_context_without_keys_says_who_wanted_them():
 
 def test_a_terms_own_parameters_learn():
     this = objective(FlowMatching(), Masked())
-    settings = StepSettings(
-        optimizer=optax.sgd(0.1), learning_rate=optax.constant_schedule(0.1), seed=0
-    )
-    state = create_state(this.init(jax.random.key(0)), settings, this.carry())
-    after, metrics = jax.jit(make_step(this, settings))(
+    state = create_state(this.init(jax.random.key(0)), SETTINGS, this.carry())
+    after, metrics = jax.jit(make_step(this, SETTINGS))(
         state, batch(), this.load_frozen()
     )
     before = state.params["projectors"]["Masked"]["mask"]
     assert (after.params["projectors"]["Masked"]["mask"] != before).all()
     assert np.isfinite(metrics["Masked"]) and "adaptive_weight" not in metrics
+
+
+SETTINGS = StepSettings(
+    optimizer=optax.sgd(0.1), learning_rate=optax.constant_schedule(0.1), seed=0
+)
+
+
+def test_a_predictions_constants_are_arguments_that_every_part_knows():
+    this = objective(FlowMatching(), prediction=Centred())
+    this.check(SIZE, SIZE)
+    mesh = MeshShape().build(jax.devices()[:1])
+    mean = 0.53125
+    constants = this.prediction.constants([np.full((2, 4, 4, 3), mean, np.float32)])
+    state = fresh_state(this, SETTINGS, mesh, constants)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(
+        lambda a: a.shape, abstract_state(this, SETTINGS, mesh)
+    )
+    np.testing.assert_array_equal(state.params["denoiser"]["exit"]["kernel"], mean)
+    frozen_params = this.load_frozen()
+    step = make_step(this, SETTINGS)
+    assert "0.531" not in str(jax.make_jaxpr(step)(state, batch(), frozen_params))
+    after, metrics = jax.jit(step)(state, batch(), frozen_params)
+    np.testing.assert_array_equal(after.carry[CONSTANTS]["mean"], constants["mean"])
+    assert CONSTANTS not in metrics
+    # The first step's loss by hand.
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(COUNT))
+    drawn = this.draw(batch(), keys, frozen_params)
+    (point,) = drawn.points
+    found = this.bind(state.carry).context(state.params, drawn, frozen_params)
+    np.testing.assert_allclose(found.batch[0].timestep, 2 * point.t, rtol=1e-6)
+    out = 2 * (point.x_t - mean) @ jnp.full((3, 3), mean) + mean
+    error = jnp.mean((out - (point.end - point.start)) ** 2, (1, 2, 3))
+    expected = jnp.mean((1 + point.t) * error)
+    np.testing.assert_allclose(metrics["FlowMatching"], expected, rtol=1e-4)
+
+
+def test_most_predictions_have_no_constants_and_read_no_data():
+    this = objective(FlowMatching())
+    unread = iter(())
+    assert this.prediction.constants(unread) == this.constant_shapes() == {}
+    assert this.carry() == this.carry({}) == {} and this.bind({}) is this
 
 
 def test_every_term_of_the_flow_counts_for_the_adaptive_weight():

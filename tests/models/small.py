@@ -17,15 +17,15 @@ LIMITS = {
     "patch": 4,
     "width": 24,
     "heads": 2,
-    "depth": 4,
+    "depth": 2,
     "feature_layer": 1,
-    "context_start": 2,
+    "context_start": 1,
     "context_length": 2,
     "text_depth": 1,
     "text_length": LENGTH,
     "num_classes": 5,
 }
-INSIDE = LIMITS | {"width": 8, "depth": 2}  # in the config of a part, such as a decoder
+INSIDE = LIMITS | {"width": 8, "depth": 1}  # in the config of a part, such as a decoder
 OTHER = 8
 
 
