@@ -300,6 +300,9 @@ class Louder(Prediction):
     def velocity(self, out, x_t, t, stage=PLAIN):
         return self.factor * out
 
+    def target(self, point):
+        return point.end - point.start
+
 
 @pytest.fixture
 def constant(monkeypatch):
@@ -308,7 +311,9 @@ def constant(monkeypatch):
     monkeypatch.setattr(PredictVelocity, "constant_shapes", lambda *_: shapes)
     bind = lambda self, constants: Louder(constants["factor"])
     monkeypatch.setattr(PredictVelocity, "bind", bind)
-    return {"factor": np.float32(4 + 2**-18)}  # which bfloat16 cannot hold
+    constants = {"factor": np.float32(4 + 2**-18)}  # which bfloat16 cannot hold
+    monkeypatch.setattr(PredictVelocity, "constants", lambda *_: constants)
+    return constants
 
 
 @pytest.mark.parametrize("way", ["save", "save_pretrained"])
@@ -336,3 +341,10 @@ def test_weights_without_the_constants_of_their_prediction_are_refused(
 ):
     with pytest.raises(PipelineError, match="missing: prediction/factor"):
         Pipeline.from_pretrained(file)
+
+
+def test_constants_come_with_the_checkpoint_of_a_run(images, constant, tmp_path):
+    train(tiny.run(images, steps=2, ema=()), tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path)
+    assert loaded.constants["factor"] == constant["factor"]
+    assert np.isfinite(loaded.generate([0]).images).all()
