@@ -79,6 +79,7 @@ class Labels:
     """A model is conditioned on one of `num_classes` classes; that number is none."""
 
     num_classes: int
+    reads_text: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,7 @@ class TextSpec:
     width: int
     length: int | None = None
     reads_padding: bool = False
+    reads_text: ClassVar[bool] = True
 
 
 class FrozenNetwork(Protocol):
