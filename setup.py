@@ -31,6 +31,7 @@ CORE = [
     'array-record>=0.8.1,<0.9; sys_platform != "win32"',
     "clu>=0.0.12",
     "grain>=0.2.18,<0.3",
+    "jaxtyping>=0.3,<0.4",
     "ml-collections>=1.1,<2",
     "ml_dtypes>=0.5",
     "msgpack>=1,<2",
@@ -56,6 +57,7 @@ PARQUET = ["pyarrow>=18"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
 # What the tests need; ruff's formatting may change with each minor version.
 TEST = [*TFDS, *TEXT, *PARQUET, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
+TEST += ["beartype>=0.20,<1"]  # checks the shapes that annotations promise
 TEST += ["ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"]
 
 BESIDE = ("pixelflow_jax.configs", "pixelflow_jax.assets")

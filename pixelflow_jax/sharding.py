@@ -3,13 +3,14 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+Result = TypeVar("Result")
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes over which a batch is split
 
@@ -134,16 +135,22 @@ def _key(entry: object) -> str:
     return str(entry)
 
 
-def by_device(function: Callable, *split: Array, whole: tuple = ()) -> Array:
-    """`function(*split, *whole)` on each device's part of a batch.
+def by_device(
+    function: Callable[..., Result],
+    first: Array,
+    *others: Array | None,
+    whole: tuple = (),
+) -> Result:
+    """`function(first, *others, *whole)` on each device's part of a batch.
 
-    `split` share their first axis, which is divided over the batch axes, as the result
-    is; `whole` are the same everywhere. For kernels, which the compiler cannot divide
-    by itself. Outside `jax.set_mesh`, on one device, or where the batch does not
-    divide, the function simply runs.
+    `first` and `others` share their first axis, which is divided over the batch axes,
+    as the result is; `whole` are the same everywhere. For kernels, which the compiler
+    cannot divide by itself. Outside `jax.set_mesh`, on one device, or where the batch
+    does not divide, the function simply runs.
     """
     shards = _context_shards()
-    if shards <= 1 or split[0].shape[0] % shards:
+    split = (first, *others)
+    if shards <= 1 or first.shape[0] % shards:
         return function(*split, *whole)
     batch = PartitionSpec(BATCH)
     specs = (*(batch for _ in split), *(PartitionSpec() for _ in whole))

@@ -19,6 +19,10 @@ add_xla_flags(xla_force_host_platform_device_count=8)
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+from tests import shapes  # noqa: E402
+
+shapes.install()
+
 # grain's worker processes read absl flags, which nothing parses under pytest.
 flags.FLAGS.mark_as_parsed()
 

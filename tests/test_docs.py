@@ -1,4 +1,4 @@
-"""What the pages say runs: their Python blocks, and the method that one of them adds."""
+"""The pages: their Python runs, and so does the method that one of them adds."""
 
 import pathlib
 import re

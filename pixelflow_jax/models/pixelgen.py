@@ -26,7 +26,7 @@ from pixelflow_jax.models.interface import (
 )
 from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
 from pixelflow_jax.nn.decoder import Patches, TokenDecoder
-from pixelflow_jax.nn.dropout import layer_drops
+from pixelflow_jax.nn.dropout import layer_dropout_keys
 from pixelflow_jax.nn.embed import (
     ClassEmbed,
     TimeEmbed,
@@ -34,7 +34,7 @@ from pixelflow_jax.nn.embed import (
     rotary_table,
     sincos_table,
 )
-from pixelflow_jax.nn.layers import XAVIER, RMSNorm, linear, xavier
+from pixelflow_jax.nn.layers import XAVIER, RMSNorm, linear, xavier, zeros
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -58,8 +58,6 @@ PAPER = Paper(
   year = {2025}
 }""",
 )
-
-zeros = nnx.initializers.zeros
 
 
 class Bottleneck(Patches, Protocol):
@@ -215,7 +213,7 @@ class PixelGenModel(nnx.Module):
         dropouts = None
         if self.drops and key is not None:
             counts = tuple(map(len, images))
-            dropouts = layer_drops(key, counts, self.depth, self.dropping)
+            dropouts = layer_dropout_keys(key, counts, self.depth, self.dropping)
         tokens, features = trunk.run_stacks(
             (self.early, self.middle, self.late),
             self.embed(images),

@@ -71,7 +71,7 @@ class RefinedText(NamedTuple):
 class TextTrunk(nnx.Module):
     """Embeddings of time and text, the blocks on texts, and those on images.
 
-    `initial` says how linear layers begin, `place_init` the places of a text's tokens.
+    `initial` says how linear layers begin, `position_init` the positions of texts.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TextTrunk(nnx.Module):
         rngs: nnx.Rngs,
         precision: Precision,
         initial: Initial,
-        place_init: Callable,
+        position_init: Callable,
     ):
         d = config.width
         self.mask_text = config.mask_text
@@ -94,7 +94,7 @@ class TextTrunk(nnx.Module):
             d,
             precision,
             rngs,
-            place_init=place_init,
+            position_init=position_init,
             initial=initial,
         )
 

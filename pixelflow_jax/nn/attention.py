@@ -1,24 +1,20 @@
 """Attention over token sequences: of images to themselves, and to their texts."""
 
 from collections.abc import Callable
-from typing import Protocol, get_args
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Bool, Float
 
-from pixelflow_jax.nn.kernels.choice import (
-    Attention,
-    check_word,
-    chosen,
-    is_half_on_gpu,
-)
+from pixelflow_jax.nn.embed import Rope
+from pixelflow_jax.nn.kernels.choice import Attention, chosen, is_half_on_gpu
 from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
 from pixelflow_jax.nn.layers import (
-    TORCH,
-    Initial,
+    BlockConfig,
     RMSNorm,
     bias_of,
     linear,
@@ -26,33 +22,31 @@ from pixelflow_jax.nn.layers import (
     split_heads,
 )
 from pixelflow_jax.nn.packing import PackedText, Packing
-from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.precision import Precision, check_word
 
-IMPLEMENTATIONS = get_args(Attention)
 Drop = Callable[[Array], Array]
+Masks = tuple[Bool[Array, "_ _"] | None, ...]  # a group each; None: attend to all
 
 
 def attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Array | None = None,
+    q: Float[Array, "b n heads head_width"],
+    k: Float[Array, "b m heads head_width"],
+    v: Float[Array, "b m heads head_width"],
+    mask: Bool[Array, "b m"] | None = None,
     implementation: Attention = "auto",
     drop: Drop | None = None,
-) -> Array:
-    """Softmax attention with scale head_width^-0.5.
+) -> Float[Array, "b n heads head_width"]:
+    """Softmax attention with scale head_width^-0.5, in q's type; softmax in float32.
 
-    `q` [b, n, heads, head_width], `k`, `v` [b, m, heads, head_width], `mask` boolean
-    [b, m] (True = attend) or None; returns q's shape and type, softmax in float32.
-    `implementation` "auto" takes cuDNN's flash attention where it is available and
-    right, XLA elsewhere; "xla" and "cudnn" insist. `drop` acts on the probabilities
-    [b, heads, n, m], which only the plain formula writes out. Raises ValueError where
-    "cudnn" is asked for what it cannot do.
+    `mask` is True for what is attended to. `implementation` "auto" takes cuDNN's flash
+    attention where it is available and right, XLA elsewhere; "xla" and "cudnn" insist.
+    `drop` acts on the probabilities [b, heads, n, m], which only the plain formula
+    writes out. Raises ValueError where "cudnn" is asked for what it cannot do.
 
     For the backward pass stacks keep the result under the name "attention", or all that
     cuDNN's own backward pass needs (`nn.stack`).
     """
-    check_word("attention", implementation, IMPLEMENTATIONS)
+    check_word("attention", implementation, Attention)
     if implementation == "cudnn":
         _check_cudnn(mask, drop)
     if implementation == "auto":
@@ -116,33 +110,36 @@ def _attend_dropping(
 
 
 def attend_packed(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "rows n heads head_width"],
+    k: Float[Array, "sources m heads head_width"],
+    v: Float[Array, "sources m heads head_width"],
     packing: Packing,
     sources: Packing | None = None,
-    masks: tuple[Array | None, ...] | None = None,
+    masks: Masks | None = None,
     dropouts: tuple[Drop, ...] | None = None,
-) -> Array:
+) -> Float[Array, "rows n width"]:
     """`attend` for packed tokens: each image looks at its own source alone.
 
     cuDNN or XLA computes it, as the `Kernels.attention` in force says.
-    `q` [rows, n, heads, head_width] is packed by `packing`, `k` and `v` by `sources`
-    (the same packing if None); `masks` holds one of `attend`'s masks, or None, a group,
-    `dropouts` one of its functions. Returns [rows, n, heads * head_width].
+    `q` is packed by `packing`, `k` and `v` by `sources` (the same packing if None);
+    `masks` holds one of `attend`'s masks, or None, a group, `dropouts` one of its
+    functions. The heads of the result lie side by side.
     """
     sources = sources or packing
-    groups = packing.split(q), sources.split(k), sources.split(v)
-    masks = masks or (None,) * len(groups[0])
-    drops = dropouts or (None,) * len(groups[0])
+    nothing = (None,) * len(packing.batches)
+    groups = zip(
+        *(packing.split(q), sources.split(k), sources.split(v)),
+        *(masks or nothing, dropouts or nothing),
+        strict=True,
+    )
     mixed = [
-        attend(*group, mask, chosen().attention, drop)
-        for *group, mask, drop in zip(*groups, masks, drops, strict=True)
+        attend(q, k, v, mask, chosen().attention, drop)
+        for q, k, v, mask, drop in groups
     ]
     return packing.join([a.reshape(*a.shape[:2], -1) for a in mixed])
 
 
-def cudnn_fits(q: Array) -> bool:
+def cudnn_fits(q: Array | jax.ShapeDtypeStruct) -> bool:
     """Whether there is a GPU, half precision and a head width that cuDNN can take.
 
     `q` [..., head_width] is a query, or its shape and type.
@@ -161,9 +158,16 @@ class QKV(Protocol):
 
 
 def project_qkv(
-    layers: QKV, tokens: Array, packing: Packing, rope: tuple[Array, Array] | None
-) -> tuple[Array, Array, Array]:
-    """Packed tokens [rows, n, width] to queries, keys, values [rows, n, heads, d].
+    layers: QKV,
+    tokens: Float[Array, "rows n width"],
+    packing: Packing,
+    rope: Rope | None,
+) -> tuple[
+    Float[Array, "rows n heads head_width"],
+    Float[Array, "rows n heads head_width"],
+    Float[Array, "rows n heads head_width"],
+]:
+    """The queries, keys and values of packed tokens.
 
     Queries and keys are RMS-normalised, then rotated; without `rope` nothing turns.
     """
@@ -177,43 +181,40 @@ def project_qkv(
     )
 
 
+def _linear(
+    config: BlockConfig, parts: int, precision: Precision, rngs: nnx.Rngs, bias: bool
+) -> nnx.Linear:
+    """A layer from tokens to `parts` of their width."""
+    return linear(
+        *(config.width, parts * config.width, precision, rngs),
+        bias=bias,
+        init=config.initial.kernel,
+        bias_init=config.initial.bias,
+    )
+
+
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention with RMS-normalised, then rotated, queries and keys.
+    """Multi-head self-attention with RMS-normalised, then rotated, queries and keys."""
 
-    `bias` gives one to the projection to queries, keys and values.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        precision: Precision,
-        rngs: nnx.Rngs,
-        *,
-        bias: bool = False,
-        initial: Initial = TORCH,
-    ):
-        self.heads = heads
-        inits = {"init": initial.kernel, "bias_init": initial.bias}
-        self.qkv = linear(width, 3 * width, precision, rngs, bias=bias, **inits)
-        self.q_norm = RMSNorm(width // heads)
-        self.k_norm = RMSNorm(width // heads)
-        self.out = linear(width, width, precision, rngs, **inits)
+    def __init__(self, config: BlockConfig, precision: Precision, rngs: nnx.Rngs):
+        self.heads, head_width = config.heads, config.width // config.heads
+        self.qkv = _linear(config, 3, precision, rngs, config.bias)
+        self.q_norm, self.k_norm = RMSNorm(head_width), RMSNorm(head_width)
+        self.out = _linear(config, 1, precision, rngs, bias=True)
 
     def __call__(
         self,
-        tokens: Array,
+        tokens: Float[Array, "rows n width"],
         packing: Packing,
-        rope: tuple[Array, Array] | None,
+        rope: Rope | None,
         dropouts: tuple[Drop, ...] | None = None,
-        context: tuple[Array | None, ...] | None = None,
-    ) -> Array:
-        """Tokens [rows, n, width] to the same; each image attends to itself alone.
+        context: Masks | None = None,
+    ) -> Float[Array, "rows n width"]:
+        """What each image's tokens find in the same image.
 
         The last bias is left to the block, which adds it as it adds the result. Without
         `rope` nothing turns. `dropouts`: dropout of the attention probabilities, one
-        function a group; `context`: masks of the tokens to attend to, bool [b_i, n_i] a
-        group.
+        function a group; `context`: masks of the tokens to attend to.
         """
         q, k, v = project_qkv(self, tokens, packing, rope)
         mixed = attend_packed(q, k, v, packing, masks=context, dropouts=dropouts)
@@ -224,36 +225,25 @@ class JointAttention(nnx.Module):
     """Attention of images to themselves and their text, which is not changed by it.
 
     Queries and keys are RMS-normalised, the text's keys with the images' weights; only
-    the images' turn. `bias` gives one to the projections to queries, keys and values.
+    the images' turn.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        precision: Precision,
-        rngs: nnx.Rngs,
-        *,
-        bias: bool = False,
-        initial: Initial = TORCH,
-    ):
-        self.heads = heads
-        inits = {"init": initial.kernel, "bias_init": initial.bias}
-        self.qkv = linear(width, 3 * width, precision, rngs, bias=bias, **inits)
-        self.text_kv = linear(width, 2 * width, precision, rngs, bias=bias, **inits)
-        self.q_norm = RMSNorm(width // heads)
-        self.k_norm = RMSNorm(width // heads)
-        self.out = linear(width, width, precision, rngs, **inits)
+    def __init__(self, config: BlockConfig, precision: Precision, rngs: nnx.Rngs):
+        self.heads, head_width = config.heads, config.width // config.heads
+        self.qkv = _linear(config, 3, precision, rngs, config.bias)
+        self.text_kv = _linear(config, 2, precision, rngs, config.bias)
+        self.q_norm, self.k_norm = RMSNorm(head_width), RMSNorm(head_width)
+        self.out = _linear(config, 1, precision, rngs, bias=True)
 
     def __call__(
         self,
-        tokens: Array,
+        tokens: Float[Array, "rows n width"],
         packing: Packing,
-        rope: tuple[Array, Array] | None,
+        rope: Rope | None,
         dropouts: tuple[Drop, ...] | None,
         context: PackedText,
-    ) -> Array:
-        """Tokens [rows, n, width] to the same, without bias, as `SelfAttention`."""
+    ) -> Float[Array, "rows n width"]:
+        """What each image's tokens find in it and its text, without the last bias."""
         q, k, v = project_qkv(self, tokens, packing, rope)
         text_kv = checkpoint_name(self.text_kv(context.tokens), "qkv")
         text_k, text_v = (split_heads(a, self.heads) for a in jnp.split(text_kv, 2, -1))
@@ -272,9 +262,7 @@ def _append(packing: Packing, a: Array, text: Packing, b: Array) -> list[Array]:
     return [jnp.concatenate(pair, 1) for pair in pairs]
 
 
-def _masks_of_both(
-    masks: tuple[Array | None, ...], packing: Packing
-) -> tuple[Array | None, ...]:
+def _masks_of_both(masks: Masks, packing: Packing) -> Masks:
     """Masks of texts as masks of images and texts; images are attended to in full."""
     return tuple(
         None if mask is None else jnp.pad(mask, ((0, 0), (n, 0)), constant_values=True)

@@ -1,18 +1,19 @@
 """The transformer block with AdaLN that PixNerd and PixelGen share."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
 
 from pixelflow_jax.nn.attention import SelfAttention
-from pixelflow_jax.nn.dropout import Dropout, DropoutKeys, drop_packed, group_drops
+from pixelflow_jax.nn.dropout import Dropout, DropoutKeys, drop_packed, group_dropouts
+from pixelflow_jax.nn.embed import Rope
 from pixelflow_jax.nn.kernels.adaln_residual import AdaLN, Residual, adaln_residual
-from pixelflow_jax.nn.layers import TORCH, Initial, RMSNorm, bias_of, linear, zeros
+from pixelflow_jax.nn.layers import BlockConfig, RMSNorm, bias_of, linear, zeros
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
@@ -23,23 +24,26 @@ PROBABILITIES, PROJECTION, HIDDEN = range(3)
 SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """The sizes of a block, its rates of dropout, and how it begins.
+# A row an image, an array a group.
+Conds = tuple[Float[Array, "_ width"], ...]
+Modulation = tuple[Float[Array, "_ chunks"], ...]
 
-    `hidden` is the MLP's width, `bias` gives biases to the projection to queries, keys
-    and values and to the MLP. `attention_dropout` is the rate of the attention
-    probabilities, `dropout` that of the attention's output and of the MLP's hidden
-    values.
-    """
 
-    width: int
-    heads: int
-    hidden: int
-    bias: bool = False
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    initial: Initial = TORCH
+class BlockAttention(Protocol):
+    """The attention of a block, called as `SelfAttention` is."""
+
+    out: nnx.Linear
+
+    def __call__(
+        self,
+        tokens: Array,
+        packing: Packing,
+        rope: Rope | None,
+        dropouts: tuple[Dropout, ...] | None,
+        context: Any,
+    ) -> Array:
+        """Tokens [rows, n, width] to the same, without the bias of `out`."""
+        ...
 
 
 class Block(nnx.Module):
@@ -53,36 +57,41 @@ class Block(nnx.Module):
         config: BlockConfig,
         precision: Precision,
         rngs: nnx.Rngs,
-        attend: Callable[..., nnx.Module] = SelfAttention,
+        attend: Callable[..., BlockAttention] = SelfAttention,
     ):
         width, initial = config.width, config.initial
-        own = {"bias": config.bias, "initial": initial}
         self.dropout = config.dropout
         self.attention_dropout = config.attention_dropout
         self.norm1 = RMSNorm(width)
-        self.attention = attend(width, config.heads, precision, rngs, **own)
+        self.attention = attend(config, precision, rngs)
         self.norm2 = RMSNorm(width)
-        self.mlp = MLP("swiglu", width, config.hidden, precision, rngs, **own)
-        init = {"init": initial.kernel, "bias_init": initial.bias}
-        if initial.zero_modulation:
-            init = {"init": zeros, "bias_init": zeros}
-        self.modulation = linear(width, 6 * width, precision, rngs, **init)
+        self.mlp = MLP(
+            *("swiglu", width, config.hidden, precision, rngs),
+            bias=config.bias,
+            initial=initial,
+        )
+        zero = initial.zero_modulation
+        self.modulation = linear(
+            *(width, 6 * width, precision, rngs),
+            init=zeros if zero else initial.kernel,
+            bias_init=zeros if zero else initial.bias,
+        )
 
-    def modulations(self, cond: tuple[Array, ...]) -> tuple[Array, ...]:
+    def modulations(self, cond: Conds) -> Modulation:
         """What shifts, scales and gates the block, [b_i, 6 * width] a group."""
         return modulations(self.modulation, cond)
 
     def __call__(
         self,
-        x: Array,
-        cond: tuple[Array, ...],
+        x: Float[Array, "rows n width"],
+        cond: Conds,
         packing: Packing,
-        rope: tuple[Array, Array] | None,
+        rope: Rope | None,
         drop: DropoutKeys | None = None,
         context: Any = None,
-        modulation: tuple[Array, ...] | None = None,
-    ) -> Array:
-        """Tokens [rows, n, d]; `cond`: one vector [b_i, d] an image, a group each.
+        modulation: Modulation | None = None,
+    ) -> Float[Array, "rows n width"]:
+        """Packed tokens to the same; `cond`: one vector [b_i, width] an image.
 
         `drop`: this layer's dropout in training. `context` is for the attention: masks,
         or the text of a joint one. `modulation`: what `modulations(cond)` gives, if at
@@ -90,9 +99,9 @@ class Block(nnx.Module):
         """
         modulation = modulation or self.modulations(cond)
         step = functools.partial(adaln_residual, modulation=modulation, packing=packing)
-        probabilities = group_drops(drop, self.attention_dropout, PROBABILITIES)
-        projection = group_drops(drop, self.dropout, PROJECTION)
-        hidden = group_drops(drop, self.dropout, HIDDEN)
+        probabilities = group_dropouts(drop, self.attention_dropout, PROBABILITIES)
+        projection = group_dropouts(drop, self.dropout, PROJECTION)
+        hidden = group_dropouts(drop, self.dropout, HIDDEN)
 
         x, z = step(x, adaln=AdaLN(self.norm1.weight[...], SHIFT1, SCALE1))
         mixed = self.attention(z, packing, rope, probabilities, context)
@@ -107,18 +116,18 @@ class Block(nnx.Module):
 
 def _dropped(
     mixed: Array,
-    bias: Array,
+    bias: Array | None,
     packing: Packing,
     dropouts: tuple[Dropout, ...] | None,
 ) -> Residual:
     """What the attention adds; where elements are dropped, the bias is among them."""
     if dropouts is None:
         return Residual(mixed, bias, GATE1)
-    mixed = drop_packed(mixed + bias.astype(mixed.dtype), packing, dropouts)
-    return Residual(mixed, None, GATE1)
+    whole = mixed if bias is None else mixed + bias.astype(mixed.dtype)
+    return Residual(drop_packed(whole, packing, dropouts), None, GATE1)
 
 
-def modulations(layer: nnx.Linear, cond: tuple[Array, ...]) -> tuple[Array, ...]:
+def modulations(layer: nnx.Linear, cond: Conds) -> Modulation:
     """What shifts, scales and gates a block, [b_i, 6 * width] a group."""
     return tuple(checkpoint_name(layer(c), "modulation") for c in cond)
 

@@ -1,17 +1,17 @@
 """From tokens back to pixels."""
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
-from pixelflow_jax.nn.layers import layer_normalise, linear, modulate
+from pixelflow_jax.nn.layers import layer_normalise, linear, modulate, zeros
 from pixelflow_jax.nn.patch import unpatchify
 from pixelflow_jax.nn.precision import Precision
-
-zeros = nnx.initializers.zeros
 
 
 class Patches(Protocol):
@@ -40,16 +40,21 @@ class TokenDecoder(nnx.Module):
         modulated: bool = True,
     ):
         d, self.patch = model.width, model.patch
-        nothing = {"init": zeros, "bias_init": zeros}
-        self.norm = norm
-        self.modulation = (
-            linear(d, 2 * d, precision, rngs, **nothing) if modulated else None
+        layer = functools.partial(
+            linear, precision=precision, rngs=rngs, init=zeros, bias_init=zeros
         )
-        outputs = model.patch**2 * model.channels
-        self.linear = linear(d, outputs, precision, rngs, **nothing)
+        self.norm = norm
+        self.modulation = layer(d, 2 * d) if modulated else None
+        self.linear = layer(d, model.patch**2 * model.channels)
 
-    def __call__(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
-        """Tokens [b, n, width], condition [b, width] to an image of `image`'s shape.
+    def __call__(
+        self,
+        image: Float[Array, "b h w channels"],
+        tokens: Float[Array, "b n width"],
+        time: Float[Array, "b width"],
+        cond: Float[Array, "b width"],
+    ) -> Float[Array, "b h w channels"]:
+        """The image that the tokens stand for, float32, in the shape of `image`.
 
         All decoders are called alike; this one does not look at the time.
         """
@@ -57,8 +62,10 @@ class TokenDecoder(nnx.Module):
         pixels = out.reshape(*out.shape[:2], self.patch**2, -1).astype(jnp.float32)
         return unpatchify(pixels, self.patch, *image.shape[1:3])
 
-    def patches(self, tokens: Array, cond: Array) -> Array:
-        """A patch's pixels (row, column, channel) for each token [b, n, ...]."""
+    def patches(
+        self, tokens: Float[Array, "b n width"], cond: Float[Array, "b width"]
+    ) -> Float[Array, "b n numbers"]:
+        """The numbers of a patch's pixels (row, column, channel), a row a token."""
         normal = self.norm(tokens).astype(tokens.dtype)
         if self.modulation is None:
             return self.linear(normal)

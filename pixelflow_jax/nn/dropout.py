@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int, Key, UInt32
 
 from pixelflow_jax.nn.packing import Packing
 
@@ -14,9 +15,9 @@ KEEP_ALL = 2**24  # rates are multiples of 1 / KEEP_ALL
 
 
 class DropoutKeys(NamedTuple):
-    """One layer's dropout: a key an image, [b_i] a group, and whether it dropouts.
+    """One layer's dropout: a key an image, [b_i] a group, and whether it drops at all.
 
-    `active` is a boolean scalar, or None where the layer dropouts for certain.
+    `active` is a boolean scalar, or None where the layer drops for certain.
     """
 
     keys: tuple[Array, ...]
@@ -30,13 +31,13 @@ class Dropout(NamedTuple):
     rate: float
     active: Array | None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, " b *rest"]) -> Float[Array, " b *rest"]:
         """x with elements dropped."""
         return dropout(x, self.rate, self.keys, self.active)
 
 
-def layer_drops(
-    key: Array, batches: tuple[int, ...], depth: int, layers: range
+def layer_dropout_keys(
+    key: Key[Array, "*images"], batches: tuple[int, ...], depth: int, layers: range
 ) -> list[DropoutKeys | None]:
     """Dropout of each of `depth` layers; None for those that are not in `layers`.
 
@@ -52,72 +53,78 @@ def layer_drops(
             f"Dropout needs one key, or one for each of {images} images, not keys of "
             f"shape {keys.shape}."
         )
-    own = jax.vmap(lambda key: jax.random.split(key, depth))(keys)  # [images, depth]
+    of_layers = jax.vmap(lambda key: jax.random.split(key, depth))(keys)
     ends = [sum(batches[: i + 1]) for i in range(len(batches))]
-    parts = [own[end - b : end] for b, end in zip(batches, ends, strict=True)]
+    groups = [of_layers[end - b : end] for b, end in zip(batches, ends, strict=True)]
     return [
-        DropoutKeys(tuple(part[:, i] for part in parts)) if i in layers else None
+        DropoutKeys(tuple(group[:, i] for group in groups)) if i in layers else None
         for i in range(depth)
     ]
 
 
-def group_drops(
+def group_dropouts(
     drop: DropoutKeys | None, rate: float, place: int
 ) -> tuple[Dropout, ...] | None:
-    """For each group a function that dropouts elements of [b_i, ...]; None: no dropout.
+    """For each group a function that drops elements of [b_i, ...]; None: no dropout.
 
     `place` tells the uses of one layer's keys apart.
     """
     if drop is None or not rate:
         return None
 
-    def one(keys: Array) -> Dropout:
-        own = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
-        return Dropout(own, rate, drop.active)
+    def of_group(keys: Array) -> Dropout:
+        at_place = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
+        return Dropout(at_place, rate, drop.active)
 
-    return tuple(one(keys) for keys in drop.keys)
+    return tuple(map(of_group, drop.keys))
 
 
 def drop_packed(
-    tokens: Array, packing: Packing, dropouts: tuple[Dropout, ...] | None
-) -> Array:
-    """Packed tokens [rows, n, ...] with elements dropped, by a function a group."""
+    tokens: Float[Array, "rows n *rest"],
+    packing: Packing,
+    dropouts: tuple[Dropout, ...] | None,
+) -> Float[Array, "rows n *rest"]:
+    """Packed tokens with elements dropped, by a function a group."""
     if dropouts is None:
         return tokens
     pairs = zip(dropouts, packing.split(tokens), strict=True)
     return packing.join([drop(part) for drop, part in pairs])
 
 
-def stacked_seeds(dropouts: tuple[Dropout, ...]) -> Array:
+def stacked_seeds(dropouts: tuple[Dropout, ...]) -> Int[Array, "b groups 3"]:
     """What a kernel needs to drop as `dropouts` of equal batches do.
 
-    The two seeds of every image and how many of 2^24 elements are kept, int32 [b,
-    groups, 3].
+    The two seeds of every image and how many of 2^24 elements are kept, int32.
     """
 
-    def one(drop: Dropout) -> Array:
+    def of_group(drop: Dropout) -> Array:
         seeds = jax.random.key_data(drop.keys)
         ends = jnp.stack([seeds[:, 0], seeds[:, -1]], 1).astype(jnp.int32)
-        keep = kept_of(drop.rate, drop.active)
+        keep = kept_count(drop.rate, drop.active)
         return jnp.concatenate([ends, jnp.full((len(ends), 1), keep, jnp.int32)], 1)
 
-    return jnp.stack([one(drop) for drop in dropouts], 1)
+    return jnp.stack([of_group(drop) for drop in dropouts], 1)
 
 
-def kept_of(rate: float, active: Array | None) -> Array:
+def kept_count(rate: float, active: Bool[Array, ""] | None) -> Int[Array, ""]:
     """How many of `KEEP_ALL` elements are kept, int32."""
     keep = jnp.int32(round((1 - rate) * KEEP_ALL))
     return keep if active is None else jnp.where(active, keep, jnp.int32(KEEP_ALL))
 
 
-def dropout(x: Array, rate: float, keys: Array, active: Array | None = None) -> Array:
-    """Zero elements of x [b, ...] with probability `rate`; divide the rest by 1 - rate.
+def dropout(
+    x: Float[Array, " b *rest"],
+    rate: float,
+    keys: Key[Array, " b"],
+    active: Bool[Array, ""] | None = None,
+) -> Float[Array, " b *rest"]:
+    """Zero elements of x with probability `rate`; divide the rest by 1 - rate.
 
-    `keys` [b]; the rate is rounded to a multiple of 2^-24. Where `active` is False, x
-    comes back. An element's fate is a hash of its number and of its image's key, so
-    that no mask needs to be written to memory, or drawn ahead of its use.
+    The rate is rounded to a multiple of 2^-24. Where `active` is False, x comes back.
+    An element's fate is a hash of its number and of its image's key, so that no mask
+    needs to be written to memory, or drawn ahead of its use.
     """
-    keep = kept_of(rate, active)
+    keep = kept_count(rate, active)
     seeds = jax.random.key_data(keys).reshape(len(x), -1, *[1] * (x.ndim - 1))
     number = jax.lax.broadcasted_iota(jnp.uint32, (math.prod(x.shape[1:]),), 0)
     kept = survives(seeds[:, 0], seeds[:, -1], number.reshape(x.shape[1:]), keep)
@@ -125,18 +132,27 @@ def dropout(x: Array, rate: float, keys: Array, active: Array | None = None) -> 
     return jnp.where(kept, scaled, 0).astype(x.dtype)
 
 
-def survives(one: Array, other: Array, number: Array, keep: Array) -> Array:
+def survives(
+    seed1: UInt32[Array, "..."],
+    seed2: UInt32[Array, "..."],
+    number: UInt32[Array, "..."],
+    keep: Int[Array, ""],
+) -> Bool[Array, "..."]:
     """Whether the elements of these numbers are among the `keep` of `KEEP_ALL`."""
-    return (hashed(one, other, number) >> 8).astype(jnp.int32) < keep
+    return (hash_bits(seed1, seed2, number) >> 8).astype(jnp.int32) < keep
 
 
-def hashed(one: Array, other: Array, number: Array) -> Array:
-    """Bits, uint32, that depend on two seeds and a number, all uint32.
+def hash_bits(
+    seed1: UInt32[Array, "..."],
+    seed2: UInt32[Array, "..."],
+    number: UInt32[Array, "..."],
+) -> UInt32[Array, "..."]:
+    """Bits that depend on two seeds and a number.
 
     Twice the finaliser of MurmurHash3 (Appleby), a seed before each.
     """
-    bits = _mixed(number * np.uint32(0x9E3779B1) + one)
-    return _mixed(bits ^ other)
+    bits = _mixed(number * np.uint32(0x9E3779B1) + seed1)
+    return _mixed(bits ^ seed2)
 
 
 def _mixed(bits: Array) -> Array:

@@ -1,25 +1,34 @@
 """Embeddings of times, classes, texts and token positions."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int, Real, Shaped
 
-from pixelflow_jax.nn.layers import TORCH, Initial, RMSNorm, linear
+from pixelflow_jax.nn.layers import TORCH, Initial, Initializer, RMSNorm, linear
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision
 
+# cos and sin of the angles by which pairs of a head's numbers turn, a row a token.
+Rope = tuple[Float[Array, "tokens pairs"], Float[Array, "tokens pairs"]]
+Table = Float[np.ndarray, "_ _"]  # a row a token
 
-def sinusoid(t: Array, width: int, period: float, closed: bool = False) -> Array:
+
+def sinusoid(
+    t: Real[Array, "*axes"], width: int, period: float, closed: bool = False
+) -> Float[Array, "*axes {width}"]:
     """Sinusoidal time features [cos, sin] with frequencies period^(-j / (width / 2)).
 
-    `t` [...] gives float32 [..., width]; t is used unscaled (PixNerd's period is 10,
-    not the usual 10,000, because its t lies in [0, 1]). `closed`: the frequencies end
-    in 1 / period itself, so that j is divided by width / 2 - 1 (PixelFlow).
+    In float32; t is used unscaled (PixNerd's period is 10, not the usual 10,000,
+    because its t lies in [0, 1]). `closed`: the frequencies end in 1 / period itself,
+    so that j is divided by width / 2 - 1 (PixelFlow).
     """
     half = width // 2
     # At t = 999 the last bit of a frequency shows, so numpy rounds where the official
@@ -47,16 +56,22 @@ class TimeEmbed(nnx.Module):
         rngs: nnx.Rngs,
         *,
         closed: bool = False,
-        bias_init: Callable | None = None,
+        bias_init: Initializer | None = None,
     ):
-        init = {"init": nnx.initializers.normal(0.02), "bias_init": bias_init}
+        layer = functools.partial(
+            linear,
+            precision=precision,
+            rngs=rngs,
+            init=nnx.initializers.normal(0.02),
+            bias_init=bias_init,
+        )
         self.period = period
         self.closed = closed
-        self.hidden = linear(self.features, width, precision, rngs, **init)
-        self.out = linear(width, width, precision, rngs, **init)
+        self.hidden = layer(self.features, width)
+        self.out = layer(width, width)
 
-    def __call__(self, timestep: Array) -> Array:
-        """Times [b] to embeddings [b, width]."""
+    def __call__(self, timestep: Real[Array, " b"]) -> Float[Array, "b width"]:
+        """The embeddings of times, or of other numbers."""
         features = sinusoid(timestep, self.features, self.period, self.closed)
         return self.out(jax.nn.silu(self.hidden(features)))
 
@@ -68,15 +83,15 @@ class ClassEmbed(nnx.Module):
         table = nnx.initializers.normal(0.02)(rngs.params(), (num_classes + 1, width))
         self.table = nnx.Param(table)
 
-    def __call__(self, labels: Array) -> Array:
-        """Labels [b] in [0, num_classes] to embeddings [b, width], float32."""
+    def __call__(self, labels: Int[Array, " b"]) -> Float[Array, "b width"]:
+        """The float32 embeddings of labels in [0, num_classes]."""
         return self.table[...][labels]
 
 
 class TextEmbed(nnx.Module):
-    """A linear layer and an RMS norm; the learnt places are added afterwards.
+    """A linear layer and an RMS norm; learnt positions are added afterwards.
 
-    `place_init` initialises the places [length, width].
+    `position_init` initialises the positions [length, width].
     """
 
     def __init__(
@@ -87,16 +102,20 @@ class TextEmbed(nnx.Module):
         precision: Precision,
         rngs: nnx.Rngs,
         *,
-        place_init: Callable,
+        position_init: Initializer,
         initial: Initial = TORCH,
     ):
-        inits = {"init": initial.kernel, "bias_init": initial.bias}
-        self.proj = linear(inputs, width, precision, rngs, **inits)
+        init, bias_init = initial.kernel, initial.bias
+        self.proj = linear(
+            inputs, width, precision, rngs, init=init, bias_init=bias_init
+        )
         self.norm = RMSNorm(width)
-        self.position = nnx.Param(place_init(rngs.params(), (length, width)))
+        self.position = nnx.Param(position_init(rngs.params(), (length, width)))
 
-    def __call__(self, states: Array) -> Array:
-        """States [b, length, inputs] to tokens [b, length, width].
+    def __call__(
+        self, states: Float[Array, "b length inputs"]
+    ) -> Float[Array, "b length width"]:
+        """The states of a text as tokens.
 
         Raises ValueError for another length or width than the model's.
         """
@@ -110,8 +129,10 @@ class TextEmbed(nnx.Module):
         normal = self.normal(states)
         return (normal.astype(jnp.float32) + self.position[...]).astype(normal.dtype)
 
-    def normal(self, states: Array) -> Array:
-        """The same without places."""
+    def normal(
+        self, states: Float[Array, "b length inputs"]
+    ) -> Float[Array, "b length width"]:
+        """The same without positions."""
         return self.norm(self.proj(states))
 
 
@@ -122,16 +143,16 @@ def rotary_table(
     extent: float | tuple[float, float] | None,
     halves: bool = False,
     row_first: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Table, Table]:
     """2D rotary table: cos, sin float32 [rows * columns, head_width / 2].
 
-    Any grid spans 0..extent in both directions, ends included; a pair is for the column
-    and for the row. Where `extent` is None, positions are the integers 0, 1, ...
-    instead. Frequencies are w_k =
-    10000^(-4k / head_width). Column x and row y are interleaved, pair 2k of a head
-    turning by x * w_k and pair 2k + 1 by y * w_k (PixNerd), or, with `halves`, the
-    first half of the pairs turns by x and the second by y (PixelFlow). `row_first`
-    exchanges x and y (PixelGen, in halves). `head_width` must be divisible by 4.
+    Any grid spans 0..extent in both directions, ends included; a pair of extents is for
+    the column and for the row. Where `extent` is None, positions are the integers 0, 1,
+    ... instead. Frequencies are w_k = 10000^(-4k / head_width). Column x and row y are
+    interleaved, pair 2k of a head turning by x * w_k and pair 2k + 1 by y * w_k
+    (PixNerd), or, with `halves`, the first half of the pairs turns by x and the second
+    by y (PixelFlow). `row_first` exchanges x and y (PixelGen, in halves). `head_width`
+    must be divisible by 4.
     """
     if head_width % 4:
         raise ValueError(
@@ -154,16 +175,14 @@ def rotary_table(
     return np.cos(angles), np.sin(angles)
 
 
-def identity_rope(
-    table: tuple[np.ndarray, np.ndarray], count: int
-) -> tuple[np.ndarray, ...]:
+def identity_rope(table: tuple[Table, Table], count: int) -> tuple[Table, Table]:
     """A rotary table with `count` tokens before the others that do not turn."""
     cos, sin = table
     ahead = ((count, 0), (0, 0))
     return np.pad(cos, ahead, constant_values=1), np.pad(sin, ahead)
 
 
-def sincos_table(rows: int, columns: int, width: int) -> np.ndarray:
+def sincos_table(rows: int, columns: int, width: int) -> Table:
     """Additive 2D position table, float32 [rows * columns, width]; width in fours.
 
     The first half of the width is for the column and the second for the row; each is
@@ -181,9 +200,9 @@ def sincos_table(rows: int, columns: int, width: int) -> np.ndarray:
 
 
 def pack_patches(
-    images: tuple[Array, ...], patch: int, dtype: jnp.dtype
-) -> tuple[Packing, Array]:
-    """The patches of images [b_i, h_i, w_i, c], packed: [rows, n, patch^2 * c]."""
+    images: Sequence[Float[Array, "_ _ _ channels"]], patch: int, dtype: DTypeLike
+) -> tuple[Packing, Float[Array, "rows n numbers"]]:
+    """The patches of images, packed: a token holds patch^2 * channels numbers."""
     patches = [patchify(image.astype(dtype), patch) for image in images]
     flat = [p.reshape(*p.shape[:2], -1) for p in patches]
     packing = Packing.of(flat)
@@ -191,8 +210,8 @@ def pack_patches(
 
 
 def pack_tables(
-    packing: Packing, tables: list[tuple[np.ndarray, ...]]
-) -> tuple[Array, ...]:
+    packing: Packing, tables: Sequence[tuple[np.ndarray | Array, ...]]
+) -> tuple[Shaped[Array, "tokens _"], ...]:
     """One tuple of tables [n_i, d] a group, as a tuple of tables for packed tokens."""
     return tuple(
         packing.tile([jnp.asarray(table) for table in same])
@@ -200,11 +219,14 @@ def pack_tables(
     )
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
+def rotate(
+    x: Float[Array, "*axes n heads head_width"],
+    cos: Float[Array | np.ndarray, "n head_width/2"],
+    sin: Float[Array | np.ndarray, "n head_width/2"],
+) -> Float[Array, "*axes n heads head_width"]:
     """Turn adjacent pairs of the last axis: (a, b) -> (a cos - b sin, a sin + b cos).
 
-    `x` [..., n, heads, head_width]; `cos`, `sin` [n, head_width / 2]. Computed in
-    float32, returned in x's type.
+    Computed in float32, returned in x's type.
     """
     x32 = x.astype(jnp.float32)
     pairs = x32.reshape(*x.shape[:-1], -1, 2)
@@ -215,7 +237,11 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return (x32 * cos + exchanged * sin).astype(x.dtype)
 
 
-def rotate_halves(x: Array, cos: Array, sin: Array) -> Array:
+def rotate_halves(
+    x: Float[Array, "*axes n heads head_width"],
+    cos: Float[Array | np.ndarray, "n head_width/2"],
+    sin: Float[Array | np.ndarray, "n head_width/2"],
+) -> Float[Array, "*axes n heads head_width"]:
     """`rotate`, but a pair is a number of the first half and its like of the second.
 
     The layout of GPT-NeoX, Llama and Qwen.

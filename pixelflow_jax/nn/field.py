@@ -7,17 +7,18 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
 
-from pixelflow_jax.nn.embed import rotary_table
+from pixelflow_jax.nn.embed import Table, rotary_table
 from pixelflow_jax.nn.kernels.neural_field import GeneratedMLP, neural_field
-from pixelflow_jax.nn.layers import RMSNorm, linear
+from pixelflow_jax.nn.layers import RMSNorm, cast_weights, linear
 from pixelflow_jax.nn.patch import Patch, sides
 from pixelflow_jax.nn.precision import Precision
 
 WEIGHTS = ("first", "second")
 
 
-def dct_features(patch: Patch, frequencies: int = 8) -> np.ndarray:
+def dct_features(patch: Patch, frequencies: int = 8) -> Table:
     """PixNerd's coordinate features of a patch's pixels, [pixels, frequencies^2].
 
     cos(pi x f_i) cos(pi y f_j) / (1 + f_i f_j) with x (column), y (row) from 0 to 1 and
@@ -36,7 +37,7 @@ def dct_features(patch: Patch, frequencies: int = 8) -> np.ndarray:
     return table.reshape(-1, frequencies**2).astype(np.float32)
 
 
-def sincos_features(patch: Patch, frequencies: int = 8) -> np.ndarray:
+def sincos_features(patch: Patch, frequencies: int = 8) -> Table:
     """The coordinate features of NeRF, [pixels, 4 * frequencies]: PixNerd eq. 7.
 
     sin and cos of 2^l pi x, then of 2^l pi y, for l < frequencies.
@@ -52,9 +53,7 @@ def sincos_features(patch: Patch, frequencies: int = 8) -> np.ndarray:
     return np.concatenate([x, y], -1).astype(np.float32)
 
 
-def cosine_features(
-    patch: Patch, frequencies: int = 32, extent: float = 0.0
-) -> np.ndarray:
+def cosine_features(patch: Patch, frequencies: int = 32, extent: float = 0.0) -> Table:
     """The coordinate features of PixNerd's text model, [pixels, 2 * frequencies].
 
     cos(x w_k), cos(y w_k) side by side for every w_k = 10000^(-k / frequencies), with x
@@ -89,13 +88,14 @@ class PixelEmbed(nnx.Module):
         features = ENCODINGS[encoding](1).shape[-1]
         self.proj = linear(channels + features, width, precision, rngs)
 
-    def __call__(self, pixels: Array, patch: Patch) -> Array:
-        """Pixels of patches [..., pixels, channels] to [..., pixels, width]."""
-        kernel = self.proj.kernel[...].astype(pixels.dtype)
+    def __call__(
+        self, pixels: Float[Array, "*axes pixels channels"], patch: Patch
+    ) -> Float[Array, "*axes pixels width"]:
+        """The embedded pixels of patches."""
+        kernel, bias = cast_weights(self.proj, pixels.dtype)
         table = jnp.asarray(ENCODINGS[self.encoding](patch), pixels.dtype)
-        place = table @ kernel[self.channels :]
-        place += self.proj.bias[...].astype(pixels.dtype)
-        return pixels @ kernel[: self.channels] + place
+        coordinates = table @ kernel[self.channels :] + bias
+        return pixels @ kernel[: self.channels] + coordinates
 
 
 class FieldBlock(nnx.Module):
@@ -119,22 +119,29 @@ class FieldBlock(nnx.Module):
         self.norm = RMSNorm(width)
         self.generator = linear(condition_width, 2 * width * hidden, precision, rngs)
 
-    def __call__(self, z: Array, condition: Array) -> Array:
-        """z [b, n, pixels, width], condition [b, n, condition_width]; z's shape."""
+    def __call__(
+        self,
+        z: Float[Array, "b n pixels width"],
+        condition: Float[Array, "b n condition_width"],
+    ) -> Float[Array, "b n pixels width"]:
+        """Pixels of patches under the condition that each patch's MLP comes from."""
         mlp = GeneratedMLP(*self.generated(condition), self.unit)
         return neural_field(z, self.norm.weight[...], mlp)
 
-    def generated(self, condition: Array) -> tuple[Array, Array]:
-        """The weights [b, n, width, hidden] and [b, n, hidden, width] of each patch.
+    def generated(
+        self, condition: Float[Array, "b n condition_width"]
+    ) -> tuple[Float[Array, "b n width hidden"], Float[Array, "b n hidden width"]]:
+        """The weights of each patch's MLP.
 
         From two products, so that neither has to be cut out of a common array.
         """
-        dtype = condition.dtype
-        shapes = (self.width, self.hidden), (self.hidden, self.width)
-        kernels = jnp.split(self.generator.kernel[...].astype(dtype), 2, -1)
-        biases = jnp.split(self.generator.bias[...].astype(dtype), 2)
-        parts = (
-            (condition @ kernel + bias).reshape(*condition.shape[:-1], *shape)
-            for kernel, bias, shape in zip(kernels, biases, shapes, strict=True)
-        )
-        return tuple(checkpoint_name(part, "generated") for part in parts)
+        kernel, bias = cast_weights(self.generator, condition.dtype)
+        kernels, biases = jnp.split(kernel, 2, -1), jnp.split(bias, 2)
+
+        def weight(i: int, *shape: int) -> Array:
+            flat = condition @ kernels[i] + biases[i]
+            whole = flat.reshape(*condition.shape[:-1], *shape)
+            return checkpoint_name(whole, "generated")
+
+        first = weight(0, self.width, self.hidden)
+        return first, weight(1, self.hidden, self.width)

@@ -1,8 +1,11 @@
 """The MLP of the blocks."""
 
+import functools
+
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
 
 from pixelflow_jax.nn.dropout import Dropout
 from pixelflow_jax.nn.kernels.activate_and_project import Kind, activate_and_project
@@ -28,19 +31,22 @@ class MLP(nnx.Module):
         bias: bool = False,
         initial: Initial = TORCH,
     ):
-        biases = {"bias": bias, "bias_init": initial.bias}
-        first = {"init": initial.gate_up, **biases}
+        layer = functools.partial(
+            linear, precision=precision, rngs=rngs, bias=bias, bias_init=initial.bias
+        )
         self.kind: Kind = kind
         if kind == "swiglu":
-            self.gate = linear(width, hidden, precision, rngs, **first)
-        self.up = linear(width, hidden, precision, rngs, **first)
-        last = {"init": initial.kernel, **biases}
-        self.down = linear(hidden, width, precision, rngs, **last)
+            self.gate = layer(width, hidden, init=initial.gate_up)
+        self.up = layer(width, hidden, init=initial.gate_up)
+        self.down = layer(hidden, width, init=initial.kernel)
 
     def __call__(
-        self, x: Array, packing: Packing, dropouts: tuple[Dropout, ...] | None = None
-    ) -> Array:
-        """Packed tokens [rows, n, width] to the same, without the last bias.
+        self,
+        x: Float[Array, "rows n width"],
+        packing: Packing,
+        dropouts: tuple[Dropout, ...] | None = None,
+    ) -> Float[Array, "rows n width"]:
+        """Packed tokens to the same, without the last bias.
 
         That one is the caller's to add. `dropouts` act on the hidden values, one
         function a group.

@@ -5,10 +5,12 @@ to know where one image ends. No padding and no masks: every shape is static.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Shaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Packing:
     lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, groups: list[Array]) -> "Packing":
+    def of(cls, groups: Sequence[Shaped[Array, "_ _ *rest"]]) -> "Packing":
         """The packing of these groups [b_i, n_i, ...]."""
         return cls(tuple(g.shape[0] for g in groups), tuple(g.shape[1] for g in groups))
 
@@ -33,15 +35,19 @@ class Packing:
         """Whether every group has the same batch."""
         return len(set(self.batches)) == 1
 
-    def join(self, groups: list[Array]) -> Array:
-        """Groups [b_i, n_i, ...] to one array [rows, tokens, ...]."""
+    def join(
+        self, groups: Sequence[Shaped[Array, "_ _ *rest"]]
+    ) -> Shaped[Array, "rows tokens *rest"]:
+        """Groups [b_i, n_i, ...] as one array."""
         if len(groups) == 1:
             return groups[0]
         if not self.aligned:
             groups = [g.reshape(1, -1, *g.shape[2:]) for g in groups]
         return jnp.concatenate(groups, axis=1)
 
-    def split(self, tokens: Array) -> list[Array]:
+    def split(
+        self, tokens: Shaped[Array, "rows tokens *rest"]
+    ) -> list[Shaped[Array, "_ _ *rest"]]:
         """The inverse of `join`."""
         if len(self.batches) == 1:
             return [tokens]
@@ -53,10 +59,12 @@ class Packing:
             start += size
         return groups
 
-    def broadcast(self, vectors: list[Array]) -> Array:
-        """One vector an image, [b_i, d] a group, broadcastable against the tokens.
+    def broadcast(
+        self, vectors: Sequence[Shaped[Array, "_ width"]]
+    ) -> Shaped[Array, "rows tokens_or_1 width"]:
+        """One vector an image, [b_i, width] a group, to be added to the tokens.
 
-        [b, 1, d] for a single group, [rows, tokens, d] for several.
+        [b, 1, width] for a single group, [rows, tokens, width] for several.
         """
         if len(vectors) == 1:
             return vectors[0][:, None]
@@ -67,8 +75,10 @@ class Packing:
             ]
         )
 
-    def tile(self, tables: list[Array]) -> Array:
-        """One table [n_i, d] a group, to [tokens, d] for every row alike."""
+    def tile(
+        self, tables: Sequence[Shaped[Array, "_ width"]]
+    ) -> Shaped[Array, "tokens width"]:
+        """One table [n_i, width] a group as one for every row alike."""
         if len(tables) == 1:
             return tables[0]
         repeats = [1] * len(tables) if self.aligned else self.batches
@@ -81,5 +91,5 @@ class PackedText(NamedTuple):
     """The texts of all groups as one array, and how to take it apart."""
 
     packing: Packing
-    tokens: Array  # [rows, tokens, width]
-    masks: tuple[Array | None, ...]  # bool [b_i, length] a group; None: all is text
+    tokens: Float[Array, "rows tokens width"]
+    masks: tuple[Bool[Array, "_ _"] | None, ...]  # a group each; None: all is text

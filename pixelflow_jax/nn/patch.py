@@ -2,6 +2,7 @@
 
 import numpy as np
 from jax import Array
+from jaxtyping import Shaped
 
 Patch = int | tuple[int, int]  # the side of a square, or height and width
 
@@ -11,8 +12,10 @@ def sides(patch: Patch) -> tuple[int, int]:
     return patch if isinstance(patch, tuple) else (patch, patch)
 
 
-def patchify(image: Array, patch: Patch) -> Array:
-    """[b, h, w, c] to [b, n, pixels, c]; patches and their pixels row by row."""
+def patchify(
+    image: Shaped[Array, "b height width c"], patch: Patch
+) -> Shaped[Array, "b n pixels c"]:
+    """The patches of images, and the pixels of patches, row by row."""
     b, h, w, c = image.shape
     height, width = sides(patch)
     if h % height or w % width:
@@ -26,17 +29,21 @@ def patchify(image: Array, patch: Patch) -> Array:
     return cut.reshape(b, rows * columns, height * width, c)
 
 
-def unpatchify(patches: Array, patch: Patch, height: int, width: int) -> Array:
-    """The inverse of `patchify`: [b, n, pixels, c] to [b, height, width, c]."""
+def unpatchify(
+    patches: Shaped[Array, "b n pixels c"], patch: Patch, height: int, width: int
+) -> Shaped[Array, "b {height} {width} c"]:
+    """The inverse of `patchify`."""
     b, c = len(patches), patches.shape[-1]
-    sized = sides(patch)
-    rows, columns = height // sized[0], width // sized[1]
-    cut = patches.reshape(b, rows, columns, *sized, c).swapaxes(2, 3)
+    down, across = sides(patch)
+    rows, columns = height // down, width // across
+    cut = patches.reshape(b, rows, columns, down, across, c).swapaxes(2, 3)
     return cut.reshape(b, height, width, c)
 
 
-def nearest(image: Array, height: int, width: int) -> Array:
-    """[b, h, w, c] to [b, height, width, c]: every pixel is one of the image's.
+def nearest(
+    image: Shaped[Array, "b _ _ c"], height: int, width: int
+) -> Shaped[Array, "b {height} {width} c"]:
+    """Images of another size, every pixel of which is one of the image's.
 
     Pixel i is number floor(i * old / new), the ratio in float32, as PyTorch's resizing
     of this name has it. White noise stays white unless an image grows.

@@ -1,15 +1,17 @@
 """`depth` equal blocks whose parameters carry a leading layer axis, run as one scan."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from pixelflow_jax.nn.dropout import DropoutKeys
+from pixelflow_jax.nn.precision import check_word
 from pixelflow_jax.sharding import constrain_batch
 
 # Names that blocks give (by `checkpoint_name`) to what "names" keeps for the backward
@@ -21,7 +23,10 @@ BRANCHES = {
     "mlp": ("mlp_branch",),
     "branches": ("attention_branch", "mlp_branch"),
 }
-REMAT = ("none", *BRANCHES, "full")
+Remat = Literal["none", "names", "mlp", "branches", "full"]
+
+# A block's modulation, made ahead for one layer after the other.
+Modulations = list[tuple[Float[Array, "_ chunks"], ...]]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,16 +43,13 @@ class StackConfig:
     and runs a little faster.
     """
 
-    remat: str = "names"
+    remat: Remat = "names"
     scan: bool = True
     unroll: int = 1
 
     def check(self) -> None:
         """Raises ValueError for values that do not exist."""
-        if self.remat not in REMAT:
-            raise ValueError(
-                f"stack.remat must be one of {', '.join(REMAT)}, not {self.remat!r}."
-            )
+        check_word("stack.remat", self.remat, Remat)
         if self.unroll < 1:
             raise ValueError(f"stack.unroll must be at least 1, not {self.unroll}.")
 
@@ -70,41 +72,45 @@ class Stack(nnx.Module):
         self.depth = depth
         self.scan = config.scan
         self.unroll = config.unroll
-        self.remat = config.remat
-        self.blocks = create(rngs)
+        self.remat: Remat = config.remat
+        self.blocks: Any = create(rngs)
 
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, " rows *rest"],
         *args: Any,
-        dropouts: list[DropoutKeys | None] | None = None,
-        modulation: list | None = None,
-    ) -> Array:
-        """Run all blocks on x [batch, ...].
+        dropouts: Sequence[DropoutKeys | None] | None = None,
+        modulation: Modulations | None = None,
+    ) -> Float[Array, " rows *rest"]:
+        """Run all blocks on x.
 
         `dropouts` holds one argument more for each block: its dropout, or None where it
         drops nothing. `modulation` is what `layer_modulations` gives, for blocks that
         take it.
         """
         graph, params = nnx.split(self.blocks)
-        dropouts = dropouts or [None] * self.depth
+        nothing = (None,) * self.depth
 
         def block(layer: tuple, x: Array) -> Array:
-            params, drop, made = layer
-            own = () if drop is None else (drop,)
-            known = {} if made is None else {"modulation": made}
-            return nnx.merge(graph, params)(x, *args, *own, **known)
+            params, drop, modulation = layer
+            positional = () if drop is None else (drop,)
+            named = {} if modulation is None else {"modulation": modulation}
+            return nnx.merge(graph, params)(x, *args, *positional, **named)
 
         config = StackConfig(remat=self.remat, scan=self.scan, unroll=self.unroll)
         if self.scan:
-            layers = (params, _stacked(dropouts), None)
+            layers = (params, _stacked(dropouts or nothing), None)
             return run_layers(block, layers, x, config)
-        modulation = modulation or [None] * self.depth
-        each = zip(layers_of(params), dropouts, modulation, strict=True)
+        each = zip(
+            *(layers_of(params), dropouts or nothing, modulation or nothing),
+            strict=True,
+        )
         return run_layers(block, list(each), x, config)
 
 
-def layer_modulations(stack: Stack | None, cond: tuple[Array, ...]) -> list | None:
+def layer_modulations(
+    stack: Stack | None, cond: tuple[Float[Array, "_ width"], ...]
+) -> Modulations | None:
     """`block.modulations(cond)` for every block of a written-out stack, else None.
 
     They do not depend on what passes through the blocks: a program that runs a network
@@ -141,15 +147,15 @@ def run_layers(
     return x
 
 
-def _keeping(remat: str) -> Callable[..., bool]:
+def _keeping(remat: Remat) -> Callable[..., bool]:
     """The policy that keeps what is named, and the results of cuDNN's attention.
 
     Its backward pass also reads the sums of the softmax, which no name reaches; without
     them, the forward pass would run again.
     """
-    kept = BRANCHES[remat]
+    branches = BRANCHES[remat]
     # Where a gate's gradient needs its branch anyway, the residual is a sum away.
-    names = (set(SAVED) - {"residual"} if kept else set(SAVED)) | set(kept)
+    names = (set(SAVED) - {"residual"} if branches else set(SAVED)) | set(branches)
     named = jax.checkpoint_policies.save_only_these_names(*names)
 
     def attention(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -162,8 +168,8 @@ def _keeping(remat: str) -> Callable[..., bool]:
 class Unstacked(tuple):
     """The layers of a stacked array as arrays of their own.
 
-    A program that runs a written-out stack in a loop takes them apart ahead of it:
-    inside, XLA would cut each layer's modulation out again in every step.
+    A program that runs a written-out stack in a loop unstacks them ahead of it: inside,
+    XLA would cut each layer's parameters out again in every step.
     """
 
     def tree_flatten_with_keys(self) -> tuple:
@@ -185,37 +191,37 @@ def written_out_blocks(module: nnx.Module) -> list[tuple]:
     ]
 
 
-def unstack_layers(params: dict, paths: list[tuple]) -> dict:
-    """Parameters whose stacked arrays below the `paths` are apart."""
+def unstack_layers(params: dict, paths: Sequence[tuple]) -> dict:
+    """Parameters whose stacked arrays below the `paths` are `Unstacked`."""
     for path in paths:
-        params = _apart_below(params, path)
+        params = _unstack_below(params, path)
     return params
 
 
-def _apart_below(params: dict, path: tuple) -> dict:
+def _unstack_below(params: dict, path: tuple) -> dict:
     if not path:
-        return jax.tree.map(_as_apart, params, is_leaf=_is_apart)
-    name, *rest = path
-    return {**params, name: _apart_below(params[name], rest)}
+        return jax.tree.map(_unstack, params, is_leaf=_is_unstacked)
+    name, rest = path[0], path[1:]
+    return {**params, name: _unstack_below(params[name], rest)}
 
 
 def layers_of(params: Any) -> list:
     """Every layer of a stacked pytree; their gradients meet in one concatenation."""
-    leaves, structure = jax.tree.flatten(params, is_leaf=_is_apart)
-    apart = map(_as_apart, leaves)
-    return [jax.tree.unflatten(structure, layer) for layer in zip(*apart, strict=True)]
+    leaves, structure = jax.tree.flatten(params, is_leaf=_is_unstacked)
+    layers = zip(*map(_unstack, leaves), strict=True)
+    return [jax.tree.unflatten(structure, layer) for layer in layers]
 
 
-def _is_apart(node: Any) -> bool:
+def _is_unstacked(node: Any) -> bool:
     return isinstance(node, Unstacked)
 
 
-def _as_apart(leaf: Any) -> Unstacked:
-    return leaf if _is_apart(leaf) else Unstacked(_unstack(leaf))
+def _unstack(leaf: Any) -> Unstacked:
+    return leaf if _is_unstacked(leaf) else Unstacked(_entries(leaf))
 
 
 @jax.custom_vjp
-def _unstack(stacked: Array) -> tuple[Array, ...]:
+def _entries(stacked: Array) -> tuple[Array, ...]:
     """The entries along the first axis.
 
     Plain indexing, which melts into whatever reads an entry first; its own gradient
@@ -224,14 +230,14 @@ def _unstack(stacked: Array) -> tuple[Array, ...]:
     return tuple(stacked[i] for i in range(len(stacked)))
 
 
-_unstack.defvjp(
-    lambda stacked: (_unstack(stacked), None),
+_entries.defvjp(
+    lambda stacked: (_entries(stacked), None),
     lambda _, gradients: (jnp.stack(gradients),),
 )
 
 
-def _stacked(dropouts: list[DropoutKeys | None]) -> DropoutKeys | None:
-    """One dropout a layer as one pytree for a scan; None where no layer dropouts.
+def _stacked(dropouts: Sequence[DropoutKeys | None]) -> DropoutKeys | None:
+    """One dropout a layer as one pytree for a scan; None where no layer drops.
 
     Only a flag can tell the layers of a scan apart.
     """

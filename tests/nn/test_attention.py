@@ -10,7 +10,7 @@ from pixelflow_jax.nn import attention
 from pixelflow_jax.nn.attention import SelfAttention, attend, attend_packed
 from pixelflow_jax.nn.embed import rotary_table
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
-from pixelflow_jax.nn.layers import TORCH
+from pixelflow_jax.nn.layers import TORCH, BlockConfig
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 
@@ -21,6 +21,11 @@ MASK = jnp.array([[True] * 7, [True, True, True, False, True, False, False]])
 def normal(seed: int, *shape: int) -> jax.Array:
     draws = np.random.default_rng(seed).standard_normal(shape)
     return jnp.asarray(draws, jnp.float32)
+
+
+def self_attention(**fields) -> SelfAttention:
+    config = BlockConfig(width=16, heads=2, hidden=0, **fields)
+    return SelfAttention(config, EXACT, nnx.Rngs(0))
 
 
 @jax.jit
@@ -76,10 +81,10 @@ def test_dropout_acts_on_the_normalised_probabilities(qkv):
 
 @pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
 def test_each_group_drops_its_own_probabilities(batches):
-    packing, layer = Packing(batches, (4, 3)), SelfAttention(16, 2, EXACT, nnx.Rngs(0))
+    packing, layer = Packing(batches, (4, 3)), self_attention()
     groups = [normal(b, b, n, 16) for b, n in zip(batches, (4, 3), strict=True)]
     identity_rope = tuple(
-        packing.tile([jnp.full((n, 4), a) for n in (4, 3)]) for a in (1.0, 0)
+        packing.tile([jnp.full((n, 4), a) for n in (4, 3)]) for a in (1.0, 0.0)
     )
     dropouts = (lambda p: p, lambda p: jnp.zeros_like(p))
     run = lambda dropouts: jax.jit(lambda x: layer(x, packing, identity_rope, dropouts))
@@ -91,11 +96,11 @@ def test_each_group_drops_its_own_probabilities(batches):
 
 
 def test_biases_and_initialisers_are_as_asked():
-    none = SelfAttention(16, 2, EXACT, nnx.Rngs(0))
+    none = self_attention()
     assert none.qkv.bias is None and none.out.bias is not None
     ones, zeros = nnx.initializers.ones, nnx.initializers.zeros
     initial = TORCH._replace(kernel=ones, bias=zeros)
-    layer = SelfAttention(16, 2, EXACT, nnx.Rngs(0), bias=True, initial=initial)
+    layer = self_attention(bias=True, initial=initial)
     assert layer.qkv.bias.shape == (48,)
     for part in (layer.qkv, layer.out):
         assert (part.kernel[...] == 1).all() and (part.bias[...] == 0).all()
@@ -147,7 +152,7 @@ def test_packed_attention_is_computed_as_was_chosen(qkv, implementation, monkeyp
 
 @pytest.mark.parametrize("batches", [(2, 2), (1, 3)], ids=["aligned", "unaligned"])
 def test_each_image_attends_to_itself_alone(batches):
-    layer = SelfAttention(16, 2, EXACT, nnx.Rngs(0))
+    layer = self_attention()
     grids = ((2, 3), (1, 4))
     tables = [rotary_table(*grid, 8, 16.0) for grid in grids]
     groups = [

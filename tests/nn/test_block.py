@@ -11,7 +11,7 @@ from flax import nnx
 
 from pixelflow_jax.nn.block import Block, BlockConfig
 from pixelflow_jax.nn.decoder import TokenDecoder
-from pixelflow_jax.nn.dropout import layer_drops
+from pixelflow_jax.nn.dropout import layer_dropout_keys
 from pixelflow_jax.nn.layers import TORCH, XAVIER, RMSNorm, layer_normalise
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
@@ -126,7 +126,7 @@ RATES = {"dropout": 0.5, "attention_dropout": 0.25}
 
 
 def drop(seed: int = 0, batches: tuple[int, ...] = (3,)):
-    return layer_drops(jax.random.key(seed), batches, 1, range(1))[0]
+    return layer_dropout_keys(jax.random.key(seed), batches, 1, range(1))[0]
 
 
 def test_dropout_follows_its_key_and_is_off_without_one():
@@ -154,7 +154,7 @@ def test_dropout_keeps_the_mean_of_what_it_acts_on(rates):
 
     @jax.jit
     def mean(keys):
-        dropouts = lambda key: layer_drops(key, (3,), 1, range(1))[0]
+        dropouts = lambda key: layer_dropout_keys(key, (3,), 1, range(1))[0]
         one = lambda key: call(graph, params, X, (COND,), ALONE, ROPE, dropouts(key))
         outs = jax.lax.map(one, keys, batch_size=100)
         return outs.mean(0), outs.std(0)

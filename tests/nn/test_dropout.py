@@ -9,9 +9,9 @@ from pixelflow_jax.nn.dropout import (
     DropoutKeys,
     drop_packed,
     dropout,
-    group_drops,
-    hashed,
-    layer_drops,
+    group_dropouts,
+    hash_bits,
+    layer_dropout_keys,
 )
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.sharding import MeshShape, batch_sharding
@@ -78,11 +78,11 @@ def test_bits_look_random_in_every_place_and_across_numbers_and_seeds():
     """Every bit is set half the time and flips half the time where an input steps."""
     number = jnp.arange(2**16, dtype=jnp.uint32)
     seeds = jnp.uint32(7), jnp.uint32(11)
-    bits = hashed(*seeds, number)
+    bits = hash_bits(*seeds, number)
     steps = {
-        "number": hashed(*seeds, number + 1),
-        "one": hashed(seeds[0] + 1, seeds[1], number),
-        "other": hashed(seeds[0], seeds[1] + 1, number),
+        "number": hash_bits(*seeds, number + 1),
+        "one": hash_bits(seeds[0] + 1, seeds[1], number),
+        "other": hash_bits(seeds[0], seeds[1] + 1, number),
     }
     share = lambda bits, place: float(((bits >> place) & 1).mean())
     for place in range(32):
@@ -93,7 +93,7 @@ def test_bits_look_random_in_every_place_and_across_numbers_and_seeds():
 
 
 def test_layers_images_and_places_have_keys_of_their_own():
-    dropouts = layer_drops(jax.random.key(3), (2, 1), 5, range(1, 4))
+    dropouts = layer_dropout_keys(jax.random.key(3), (2, 1), 5, range(1, 4))
     assert [drop is None for drop in dropouts] == [True, False, False, False, True]
     assert [k.shape for k in dropouts[1].keys] == [(2,), (1,)]
     assert not same(dropouts[1], dropouts[2])
@@ -101,25 +101,25 @@ def test_layers_images_and_places_have_keys_of_their_own():
         jnp.concatenate([k for d in dropouts[1:4] for k in d.keys])
     )
     assert len(np.unique(data, axis=0)) == 9
-    one, two = (group_drops(dropouts[1], 0.5, place)[0] for place in (0, 1))
+    one, two = (group_dropouts(dropouts[1], 0.5, place)[0] for place in (0, 1))
     x = jnp.ones((2, 40))
     assert (one(x) != two(x)).any()
-    np.testing.assert_array_equal(one(x), group_drops(dropouts[1], 0.5, 0)[0](x))
+    np.testing.assert_array_equal(one(x), group_dropouts(dropouts[1], 0.5, 0)[0](x))
 
 
 def test_one_key_or_one_an_image():
-    single = layer_drops(jax.random.key(3), (2, 1), 2, range(2))
-    split = layer_drops(keys(3, 3), (2, 1), 2, range(2))
+    single = layer_dropout_keys(jax.random.key(3), (2, 1), 2, range(2))
+    split = layer_dropout_keys(keys(3, 3), (2, 1), 2, range(2))
     assert all(same(a, b) for a, b in zip(single, split, strict=True))
-    other = layer_drops(keys(4, 3), (2, 1), 2, range(2))
+    other = layer_dropout_keys(keys(4, 3), (2, 1), 2, range(2))
     assert not same(split[0], other[0])
     with pytest.raises(ValueError, match=r"one for each of 3 images.*\(4,\)"):
-        layer_drops(keys(3, 4), (2, 1), 2, range(2))
+        layer_dropout_keys(keys(3, 4), (2, 1), 2, range(2))
 
 
 def test_which_layers_drop_changes_no_layers_keys():
-    few = layer_drops(keys(0, 2), (2,), 3, range(3))
-    many = layer_drops(keys(0, 2), (2,), 3, range(1, 2))
+    few = layer_dropout_keys(keys(0, 2), (2,), 3, range(3))
+    many = layer_dropout_keys(keys(0, 2), (2,), 3, range(1, 2))
     assert many[0] is many[2] is None and same(few[1], many[1])
 
 
@@ -127,16 +127,16 @@ def test_which_layers_drop_changes_no_layers_keys():
 def test_packed_tokens_drop_like_each_group_alone(batches):
     lengths = (3, 2)[: len(batches)]
     packing = Packing(batches, lengths)
-    (drop,) = layer_drops(jax.random.key(0), batches, 1, range(1))
+    (drop,) = layer_dropout_keys(jax.random.key(0), batches, 1, range(1))
     groups = [jnp.ones((b, n, 7)) for b, n in zip(batches, lengths, strict=True)]
-    dropouts = group_drops(drop, 0.5, 1)
+    dropouts = group_dropouts(drop, 0.5, 1)
     joined = drop_packed(packing.join(groups), packing, dropouts)
-    alone = group_drops(drop, 0.5, 1)
+    alone = group_dropouts(drop, 0.5, 1)
     for part, group, one in zip(packing.split(joined), groups, alone, strict=True):
         np.testing.assert_array_equal(part, one(group))
 
 
 def test_without_a_rate_or_a_layers_dropout_nothing_happens():
-    (drop,) = layer_drops(jax.random.key(0), (2,), 1, range(1))
+    (drop,) = layer_dropout_keys(jax.random.key(0), (2,), 1, range(1))
     for given, rate in ((None, 0.5), (drop, 0.0)):
-        assert group_drops(given, rate, 0) is None
+        assert group_dropouts(given, rate, 0) is None

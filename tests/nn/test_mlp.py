@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pixelflow_jax.nn.dropout import group_drops, layer_drops
+from pixelflow_jax.nn.dropout import group_dropouts, layer_dropout_keys
 from pixelflow_jax.nn.layers import TORCH
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
@@ -28,8 +28,8 @@ def test_swiglu_with_biases_and_dropout_by_hand():
     ones, halves = nnx.initializers.ones, nnx.initializers.constant(0.5)
     initial = TORCH._replace(gate_up=halves, bias=ones)
     mlp = MLP("swiglu", 4, 6, EXACT, nnx.Rngs(0), bias=True, initial=initial)
-    (drop,) = layer_drops(jax.random.key(1), (2,), 1, range(1))
-    dropouts = group_drops(drop, 0.5, 2)
+    (drop,) = layer_dropout_keys(jax.random.key(1), (2,), 1, range(1))
+    dropouts = group_dropouts(drop, 0.5, 2)
     inner = X.sum(-1, keepdims=True) / 2 + 1  # gate and up are alike
     hidden = jnp.broadcast_to(jax.nn.silu(inner) * inner, (2, 3, 6))
     kept = dropouts[0](jnp.ones_like(hidden))

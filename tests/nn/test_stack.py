@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pixelflow_jax.nn.dropout import DropoutKeys, group_drops, layer_drops
+from pixelflow_jax.nn.dropout import DropoutKeys, group_dropouts, layer_dropout_keys
 from pixelflow_jax.nn.layers import RMSNorm
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
@@ -124,7 +124,7 @@ class Dropped(nnx.Module):
 
     def __call__(self, x, shift, drop: DropoutKeys | None = None):
         change = self.small(x, shift) - x
-        (one,) = group_drops(drop, 0.4, 0) or (lambda change: change,)
+        (one,) = group_dropouts(drop, 0.4, 0) or (lambda change: change,)
         kept = one(jnp.ones(x.shape[:-1])) != 0
         return (x + one(change)).at[..., 0].set(2 * x[..., 0] + kept)
 
@@ -133,7 +133,7 @@ def dropped(layers: range, seed: int = 0, **stack):
     """The stack's output and gradients, where `layers` drop."""
     stack = Stack(Dropped, 5, nnx.Rngs(0), StackConfig(**stack))
     graph, params = nnx.split(stack)
-    dropouts = layer_drops(jax.random.key(seed), (2,), 5, layers)
+    dropouts = layer_dropout_keys(jax.random.key(seed), (2,), 5, layers)
 
     def total(params, x):
         out = nnx.merge(graph, params)(x, SHIFT, dropouts=dropouts)

@@ -15,7 +15,7 @@ PARTS = ("pixelflow_jax", "configs", "assets")
 
 
 class House:
-    """A folder in which commands run; `copied` is whether the package lies there, too."""
+    """A folder in which commands run; `copied`: the package lies there, too."""
 
     def __init__(self, folder: pathlib.Path, *, copied: bool = True):
         self.folder = folder

@@ -22,7 +22,9 @@ MODELS = ("color_mixer", "color_writer")
 TEACHER = Geometry(width=24, heads=3, depth=2, grid=3)
 PACKAGE = {
     "colors/__init__.py": "",
-    "colors-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: colors\nVersion: 1\n",
+    "colors-1.0.dist-info/METADATA": (
+        "Metadata-Version: 2.1\nName: colors\nVersion: 1.0\n"
+    ),
     "colors-1.0.dist-info/entry_points.txt": (
         "[pixelflow_jax.models]\n"
         "mixer = colors.color_mixer:ColorMixer\n"

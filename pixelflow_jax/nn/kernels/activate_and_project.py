@@ -203,7 +203,7 @@ def _forward_kernel(spec: Spec, structure: Any, hidden: int, *references):
 
     def rows(step, nothing):
         place = pl.ds(step * ROWS, ROWS)
-        value, _ = ACTIVATED[spec.kind](*_before(arrays, place))
+        value, _ = WITH_SLOPES[spec.kind](*_pre_activation(arrays, place))
         mask = _mask(drop, step, hidden, value.shape)
         value = value if mask is None else value * mask
         out[place, :] = value.astype(out.dtype)
@@ -218,7 +218,7 @@ def _backward_kernel(spec: Spec, structure: Any, hidden: int, *references):
 
     def rows(step, sums):
         place = pl.ds(step * ROWS, ROWS)
-        value, slopes = ACTIVATED[spec.kind](*_before(arrays, place))
+        value, slopes = WITH_SLOPES[spec.kind](*_pre_activation(arrays, place))
         d = cotangent[place, :].astype(jnp.float32)
         mask = _mask(drop, step, hidden, value.shape)
         if mask is not None:
@@ -236,7 +236,7 @@ def _backward_kernel(spec: Spec, structure: Any, hidden: int, *references):
         outs[-1][number, :] = jnp.sum(total, 0)
 
 
-def _before(arrays: Arrays, place) -> list[Array]:
+def _pre_activation(arrays: Arrays, place) -> list[Array]:
     """What the activation is of: products with their biases, float32."""
     products = [ref[place, :].astype(jnp.float32) for ref in arrays.products]
     if not arrays.biases:
@@ -267,9 +267,9 @@ def _mask(drop: ProgramDrop | None, step, hidden: int, shape: tuple) -> Array | 
         return None
     along = functools.partial(jax.lax.broadcasted_iota, jnp.int32, shape)
     number = (drop.token + step * ROWS + along(0)) * hidden + drop.column + along(1)
-    one, other, keep = drop.seeds
-    seeds = (seed.astype(jnp.uint32) for seed in (one, other))
-    kept = survives(*seeds, number.astype(jnp.uint32), keep)
+    seed1, seed2, keep = drop.seeds
+    seed1, seed2 = seed1.astype(jnp.uint32), seed2.astype(jnp.uint32)
+    kept = survives(seed1, seed2, number.astype(jnp.uint32), keep)
     return jnp.where(kept, KEEP_ALL / keep.astype(jnp.float32), 0.0)
 
 
@@ -294,4 +294,4 @@ def _gelu(x: Array) -> tuple[Array, tuple]:
     return x * half, (slope,)
 
 
-ACTIVATED = {"swiglu": _swiglu, "gelu": _gelu}
+WITH_SLOPES = {"swiglu": _swiglu, "gelu": _gelu}

@@ -24,6 +24,7 @@ from pixelflow_jax.nn.kernels.launch import (
     launch,
     pl,
     take_references,
+    total,
 )
 from pixelflow_jax.nn.layers import gated, layer_normalise, rms_normalise
 from pixelflow_jax.nn.packing import Packing
@@ -60,12 +61,12 @@ def adaln_residual(
     packing: Packing,
     residual: Residual | None = None,
     adaln: AdaLN | None = None,
-) -> tuple[Array, Array | None]:
+) -> tuple[Array, Array]:
     """x + gate * (branch + bias), and the same normalised and modulated (AdaLN).
 
     `x` are packed tokens [rows, n, width], `modulation` one vector an image, [b_i,
     chunks * width] a group. Returns two arrays of x's shape and type, float32 inside:
-    the first is x itself without `residual`, the second None without `adaln`.
+    the first is x itself without `residual`, the second the first without `adaln`.
     """
     supported = packing.aligned and supports(packing.lengths, x.shape[-1])
     fuse = use_kernel("blocks", supported, f"{SIZES}, not {x.shape}", x.dtype)
@@ -78,7 +79,7 @@ def reference(
     packing: Packing,
     residual: Residual | None = None,
     adaln: AdaLN | None = None,
-) -> tuple[Array, Array | None]:
+) -> tuple[Array, Array]:
     """`adaln_residual` as separate operations."""
     width = x.shape[-1]
 
@@ -91,7 +92,7 @@ def reference(
         branch = branch if bias is None else branch.astype(jnp.float32) + bias
         x = gated(x, chunk(gate), branch)
     if adaln is None:
-        return x, None
+        return x, x
     unit = NORMS[adaln.norm](x)
     weighted = unit if adaln.gain is None else unit * adaln.gain
     z = weighted * (1 + chunk(adaln.scale)) + chunk(adaln.shift)
@@ -113,17 +114,21 @@ def fused(
     packing: Packing,
     residual: Residual | None = None,
     adaln: AdaLN | None = None,
-) -> tuple[Array, Array | None]:
+) -> tuple[Array, Array]:
     """`adaln_residual` as one kernel, on each device's part of the batch."""
     branch, bias, gate = residual or (None, None, None)
-    gain, shift, scale, norm = adaln or (None, None, None, "rms")
-    spec = Spec(gate, shift, scale, norm, packing.lengths)
+    gain, shift_scale, norm = None, None, "rms"
+    if adaln is not None:
+        gain, *chunks, norm = adaln
+        shift_scale = (chunks[0], chunks[1])
+    spec = Spec(gate, shift_scale, norm, packing.lengths)
 
-    def run(*arrays: Array | None) -> tuple[Array, Array | None]:
+    def run(*arrays: Any) -> tuple[Array, Array | None]:
         return _fused(spec, Arrays(*arrays))
 
     split = (x, branch, jnp.stack(modulation, 1))
-    return by_device(run, *split, whole=(bias, gain))
+    x, z = by_device(run, *split, whole=(bias, gain))
+    return x, x if z is None else z
 
 
 class Spec(NamedTuple):
@@ -133,8 +138,7 @@ class Spec(NamedTuple):
     """
 
     gate: int | None
-    shift: int | None
-    scale: int | None
+    shift_scale: tuple[int, int] | None
     norm: str
     lengths: tuple[int, ...]
 
@@ -155,11 +159,11 @@ class Arrays(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused(spec: Spec, arrays: Arrays) -> tuple[Array, Array | None]:
     like = jax.ShapeDtypeStruct(arrays.x.shape, arrays.x.dtype)
-    outs = [like] * ((spec.gate is not None) + (spec.scale is not None))
+    outs = [like] * ((spec.gate is not None) + (spec.shift_scale is not None))
     tile = forward_tile(sum(spec.lengths), len(arrays.x))
     results = _launch(_forward_kernel, spec, arrays, (), outs, tile)
     x = results[0] if spec.gate is not None else arrays.x
-    return x, (results[-1] if spec.scale is not None else None)
+    return x, (results[-1] if spec.shift_scale is not None else None)
 
 
 def _forward(spec: Spec, arrays: Arrays) -> tuple:
@@ -173,7 +177,7 @@ def _backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> tuple[Arrays]:
     names = _sums(spec, arrays)
     tiles = sum(spec.lengths) // tile
     part = jax.ShapeDtypeStruct((len(x), tiles, len(names), width), jnp.float32)
-    modulated, gated = spec.scale is not None, spec.gate is not None
+    modulated, gated = spec.shift_scale is not None, spec.gate is not None
     outs = [like] * (modulated + gated) + [part]
     given = tuple(cotangents[: 1 + modulated])
     *tokens, parts = _launch(_backward_kernel, spec, arrays, given, outs, tile)
@@ -197,14 +201,14 @@ def _gradients(spec: Spec, arrays: Arrays, tokens: list, sums: dict) -> Arrays:
         chunks[spec.gate] = sums["gate"]
         if arrays.bias is not None:
             dbias = sums["bias"].sum((0, 1)).astype(arrays.bias.dtype)
-    if spec.scale is not None:
-        chunks[spec.shift] = sums["shift"]
+    if spec.shift_scale is not None:
+        at_shift, at_scale = spec.shift_scale
         along = sums["scale"]
-        chunks[spec.scale] = along
+        chunks[at_shift], chunks[at_scale] = sums["shift"], along
         if arrays.gain is not None:
-            start = spec.scale * width
+            start = at_scale * width
             scale = arrays.modulation[..., start : start + width].astype(jnp.float32)
-            chunks[spec.scale] = along * arrays.gain
+            chunks[at_scale] = along * arrays.gain
             dgain = (along * (1 + scale)).sum((0, 1)).astype(arrays.gain.dtype)
     dmodulation = jnp.concatenate(chunks, -1).astype(arrays.modulation.dtype)
     dbranch = tokens[1] if spec.gate is not None else None
@@ -215,7 +219,7 @@ def _sums(spec: Spec, arrays: Arrays) -> list[str]:
     """What the backward kernel adds up over the tokens of a tile."""
     gated = ["gate"] + ["bias"] * (arrays.bias is not None)
     modulated = ["shift", "scale"]
-    return gated * (spec.gate is not None) + modulated * (spec.scale is not None)
+    return gated * (spec.gate is not None) + modulated * (spec.shift_scale is not None)
 
 
 def _by_group(spec: Spec, parts: Array, tile: int) -> Array:
@@ -231,7 +235,7 @@ def _launch(kernel, spec, arrays, cotangents, outs, tile):
     width = arrays.x.shape[-1]
     tokens, vector = block((None, tile, width), 0, 1), block((width,))
     modulation = block((None, *arrays.modulation.shape[1:]), 0)
-    blocks = Arrays(tokens, tokens, modulation, vector, vector)
+    blocks = (tokens, tokens, modulation, vector, vector)
     inputs = [(a, b) for a, b in zip(arrays, blocks, strict=True) if a is not None]
     sums = lambda out: block((None, None, *out.shape[2:]), 0, 1)
     return launch(
@@ -248,7 +252,7 @@ def _forward_kernel(spec: Spec, structure: Any, width: int, tile: int, *referenc
     arrays, outs = take_references(structure, references)
     group, _ = group_of(pl.program_id(1) * tile, spec.lengths)
     read = functools.partial(_vector, arrays.modulation, group, width)
-    gate, shift, scale = read(spec.gate), read(spec.shift), read(spec.scale)
+    gate, (shift, scale) = read(spec.gate), map(read, spec.shift_scale or (None, None))
     bias, gain = _chunks(arrays.bias, width), _chunks(arrays.gain, width)
 
     def row(i, nothing):
@@ -260,7 +264,7 @@ def _forward_kernel(spec: Spec, structure: Any, width: int, tile: int, *referenc
                 _store(outs[0], i, at, part)
                 for at, part in zip(cuts(width), x, strict=True)
             ]
-        if scale is not None:
+        if shift is not None and scale is not None:
             unit, _ = _unit(x, spec.norm, width)
             weighted = unit if gain is None else each(jnp.multiply, unit, gain)
             z = each(lambda w, s, t: w * (1 + s) + t, weighted, scale, shift)
@@ -273,36 +277,37 @@ def _forward_kernel(spec: Spec, structure: Any, width: int, tile: int, *referenc
 
 def _backward_kernel(spec: Spec, structure: Any, width: int, tile: int, *references):
     arrays, rest = take_references(structure, references)
-    modulated, gated = spec.scale is not None, spec.gate is not None
+    modulated = spec.shift_scale is not None
     dnew_ref, dz_ref = rest[0], rest[1] if modulated else None
     outs = rest[1 + modulated :]
     dx_ref = outs[0]  # the branch's where there is no norm
     group, _ = group_of(pl.program_id(1) * tile, spec.lengths)
     read = functools.partial(_vector, arrays.modulation, group, width)
-    gate, scale = read(spec.gate), read(spec.scale)
+    gate, scale = read(spec.gate), read(spec.shift_scale and spec.shift_scale[1])
     bias, gain = _chunks(arrays.bias, width), _chunks(arrays.gain, width)
 
     def row(i, sums):
         x, dx, added = _row(arrays.x, i, width), _row(dnew_ref, i, width), []
-        branch = _branch(arrays, i, width, bias) if gated else None
-        if gated:
+        branch: list[Array] = []
+        if gate is not None:
+            branch = _branch(arrays, i, width, bias)
             x = each(lambda x, g, y: x + g * y, x, gate, branch)
             x = [part.astype(dx_ref.dtype).astype(jnp.float32) for part in x]
-        if modulated:
+        if scale is not None:
             dz = _row(dz_ref, i, width)
             unit, inverse = _unit(x, spec.norm, width)
             added += [dz, each(jnp.multiply, dz, unit)]
             dunit = each(lambda d, s: d * (1 + s), dz, scale)
             dunit = dunit if gain is None else each(jnp.multiply, dunit, gain)
             along = _mean(each(jnp.multiply, dunit, unit), width)
-            middle = _mean(dunit, width) if spec.norm == "layer" else 0.0
+            mean = _mean(dunit, width) if spec.norm == "layer" else 0.0
             dx = each(
-                lambda d, du, u: d + inverse * (du - middle - u * along),
+                lambda d, du, u: d + inverse * (du - mean - u * along),
                 dx,
                 dunit,
                 unit,
             )
-        if gated:
+        if gate is not None:
             dbranch = each(jnp.multiply, dx, gate)
             product = each(jnp.multiply, dx, branch)
             added = [product] + [dbranch] * (bias is not None) + added
@@ -351,13 +356,13 @@ def _store(ref, i, at: tuple[int, int], value: Array) -> Array:
 
 
 def _mean(row: list[Array], width: int) -> Array:
-    return sum(jnp.sum(part) for part in row) / width
+    return total([jnp.sum(part) for part in row]) / width
 
 
 def _unit(row: list[Array], norm: str, width: int) -> tuple[list[Array], Array]:
     """The row without its mean ("layer") and over its deviation; 1 / deviation."""
     if norm == "layer":
-        middle = _mean(row, width)
-        row = [part - middle for part in row]
+        mean = _mean(row, width)
+        row = [part - mean for part in row]
     inverse = jax.lax.rsqrt(_mean([part * part for part in row], width) + EPS)
     return [part * inverse for part in row], inverse

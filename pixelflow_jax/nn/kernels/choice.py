@@ -9,12 +9,13 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from pixelflow_jax.nn.kernels import launch
+from pixelflow_jax.nn.precision import check_word
 
 Fusion = Literal["auto", "pallas", "xla"]
 Attention = Literal["auto", "xla", "cudnn"]
@@ -37,15 +38,9 @@ class Kernels:
 
     def check(self) -> None:
         """Raises ValueError for values that do not exist."""
-        words = {"blocks": Fusion, "field": Fusion, "attention": Attention}
-        for name, known in words.items():
-            check_word(f"kernels.{name}", getattr(self, name), get_args(known))
-
-
-def check_word(name: str, word: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError where the field of that name holds none of the words."""
-    if word not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, not {word!r}.")
+        check_word("kernels.blocks", self.blocks, Fusion)
+        check_word("kernels.field", self.field, Fusion)
+        check_word("kernels.attention", self.attention, Attention)
 
 
 _chosen: contextvars.ContextVar[Kernels] = contextvars.ContextVar("kernels")

@@ -131,6 +131,11 @@ def each(function: Callable, *rows: list) -> list:
     return [function(*parts) for parts in zip(*rows, strict=True)]
 
 
+def total(parts: list[Array]) -> Array:
+    """The sum of arrays."""
+    return functools.reduce(jnp.add, parts)
+
+
 def group_of(token: Array, lengths: tuple[int, ...]) -> tuple[Array, Array]:
     """The number of the group that a token of a packed image belongs to; its start."""
     number = start = jnp.int32(0)

@@ -86,8 +86,9 @@ def fused(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
 
     def run(z: Array, first: Array, second: Array, gain: Array) -> Array:
         # All patches one after the other.
-        flat = [a.reshape(-1, *a.shape[2:]) for a in (z, first, second)]
-        return _fused(mlp.unit, flat[0], gain, *flat[1:]).reshape(z.shape)
+        flat = lambda a: a.reshape(-1, *a.shape[2:])
+        out: Array = _fused(mlp.unit, flat(z), gain, flat(first), flat(second))
+        return out.reshape(z.shape)
 
     return by_device(run, z, mlp.first, mlp.second, whole=(gain,))
 

@@ -22,6 +22,7 @@ from pixelflow_jax.nn.kernels.launch import (
     launch,
     pl,
     take_references,
+    total,
 )
 from pixelflow_jax.nn.layers import rms_norm, split_heads
 from pixelflow_jax.nn.packing import Packing
@@ -104,7 +105,7 @@ def fused(
     if bias is not None:
         bias = bias.reshape(3 * heads, -1)
 
-    def run(*arrays: Array | None) -> tuple[Array, Array, Array]:
+    def run(*arrays: Any) -> tuple[Array, Array, Array]:
         return _fused(spec, Arrays(*arrays))
 
     whole = (bias, *rows, *(rope or (None, None)))
@@ -139,7 +140,8 @@ def _fused(spec: Spec, arrays: Arrays) -> tuple[Array, Array, Array]:
     b, n, _, head_width = arrays.qkv.shape
     one = jax.ShapeDtypeStruct((b, n, spec.heads, head_width), arrays.qkv.dtype)
     tile = forward_tile(n, b)
-    return tuple(_launch(_forward_kernel, spec, arrays, (), [one] * 3, [], tile))
+    q, k, v = _launch(_forward_kernel, spec, arrays, (), [one] * 3, [], tile)
+    return q, k, v
 
 
 def _forward(spec: Spec, arrays: Arrays) -> tuple:
@@ -288,12 +290,12 @@ def _means(x: list[Array], spec: Spec, width: int) -> list[Array]:
     """For each block the mean of its heads, or of all, to be spread over its lanes."""
     sums = [jnp.sum(part, 1, keepdims=True) for part in x]
     if spec.together:
-        total = sum(jnp.sum(part) for part in sums) / (width * spec.heads)
-        return [total] * len(x)
+        mean = total([jnp.sum(part) for part in sums]) / (width * spec.heads)
+        return [mean] * len(x)
     lanes = len(cuts(width))
     means = []
     for start in range(0, len(x), lanes):
-        means += [sum(sums[start : start + lanes]) / width] * lanes
+        means += [total(sums[start : start + lanes]) / width] * lanes
     return means
 
 
@@ -306,7 +308,7 @@ def _rotated(
     arrays: Arrays, i, x: list, places: list, back: bool = False
 ) -> list[Array]:
     """Neighbours turned as pairs by the token's angles, or back."""
-    if arrays.cos is None:
+    if arrays.cos is None or arrays.sin is None:
         return x
     parts = []
     for part, (_, (start, size)) in zip(x, places, strict=True):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.nn.dropout import group_drops, layer_drops
+from pixelflow_jax.nn.dropout import group_dropouts, layer_dropout_keys
 from pixelflow_jax.nn.kernels.activate_and_project import (
     activate_and_project,
     fused,
@@ -39,8 +39,8 @@ def given(kind: str, n: int, bias: bool = True, b: int = 2) -> dict:
 def gradients(function, arrays: dict, kind: str, packing: Packing, rate: float = 0):
     """The result and all gradients; every element of the image has a weight."""
     b, n = packing.batches[0], sum(packing.lengths)
-    (drop,) = layer_drops(jax.random.key(1), packing.batches, 1, range(1))
-    dropouts, weights = group_drops(drop, rate, 2), normal(9, b, n, WIDTH)
+    (drop,) = layer_dropout_keys(jax.random.key(1), packing.batches, 1, range(1))
+    dropouts, weights = group_dropouts(drop, rate, 2), normal(9, b, n, WIDTH)
 
     def total(arrays: dict):
         out = function(kind, packing=packing, dropouts=dropouts, **arrays)

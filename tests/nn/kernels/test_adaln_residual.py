@@ -69,7 +69,7 @@ def gradients(function, arrays: dict, packing: Packing, norm: str | None):
     def total(arrays: dict):
         out = call(function, arrays, packing, norm)
         pairs = zip(out, weights, strict=True)
-        return sum(jnp.sum(a * w) for a, w in pairs if a is not None), out
+        return sum(jnp.sum(a * w) for a, w in pairs), out
 
     return jax.value_and_grad(total, has_aux=True)(arrays)
 
