@@ -75,9 +75,12 @@ def paths() -> dict[type, tuple[Experiment, str]]:
 
 
 def instance(cls: type) -> object:
-    """A node with its defaults."""
-    needed = {f.name: "x" for f in dataclasses.fields(cls) if required(f)}
-    return cls(**needed)
+    """A node with its defaults, and 8 or "x" where there is none."""
+    needed = {f.name for f in dataclasses.fields(cls) if required(f)}
+    kinds = {
+        name: wanted for name, wanted in field_types(cls).items() if name in needed
+    }
+    return cls(**{name: 8 if fits(8, kind) else "x" for name, kind in kinds.items()})
 
 
 def required(field: dataclasses.Field) -> bool:

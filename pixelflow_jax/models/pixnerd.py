@@ -27,7 +27,9 @@ from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, rotary_table
 from pixelflow_jax.nn.field import (
     ENCODINGS,
     WEIGHTS,
+    Encoding,
     FieldBlock,
+    Generated,
     PixelEmbed,
 )
 from pixelflow_jax.nn.layers import RMSNorm, linear, zeros
@@ -67,8 +69,8 @@ class NeuralField:
     width: int = 64
     ratio: int = 2
     depth: int = 4
-    encoding: str = "dct"
-    normalised: tuple[str, ...] = WEIGHTS
+    encoding: Encoding = "dct"
+    normalised: tuple[Generated, ...] = WEIGHTS
     output_norm: bool = True
     stack: StackConfig = dataclasses.field(
         default_factory=lambda: StackConfig(remat="none", scan=False)

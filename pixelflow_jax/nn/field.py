@@ -1,6 +1,8 @@
 """A patch's neural field: an MLP on pixels whose weights a transformer predicts."""
 
 import functools
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,8 @@ from pixelflow_jax.nn.layers import RMSNorm, cast_weights, linear
 from pixelflow_jax.nn.patch import Patch, sides
 from pixelflow_jax.nn.precision import Precision
 
-WEIGHTS = ("first", "second")
+Generated = Literal["first", "second"]
+WEIGHTS: tuple[Generated, ...] = get_args(Generated)
 
 
 def dct_features(patch: Patch, frequencies: int = 8) -> Table:
@@ -65,7 +68,8 @@ def cosine_features(patch: Patch, frequencies: int = 32, extent: float = 0.0) ->
     return rotary_table(height, width, 4 * frequencies, ends)[0]
 
 
-ENCODINGS = {
+Encoding = Literal["dct", "sincos", "cosine", "cosine16"]
+ENCODINGS: dict[Encoding, Callable[[Patch], Table]] = {
     "dct": dct_features,
     "sincos": sincos_features,
     "cosine": cosine_features,
@@ -81,9 +85,9 @@ class PixelEmbed(nnx.Module):
     """
 
     def __init__(
-        self, channels: int, width: int, encoding: str, precision: Precision, rngs
+        self, channels: int, width: int, encoding: Encoding, precision: Precision, rngs
     ):
-        self.encoding = encoding
+        self.encoding: Encoding = encoding
         self.channels = channels
         features = ENCODINGS[encoding](1).shape[-1]
         self.proj = linear(channels + features, width, precision, rngs)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelflow_jax import build, sharding
+from pixelflow_jax import build, resources, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
@@ -138,10 +138,10 @@ def find(name: str | pathlib.Path, revision: str | None = None) -> WeightsRef:
     """The weights called `name`; their parameters are not read yet.
 
     `name` is a published folder, a `.safetensors` file of ours, a run's workdir, or,
-    where nothing lies at such a path, "organisation/name" on the Hugging Face Hub,
-    at `revision`. A revision may also follow the name after an "@". A `pathlib.Path` is
-    never looked for on the Hub. Raises PipelineError, or CheckpointError for a damaged
-    checkpoint.
+    where nothing lies at such a path, a model that comes with the package ("emoji"), or
+    "organisation/name" on the Hugging Face Hub, at `revision`. A revision may also
+    follow the name after an "@". A `pathlib.Path` is never looked for on the Hub.
+    Raises PipelineError, or CheckpointError for a damaged checkpoint.
     """
     path = _locate(name, revision)
     if path.is_file() and path.suffix == ".safetensors":
@@ -160,6 +160,9 @@ def find(name: str | pathlib.Path, revision: str | None = None) -> WeightsRef:
 def _locate(name: str | pathlib.Path, revision: str | None) -> pathlib.Path:
     """The path that `name` is, or that the Hub's files of that name were saved to."""
     path = pathlib.Path(name).expanduser()
+    shipped = resources.asset(str(name))
+    if shipped is not None and not path.exists():
+        return shipped
     named = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([^@]+))?", str(name))
     if path.exists() and revision:
         raise PipelineError(

@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al. 2018), frozen: how far apart two images look to a network."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,8 @@ ALEXNET = (
     Slice((Conv(8, 256),), pool=False),
     Slice((Conv(10, 256),), pool=False),
 )
-BACKBONES = {
+BackboneName = Literal["vgg16", "alexnet"]
+BACKBONES: dict[BackboneName, Backbone] = {
     "vgg16": Backbone(_vgg16(), 2, "vgg16-397923af.pth", "vgg.pth"),
     "alexnet": Backbone(ALEXNET, 3, "alexnet-owt-7be5be79.pth", "alex.pth"),
 }
@@ -78,7 +79,7 @@ class LpipsNet:
     through `tensors.locate`.
     """
 
-    backbone: str = "vgg16"
+    backbone: BackboneName = "vgg16"
     weights: str = ""
     linear: str = ""
     precision: Precision = dataclasses.field(default_factory=Precision)
@@ -220,7 +221,7 @@ def _unit(x: Array) -> Array:
     return x / (jnp.sqrt(jnp.maximum(squares, 1e-30)) + 1e-10)
 
 
-def table(backbone: str) -> list[Row]:
+def table(backbone: BackboneName) -> list[Row]:
     """How all our parameters are made of torchvision's and LPIPS's."""
     net = BACKBONES[backbone]
     return [*_convolutions(net), *_linears(net)]

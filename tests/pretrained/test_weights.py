@@ -371,3 +371,13 @@ def test_what_has_our_formats_is_told_from_the_rest(workdir, copy, pipeline, tmp
 def test_a_single_file_of_before_the_versions_is_read():
     shipped = tiny.ROOT / "assets" / "emoji.safetensors"
     assert Pipeline.from_pretrained(shipped).step == 20_000
+
+
+def test_a_model_of_the_package_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = published.find("emoji")
+    assert shipped.description.config.name == "emoji"
+    folder = tmp_path / "emoji"  # but what lies there wins
+    folder.mkdir()
+    with pytest.raises(PipelineError, match="holds no config.json"):
+        published.find("emoji")
