@@ -59,7 +59,7 @@ def _renamed(value: Any) -> Any:
         return value
     name = value.get(CLASS)
     values: Values = {
-        renamed.FIELDS.get(str(k), k): _renamed(v) for k, v in value.items()
+        renamed.FIELDS.get(str(k), str(k)): _renamed(v) for k, v in value.items()
     }
     if isinstance(name, str):
         values[CLASS] = renamed.CLASSES.get(name, name)
