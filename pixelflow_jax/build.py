@@ -13,8 +13,9 @@ from pixelflow_jax.data.source import spread_captions
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Stage
+from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.losses.weighted_terms import WeightedTerms
 from pixelflow_jax.models import interface as models
@@ -54,7 +55,7 @@ def generator(
 ) -> Generator:
     """Draws images of that size with this config's sampling settings.
 
-    `guide` is the weaker network of `AutoGuidance`.
+    `guide` is the second network of guidance that needs one.
     """
     return Generator(
         sampler=sampler(config),
@@ -175,7 +176,7 @@ def _preview(config: Experiment) -> Preview:
     Without guidance where it would need a second model.
     """
     size, count = config.data.image_size, config.log.preview_count
-    if isinstance(config.sampling.guidance, AutoGuidance):
+    if config.sampling.guidance.guide_weights() is not None:
         plain = dataclasses.replace(config.sampling, guidance=ClassifierFree())
         config = dataclasses.replace(config, sampling=plain)
     reader, prompts = config.conditioner.caption_encoder(), ()
@@ -193,8 +194,10 @@ def _preview(config: Experiment) -> Preview:
     )
 
 
-def heldout_loss(config: Experiment, params: dict, batch_size: int) -> dict[str, float]:
-    """Loss on the test split; see `evaluation.heldout`."""
+def heldout_loss(
+    config: Experiment, params: dict, batch_size: int, constants: dict | None = None
+) -> dict[str, float]:
+    """Loss on the test split (`evaluation.heldout`); `constants` of the prediction."""
     loss = HeldoutLoss(
         network=network(config),
         stages=stages(config),
@@ -214,4 +217,5 @@ def heldout_loss(config: Experiment, params: dict, batch_size: int) -> dict[str,
     captions = config.conditioner.caption_encoder()
     with config.data.loader(batching, caption_encoder=captions) as batches:
         frozen_params = config.conditioner.load() | models.load_frozen(config.model)
+        frozen_params |= {CONSTANTS: constants} if constants else {}
         return loss(params, batches, config.mesh.build(), frozen_params)

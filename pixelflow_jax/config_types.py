@@ -50,8 +50,8 @@ def alternatives(wanted: Any) -> Iterator[Any]:
 def fits(value: object, wanted: Any) -> bool:
     """Whether a value is of the type that an annotation names.
 
-    A node fits a class, or a Protocol, that is among its bases. Whole numbers are
-    floats as well; booleans are no numbers.
+    A node fits a Protocol that it names as its base. Whole numbers are floats as well;
+    booleans are no numbers.
     """
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in UNIONS:
@@ -67,7 +67,9 @@ def fits(value: object, wanted: Any) -> bool:
     wanted = origin or wanted
     if not isinstance(wanted, type):
         return True
-    return wanted in type(value).__mro__
+    if is_protocol(wanted):
+        return wanted in type(value).__mro__
+    return isinstance(value, wanted)
 
 
 def _items_fit(items: Any, wanted: tuple) -> bool:

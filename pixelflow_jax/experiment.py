@@ -13,7 +13,12 @@ from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.config_io import from_dict, to_dict, walk
-from pixelflow_jax.config_types import alternatives, field_types, is_node_type
+from pixelflow_jax.config_types import (
+    alternatives,
+    field_types,
+    is_node_type,
+    type_errors,
+)
 from pixelflow_jax.config_versions import FORMAT, VERSION, migrate
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.errors import ConfigError
@@ -93,6 +98,8 @@ class Experiment:
         config = from_dict(migrate(data), node_classes().values())
         if not isinstance(config, Experiment):
             raise ConfigError(f"This is no Experiment, but a {type(config).__name__}.")
+        if problems := type_errors(config):
+            raise ConfigError(f"This config cannot be read: {'; '.join(problems[:5])}.")
         return config
 
 

@@ -103,7 +103,7 @@ def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float
     shards = jax.device_count()
     batch = -(-min(config.batch_size, 256) // shards) * shards
     validate_data(config)
-    result = build.heldout_loss(config, pipeline.params, batch)
+    result = build.heldout_loss(config, pipeline.params, batch, pipeline.constants)
     folder = workdir / "evaluations"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{pipeline.step:08d}.json"

@@ -98,13 +98,18 @@ STATE = {"heads": "projectors", "balance": "adaptive_weight"}
 NAMES = {
     **CLASSES,
     "Cond": "Condition",
+    "Fit": "Compatibility",
+    "Found": "WeightsRef",
     "NODES": "node_classes",
     "Needs": "RequiredFeatures",
     "Recipe": "Objective",
     "Run": "TrainingRun",
     "Seen": "TargetFeatures",
     "Stored": "LazyTensor",
+    "TeacherError": "WeightsError",
     "TimeLaw": "TimeSampler",
+    "Told": "InferredConfig",
+    "WeightFileError": "WeightsError",
     "misfitting": "shape_errors",
     "mistyped": "type_errors",
 }

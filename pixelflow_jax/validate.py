@@ -8,7 +8,6 @@ from pixelflow_jax.config_io import walk
 from pixelflow_jax.config_types import type_errors
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import Experiment, unreadable
-from pixelflow_jax.flow.guidance import AutoGuidance
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.finetune import KINDS
 
@@ -20,9 +19,9 @@ def validate(config: Experiment) -> None:
     problems = problems or _problems(config) or _term_problems(config)
     if not problems:
         size = config.data.image_size
-        automatic = isinstance(config.sampling.guidance, AutoGuidance)
+        guided = config.sampling.guidance.guide_weights() is not None
         # Any network will do to trace with.
-        guide = build.network(config) if automatic else None
+        guide = build.network(config) if guided else None
         problems = _message(build.generator(config, size, size, guide).check)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)

@@ -1,5 +1,6 @@
 """The root of a config: what it refuses, and that it knows all of its parts."""
 
+import json
 import re
 
 import jax
@@ -195,6 +196,31 @@ def test_classes_of_data_and_model_must_agree(images):
 def test_it_survives_json(images):
     config = tiny.experiment(images, ema=(0.9, 0.99), mesh=MeshShape(data=2, fsdp=4))
     assert Experiment.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": "many"}, "steps='many' must be of type int"),
+        ({"ema": 0.9}, "ema=0.9 must be of type tuple"),
+        ({"model": "PixNerd"}, "model='PixNerd' must be of type DenoiserConfig"),
+        ({"data": {"class": "AdamW"}}, r"data=AdamW\(...\) must be of type Data"),
+        ({"data": {"class": []}}, r"a node of class \[\]"),
+        ({"terms": [[]]}, r"terms\[0\]=.* must be of type Term"),
+        ({"class": "AdamW"}, "AdamW"),
+    ],
+    ids=str,
+)
+def test_json_that_is_no_config_is_refused(images, change, words):
+    data = tiny.experiment(images).to_dict()
+    with pytest.raises(ConfigError, match=words):
+        Experiment.from_dict(json.loads(json.dumps({**data, **change})))
+
+
+@pytest.mark.parametrize("data", [None, [], "x", {}, {"class": 3}, {"class": "AdamW"}])
+def test_what_is_no_config_at_all_is_refused(data):
+    with pytest.raises(ConfigError):
+        Experiment.from_dict(data)
 
 
 def test_a_config_of_another_version_is_refused(images):

@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+from typing import Any
 
 from pixelflow_jax import backend, build, resources
 from pixelflow_jax.config_files import load_config
@@ -41,7 +42,8 @@ def draw(
 ) -> None:
     """Write a grid of eight samples of each class, a row a class."""
     wanted = [name for name in classes for _ in range(8)]
-    guidance = dataclasses.replace(pipeline.config.sampling.guidance, scale=2.0)
+    own: Any = pipeline.config.sampling.guidance
+    guidance = dataclasses.replace(own, scale=2.0)
     images = pipeline(
         wanted, seed=1, grid=Grid(steps=20), guidance=guidance, progress=True
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import flags
@@ -28,6 +29,10 @@ SOLVERS = {
     **{f"adams{order}": AdamsBashforth(order=order) for order in (1, 2, 3, 4)},
     "dopri5": Dopri5(),
 }
+
+# Fields of guidance that --guide takes over.
+SHARED = ("scale", "low", "high", "interval", "interval_time")
+Node = TypeVar("Node")
 
 CLASSES = flags.DEFINE_list(
     "classes", [], "Class names or numbers to sample. Default: all."
@@ -157,14 +162,8 @@ def changed(sampling: Sampling) -> Sampling:
     grid = _replaced(sampling.grid, **_steps(STEPS.value), shift=SHIFT.value)
     guidance = sampling.guidance
     if GUIDE.value:
-        guidance = AutoGuidance(
-            scale=guidance.scale,
-            low=guidance.low,
-            high=guidance.high,
-            interval=guidance.interval,
-            interval_time=guidance.interval_time,
-            weights=GUIDE.value,
-        )
+        same = {k: v for k, v in vars(guidance).items() if k in SHARED}
+        guidance = AutoGuidance(weights=GUIDE.value, **same)
     guidance = _replaced(guidance, scale=GUIDANCE.value)
     guidance = _with_interval(guidance, INTERVAL.value)
     solver = SOLVERS[SOLVER.value] if SOLVER.value else sampling.solver
@@ -202,9 +201,10 @@ def _variant(ema: str) -> str:
     return "".join(f"-{name}{value}" for name, value in given.items() if value)
 
 
-def _replaced(node: object, **changes: object) -> object:
+def _replaced(node: Node, **changes: object) -> Node:
     given = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(node, **given)
+    config: Any = node
+    return dataclasses.replace(config, **given)
 
 
 def _with_interval(guidance: Guidance, text: list[str] | None) -> Guidance:
@@ -216,4 +216,4 @@ def _with_interval(guidance: Guidance, text: list[str] | None) -> Guidance:
         raise PipelineError(
             f"--guidance_interval={','.join(text)} must be two times, such as 0.1,1."
         ) from None
-    return dataclasses.replace(guidance, low=low, high=high)
+    return _replaced(guidance, low=low, high=high)

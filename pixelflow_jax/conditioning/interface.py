@@ -7,6 +7,7 @@ from jax import Array
 from pixelflow_jax.conditioning.drop import drop_parts
 from pixelflow_jax.data.plan import CaptionEncoder
 from pixelflow_jax.data.source import Source
+from pixelflow_jax.errors import PromptError
 from pixelflow_jax.models.interface import Condition, DenoiserConfig
 
 
@@ -53,6 +54,20 @@ class Conditioner(Protocol):
     def dropped(self, keys: Array, cond: Condition, null: Condition) -> Condition:
         """`cond` with parts of `null` in the images that `keys` [b] choose."""
         return drop_parts(keys, cond, null, self.drop_rates())
+
+    def for_prompts(self) -> "Conditioner":
+        """The conditioner of prompts, where captions were read in another way."""
+        return self
+
+    def with_encoder_files(self, weights: str, tokenizer: str) -> "Conditioner":
+        """The conditioner with other files of its encoder; "" leaves one as it is.
+
+        Raises PromptError where it has no encoder.
+        """
+        raise PromptError(
+            "This model draws classes and has no text encoder: leave text_encoder and "
+            "tokenizer away."
+        )
 
     def load(self) -> dict:
         """Parameters of frozen encoders, by name; reads their files."""

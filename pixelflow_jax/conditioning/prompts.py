@@ -1,6 +1,5 @@
 """Prompts: read from files, and turned into what a text model is conditioned on."""
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pixelflow_jax import sharding
-from pixelflow_jax.conditioning.text import Text
+from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.data.plan import CaptionEncoder
 from pixelflow_jax.errors import DataError, PromptError
 
@@ -63,8 +62,10 @@ class Prompts:
     time.
     """
 
-    def __init__(self, conditioner: Text):
-        self.conditioner = dataclasses.replace(conditioner, features="")
+    example: int | str = ""
+
+    def __init__(self, conditioner: Conditioner):
+        self.conditioner = conditioner.for_prompts()
         self._caption_encoder: CaptionEncoder | None = None
         self._frozen_params: dict | None = None
 
@@ -75,7 +76,7 @@ class Prompts:
         return self._frozen_params
 
     def read(
-        self, prompts: Sequence[str], negative: str | Sequence[str]
+        self, wanted: Sequence[int | str], negative: str | Sequence[str]
     ) -> dict[str, np.ndarray]:
         """What the conditioner reads for prompts with negatives, one for all or each.
 
@@ -83,17 +84,21 @@ class Prompts:
         "negative_tokens" and "negative_mask". Every distinct text is read once. Raises
         PromptError for what is no prompt, WeightsError without a tokenizer.
         """
-        negatives = [negative] * len(prompts) if isinstance(negative, str) else negative
-        if len(negatives) != len(prompts):
+        negatives = [negative] * len(wanted) if isinstance(negative, str) else negative
+        if len(negatives) != len(wanted):
             raise PromptError(
-                f"There are {len(negatives)} negative prompts for {len(prompts)} "
+                f"There are {len(negatives)} negative prompts for {len(wanted)} "
                 "prompts: give one for all, or one for each."
             )
+        prompts = [_text(one) for one in wanted]
+        negatives = [_text(one) for one in negatives]
         distinct = list(dict.fromkeys([*prompts, *negatives]))
-        for text in distinct:
-            _refuse_other(text)
         if self._caption_encoder is None:
             self._caption_encoder = self.conditioner.caption_encoder()
+        if self._caption_encoder is None:
+            raise PromptError(
+                f"The conditioner {type(self.conditioner).__name__} reads no prompts."
+            )
         arrays = self._caption_encoder(distinct)
         places = {text: place for place, text in enumerate(distinct)}
         given = {}
@@ -103,8 +108,8 @@ class Prompts:
         return given
 
 
-def _refuse_other(text: object) -> None:
-    """PromptError for what is no text, or cannot be written as one."""
+def _text(text: object) -> str:
+    """The text itself; PromptError for what is none, or cannot be written as one."""
     if not isinstance(text, str):
         raise PromptError(
             f"This model draws from prompts, which are str, not {text!r}."
@@ -116,3 +121,4 @@ def _refuse_other(text: object) -> None:
             f"The prompt {text!r:.60} is not UTF-8: it came from bytes of another "
             "encoding."
         ) from error
+    return text

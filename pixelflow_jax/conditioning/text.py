@@ -46,6 +46,19 @@ class Text(Conditioner):
             return Features(self.features)
         return self.encoder.reader(self.length)
 
+    def for_prompts(self) -> "Text":
+        """Text through the encoder itself: prompts have no stored features."""
+        return dataclasses.replace(self, features="")
+
+    def with_encoder_files(self, weights: str, tokenizer: str) -> "Text":
+        """The conditioner with other files of its encoder; "" leaves one as it is."""
+        encoder = dataclasses.replace(
+            self.encoder,
+            weights=weights or self.encoder.weights,
+            tokenizer=tokenizer or self.encoder.tokenizer,
+        )
+        return dataclasses.replace(self, encoder=encoder)
+
     def encode(self, frozen_params: dict, batch: dict) -> Condition:
         """States [b, l, width] of the last layer, with their mask."""
         if self.features:

@@ -108,6 +108,13 @@ class Guidance(Protocol):
         """Whether guidance acts at time `t` of stage number `stage`."""
         ...
 
+    def guide_weights(self) -> tuple[str, str] | None:
+        """Weights of the second model that it needs, and which average of them.
+
+        None where it needs no second model.
+        """
+        return None
+
 
 def stage_ramp(num_stages: int) -> tuple[float, ...]:
     """PixelFlow's stage-wise guidance for any number of stages.
@@ -220,6 +227,10 @@ class AutoGuidance(Guidance):
     def problems(self, num_stages: int) -> list[str]:
         """What is wrong with these fields."""
         return _interval_problems(self)
+
+    def guide_weights(self) -> tuple[str, str]:
+        """The fields `weights` and `ema`."""
+        return self.weights, self.ema
 
     def active(self, t: A, stage: int = 0) -> A:
         """Whether the second model is evaluated at time `t`."""

@@ -12,9 +12,6 @@ from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import unstack_layers, written_out_blocks
 
-# Where a denoiser keeps its last matrix, from the tokens to pixels.
-LAST_KERNEL = ("decoder", "linear", "kernel")
-
 
 class Condition(NamedTuple):
     """What images are conditioned on; a model reads the parts that it names."""
@@ -82,6 +79,7 @@ class Labels:
     """A model is conditioned on one of `num_classes` classes; that number is none."""
 
     num_classes: int
+    reads_text: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +92,7 @@ class TextSpec:
     width: int
     length: int | None = None
     reads_padding: bool = False
+    reads_text: ClassVar[bool] = True
 
 
 class FrozenNetwork(Protocol):

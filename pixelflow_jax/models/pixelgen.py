@@ -34,7 +34,7 @@ from pixelflow_jax.nn.embed import (
     rotary_table,
     sincos_table,
 )
-from pixelflow_jax.nn.layers import XAVIER, RMSNorm, linear, xavier
+from pixelflow_jax.nn.layers import XAVIER, RMSNorm, linear, xavier, zeros
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -58,8 +58,6 @@ PAPER = Paper(
   year = {2025}
 }""",
 )
-
-zeros = nnx.initializers.zeros
 
 
 class Bottleneck(Patches, Protocol):

@@ -30,7 +30,7 @@ from pixelflow_jax.nn.field import (
     FieldBlock,
     PixelEmbed,
 )
-from pixelflow_jax.nn.layers import RMSNorm, linear
+from pixelflow_jax.nn.layers import RMSNorm, linear, zeros
 from pixelflow_jax.nn.patch import Patch, patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig
@@ -49,8 +49,6 @@ PAPER = Paper(
   year = {2025}
 }""",
 )
-
-zeros = nnx.initializers.zeros
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from pixelflow_jax.models.interface import Condition, Inputs
 from pixelflow_jax.nn.decoder import Patches
 from pixelflow_jax.nn.dropout import DropoutKeys
 from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, pack_patches, pack_tables
-from pixelflow_jax.nn.layers import linear, xavier
+from pixelflow_jax.nn.layers import linear, xavier, zeros
 from pixelflow_jax.nn.packing import PackedText, Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
@@ -27,8 +27,6 @@ Images = tuple[Array, ...]  # [b_i, h_i, w_i, c], one array a resolution
 # The rotary table of a grid of tokens, cosines and sines, from its rows and columns.
 Table = Callable[[int, int], tuple[np.ndarray, ...]]
 Extra = TypeVar("Extra")
-
-zeros = nnx.initializers.zeros
 
 
 class Config(Protocol):
@@ -73,11 +71,10 @@ def patch_linear(
     bias: bool = True,
 ) -> nnx.Linear:
     """The linear layer on a patch's pixels."""
-    inputs, init = (
-        config.channels * config.patch**2,
-        {"init": xavier, "bias_init": zeros},
+    inputs = config.channels * config.patch**2
+    return linear(
+        inputs, outputs, precision, rngs, bias=bias, init=xavier, bias_init=zeros
     )
-    return linear(inputs, outputs, precision, rngs, bias=bias, **init)
 
 
 def make_stacks(
@@ -105,12 +102,7 @@ def token_grids(images: Images, patch: int) -> list[tuple[int, int]]:
     return [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
 
 
-def pack_images(
-    images: Images,
-    patch: int,
-    dtype: jnp.dtype,
-    table: Table,
-) -> Tokens:
+def pack_images(images: Images, patch: int, dtype: jnp.dtype, table: Table) -> Tokens:
     """The images' patches, not yet embedded: [rows, n, patch * patch * channels]."""
     packing, patches = pack_patches(images, patch, dtype)
     rope = pack_rope(packing, token_grids(images, patch), table)

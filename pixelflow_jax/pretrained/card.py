@@ -6,7 +6,7 @@ import json
 from pixelflow_jax import build, sharding
 from pixelflow_jax.errors import ConfigError, PipelineError
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.models.interface import TextSpec, count
+from pixelflow_jax.models.interface import count
 
 FORMAT = "pixelflow_jax"
 # Of the format; raised when older code could not read it. Configs of version 1 have
@@ -73,7 +73,7 @@ class Description:
         with `picture`, samples.png is shown.
         """
         config, model = self.config, type(self.config.model).__name__
-        reads_text = isinstance(config.model.condition, TextSpec)
+        reads_text = config.model.condition.reads_text
         sort = "text-to-image" if reads_text else "class-conditional"
         # Converted weights may know their classes by number alone.
         asked = ["a red fox in the snow"] if reads_text else [*self.class_names, 0][:1]
@@ -175,7 +175,5 @@ def on_any_devices(config: dict) -> Experiment:
         raise PipelineError(
             f"These weights belong to another version of pixelflow_jax: {error}"
         ) from error
-    if not isinstance(experiment, Experiment):
-        raise PipelineError("These weights come with something else than an Experiment")
     experiment.mesh = sharding.MeshShape()
     return experiment

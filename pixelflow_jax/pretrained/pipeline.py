@@ -5,25 +5,27 @@ import json
 import logging
 import numbers
 import pathlib
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
+from jax.sharding import Mesh
 
-from pixelflow_jax import backend, build
-from pixelflow_jax.conditioning.labels import label_problems
-from pixelflow_jax.conditioning.prompts import Prompts
-from pixelflow_jax.conditioning.text import Text
+from pixelflow_jax import backend, build, sharding
+from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.data.images import grid as image_grid
 from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.errors import PipelineError, PromptError
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
+from pixelflow_jax.flow.guidance import Guidance
+from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.models.interface import load_frozen
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import Description
+from pixelflow_jax.pretrained.subjects import Classes, subjects
 from pixelflow_jax.sampling.batches import Generated, Generator, Weights
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.tensors import hub
@@ -31,6 +33,39 @@ from pixelflow_jax.validate import size_problems
 
 LOG = logging.getLogger(__name__)
 LARGEST = 2  # how many times the training size an image may be without a warning
+
+Wanted = int | str | Sequence[int | str]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How images are drawn: keyword arguments, all of which may be left away.
+
+    Sizes default to the training size (0), `sampling` to the config's, and `solver`,
+    `grid` and `guidance` to those of `sampling`.
+    """
+
+    height: int
+    width: int
+    sampling: Sampling | None
+    solver: Solver | None
+    grid: Grid | None
+    guidance: Guidance | None
+
+
+class DrawOptions(SamplingOptions, total=False):
+    """How many images are drawn, from which noise, and what guidance leads away from.
+
+    Each prompt or class is drawn `images_per_prompt` times (1), one after the other.
+    Guidance leads away from `negative_prompt` (""), one for all or one for each prompt.
+    Images are numbered from `first` (0) on; their noise depends on `seed` (0) and the
+    number. `progress` (False) shows a bar.
+    """
+
+    negative_prompt: str | Sequence[str]
+    images_per_prompt: int
+    seed: int
+    first: int
+    progress: bool
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -47,7 +82,7 @@ class Pipeline:
         images = pipeline("a red apple", images_per_prompt=4, height=96)
 
     `class_names` gives labels names; `step` is how long the weights were trained;
-    `origin` says where they come from.
+    `origin` says where they come from; `constants` are those of the prediction.
     """
 
     config: Experiment
@@ -55,12 +90,14 @@ class Pipeline:
     class_names: tuple[str, ...]
     step: int
     origin: str = ""
+    constants: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         backend.keep_programs()
         self._generators: dict[str, Generator] = {}
         self._guides: dict[tuple[str, str], Pipeline] = {}
-        self._prompts = Prompts(self.config.conditioner) if self.reads_text else None
+        self._frozen_params: dict[str, dict] = {}
+        self._subjects = subjects(self.config, self.class_names)
         self._warned = False
 
     @classmethod
@@ -82,14 +119,15 @@ class Pipeline:
         `text_encoder` and `tokenizer` name other files than their config. Raises
         PipelineError, or CheckpointError for a damaged checkpoint.
         """
-        found = published.find(path, revision)
-        chosen, about = found.choose(ema), found.description
+        source = published.find(path, revision)
+        chosen, about = source.choose(ema), source.description
         pipeline = cls(
             config=about.config,
-            params=found.read(chosen),
+            params=source.read(chosen),
             class_names=about.class_names,
             step=about.step,
-            origin=found.origin(chosen),
+            origin=source.origin(chosen),
+            constants=source.constants(),
         )
         pipeline.use_text_encoder(text_encoder, tokenizer)
         return pipeline
@@ -99,27 +137,24 @@ class Pipeline:
 
         Raises PipelineError for a model of classes.
         """
-        given = {"weights": str(weights), "tokenizer": str(tokenizer)}
-        given = {name: path for name, path in given.items() if path}
-        if not given:
+        if not (weights or tokenizer):
             return
-        if not self.reads_text:
-            raise PipelineError(
-                "This model draws classes and has no text encoder: leave "
-                "text_encoder and tokenizer away."
-            )
         conditioner = self.config.conditioner
-        conditioner.encoder = dataclasses.replace(conditioner.encoder, **given)
-        self._prompts = Prompts(conditioner)
+        try:
+            conditioner = conditioner.with_encoder_files(str(weights), str(tokenizer))
+        except PromptError as error:
+            raise PipelineError(str(error)) from error
+        self.config = dataclasses.replace(self.config, conditioner=conditioner)
+        self._subjects = subjects(self.config, self.class_names)
 
     @property
     def reads_text(self) -> bool:
         """Whether it draws from prompts, not classes."""
-        return isinstance(self.config.conditioner, Text)
+        return self.config.model.condition.reads_text
 
     def save(self, path: str | pathlib.Path, dtype: str = "bfloat16") -> None:
         """Write weights, config and class names as one safetensors file."""
-        tensors = published.cast(self.params, dtype)
+        tensors = published.cast(self.params, self.constants, dtype)
         published.write_file(pathlib.Path(path), tensors, self._description())
 
     def save_pretrained(
@@ -140,7 +175,7 @@ class Pipeline:
         picture = self._rows(samples) if samples else None
         published.write_folder(
             pathlib.Path(folder),
-            published.cast(self.params, dtype),
+            published.cast(self.params, self.constants, dtype),
             self._description(),
             picture=picture,
             name=name,
@@ -193,151 +228,101 @@ class Pipeline:
 
         A name may be written as on disk: "smileys-emotion" for "Smileys & Emotion".
         """
-        if self.reads_text:
+        if not isinstance(self._subjects, Classes):
             raise PipelineError("This model draws from prompts and knows no classes.")
-        numbers = [self._label(c) for c in classes]
-        problems = label_problems(sorted(set(numbers)), self.config.model.num_classes)
-        if problems:
-            raise PipelineError(f"{problems[0]}: {', '.join(self.class_names)}.")
-        return np.asarray(numbers, np.int32)
+        return self._subjects.labels(classes)
 
-    def _label(self, c: int | str) -> int:
-        if not isinstance(c, str):
-            return int(c)
-        if c in self.class_names:
-            return self.class_names.index(c)
-        if re.fullmatch(r"-?\d+", c.strip()):
-            return int(c)
-        alike = [i for i, n in enumerate(self.class_names) if _slug(n) == _slug(c)]
-        if len(alike) != 1:
-            problem = "several classes like" if alike else "no class"
-            raise PipelineError(
-                f"There is {problem} {c!r}; the classes are "
-                f"{', '.join(self.class_names)}."
-            )
-        return alike[0]
-
-    def __call__(
-        self,
-        wanted: int | str | Sequence[int | str],
-        *,
-        negative_prompt: str | Sequence[str] = "",
-        images_per_prompt: int = 1,
-        seed: int = 0,
-        first: int = 0,
-        height: int = 0,
-        width: int = 0,
-        sampling: Sampling | None = None,
-        solver: Solver | None = None,
-        grid: Grid | None = None,
-        guidance: Guidance | None = None,
-        progress: bool = False,
-    ) -> np.ndarray:
+    def __call__(self, wanted: Wanted, **options: Unpack[DrawOptions]) -> np.ndarray:
         """Images of `wanted`, uint8 [n, height, width, 3].
 
         `wanted` holds prompts, or the names and numbers of classes; one alone need not
-        be in a list. Each is drawn `images_per_prompt` times, one after the other.
-        Guidance leads away from `negative_prompt`, one for all or one for each prompt.
+        be in a list. The keyword arguments are those of `DrawOptions`:
 
-        Sizes default to the training size; `sampling` to the config's, and `solver`,
-        `grid` and `guidance` to those of `sampling`. Image i depends on (seed, first +
-        i), its prompt and negative prompt, or its class, alone. Raises PipelineError
-        for a request that the model cannot serve, WeightsError without a text encoder.
+        - `negative_prompt`, `images_per_prompt`, `seed`, `first`, `progress`;
+        - `height`, `width`, `sampling`, `solver`, `grid`, `guidance`.
+
+        Image i depends on (seed, first + i), its prompt and negative prompt, or its
+        class, alone. Raises PipelineError for a request that the model cannot serve,
+        WeightsError without a text encoder.
         """
-        generated = self.generate(
-            wanted,
-            negative_prompt=negative_prompt,
-            images_per_prompt=images_per_prompt,
-            seed=seed,
-            first=first,
-            height=height,
-            width=width,
-            sampling=sampling,
-            solver=solver,
-            grid=grid,
-            guidance=guidance,
-            progress=progress,
-        )
-        return to_uint8(generated.images)
+        return to_uint8(self.generate(wanted, **options).images)
 
     def generate(
-        self,
-        wanted: int | str | Sequence[int | str],
-        *,
-        negative_prompt: str | Sequence[str] = "",
-        images_per_prompt: int = 1,
-        seed: int = 0,
-        first: int = 0,
-        height: int = 0,
-        width: int = 0,
-        sampling: Sampling | None = None,
-        solver: Solver | None = None,
-        grid: Grid | None = None,
-        guidance: Guidance | None = None,
-        record: bool = False,
-        progress: bool = False,
+        self, wanted: Wanted, *, record: bool = False, **options: Unpack[DrawOptions]
     ) -> Generated:
         """Like a call, but float32 images, and with `record` the way there as well."""
-        generator, guide = self._generator(
-            self._settings(sampling, solver=solver, grid=grid, guidance=guidance),
-            *(height, width),
+        _refuse_unknown(options, DrawOptions)
+        generator, guide = self._generator(options)
+        given = self._given(
+            wanted,
+            options.get("negative_prompt", ""),
+            options.get("images_per_prompt", 1),
         )
-        given = self._given(wanted, negative_prompt, images_per_prompt)
         # Last, as encoders are large: nothing can be wrong with the request any more.
         return generator(
-            self._weights(generator, guide),
+            self._weights(generator.mesh, guide),
             given,
-            seed=seed,
-            first=first,
+            seed=options.get("seed", 0),
+            first=options.get("first", 0),
             record=record,
-            progress=progress,
+            progress=options.get("progress", False),
         )
 
     def compile(
         self,
         batch_size: int = 1,
         *,
-        height: int = 0,
-        width: int = 0,
-        sampling: Sampling | None = None,
-        solver: Solver | None = None,
-        grid: Grid | None = None,
-        guidance: Guidance | None = None,
         record: bool = False,
+        **options: Unpack[SamplingOptions],
     ) -> None:
         """Compile ahead what calls of these settings for `batch_size` images run.
 
-        They start at once then, whatever their classes, prompts and seeds. Loads the
-        encoder of a model of text. Raises what a call raises.
+        They start at once then, whatever their classes, prompts and seeds. The keyword
+        arguments are those of `SamplingOptions`. Loads the encoder of a model of text.
+        Raises what a call raises.
         """
-        generator, guide = self._generator(
-            self._settings(sampling, solver=solver, grid=grid, guidance=guidance),
-            *(height, width),
+        _refuse_unknown(options, SamplingOptions)
+        generator, guide = self._generator(options)
+        given = self._given(self._subjects.example, "", batch_size)
+        weights = self._weights(generator.mesh, guide)
+        generator.compile(weights, given, record=record)
+
+    def _weights(self, mesh: Mesh, guide: "Pipeline | None") -> Weights:
+        """The arrays of a program that draws with this model and its guide."""
+        frozen_params = self._subjects.load(mesh) | self._own_frozen_params(mesh)
+        weaker = guide and Weights(guide.params, guide._own_frozen_params(mesh))
+        return Weights(self.params, frozen_params, weaker)
+
+    def _own_frozen_params(self, mesh: Mesh) -> dict:
+        """Parameters of what the denoiser looks through, and constants; read once."""
+        key = json.dumps(to_dict(self.config.model))
+        if key not in self._frozen_params:
+            loaded = load_frozen(self.config.model)
+            constants = {CONSTANTS: self.constants} if self.constants else {}
+            self._frozen_params[key] = sharding.place(loaded | constants, mesh)
+        return self._frozen_params[key]
+
+    def _settings(self, options: SamplingOptions) -> Experiment:
+        """The config with what the options change of its sampling."""
+        sampling = options.get("sampling") or self.config.sampling
+        sampling = dataclasses.replace(
+            sampling,
+            solver=options.get("solver") or sampling.solver,
+            grid=options.get("grid") or sampling.grid,
+            guidance=options.get("guidance") or sampling.guidance,
         )
-        given = self._given("" if self.reads_text else 0, "", batch_size)
-        generator.compile(self._weights(generator, guide), given, record=record)
-
-    def _weights(self, generator: Generator, guide: "Pipeline | None") -> Weights:
-        frozen_params = self._prompts.load(generator.mesh) if self._prompts else {}
-        return Weights(self.params, frozen_params, guide and Weights(guide.params))
-
-    def _settings(self, sampling: Sampling | None, **parts: object) -> Experiment:
-        """The config with that sampling, if any, and its parts that are given."""
-        given = {name: value for name, value in parts.items() if value is not None}
-        sampling = dataclasses.replace(sampling or self.config.sampling, **given)
-        config = dataclasses.replace(self.config, sampling=sampling)
-        if self._prompts:
-            config.conditioner = self._prompts.conditioner
-        return config
+        conditioner = self._subjects.conditioner
+        return dataclasses.replace(
+            self.config, sampling=sampling, conditioner=conditioner
+        )
 
     def _generator(
-        self, config: Experiment, height: int, width: int
+        self, options: SamplingOptions
     ) -> tuple[Generator, "Pipeline | None"]:
-        """What draws images of that size, and the weaker model that guides it.
-
-        A size of 0 stands for the training size.
-        """
-        height, width = (size or config.data.image_size for size in (height, width))
+        """What draws as the options say, and the weaker model that guides it."""
+        config = self._settings(options)
+        height = options.get("height") or config.data.image_size
+        width = options.get("width") or config.data.image_size
         problems = [f"height={height} and width={width} must be positive"]
         if min(height, width) > 0:
             problems = size_problems(config, height, width)
@@ -370,58 +355,58 @@ class Pipeline:
 
     def _given(
         self,
-        wanted: int | str | Sequence[int | str],
+        wanted: Wanted,
         negative: str | Sequence[str],
         count: int,
     ) -> dict[str, np.ndarray]:
         """What the conditioner reads for `count` images of each that is wanted."""
-        alone = isinstance(wanted, str | numbers.Integral)
-        wanted = [wanted] if alone else list(wanted)
-        if not wanted or count < 1:
+        alone = isinstance(wanted, str | int | numbers.Integral)
+        listed = [wanted] if alone else list(wanted)
+        if not listed or count < 1:
             raise PipelineError(
-                f"There is nothing to draw: {len(wanted)} prompts or classes, "
+                f"There is nothing to draw: {len(listed)} prompts or classes, "
                 f"images_per_prompt={count}."
             )
-        if not self._prompts:
-            if negative:
-                raise PipelineError(
-                    "This model draws classes, which have no negative prompts."
-                )
-            return {"label": np.repeat(self.labels(wanted), count)}
         try:
-            given = self._prompts.read(wanted, negative)
+            given = self._subjects.read(listed, negative)
         except PromptError as error:
             raise PipelineError(str(error)) from error
         return {name: np.repeat(array, count, axis=0) for name, array in given.items()}
 
     def _guide(self, guidance: Guidance) -> "Pipeline | None":
-        """The weaker model that `AutoGuidance` names."""
-        if not isinstance(guidance, AutoGuidance):
+        """The weaker model that guidance needs, if any."""
+        name = guidance.guide_weights()
+        if name is None:
             return None
-        if not guidance.weights:
+        path, ema = name
+        if not path:
             raise PipelineError(
-                "AutoGuidance needs a second model: name its run or weights file in "
-                "sampling.guidance.weights."
+                f"{type(guidance).__name__} needs a second model: name its run or "
+                "weights file in sampling.guidance.weights."
             )
-        name = (guidance.weights, guidance.ema)
         if name not in self._guides:
-            self._guides[name] = Pipeline.from_pretrained(*name)
+            self._guides[name] = Pipeline.from_pretrained(path, ema)
         guide = self._guides[name]
         ours, theirs = self.config, guide.config
         if (ours.path, ours.prediction) != (theirs.path, theirs.prediction):
             raise PipelineError(
-                f"{guidance.weights} cannot guide this model: its path or prediction "
+                f"{path} cannot guide this model: its path or prediction "
                 f"differs ({theirs.path}, {theirs.prediction})."
             )
         classes = ours.model.num_classes, theirs.model.num_classes
         if classes[0] != classes[1]:
             raise PipelineError(
-                f"{guidance.weights} cannot guide this model: it knows {classes[1]} "
+                f"{path} cannot guide this model: it knows {classes[1]} "
                 f"classes, not {classes[0]}."
             )
         return guide
 
 
-def _slug(name: str) -> str:
-    """Lower-case letters and digits, everything else as single hyphens."""
-    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")
+def _refuse_unknown(options: Mapping[str, object], known: type) -> None:
+    """TypeError for keyword arguments that are none."""
+    names = sorted(known.__optional_keys__)  # pyright: ignore[reportAttributeAccessIssue]
+    if unknown := sorted(set(options) - set(names)):
+        raise TypeError(
+            f"unexpected keyword arguments {', '.join(unknown)}; there are "
+            f"{', '.join(names)}"
+        )

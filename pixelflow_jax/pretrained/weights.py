@@ -1,9 +1,10 @@
 """Weights on disk and on the Hub: located, read, and written.
 
 A published folder holds `config.json` (`Description`), `model.safetensors` (parameters
-by their path, of any floating-point type), and `README.md`, a model card. The same in a
-single file: the description lies in the metadata of a `.safetensors` file. A training
-run's workdir is read from its newest checkpoint.
+by their path, of any floating-point type, and a prediction's constants under
+"prediction"), and `README.md`, a model card. The same in a single file: the description
+lies in the metadata of a `.safetensors` file. A training run's workdir is read from its
+newest checkpoint.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.models.interface import TextSpec, shape_errors
+from pixelflow_jax.flow.prediction import CONSTANTS
+from pixelflow_jax.models.interface import shape_errors
 from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
 from pixelflow_jax.pretrained.finetune import changed_fields, compare
 from pixelflow_jax.tensors import hub, reader
@@ -51,7 +53,7 @@ class WeightsRef:
     """Weights that were located, to be read.
 
     `averages` names the sets of weights to choose from, the first one being the usual
-    one; `tensors` opens those of one set.
+    one; `tensors` opens those of one set, with the prediction's constants.
     """
 
     where: str
@@ -65,11 +67,20 @@ class WeightsRef:
         Raises PipelineError for files that are damaged, or hold other parameters than
         the config's; CheckpointError for a damaged checkpoint.
         """
+        tensors = self._checked_tensors(ema)
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not name.startswith(f"{CONSTANTS}/")
+        }
+
+    def _checked_tensors(self, ema: str) -> Mapping[str, LazyTensor]:
         try:
             tensors = self.tensors(ema)
         except WeightsError as error:
             raise PipelineError(str(error)) from error
-        shapes = build.network(self.description.config).shapes()
+        config = self.description.config
+        shapes = build.network(config).shapes() | constant_shapes(config)
         if problems := shape_errors(dict(tensors), shapes):
             raise PipelineError(
                 f"{self.where} does not hold the weights of the model its own config "
@@ -82,6 +93,14 @@ class WeightsRef:
         opened = self.open(ema).items()
         flat = {name: jnp.asarray(tensor.read(), "float32") for name, tensor in opened}
         return nested(flat)
+
+    def constants(self) -> dict:
+        """The prediction's constants, empty for most; raises what `open` does."""
+        if not constant_shapes(self.description.config):
+            return {}
+        tensors = self._checked_tensors(self.choose("")).items()
+        flat = {name: tensor.read() for name, tensor in tensors}
+        return nested(flat)[CONSTANTS]
 
     def choose(self, ema: str) -> str:
         """The set called `ema` ("": the usual one); PipelineError where there is none.
@@ -107,6 +126,12 @@ class WeightsRef:
         step, name = self.description.step, self.description.config.name
         which = "without averaging" if ema == RAW else f"average with decay {ema}"
         return f"step {step:,} of the run {name!r}, {which}"
+
+
+def constant_shapes(config: Experiment) -> dict:
+    """The prediction's constants beside the parameters, as shapes; empty for most."""
+    shapes = config.prediction.constant_shapes(config.model.channels)
+    return {CONSTANTS: shapes} if shapes else {}
 
 
 def find(name: str | pathlib.Path, revision: str | None = None) -> WeightsRef:
@@ -163,12 +188,15 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
 
     def tensors(ema: str) -> dict[str, LazyTensor]:
         whole = sharding.replicated(config.mesh.build())
-        shapes = jax.tree.map(
+        shapes, constants = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole),
-            build.network(config).shapes(),
+            (build.network(config).shapes(), constant_shapes(config)),
         )
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
             params = saved.restore_weights(step, shapes, ema)
+            if constants:
+                own = saved.restore_constants(step, constants[CONSTANTS])
+                params |= {CONSTANTS: own}
         flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 
@@ -182,7 +210,7 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
 
 def _class_names(config: Experiment) -> tuple[str, ...]:
     """The data set's class names, or numbers where the data set is not at hand."""
-    if isinstance(config.model.condition, TextSpec):
+    if config.model.condition.reads_text:
         return ()
     try:
         return config.data.class_names
@@ -262,12 +290,17 @@ def is_ours(path: pathlib.Path) -> bool:
         return False
 
 
-def cast(params: dict, dtype: str) -> dict[str, LazyTensor]:
-    """Parameters by path, as one of `DTYPES`, to be written; PipelineError else."""
+def cast(params: dict, constants: dict, dtype: str) -> dict[str, LazyTensor]:
+    """Parameters by path, as one of `DTYPES`, to be written; PipelineError else.
+
+    The prediction's `constants` keep their types.
+    """
     if dtype not in DTYPES:
         raise PipelineError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
     flat = by_path(params).items()
-    return {name: LazyTensor.of(np.asarray(a, jnp.dtype(dtype))) for name, a in flat}
+    tensors = {name: np.asarray(a, jnp.dtype(dtype)) for name, a in flat}
+    tensors |= {f"{CONSTANTS}/{name}": np.asarray(a) for name, a in constants.items()}
+    return {name: LazyTensor.of(array) for name, array in tensors.items()}
 
 
 def write_file(

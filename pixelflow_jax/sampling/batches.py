@@ -196,8 +196,9 @@ def _named(given: Given) -> dict[str, np.ndarray]:
 
 def _kind(array: Array | np.ndarray) -> tuple:
     """What a compiled program asks of an argument: shape, type, and where it lies."""
-    committed = isinstance(array, Array) and array.committed
-    return array.shape, array.dtype, array.sharding if committed else None
+    if isinstance(array, Array) and array.committed:
+        return array.shape, array.dtype, array.sharding
+    return array.shape, array.dtype, None
 
 
 def _on_host(drawn: Samples, count: int) -> Generated:

@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,9 @@ def write_samples(
     text = json.dumps(whole, indent=1, ensure_ascii=False)
     paths["json"].write_text(text, encoding="utf-8")
     paths["npz"] = folder / "samples.npz"
-    about = {"prompts": np.array(names)} if labels is None else {"labels": labels}
+    about: dict[str, Any] = {"labels": labels}
+    if labels is None:
+        about = {"prompts": np.array(names)}
     np.savez(paths["npz"], images, **about)
     if stages:
         paths["stages"] = folder / "stages.png"

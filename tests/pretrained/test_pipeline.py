@@ -11,7 +11,8 @@ from safetensors.flax import load_file, save_file
 
 from pixelflow_jax import Pipeline
 from pixelflow_jax.errors import CheckpointError, PipelineError
-from pixelflow_jax.flow.guidance import ClassifierFree
+from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
+from pixelflow_jax.flow.prediction import PLAIN, Prediction, PredictVelocity
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.sharding import MeshShape
@@ -281,3 +282,69 @@ def test_one_program_serves_every_call_of_the_same_kind(pipeline):
     assert len(fresh._generators) == 1
     fresh([0], height=8)
     assert len(fresh._generators) == 2
+
+
+def test_keyword_arguments_that_are_none_are_refused(pipeline):
+    with pytest.raises(TypeError, match="arguments heigth; there are .*height"):
+        pipeline([0], heigth=8)
+    with pytest.raises(TypeError, match="arguments seed; there are grid, "):
+        pipeline.compile(seed=1)
+
+
+class Louder(Prediction):
+    """A prediction with a constant: by how much the network's output is too small."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def velocity(self, out, x_t, t, stage=PLAIN):
+        return self.factor * out
+
+    def target(self, point):
+        return point.end - point.start
+
+
+@pytest.fixture
+def constant(monkeypatch):
+    """As if predictions of velocity had a constant."""
+    shapes = {"factor": jax.ShapeDtypeStruct((), np.float32)}
+    monkeypatch.setattr(PredictVelocity, "constant_shapes", lambda *_: shapes)
+    bind = lambda self, constants: Louder(constants["factor"])
+    monkeypatch.setattr(PredictVelocity, "bind", bind)
+    constants = {"factor": np.float32(4 + 2**-18)}  # which bfloat16 cannot hold
+    monkeypatch.setattr(PredictVelocity, "constants", lambda *_: constants)
+    return constants
+
+
+@pytest.mark.parametrize("way", ["save", "save_pretrained"])
+def test_constants_of_the_prediction_are_published_and_drawn_with(
+    pipeline, constant, tmp_path, way
+):
+    quiet = dataclasses.replace(pipeline, constants={"factor": np.float32(0)})
+    ours = dataclasses.replace(pipeline, constants=constant)
+    path = tmp_path / ("model.safetensors" if way == "save" else "folder")
+    getattr(ours, way)(path, dtype="bfloat16")
+    loaded = Pipeline.from_pretrained(path)
+    assert loaded.constants["factor"] == constant["factor"]
+    assert set(loaded.params) == set(pipeline.params)
+    draw = lambda one, **how: one.generate([0, 1], seed=3, **how).images
+    apart = lambda one, other: float(np.abs(one - other).max())
+    images, same, other = (draw(one) for one in (ours, loaded, quiet))
+    assert apart(images, same) < 0.1 * apart(images, other)
+    # A guide has constants of its own.
+    guidance = AutoGuidance(scale=1.5, weights=str(path))
+    assert apart(draw(quiet, guidance=guidance), other) > 0.2 * apart(images, other)
+
+
+def test_weights_without_the_constants_of_their_prediction_are_refused(
+    file, constant, tmp_path
+):
+    with pytest.raises(PipelineError, match="missing: prediction/factor"):
+        Pipeline.from_pretrained(file)
+
+
+def test_constants_come_with_the_checkpoint_of_a_run(images, constant, tmp_path):
+    train(tiny.run(images, steps=2, ema=()), tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path)
+    assert loaded.constants["factor"] == constant["factor"]
+    assert np.isfinite(loaded.generate([0]).images).all()

@@ -90,7 +90,14 @@ def test_one_program_and_one_encoder_for_every_prompt(loaded):
     assert len(loaded) == before + 1 and len(pipeline._generators) == 1
     (generator,) = pipeline._generators.values()
     assert len(generator._programs) == 1
-    assert pipeline._prompts._reader.read == [RED, "", BLUE, RED, "a longer prompt", ""]
+    assert pipeline._subjects._caption_encoder.read == [
+        RED,
+        "",
+        BLUE,
+        RED,
+        "a longer prompt",
+        "",
+    ]
 
 
 def test_prompts_find_what_was_compiled_ahead(loaded):

@@ -231,8 +231,8 @@ def test_a_config_of_another_version_of_the_code_is_refused(copy, pipeline):
     config = pipeline.config.to_dict()
     edit(copy, config=config | {"model": config["model"] | {"novel": 1}})
     refused(copy, r"another version of pixelflow_jax.*PixNerd\.novel")
-    edit(copy, config=config["model"])
-    refused(copy, "something else than an Experiment")
+    edit(copy, config=config["model"] | {"version": config["version"]})
+    refused(copy, "This is no Experiment, but a PixNerd")
     edit(copy, config=config | {"model": {"class": "PixFuture"}})
     refused(copy, "another version of pixelflow_jax.*'PixFuture'")
 

@@ -35,8 +35,10 @@ def images() -> Experiment:
         name="color_mixer",
         steps=4,
         batch_size=4,
-        data=Data(source=ImageFolder(path="images"), image_size=32, threads=1),
-        model=ColorMixer(num_classes=2, patch=4),
+        data=Data(
+            source=ImageFolder(path="images", holdout=0.25), image_size=32, threads=1
+        ),
+        model=ColorMixer(num_classes=3, patch=4),
         terms=[FlowMatching(), PDino(weight=0.1)],
         teachers=Teachers(
             dino=DinoV2(
