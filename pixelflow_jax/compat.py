@@ -80,10 +80,8 @@ def _matches(pair: Pair | Failure, jax_version: str, flax_version: str) -> bool:
 
 def _inside(version: str, bounds: str) -> bool:
     """Whether a version lies within bounds such as ">=0.10.2,<0.11"."""
-    for bound in filter(None, bounds.split(",")):
-        at_least = bound.startswith(">=")
-        limit = bound.lstrip("><=")
-        if (_release(version) >= _release(limit)) != at_least:
+    for sign, limit in re.findall(r"(>=|<)([\d.]+)", bounds):
+        if (_release(version) >= _release(limit)) != (sign == ">="):
             return False
     return True
 
