@@ -6,6 +6,7 @@ import pathlib
 import sys
 import tempfile
 import warnings
+from typing import Any, cast
 
 import jax
 from absl import logging as absl_logging
@@ -67,7 +68,7 @@ def keep_programs() -> None:
     $XDG_CACHE_HOME or ~/.cache. Starts JAX. Warns where the folder cannot be written.
     """
     named = os.environ.get(CACHE, "")
-    known = jax.config.jax_compilation_cache_dir
+    known = cast(Any, jax.config).jax_compilation_cache_dir
     # On CPUs a program may ask for instructions that the next machine lacks.
     if named == "off" or (known and not named) or jax.default_backend() == "cpu":
         return
@@ -91,7 +92,7 @@ def keep_programs() -> None:
         compilation_cache.reset_cache()
 
 
-def _unraisable(unraisable: object) -> None:
+def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     """Python's usual report, except for what a failed save or restore leaves behind.
 
     For every array TensorStore tells an event loop that is no longer there how it went,

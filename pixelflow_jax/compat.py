@@ -80,8 +80,7 @@ def _matches(pair: Pair | Failure, jax_version: str, flax_version: str) -> bool:
 
 def _inside(version: str, bounds: str) -> bool:
     """Whether a version lies within bounds such as ">=0.10.2,<0.11"."""
-    for bound in filter(None, bounds.split(",")):
-        sign, limit = re.fullmatch(r"(>=|<)([\d.]+)", bound).groups()
+    for sign, limit in re.findall(r"(>=|<)([\d.]+)", bounds):
         if (_release(version) >= _release(limit)) != (sign == ">="):
             return False
     return True
@@ -89,7 +88,8 @@ def _inside(version: str, bounds: str) -> bool:
 
 def _release(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: "0.12.0.1.dev3" is (0, 12, 0, 1)."""
-    numbers = [int(n) for n in re.match(r"\d+(\.\d+)*", version)[0].split(".")]
+    leading = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(n) for n in leading[0].split(".")] if leading else []
     while numbers and not numbers[-1]:
         numbers.pop()  # 0.11 and 0.11.0 are one version
     return tuple(numbers)

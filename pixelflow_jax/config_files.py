@@ -155,7 +155,8 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path} cannot be used: {error}") from error
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [f.lineno for f in frames if f.filename == os.path.abspath(path)]
+        own = [f.lineno for f in frames if f.filename == os.path.abspath(path)]
+        lines = [line for line in own if line is not None]
         where = f"{path}:{lines[-1]}" if lines else str(path)
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         hint = _hint(error, path, lines[-1]) if lines else ""

@@ -133,14 +133,14 @@ def unknown_field(cls: type, name: str) -> str:
 
 
 def _complaint(path: str, value: object, wanted: Any) -> str:
-    if typing.get_origin(wanted) is Literal:
-        return f"{path} must be one of {type_name(wanted)}, not {value!r}"
-    shown = repr(value)
+    shown = repr(value)[:200]
     if is_node(value):
         shown = f"{type(value).__name__}(...)"
     elif isinstance(value, type):
         shown = f"{value.__name__} (a class, not a value of it)"
-    return f"{path}={shown[:200]} must be of type {type_name(wanted)}"
+    if typing.get_origin(wanted) is Literal:
+        return f"{path} must be one of {type_name(wanted)}, not {shown}"
+    return f"{path}={shown} must be of type {type_name(wanted)}"
 
 
 def type_name(wanted: Any) -> str:
@@ -155,9 +155,7 @@ def type_name(wanted: Any) -> str:
         return f"{origin.__name__}[{', '.join(inside)}]"
     if wanted in (None, types.NoneType):
         return "None"
-    if isinstance(wanted, type):
-        kinds = (
-            f" ({', '.join(implementations(wanted))})" if is_protocol(wanted) else ""
-        )
-        return wanted.__name__ + kinds
-    return str(wanted)
+    if not isinstance(wanted, type):
+        return str(wanted)
+    kinds = ", ".join(implementations(wanted)) if is_protocol(wanted) else ""
+    return f"{wanted.__name__} ({kinds})" if kinds else wanted.__name__

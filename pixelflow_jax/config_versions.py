@@ -58,9 +58,7 @@ def _renamed(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     name = value.get(CLASS)
-    values: Values = {
-        renamed.FIELDS.get(str(k), k): _renamed(v) for k, v in value.items()
-    }
+    values = {renamed.FIELDS.get(k) or str(k): _renamed(v) for k, v in value.items()}
     if isinstance(name, str):
         values[CLASS] = renamed.CLASSES.get(name, name)
         change = CHANGES.get(name)
