@@ -34,15 +34,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--case", nargs="+", default=CASES, help="train or sample / variant / batch"
     )
-    parser.add_argument("--unroll", type=int, nargs="+", default=[1])
+    parser.add_argument("--scan", type=int, nargs="+", default=[1], choices=(0, 1))
     return parser.parse_args()
 
 
-def case(text: str, config: str = XL, unroll: int | None = None) -> Case:
+def case(text: str, config: str = XL, scan: int | None = None) -> Case:
     """The case that "train/packed/16" or "sample/single/1" names."""
     what, kind, batch = text.split("/")
-    own = changes(terms="flow" if what == TRAIN else "", unroll=unroll)
-    name = text if unroll is None else f"{text} unroll={unroll}"
+    own = changes(terms="flow" if what == TRAIN else "", scan=scan)
+    name = text if scan is None else f"{text} scan={scan}"
     found = {"what": what, "config": config, "batch": int(batch), "name": name}
     if what == TRAIN:
         return Case(**found, changes=own, layout=kind)
@@ -64,8 +64,8 @@ def _sampling(single: bool) -> dict:
 def main() -> None:
     """Measure all cases."""
     args = arguments()
-    pairs = itertools.product(args.case, args.unroll)
-    suite.run_and_print([case(t, args.config, unroll) for t, unroll in pairs], args)
+    pairs = itertools.product(args.case, args.scan)
+    suite.run_and_print([case(t, args.config, scan) for t, scan in pairs], args)
 
 
 if __name__ == "__main__":

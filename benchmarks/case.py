@@ -20,6 +20,7 @@ FIELDS = {
     "depth": "model.depth",
     "field_remat": "model.decoder.stack.remat",
     "remat": "model.stack.remat",
+    "scan": "model.stack.scan",
     "size": "data.image_size",
     "solver": "sampling.solver",
     "steps": "sampling.grid.steps",
@@ -70,9 +71,10 @@ class Case:
 
     @staticmethod
     def parse(text: str) -> "Case":
-        """A case in words: "train configs/pixnerd.py:xl16_256 32 terms=flow unroll=1".
+        """A case in words: "train configs/pixnerd.py:xl16_256 32 terms=flow scan=1".
 
-        Behind what, config and batch come changes: the short names of FIELDS,
+        Behind what, config and batch come changes: the short names of FIELDS (scan: 0
+        or 1, whether layers are scanned or written out),
         terms=flow, layout=..., or any field's path with a value in JSON. Raises
         ValueError for anything else.
         """
@@ -101,11 +103,24 @@ def changes(**short: object) -> dict:
             continue
         if name == "terms" and value == "flow":
             found |= FLOW
+        elif name == "scan":
+            found[FIELDS[name]] = bool(_value(value))
         elif name == "solver" and value in SOLVERS:
             found[FIELDS[name]] = to_dict(SOLVERS[value])
         else:
             found[FIELDS.get(name, name)] = _value(value)
     return found
+
+
+def current_words(changes: dict) -> dict:
+    """Changes of a row that was recorded with version 0.1 of the package."""
+    current = {}
+    for path, value in changes.items():
+        path = path.replace("model.loop.", "model.stack.")
+        if path == "model.stack.unroll" and value in (0, 1):
+            path, value = "model.stack.scan", bool(value)
+        current["adaptive_weight" if path == "balance" else path] = value
+    return current
 
 
 def build(case: Case) -> work.Work:

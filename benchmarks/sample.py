@@ -1,6 +1,6 @@
 """Sampling: latency of one image and of a batch, guided, the loop in one program.
 
-python -m benchmarks.sample --batch 1 32 --steps 50 --unroll 1 0
+python -m benchmarks.sample --batch 1 32 --steps 50 --scan 1 0
 
 Every combination of the options is a case; guidance is the config's own.
 """
@@ -8,7 +8,7 @@ Every combination of the options is a case; guidance is the config's own.
 from benchmarks import harness, suite
 from benchmarks.case import SAMPLE
 
-OPTIONS = ("unroll", "steps", "solver", "attention", "size")
+OPTIONS = ("scan", "steps", "solver", "attention", "size")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import pathlib
 from typing import Any
 
 from benchmarks import harness, markdown, speed, suite
-from benchmarks.case import FLOW, TRAIN, Case, changes
+from benchmarks.case import FLOW, TRAIN, Case, changes, current_words
 
 RESULTS = harness.RESULTS / "scaling.jsonl"
 FIGURE = harness.ROOT / "docs" / "gallery" / "scaling.png"
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--config", default=CONFIG)
     add("--axis", nargs="+", default=list(AXES), choices=list(AXES))
-    add("--unroll", type=int, default=1, help="layers a scan iteration; 0 writes out")
+    add("--scan", type=int, default=1, choices=(0, 1), help="0 writes layers out")
     add("--plot", action="store_true", help="draw what is measured, run nothing")
     add("--markdown", action="store_true", help="render, run nothing")
     add("--into", type=pathlib.Path, help="fill the place there")
@@ -45,11 +45,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def axis(name: str, config: str = CONFIG, unroll: int = 1) -> dict[int, Case]:
+def axis(name: str, config: str = CONFIG, scan: int = 1) -> dict[int, Case]:
     """The cases along "batch", "resolution" or "depth", by the value on the axis."""
 
     def case(batch: int = BATCH, size: int = SIZE, depth: int = 0) -> Case:
-        own = FLOW | changes(unroll=unroll, remat="full" if batch > LARGEST else "")
+        own = FLOW | changes(scan=scan, remat="full" if batch > LARGEST else "")
         own |= changes(size=size if size != SIZE else "", depth=depth or "")
         words = [f"batch={batch}", f"size={size}", f"depth={depth or 'own'}"]
         return Case(
@@ -72,9 +72,9 @@ def measured(args: argparse.Namespace) -> dict[str, dict[int, dict]]:
     rows = speed.newest(harness.read(args.json))
     found: dict[str, dict[int, dict]] = collections.defaultdict(dict)
     for name in AXES:
-        for value, case in axis(name, args.config, args.unroll).items():
+        for value, case in axis(name, args.config, args.scan).items():
             row = rows.get(case.label)
-            if row is not None and row["changes"] == case.changes:
+            if row is not None and current_words(row["changes"]) == case.changes:
                 found[name][value] = row
     return found
 
@@ -182,7 +182,7 @@ def main() -> None:
     """Measure, then draw; or only draw or render what was measured."""
     args = arguments()
     if not (args.plot or args.markdown):
-        sweeps = [axis(name, args.config, args.unroll).values() for name in args.axis]
+        sweeps = [axis(name, args.config, args.scan).values() for name in args.axis]
         cases = {case.key: case for sweep in sweeps for case in sweep}
         suite.run(list(cases.values()), args)
     found = measured(args)

@@ -1,7 +1,7 @@
 """Text encoders: prompts/s against transformers, and their share of a training step.
 
 python -m benchmarks.text --json benchmarks/results/text.jsonl
-python -m benchmarks.text --by step --encoder qwen3-1.7b --length 128 --unroll 0
+python -m benchmarks.text --by step --encoder qwen3-1.7b --length 128 --scan 0
 
 Real geometry, random bfloat16 weights made on the device, prompts of random lengths.
 `--by`: "jax" is our encoder as it comes, "jax-xla" without cuDNN's attention; "torch"
@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--batch", type=int, nargs="+", default=[32])
     parser.add_argument("--by", nargs="+", default=["jax", "jax-xla", "torch"])
-    parser.add_argument("--unroll", type=int, nargs="+", default=[1])
+    parser.add_argument("--scan", type=int, nargs="+", default=[1], choices=(0, 1))
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a variant, as JSON
     parser.add_argument("--tiny", action="store_const", const=[True], default=[False])
     found = parser.parse_args()
@@ -87,9 +87,10 @@ def measure(args: argparse.Namespace, variant: dict) -> dict:
 
 def build(variant: dict) -> Qwen3 | T5:
     """The encoder that a variant names, or a tiny one of its kind."""
-    name, loop = variant["encoder"], StackConfig(remat="none", unroll=variant["unroll"])
+    name, stack = variant["encoder"], StackConfig(remat="none")
+    stack.scan = bool(variant["scan"])
     qwen = name in QWENS
-    fields: dict[str, Any] = {"variant": name, "stack": loop}
+    fields: dict[str, Any] = {"variant": name, "stack": stack}
     if variant["tiny"]:
         make = functools.partial(Qwen3Geometry, padding=3) if qwen else T5Geometry
         fields["geometry"] = make(**TINY | ({"kv_heads": 1} if qwen else {}))
@@ -305,7 +306,7 @@ def steps(
 
 def main() -> None:
     """Run every combination, each in its own process."""
-    names = ("encoder", "length", "batch", "by", "unroll", "tiny")
+    names = ("encoder", "length", "batch", "by", "scan", "tiny")
     harness.run_variants("benchmarks.text", arguments(), names, measure)
 
 

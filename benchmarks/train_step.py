@@ -8,7 +8,7 @@ Every combination of the options is a case; `perceptual` measures the other term
 from benchmarks import harness, suite
 from benchmarks.case import TRAIN
 
-OPTIONS = ("remat", "unroll", "field_remat", "attention", "size", "depth")
+OPTIONS = ("remat", "scan", "field_remat", "attention", "size", "depth")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ if typing.TYPE_CHECKING:
     from pixelflow_jax.config_files import load_config
     from pixelflow_jax.pretrained.pipeline import Pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Pipeline", "__version__", "load_config"]
 
 compat.check()

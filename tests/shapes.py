@@ -9,11 +9,15 @@ from beartype import beartype
 
 # Whose functions are checked in every call; what is jitted, while it is traced.
 MODULES = [
-    f"pixelflow_jax.nn.{name}"
-    for name in (
-        *("attention", "block", "decoder", "dropout", "embed", "field"),
-        *("layers", "mlp", "packing", "patch", "stack"),
-    )
+    "pixelflow_jax.flow.prediction",
+    "pixelflow_jax.flow.time",
+    *(
+        f"pixelflow_jax.nn.{name}"
+        for name in (
+            *("attention", "block", "decoder", "dropout", "embed", "field"),
+            *("layers", "mlp", "packing", "patch", "stack"),
+        )
+    ),
 ]
 
 

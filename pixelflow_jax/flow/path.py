@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Key
 
 
 class Point(NamedTuple):
@@ -52,10 +53,15 @@ class Stage:
     gamma: float = 0.0
     noise_scale: float = 1.0
 
-    def draw(self, image: Array, noise: Array, t: Array) -> Point:
-        """Points of this stage at times `t` [b] in [0, 1].
+    def draw(
+        self,
+        image: Float[Array, "b full_h full_w c"],
+        noise: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+    ) -> Point:
+        """Points of this stage at times `t` in [0, 1].
 
-        `image` [b, H, W, c] is full size, `noise` [b, h, w, c] has the stage's size.
+        `image` is full size, `noise` has the stage's size.
         """
         clean = downsample2(image, self.log2_downscale)
         if self.noise_scale != 1:
@@ -71,8 +77,10 @@ class Stage:
         x_t = weight * end + (1 - weight) * start
         return Point(x_t, t, self.timestep(t), start, end, clean)
 
-    def clean(self, start: Array, end: Array) -> Array:
-        """The clean image of a segment between `start` and `end` [b, h, w, c].
+    def clean(
+        self, start: Float[Array, "b h w c"], end: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h w c"]:
+        """The clean image of a segment between `start` and `end`.
 
         Both hold the same noise, so they are two equations for two unknowns: one pair
         for the means of the 2x2 blocks, which both points share, and one for what is
@@ -228,10 +236,12 @@ def _float32(value: float) -> float:
     return float(np.float32(value))
 
 
-def block_noise(noise: Array, gamma: float) -> Array:
+def block_noise(
+    noise: Float[Array, "b h w c"], gamma: float
+) -> Float[Array, "b h w c"]:
     """Normal noise with covariance (1 - gamma) I + gamma 11' in every block of 2x2.
 
-    `noise` [b, h, w, c] is standard normal. Its block means and the rest are scaled by
+    `noise` is standard normal. Its block means and the rest are scaled by
     the square roots of the covariance's two eigenvalues, 1 + 3 gamma and 1 - gamma. The
     official code draws one block at a time with a Cholesky factor, which exists at
     gamma = -1/3 (eigenvalue 0) only because 1e-6 is added to the diagonal; this form
@@ -242,7 +252,7 @@ def block_noise(noise: Array, gamma: float) -> Array:
     return rest * (noise - mean) + common * mean
 
 
-def downsample2(image: Array, times: int) -> Array:
+def downsample2(image: Float[Array, "b h w c"], times: int) -> Float[Array, "b _ _ c"]:
     """Mean over 2x2 blocks, `times` times (bilinear halving without antialias)."""
     for _ in range(times):
         b, h, w, c = image.shape
@@ -250,7 +260,7 @@ def downsample2(image: Array, times: int) -> Array:
     return image
 
 
-def upsample2(image: Array) -> Array:
+def upsample2(image: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Nearest-neighbour upsampling by two."""
     return jnp.repeat(jnp.repeat(image, 2, axis=1), 2, axis=2)
 
@@ -260,7 +270,9 @@ def per_image(t: Array, image: Array) -> Array:
     return t.reshape(t.shape + (1,) * (image.ndim - t.ndim)) if t.ndim else t
 
 
-def image_noise(keys: Array, height: int, width: int, channels: int) -> Array:
-    """Standard normal [b, height, width, channels]; image i depends on `keys[i]`."""
+def image_noise(
+    keys: Key[Array, " b"], height: int, width: int, channels: int
+) -> Float[Array, "b {height} {width} {channels}"]:
+    """Standard normal noise; image i's depends on `keys[i]` alone."""
     shape = (height, width, channels)
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

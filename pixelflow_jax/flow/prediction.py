@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from pixelflow_jax.flow.path import Point, Stage, downsample2, per_image, upsample2
 
+Images = Float[Array, "b h w c"]
+Times = Float[Array, "*times"]  # a scalar, or one an image
 PLAIN = Stage()
 CONSTANTS = "prediction"  # where programs find a prediction's constants, by name
 
@@ -24,27 +27,31 @@ class Prediction(Protocol):
     program, and bound before anything else is asked.
     """
 
-    def velocity(self, out: Array, x_t: Array, t: Array, stage: Stage = PLAIN) -> Array:
+    def velocity(
+        self, out: Images, x_t: Images, t: Times, stage: Stage = PLAIN
+    ) -> Images:
         """Velocity dx/dt implied by the network output at (x_t, t) of `stage`."""
         ...
 
-    def target(self, point: Point) -> Array:
+    def target(self, point: Point) -> Images:
         """The velocity that `velocity` should return at a training point."""
         ...
 
-    def clean(self, out: Array, x_t: Array, t: Array, stage: Stage = PLAIN) -> Array:
+    def clean(self, out: Images, x_t: Images, t: Times, stage: Stage = PLAIN) -> Images:
         """The clean image implied by the network output at (x_t, t) of `stage`."""
         ...
 
-    def inputs(self, x_t: Array, t: Array, stage: Stage = PLAIN) -> tuple[Array, Array]:
+    def inputs(
+        self, x_t: Images, t: Times, stage: Stage = PLAIN
+    ) -> tuple[Images, Times]:
         """What the network is given at (x_t, t) of `stage`: an image, and its timestep.
 
-        The timestep has the shape of `t`, and depends on `t` and `stage` alone.
+        The timestep depends on `t` and `stage` alone.
         """
         return x_t, stage.timestep(t)
 
-    def loss_weight(self, point: Point) -> Array | None:
-        """What multiplies the squared error of the velocity, [b]; None: nothing."""
+    def loss_weight(self, point: Point) -> Float[Array, " b"] | None:
+        """What multiplies the squared error of the velocity; None: nothing."""
         return None
 
     def for_sampling(self) -> "Prediction":
@@ -80,15 +87,17 @@ class Prediction(Protocol):
 class PredictVelocity(Prediction):
     """The network outputs end - start: PixelFlow and PixNerd."""
 
-    def velocity(self, out: Array, x_t: Array, t: Array, stage: Stage = PLAIN) -> Array:
+    def velocity(
+        self, out: Images, x_t: Images, t: Times, stage: Stage = PLAIN
+    ) -> Images:
         """The output itself."""
         return out
 
-    def target(self, point: Point) -> Array:
+    def target(self, point: Point) -> Images:
         """end - start."""
         return point.end - point.start
 
-    def clean(self, out: Array, x_t: Array, t: Array, stage: Stage = PLAIN) -> Array:
+    def clean(self, out: Images, x_t: Images, t: Times, stage: Stage = PLAIN) -> Images:
         """The clean image of the segment through x_t with that velocity."""
         t = per_image(t, x_t)
         return stage.clean(x_t - t * out, x_t + (1 - t) * out)
@@ -107,7 +116,9 @@ class PredictClean(Prediction):
 
     t_eps: float = 0.05
 
-    def velocity(self, out: Array, x_t: Array, t: Array, stage: Stage = PLAIN) -> Array:
+    def velocity(
+        self, out: Images, x_t: Images, t: Times, stage: Stage = PLAIN
+    ) -> Images:
         """(end - x_t) / max(1 - t, t_eps), for the end that `out` implies."""
         t = per_image(t, x_t)
         end = out
@@ -120,12 +131,12 @@ class PredictClean(Prediction):
             end = stage.end * out + (1 - stage.end) * (x_t - signal) / share
         return (end - x_t) / self._remaining(t)
 
-    def target(self, point: Point) -> Array:
+    def target(self, point: Point) -> Images:
         """(end - x_t) / max(1 - t, t_eps)."""
         t = per_image(point.t, point.x_t)
         return (point.end - point.x_t) / self._remaining(t)
 
-    def clean(self, out: Array, x_t: Array, t: Array, stage: Stage = PLAIN) -> Array:
+    def clean(self, out: Images, x_t: Images, t: Times, stage: Stage = PLAIN) -> Images:
         """The output itself."""
         return out
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from pixelflow_jax.flow.checks import refuse
 
@@ -21,8 +22,8 @@ def warp(t: A, shift: float | np.floating) -> A:
 class TimeSampler(Protocol):
     """Draws training times; config nodes name it as their base."""
 
-    def __call__(self, key: Array, n: int) -> Array:
-        """`n` times in [0, 1], float32 [n]."""
+    def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
+        """`n` times in [0, 1], float32."""
         ...
 
     def transform(self, draw: Array) -> Array:
@@ -41,8 +42,8 @@ class Uniform(TimeSampler):
     shift: float = 1.0
     levels: int = 0
 
-    def __call__(self, key: Array, n: int) -> Array:
-        """`n` times in [0, 1], float32 [n]."""
+    def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
+        """`n` times in [0, 1], float32."""
         return self.transform(jax.random.uniform(key, (n,)))
 
     def transform(self, draw: Array) -> Array:
@@ -60,8 +61,8 @@ class LogitNormal(TimeSampler):
     std: float = 1.0
     shift: float = 1.0
 
-    def __call__(self, key: Array, n: int) -> Array:
-        """`n` times in (0, 1), float32 [n]."""
+    def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
+        """`n` times in (0, 1), float32."""
         return self.transform(jax.random.normal(key, (n,)))
 
     def transform(self, draw: Array) -> Array:

@@ -8,7 +8,7 @@ from pixelflow_jax import build
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.losses.flow_matching import FlowMatching
 
-WORDS = "train configs/pixelgen.py:emoji_clean 8 terms=flow unroll=1 remat=full"
+WORDS = "train configs/pixelgen.py:emoji_clean 8 terms=flow scan=1 remat=full"
 
 
 def all_cases() -> dict[str, Case]:
@@ -35,7 +35,7 @@ def test_a_case_survives_json_and_words(name):
 
 def test_words_change_the_config():
     config = Case.parse(WORDS).experiment()
-    assert (config.batch_size, config.model.stack.unroll) == (8, 1)
+    assert (config.batch_size, config.model.stack.scan) == (8, True)
     assert config.model.stack.remat == "full"
     assert config.terms == [FlowMatching()]
     drawing = Case.parse("sample configs/emoji.py:demo 1 solver=heun steps=7")
@@ -49,8 +49,10 @@ def test_a_case_without_changes_is_the_config_itself():
 
 
 def test_empty_options_change_nothing():
-    assert changes(terms="", unroll=None, remat="") == {}
-    assert changes(unroll="0") == {"model.stack.unroll": 0}
+    assert changes(terms="", scan=None, remat="") == {}
+    assert changes(scan="0") == {"model.stack.scan": False}
+    assert changes(unroll="2") == {"model.stack.unroll": 2}
+    assert changes(attention="xla") == {"kernels.attention": "xla"}
 
 
 def test_an_unknown_field_is_named():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import efficientnet, retrieval
+from pixelflow_jax.models.interface import count
 from pixelflow_jax.tensors.mapping import shapes
 
 SIMILAR = np.array([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.7, 0.4]])
@@ -68,8 +69,7 @@ def test_images_of_one_drawing_are_not_independent():
 def test_the_network_has_the_published_size():
     """4.65M parameters, by the table of the Lite models."""
     rows = [row for row in efficientnet.table() if "running" not in row.ours]
-    count = sum(row.result().size for row in rows)
-    assert count == 4_652_008
+    assert count(shapes(rows)) == 4_652_008
 
 
 def test_the_network_sees_an_image():

@@ -40,7 +40,7 @@ def arguments(tmp_path, **changed) -> argparse.Namespace:
 def test_a_step_is_compiled_then_measured_from_the_cache(tmp_path):
     record = tmp_path / "rows.jsonl"
     command = [sys.executable, "-m", "benchmarks.train_step", "--config", SMALL]
-    command += ["--batch", "2", "--depth", "2", "--unroll", "1"]
+    command += ["--batch", "2", "--depth", "2", "--scan", "1"]
     command += ["--repeats", "2", "--json", str(record)]
     run = subprocess.run(
         command,
@@ -51,7 +51,7 @@ def test_a_step_is_compiled_then_measured_from_the_cache(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     (row,) = harness.read(record)
-    assert row["case"] == "batch=2 unroll=1 depth=2" and row["device"] == "cpu"
+    assert row["case"] == "batch=2 scan=1 depth=2" and row["device"] == "cpu"
     assert row["ms"] > 0 and row["images_s"] > 0 and row["peak_gb"] is None
     assert row["program_gb"] > 0 and row["xla_tflop"] > row["model_tflop"] > 0
     assert row["mfu"] == pytest.approx(row["limit_ms"] / row["ms"])
@@ -62,7 +62,7 @@ def test_a_step_is_compiled_then_measured_from_the_cache(tmp_path):
 def test_a_broken_case_is_a_row_and_stops_no_other(tmp_path, one_device):
     cases = [
         Case.parse(f"train {SMALL} 2 model.heads=7"),
-        Case.parse(f"sample {SMALL} 1 solver=euler steps=2 depth=2 unroll=1"),
+        Case.parse(f"sample {SMALL} 1 solver=euler steps=2 depth=2 scan=1"),
     ]
     rows = suite.run(cases, arguments(tmp_path))
     assert "model.heads=7" in rows[0]["failed"]

@@ -131,6 +131,13 @@ def test_scaling_renders_and_says_what_did_not_fit(tmp_path, monkeypatch):
     assert "| 36 | 32 |" in text
 
 
+def test_scaling_reads_what_earlier_versions_recorded(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["scaling"])
+    points = scaling.measured(scaling.arguments())
+    for name in scaling.AXES:
+        assert points[name].keys() == scaling.axis(name).keys()
+
+
 def test_scaling_draws_from_the_record_alone(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "scaling.png"

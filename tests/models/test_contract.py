@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax import Pipeline
+from pixelflow_jax.conditioning.labels import ClassLabels
+from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.config_io import from_dict, to_dict, walk
+from pixelflow_jax.data.loader import Data
+from pixelflow_jax.errors import PipelineError
+from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import (
     DenoiserConfig,
     Labels,
@@ -238,3 +244,28 @@ def test_eight_devices_compute_what_one_does(case):
     assert len(spread.pred[0].sharding.device_set) == 8
     for one, other in zip(spread.pred, case(*batch).pred, strict=True):
         np.testing.assert_allclose(one, other, atol=NEAR)
+
+
+@pytest.mark.slow  # writes and reads a folder
+def test_published_weights_come_back(case, tmp_path):
+    """With their config, bit for bit; a class that nothing registers is refused."""
+    of_text = isinstance(case.config.condition, TextSpec)
+    experiment = Experiment(
+        name="contract",
+        model=case.config,
+        data=Data(image_size=SIZES[0][0]),
+        conditioner=Text() if of_text else ClassLabels(),
+    )
+    names = tuple(map(str, range(case.config.num_classes)))
+    pipeline = Pipeline(
+        config=experiment, params=case.params, class_names=names, step=3
+    )
+    pipeline.save_pretrained(tmp_path, dtype="float32")
+    if type(case.config).__name__ not in denoiser_classes():
+        with pytest.raises(PipelineError, match=type(case.config).__name__):
+            Pipeline.from_pretrained(tmp_path)
+        return
+    loaded = Pipeline.from_pretrained(tmp_path)
+    assert loaded.config.model == case.config and loaded.step == 3
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(case.params)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, case.params)
