@@ -61,7 +61,8 @@ def pixelgen(loaded, params, image, t, states) -> dict:
     patches = patchify(image, model.patch)
     first = model.patch_embed(patches.reshape(*patches.shape[:2], -1))
     out, tokens = trunk(model.trunk, model.embed((image,)), image, t, states)
-    final = model.decoder.patches(tokens, t)
+    # This decoder is not modulated: the condition is any of the right shape.
+    final = model.decoder.patches(tokens, tokens[:, 0])
     out |= {"x_embedder_proj1": first, "x_embedder": model.patch_expand(first)}
     return out | {"final_layer": channels_first(final, loaded.config.channels)}
 
