@@ -1,10 +1,13 @@
 """The shapes that annotations promise, checked while tests run."""
 
 import inspect
+import types
 import typing
 from collections.abc import Callable
 
+import jax
 import jaxtyping
+import numpy as np
 from beartype import beartype
 
 # Whose functions are checked in every call; what is jitted, while it is traced.
@@ -29,8 +32,21 @@ def install() -> None:
 def check(function: Callable) -> Callable:
     """What `jaxtyping` calls for every function: other types are pyright's to check."""
     hints = function.__annotations__
-    function.__annotations__ = {k: h for k, h in hints.items() if has_shape(h)}
+    function.__annotations__ = {k: widen(h) for k, h in hints.items() if has_shape(h)}
     return beartype(function)
+
+
+def widen(hint: object) -> object:
+    """The same shape of an array of JAX or of numpy, which JAX takes as well."""
+    if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        either = [hint.dtype[kind, hint.dim_str] for kind in (jax.Array, np.ndarray)]
+        return typing.Union[tuple(either)]  # noqa: UP007
+    parts = tuple(map(widen, typing.get_args(hint)))
+    if not parts:
+        return hint
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return typing.Union[parts]  # noqa: UP007
+    return typing.get_origin(hint)[parts]
 
 
 def has_shape(hint: object) -> bool:
