@@ -313,7 +313,8 @@ class PixelFlowModel(nnx.Module):
         time = tuple(self.time_embed(inputs.timestep) for inputs in batch)
         pairs = zip(time, batch, strict=True)
         total = tuple(self._total(embedded, inputs) for embedded, inputs in pairs)
-        return trunk.precompute(time, total, (self.early, self.late), self.dtype)
+        cond = trunk.modulating(total, self.dtype)
+        return trunk.precompute(time, cond, (self.early, self.late))
 
     def _total(self, time: Array, inputs: Inputs) -> Array:
         columns = jnp.array([inputs.image.shape[2] // self.patch])

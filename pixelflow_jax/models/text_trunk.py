@@ -125,10 +125,10 @@ class TextTrunk(nnx.Module):
     def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed[RefinedText]:
         """What time and text make; ValueError where a condition holds no text."""
         time = tuple(self.time_embed(inputs.timestep) for inputs in batch)
-        pre = trunk.precompute(time, time, (self.early, self.late), self.dtype)
-        text = self.read(tuple(inputs.cond for inputs in batch), pre.cond)
+        cond = trunk.modulating(time, self.dtype)
+        text = self.read(tuple(inputs.cond for inputs in batch), cond)
         refined = RefinedText(text.packing.split(text.tokens), text.masks)
-        return trunk.Precomputed(pre.time, pre.cond, pre.modulations, refined)
+        return trunk.precompute(time, cond, (self.early, self.late), refined)
 
     def read(self, conds: tuple[Condition, ...], cond: tuple[Array, ...]) -> PackedText:
         """The refined texts; `cond` modulates their blocks."""

@@ -148,15 +148,18 @@ def text_of(cond: Condition) -> Array:
     return cond.text
 
 
+def modulating(total: tuple[Array, ...], dtype: jnp.dtype) -> tuple[Array, ...]:
+    """What modulates the blocks, made of the sum of all embeddings [b_i, width]."""
+    return tuple(jax.nn.silu(one).astype(dtype) for one in total)
+
+
 def precompute(
     time: tuple[Array, ...],
-    total: tuple[Array, ...],
+    cond: tuple[Array, ...],
     stacks: Sequence[Stack | None],
-    dtype: jnp.dtype,
     extra: Extra = None,
 ) -> Precomputed[Extra]:
-    """What comes of the embedded timesteps and of the sum of all that is embedded."""
-    cond = tuple(jax.nn.silu(one).astype(dtype) for one in total)
+    """All that comes of the embedded timesteps and of what modulates the blocks."""
     modulations = tuple(layer_modulations(stack, cond) for stack in stacks)
     return Precomputed(time, cond, modulations, extra)
 
@@ -172,7 +175,7 @@ def precompute_classes(
     time = tuple(time_embed(inputs.timestep) for inputs in batch)
     classes = tuple(class_embed(labels_of(inputs.cond)) for inputs in batch)
     total = tuple(one + other for one, other in zip(time, classes, strict=True))
-    return precompute(time, total, stacks, dtype, classes)
+    return precompute(time, modulating(total, dtype), stacks, classes)
 
 
 def run_stacks(

@@ -138,7 +138,8 @@ class GroundedModel(nnx.Module):
             seen = self.ground(self.look(frozen_params["look"], inputs.image))
             total.append(known + seen * inputs.cond.grounding[:, None])
         stacks, images = (self.early, self.late), trunk.images_of(batch)
-        made = trunk.precompute(tuple(total), tuple(total), stacks, self.dtype)
+        cond = trunk.modulating(tuple(total), self.dtype)
+        made = trunk.precompute(tuple(total), cond, stacks)
         tokens, features = trunk.run_stacks(stacks, self.embed(images), made)
         return Output(trunk.decode(self.decoder, images, tokens, made), features)
 
