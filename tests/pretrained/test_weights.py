@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.flax import load_file, save_file
 
-from pixelflow_jax import Pipeline, atomic
+from pixelflow_jax import Pipeline, atomic, resources
 from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.experiment import Experiment
@@ -24,7 +24,7 @@ from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.models.registry import denoiser_classes
 from pixelflow_jax.pretrained import weights as published
-from pixelflow_jax.pretrained.card import Description
+from pixelflow_jax.pretrained.card import VERSION, Description
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
@@ -377,6 +377,8 @@ def test_a_model_of_the_package_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = published.find("emoji")
     assert shipped.description.config.name == "emoji"
+    with safe_open(resources.asset("emoji"), "numpy") as file:
+        assert json.loads(file.metadata()["pixelflow_jax"])["version"] == VERSION
     folder = tmp_path / "emoji"  # but what lies there wins
     folder.mkdir()
     with pytest.raises(PipelineError, match="holds no config.json"):
