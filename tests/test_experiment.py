@@ -87,7 +87,7 @@ BAD = [
     ({"kernels": Kernels(attention="cudnn")}, 'attention="cudnn" needs a GPU'),
     (
         {"model": tiny.model(stack=StackConfig(remat="some"))},
-        "model.stack: stack.remat must be",
+        "model.stack.remat must be",
     ),
     (
         {"model": tiny.model(decoder=NeuralField(stack=StackConfig(unroll=-1)))},

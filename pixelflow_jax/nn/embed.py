@@ -83,7 +83,9 @@ class ClassEmbed(nnx.Module):
         table = nnx.initializers.normal(0.02)(rngs.params(), (num_classes + 1, width))
         self.table = nnx.Param(table)
 
-    def __call__(self, labels: Int[Array, " b"]) -> Float[Array, "b width"]:
+    def __call__(
+        self, labels: Int[Array | np.ndarray, " b"]
+    ) -> Float[Array, "b width"]:
         """The float32 embeddings of labels in [0, num_classes]."""
         return self.table[...][labels]
 

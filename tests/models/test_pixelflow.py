@@ -117,7 +117,7 @@ def test_packed_groups_equal_separate_calls_in_any_order(batches):
 
 
 def test_remat_changes_neither_output_nor_gradient():
-    batch = inputs_of(BOTH, (1,))
+    batch = jax.tree.map(jnp.asarray, inputs_of(BOTH, (1,)))
     results = []
     for remat in ("none", "names"):
         net = network(dataclasses.replace(BOTH, stack=StackConfig(remat=remat)), EXACT)
