@@ -193,8 +193,8 @@ def limit_flag(
     def check(value: Any) -> bool:
         each = value if isinstance(value, list | tuple) else [value]
         for one in each:
-            if one is not None and (wrong := problems(f"--{name}", one, annotation)):
-                raise flags.ValidationError(wrong[0])
+            if one is not None and problems(name, one, annotation):
+                raise flags.ValidationError(f"must be {describe(annotation)}")
         return True
 
     flags.register_validator(name, check, flag_values=flag_values)
