@@ -20,8 +20,8 @@ from pixelflow_jax.experiment import Experiment
 
 COMMAND = "python -m pixelflow_jax.convert"
 DESCRIPTION = """Converts the official weights of PixelFlow, PixNerd, PixelGen and JiT
-to the format of pixelflow_jax and back, bit for bit. Reading and writing PyTorch's
-files needs torch: pip install 'pixelflow_jax[teachers]'."""
+to the format of pixelflow_jax and back, bit for bit. Writing PyTorch's files needs
+torch: pip install 'pixelflow_jax[teachers]'."""
 EXAMPLES = f"""examples:
   {COMMAND} inspect model.ckpt
   {COMMAND} from-torch pixnerd.ckpt weights/pixnerd --family=pixnerd --ema
