@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from pixelflow_jax.losses.context import Context, Role, Term
+from pixelflow_jax.values import NonNegative
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -19,7 +20,7 @@ class FlowMatching(Term):
     where the prediction says so.
     """
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     role: ClassVar[Role] = "flow"
 
     def __call__(self, context: Context) -> Float[Array, " b"]:

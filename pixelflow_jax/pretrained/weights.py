@@ -109,6 +109,8 @@ class WeightsRef:
         """
         if not ema or ema in self.averages:
             return ema or self.averages[0]
+        if alike := [one for one in self.averages if _is_same_decay(one, ema)]:
+            return alike[0]
         if self.averages == ("",):
             raise PipelineError(
                 f"{self.where} holds one set of weights, so there is no average "
@@ -126,6 +128,14 @@ class WeightsRef:
         step, name = self.description.step, self.description.config.name
         which = "without averaging" if ema == RAW else f"average with decay {ema}"
         return f"step {step:,} of the run {name!r}, {which}"
+
+
+def _is_same_decay(name: str, asked: str) -> bool:
+    """Whether two texts are one number, such as 0.9 and 0.90."""
+    try:
+        return float(name) == float(asked)
+    except ValueError:
+        return False
 
 
 def constant_shapes(config: Experiment) -> dict:

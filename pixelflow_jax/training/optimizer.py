@@ -6,6 +6,15 @@ from typing import Literal, get_args
 import jax
 import optax
 
+from pixelflow_jax.values import (
+    Fraction,
+    LearningRate,
+    Natural,
+    NonNegative,
+    Rate,
+    Share,
+)
+
 Schedule = Literal["constant", "cosine", "linear"]
 
 
@@ -18,15 +27,15 @@ class AdamW:
     only. `clip` bounds the global gradient norm; 0 turns it off.
     """
 
-    lr: float = 1e-4
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 0.0
-    warmup: int = 0
+    lr: LearningRate = 1e-4
+    b1: Rate = 0.9
+    b2: Rate = 0.999
+    eps: Fraction = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip: NonNegative = 0.0
+    warmup: Natural = 0
     schedule: Schedule = "constant"
-    final: float = 0.0
+    final: Share = 0.0
 
     def problems(self, steps: int) -> list[str]:
         """What is wrong with these fields for a run of `steps`."""
