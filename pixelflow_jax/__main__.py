@@ -89,8 +89,8 @@ def _config(arguments: list[str]) -> int:
         terminal.give_up(str(error))
     given = " ".join(arguments) or "nothing"
     terminal.give_up(
-        f"`pixelflow config` takes `list`, or `show NAME:VARIANT`, not {given}. See "
-        "`pixelflow config --help`.",
+        "Give `pixelflow config list` or `pixelflow config show NAME:VARIANT`, not "
+        f"{given}. See `pixelflow config --help`.",
         2,
     )
 
