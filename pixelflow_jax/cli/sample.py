@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import flags
 
+from pixelflow_jax import values
 from pixelflow_jax.conditioning.prompts import read_prompts
 from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.flow.dopri5 import Dopri5
@@ -80,6 +81,15 @@ TRAJECTORY = flags.DEFINE_bool(
 STAGES = flags.DEFINE_bool(
     "stages", False, "Also write the states at the end of each stage, side by side."
 )
+RANGES = {
+    "guidance": values.NonNegative,
+    "shift": values.Positive,
+    "count": values.Count,
+    "height": values.Pixels,
+    "width": values.Pixels,
+}
+for _name, _kind in RANGES.items():
+    values.limit_flag(_name, _kind)
 
 
 def run_sampling(
@@ -196,10 +206,12 @@ def _steps(text: list[str] | None) -> dict:
     try:
         numbers = tuple(int(part) for part in text)
     except ValueError:
+        numbers = (0,)
+    if values.problems("", numbers, tuple[values.Count, ...]):
         raise PipelineError(
-            f"--sample_steps={','.join(text)} must be a number, or one a stage such as "
-            "10,20,30,30."
-        ) from None
+            f"--sample_steps={','.join(text)} must be a number of at least 1, or one a "
+            "stage such as 10,20,30,30."
+        )
     if len(numbers) == 1:
         return {"steps": numbers[0], "stage_steps": ()}
     return {"stage_steps": numbers}
@@ -232,7 +244,10 @@ def _with_interval(guidance: Guidance, text: list[str] | None) -> Guidance:
     try:
         low, high = map(float, text)
     except ValueError:
+        low, high = 0.0, 0.0
+    if low >= high or values.problems("", (low, high), tuple[values.Time, ...]):
         raise PipelineError(
-            f"--guidance_interval={','.join(text)} must be two times, such as 0.1,1."
-        ) from None
+            f"--guidance_interval={','.join(text)} must be two times from 0 to 1, the "
+            "earlier one first, such as 0.1,1."
+        )
     return _replaced(guidance, low=low, high=high)

@@ -21,6 +21,7 @@ from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.versions import as_today, as_written
+from pixelflow_jax.values import Count, Name, Natural
 
 # What may change between two sittings of the same run: none of it alters a step.
 FREE = (
@@ -60,10 +61,10 @@ class Checkpointing:
     may differ from the checkpoint's when a run resumes, such as ("optimizer.lr",).
     """
 
-    every: int = 5000
-    keep: int = 3
-    keep_period: int = 0
-    allow: tuple[str, ...] = ()
+    every: Count = 5000
+    keep: Count = 3
+    keep_period: Natural = 0
+    allow: tuple[Name, ...] = ()
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""

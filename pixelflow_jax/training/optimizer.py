@@ -7,6 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pixelflow_jax.values import (
+    Count,
+    Fraction,
+    LearningRate,
+    Natural,
+    NonNegative,
+    Rate,
+    Share,
+)
+
 Schedule = Literal["constant", "cosine", "linear"]
 WARMUP_SHARE = 10  # a warm-up that must shrink takes this part of the steps
 
@@ -21,9 +31,9 @@ class Extension:
     takes a tenth.
     """
 
-    step: int
-    planned: int
-    kind: Literal["constant", "restart"]
+    step: Natural = 0
+    planned: Count = 1
+    kind: Literal["constant", "restart"] = "restart"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,15 +47,15 @@ class AdamW:
     (`pixelflow train --extend`), in order.
     """
 
-    lr: float = 1e-4
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 0.0
-    warmup: int = 0
+    lr: LearningRate = 1e-4
+    b1: Rate = 0.9
+    b2: Rate = 0.999
+    eps: Fraction = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip: NonNegative = 0.0
+    warmup: Natural = 0
     schedule: Schedule = "constant"
-    final: float = 0.0
+    final: Share = 0.0
     extended: tuple[Extension, ...] = ()
 
     def problems(self, steps: int) -> list[str]:
