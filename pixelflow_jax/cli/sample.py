@@ -1,4 +1,4 @@
-"""What --mode=sample draws: its flags, and what they make of a model's settings."""
+"""`pixelflow sample`: its flags, and what they make of a model's settings."""
 
 import dataclasses
 import hashlib
@@ -15,6 +15,7 @@ from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.pretrained.pipeline import Pipeline
+from pixelflow_jax.pretrained.subjects import slug
 from pixelflow_jax.sampling.output import write_samples
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.sampling.settings import Sampling
@@ -92,9 +93,12 @@ for _name, _kind in RANGES.items():
 
 
 def run_sampling(
-    pipeline: Pipeline, workdir: pathlib.Path, ema: str = ""
+    pipeline: Pipeline,
+    workdir: pathlib.Path,
+    ema: str = "",
+    out: pathlib.Path | None = None,
 ) -> dict[str, pathlib.Path]:
-    """Draw what the flags ask for, to WORKDIR/samples; returns where it lies.
+    """Draw what the flags ask for, to `out` or WORKDIR/samples; returns where it lies.
 
     `ema` is the average that the pipeline holds, for the folder's name.
     """
@@ -126,7 +130,7 @@ def run_sampling(
         wanted = [pipeline.class_names[label] for label in labels[::count]]
     facts = {"seed": SEED.value, "negative_prompt": NEGATIVE.value}
     return write_samples(
-        workdir / "samples" / name,
+        out or workdir / "samples" / name,
         generated,
         [one for one in wanted for _ in range(count)],
         columns=count,
@@ -144,7 +148,7 @@ def _wanted(pipeline: Pipeline) -> list[str]:
             raise PipelineError(
                 "This model draws classes, not prompts: name them by --classes."
             )
-        return CLASSES.value or list(pipeline.class_names)
+        return classes(pipeline) or list(pipeline.class_names)
     if CLASSES.value:
         raise PipelineError(
             "This model draws from prompts and knows no classes: give --prompt or "
@@ -163,6 +167,21 @@ def _wanted(pipeline: Pipeline) -> list[str]:
             "you like, or --prompts_file."
         )
     return prompts
+
+
+def classes(pipeline: Pipeline) -> list[str]:
+    """The classes that --classes names, where names may hold commas themselves.
+
+    The longest name that a run of parts spells wins.
+    """
+    parts, wanted = list(CLASSES.value or ()), []
+    slugs = {slug(name) for name in pipeline.class_names}
+    while parts:
+        joined = [", ".join(parts[:end]) for end in range(len(parts), 0, -1)]
+        whole = next((name for name in joined if slug(name) in slugs), parts[0])
+        wanted.append(whole)
+        del parts[: len(joined) - joined.index(whole)]
+    return wanted
 
 
 def changed(sampling: Sampling) -> Sampling:
