@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from pixelflow_jax.data.captions import allow_missing
+from pixelflow_jax.data.decoding import MAX_PIXELS
 from pixelflow_jax.data.source import UNLABELLED, Record, decode_image
 
 
@@ -39,7 +40,8 @@ class EncodedSource:
     """A `ListedSource` of encoded images.
 
     Without `labels` (int32 [n]) all are of one class. With `allow_missing` an image
-    without a caption has an empty one. `contiguous`: see `ListedSource`.
+    without a caption has an empty one. One of more than `max_pixels` is unreadable.
+    `contiguous`: see `ListedSource`.
     """
 
     sizes = None
@@ -52,8 +54,10 @@ class EncodedSource:
         allow_missing: bool,
         class_names: tuple[str, ...] = UNLABELLED,
         labels: np.ndarray | None = None,
+        max_pixels: int = MAX_PIXELS,
     ):
         self._images, self._allow_missing = images, allow_missing
+        self._max_pixels = max_pixels
         self.contiguous, self.class_names = contiguous, class_names
         self.labels = np.zeros(len(images), np.int32) if labels is None else labels
 
@@ -63,7 +67,7 @@ class EncodedSource:
     def __getitem__(self, index: int) -> Record:
         images, name = self._images, self._images.name(index)
         return {
-            "image": decode_image(self.read(index), name),
+            "image": decode_image(self.read(index), name, self._max_pixels),
             "label": int(self.labels[index]),
             "captions": allow_missing(
                 lambda: images.captions(index), self._allow_missing
@@ -71,6 +75,10 @@ class EncodedSource:
             "name": name,
             "origin": images.origin(index),
         }
+
+    def name(self, index: int) -> str:
+        """What logs call a record; reads nothing."""
+        return self._images.name(index)
 
     def read(self, index: int) -> bytes:
         """The image file as it is; UnreadableImage where there is none."""
