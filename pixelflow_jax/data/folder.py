@@ -16,7 +16,7 @@ from pixelflow_jax.data.captions import (
     most_bytes,
 )
 from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES
-from pixelflow_jax.data.encoded import EncodedSource
+from pixelflow_jax.data.encoded import EncodedSource, say_first_frames
 from pixelflow_jax.data.files import read_whole
 from pixelflow_jax.data.limits import Limits
 from pixelflow_jax.data.listing import Listing, list_folder
@@ -73,6 +73,7 @@ class ImageFolder(SourceConfig):
         files = choose_split(
             files, str, split, self.holdout, nothing=f"{root} holds no images"
         )
+        say_first_frames([file for file in files if file.lower().endswith(".gif")])
         images = FolderImages(
             str(root), files, listing.texts, class_names, self.captions, limits
         )
@@ -82,7 +83,7 @@ class ImageFolder(SourceConfig):
             allow_missing=self.allow_missing,
             class_names=tuple(map(portable, class_names)),
             labels=images.labels,
-            max_pixels=limits.max_pixels,
+            limits=limits,
         )
 
     def _labelled(

@@ -130,9 +130,10 @@ def damaged(path: Path, reason: str, format: IndexFormat) -> DataError:
 
 def _read_index_file(path: Path, format: IndexFormat) -> str:
     """The text of an index, unless it is larger than what it lists can account for."""
-    others = (file for file in path.parent.rglob("*") if file != path)
-    most = MAX_SMALL_INDEX + sum(f.stat().st_size for f in others if f.is_file())
-    size = path.stat().st_size
+    size, most = path.stat().st_size, MAX_SMALL_INDEX
+    if size > most:
+        others = (file for file in path.parent.rglob("*") if file != path)
+        most += sum(file.stat().st_size for file in others if file.is_file())
     if size > most:
         raise damaged(path, f"{size:,} bytes for {most:,} bytes of files", format)
     return path.read_text("utf-8")

@@ -223,7 +223,7 @@ def shard_name(number: int, count: int) -> str:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[array_record_module.ArrayRecordWriter]:
+def whole_file(path: Path) -> Iterator["ShardWriter"]:
     """An ArrayRecord writer whose file appears under its name when it is complete.
 
     It has one record a group, which random access needs. Raises OSError where the file
@@ -231,14 +231,34 @@ def whole_file(path: Path) -> Iterator[array_record_module.ArrayRecordWriter]:
     """
     # A worker whose parent was killed may still be at it: never share a file with it.
     with atomic_write(path, shared=True) as partial:
-        try:
+        with _as_os_error():
             writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-            try:
-                yield writer
-            finally:
+        try:
+            yield ShardWriter(writer)
+        finally:
+            with _as_os_error():
                 writer.close()
-        except RuntimeError as error:  # what ArrayRecord raises, a full disk included
-            raise OSError(None, str(error)) from error
+
+
+class ShardWriter:
+    """Writes records; raises OSError where the disk takes no more."""
+
+    def __init__(self, writer: array_record_module.ArrayRecordWriter):
+        self._writer = writer
+
+    def write(self, record: bytes) -> None:
+        """Adds one record."""
+        with _as_os_error():
+            self._writer.write(record)
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """Turns what ArrayRecord raises, of a full disk for one, into what Python would."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(None, str(error)) from error
 
 
 def _load_index(folder: Path) -> dict[str, Any]:
