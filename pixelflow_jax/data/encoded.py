@@ -11,7 +11,6 @@ from pixelflow_jax.data.limits import Limits
 from pixelflow_jax.data.source import UNLABELLED, Record, decode_image
 from pixelflow_jax.paths import printable
 
-
 LOG = logging.getLogger(__name__)
 
 

@@ -141,6 +141,12 @@ class Checkpointer:
         with self._reading(step):
             return self._manager.restore(step, args=items)["config"]
 
+    def data(self, step: int) -> dict:
+        """The data position that a checkpoint was written at."""
+        items = ocp.args.Composite(data=ocp.args.JsonRestore())
+        with self._reading(step):
+            return self._manager.restore(step, args=items)["data"]
+
     def restore(
         self,
         step: int,
