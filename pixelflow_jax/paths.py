@@ -5,10 +5,12 @@ surrogates, which no terminal, JSON or msgpack takes: `portable` writes them out
 """
 
 import re
+import tempfile
 from pathlib import Path
 
 from pixelflow_jax.errors import UserError
 
+PATTERN = re.compile(r"[][*?\\]")  # what glob does not take for itself
 SURROGATES = re.compile("[\ud800-\udfff]")
 # Path("gs://bucket") has one slash left, which other names may have as well.
 SCHEME = re.compile(
@@ -40,6 +42,21 @@ def local_path(text: str | Path, what: str, error: type[UserError] = UserError) 
         raise error(
             f"{what} is {text!r}: there is no such user. Write the path out."
         ) from unknown
+
+
+class PlainAlias:
+    """Another name for a folder, for libraries that take its own for a pattern.
+
+    `path` is the folder itself, or, where its name holds brackets and the like, a link
+    to it, which is there for as long as this object is.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder
+        if PATTERN.search(str(folder)):
+            self._holder = tempfile.TemporaryDirectory(prefix="pixelflow_jax-")
+            self.path = Path(self._holder.name, "link")
+            self.path.symlink_to(folder, target_is_directory=True)
 
 
 def portable(name: str) -> str:
