@@ -13,6 +13,7 @@
 `pixelflow VERB --help` says more.
 """
 
+import difflib
 import json
 import sys
 
@@ -40,9 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     }
     if verb in commands:
         return commands[verb](rest)
-    wrong = f"There is no command {verb!r}.\n\n" if verb else ""
-    print(f"{wrong}{__doc__}", file=sys.stderr)
+    print(_unknown(verb, [*MODES, *commands]) if verb else __doc__, file=sys.stderr)
     return 2
+
+
+def _unknown(verb: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(verb, known, 1)
+    meant = f" Did you mean `pixelflow {near[0]}`?" if near else ""
+    return (
+        f"There is no command {verb!r}.{meant} There are {', '.join(known)}: see "
+        "`pixelflow --help`."
+    )
 
 
 def _run(mode: str, arguments: list[str]) -> int:
