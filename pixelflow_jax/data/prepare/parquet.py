@@ -17,9 +17,10 @@ from pixelflow_jax.paths import portable, printable
 
 Kind = Literal["image", "text"]
 IMAGES = ("image", "jpg", "png", "webp", "image_bytes", "img", "bytes")
-# A column that grows so far from what is stored, and so much, is an attack on memory.
+# A column of images that grows so far from what is stored, and so much, is an attack on
+# memory; so is one of texts that has this many bytes in one group.
+MAX_GROWTH, SMALL_CHUNK, MAX_TEXTS = 100, 2**26, 2**27
 MAX_REASON = 200  # characters of an error in a message
-MAX_GROWTH, SMALL_CHUNK = 100, 2**26
 CAPTIONS = ("caption", "captions", "text", "txt", "prompt", "long_caption")
 
 
@@ -32,8 +33,8 @@ class Parquet:
     lists of texts. Empty names are guessed: see `columns`. A file that cannot be read
     counts as one unreadable image, a row without a caption too, unless
     `allow_missing`, or one above `max_pixels` or `max_caption` (characters). `holdout`
-    is the share kept for the test split, by a hash of file
-    name and row. Needs pyarrow. Raises DataError.
+    is the share kept for the test split, by a hash of file name and row. Needs pyarrow.
+    Raises DataError.
     """
 
     path: str
@@ -186,9 +187,9 @@ def list_rows(file: Path) -> list[RowPlace]:
 def _group(file: Path, group: int, columns: tuple[str, str]) -> dict:
     whole = _pyarrow().ParquetFile(file)
     kinds = {field.name: field.type for field in whole.schema_arrow}
-    _check_growth(whole.metadata.row_group(group), columns)
     # A text that is stored once for many rows is then in memory once as well.
     shared = [name for name in columns if _is_text(kinds.get(name))]
+    _check_growth(whole.metadata.row_group(group), columns)
     reader = _pyarrow().ParquetFile(file, read_dictionary=shared)
     table = reader.read_row_group(group, columns=list(columns))
     return {name: table.column(name) for name in columns}
@@ -201,7 +202,8 @@ def _check_growth(group: Any, columns: tuple[str, str]) -> None:
         if chunk.path_in_schema.split(".")[0] not in columns:
             continue
         stored, whole = chunk.total_compressed_size, chunk.total_uncompressed_size
-        if whole > max(SMALL_CHUNK, MAX_GROWTH * stored):
+        is_text = chunk.path_in_schema.split(".")[0] == columns[1]
+        if whole > (MAX_TEXTS if is_text else max(SMALL_CHUNK, MAX_GROWTH * stored)):
             raise ValueError(
                 f"{chunk.path_in_schema} grows from {stored:,} to {whole:,} bytes"
             )
