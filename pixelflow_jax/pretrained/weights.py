@@ -22,6 +22,7 @@ import numpy as np
 from pixelflow_jax import build, resources, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.data.images import save_png
+from pixelflow_jax.data.loader import saved_class_names
 from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.prediction import CONSTANTS
@@ -198,6 +199,7 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
                 f"{workdir}/checkpoints holds no complete checkpoint yet: train first."
             )
         config = on_any_devices(saved.config(step))
+        own_names = saved_class_names(saved.data(step))
 
     def tensors(ema: str) -> dict[str, LazyTensor]:
         whole = sharding.replicated(config.mesh.build())
@@ -213,7 +215,7 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
         flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 
-    names = _class_names(config)
+    names = _class_names(config, own_names)
     description = Description(config=config, class_names=names, step=step)
     averages = (*map(str, config.ema), RAW)
     return WeightsRef(
@@ -221,10 +223,16 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
     )
 
 
-def _class_names(config: Experiment) -> tuple[str, ...]:
-    """The data set's class names, or numbers where the data set is not at hand."""
+def _class_names(config: Experiment, saved: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The class names of a run: today's data may have others.
+
+    Runs of earlier versions did not save them: theirs are the data set's, or numbers
+    where that is not at hand.
+    """
     if config.model.condition.reads_text:
         return ()
+    if saved is not None:
+        return saved
     try:
         return config.data.class_names
     except DataError as error:
