@@ -5,6 +5,7 @@ import dataclasses
 from pixelflow_jax.flow.guidance import ClassifierFree, Guidance
 from pixelflow_jax.flow.solver import Euler, Solver
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.values import Batch
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -19,4 +20,4 @@ class Sampling:
     guidance: Guidance = dataclasses.field(
         default_factory=lambda: ClassifierFree(scale=3.5, low=0.1, high=1.0)
     )
-    batch_size: int = 64
+    batch_size: Batch = 64
