@@ -11,7 +11,7 @@ from pixelflow_jax import config_overrides
 from pixelflow_jax.cli.parser import Parser, at_least, between, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
-from pixelflow_jax.cli.terminal import accept_every_text, folded, printable
+from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.prepare.shard_writer import (
     FORMATS,
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (UserError, OSError) as error:
-        print(f"error: {printable(folded(str(error)))}", file=sys.stderr)
+        print(f"error: {printable(folded(str(error)), KEPT)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped: the same command continues from here.", file=sys.stderr)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Annotated, TypedDict, Unpack, cast
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -31,9 +32,10 @@ from pixelflow_jax.pretrained.requests import (
     path_of,
     refuse,
 )
-from pixelflow_jax.pretrained.subjects import Classes, subjects
-from pixelflow_jax.sampling.batches import Generated, Generator, Weights
+from pixelflow_jax.pretrained.subjects import Classes, decisive_settings, subjects
+from pixelflow_jax.sampling.batches import Generated, Generator, Request, Weights
 from pixelflow_jax.sampling.settings import Sampling
+from pixelflow_jax.sampling.stream import Draw, Stream, weights_digest
 from pixelflow_jax.tensors import hub
 from pixelflow_jax.validate import size_problems
 from pixelflow_jax.values import Count, Natural, Range, Seed
@@ -319,6 +321,37 @@ class Pipeline:
             record=record,
             progress=options.get("progress", False),
         )
+
+    def stream(
+        self, wanted: Wanted, *, record: bool = False, **options: Unpack[DrawOptions]
+    ) -> Stream:
+        """The images of a call as one set with a digest, to be drawn batch by batch.
+
+        The arguments are those of a call, and so are the images; nothing is drawn yet.
+        Raises what a call raises.
+        """
+        _refuse_unknown(options, DrawOptions)
+        generator, guide = self._generator(options)
+        count = options.get("images_per_prompt", 1)
+        given = self._given(wanted, options.get("negative_prompt", ""), count)
+        weights = self._weights(generator.mesh, guide)
+        seed, first = options.get("seed", 0), options.get("first", 0)
+        draw = Draw(
+            weights=weights_digest(weights),
+            request=Request(given, seed, first, record),
+            names=self._names(listed(wanted), count),
+            settings=decisive_settings(self._settings(options), generator.size),
+            per_device=generator.per_device(len(next(iter(given.values())))),
+            platform=jax.default_backend(),
+        )
+        return Stream(draw=draw, generator=generator, weights=weights)
+
+    def _names(self, listed: list, count: int) -> tuple[str, ...]:
+        """What each image is of: its prompt, or its class by name."""
+        if not self.reads_text:
+            names = self.class_names
+            listed = [names[k] if names else k for k in self.labels(listed)]
+        return tuple(str(one) for one in listed for _ in range(count))
 
     def compile(
         self,
