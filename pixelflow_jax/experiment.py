@@ -38,13 +38,16 @@ from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
+from pixelflow_jax.training.posthoc import PostHocEMA
 
 
 @dataclasses.dataclass(kw_only=True)
 class Experiment:
     """One run: data, model, loss, optimizer, and how to sample from the result.
 
-    `ema` lists the decays of the weight averages; the first one is drawn from.
+    `ema` lists the decays of the weight averages; the first one is drawn from. Each
+    costs 4 bytes a parameter of memory, and 8 of memory traffic a step. `posthoc` keeps
+    what averages of any width are made of once the run is over.
     `accumulate` splits each batch into that many parts, one after the other.
     `path` leads from noise to data, in one stage or in a cascade. `teachers` are the
     frozen networks that some terms look through, `adaptive_weight` the weight of the
@@ -75,12 +78,19 @@ class Experiment:
     conditioner: Conditioner = dataclasses.field(default_factory=ClassLabels)
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     ema: tuple[float, ...] = (0.9999,)
+    posthoc: PostHocEMA | None = None
     precision: Precision = dataclasses.field(default_factory=Precision)
     kernels: Kernels = dataclasses.field(default_factory=Kernels)
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
     checkpoint: Checkpointing = dataclasses.field(default_factory=Checkpointing)
     log: Logging = dataclasses.field(default_factory=Logging)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+    @property
+    def average_names(self) -> tuple[str, ...]:
+        """What the averages are called, the one to draw from first."""
+        posthoc = self.posthoc.names if self.posthoc else ()
+        return (*map(str, self.ema), *posthoc)
 
     def to_dict(self) -> dict:
         """The config as JSON-able dicts, with the version of its words."""

@@ -63,6 +63,7 @@ def _problems(config: Experiment) -> list[str]:
         *config.optimizer.problems(config.steps),
         *config.checkpoint.problems(),
         *config.log.problems(),
+        *(config.posthoc.problems() if config.posthoc else ()),
         *_own_problems(config),
         *_message(config.precision.check),
         *_message(config.kernels.check),

@@ -38,6 +38,7 @@ FREE = (
     "kernels",
     "accumulate",
     *("init_from", "init_ema", "init_reset"),
+    *("posthoc.every", "posthoc.keep", "posthoc.dtype"),
     *(f"teachers.dino.{name}" for name in ("weights", "attention", "stack")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
     *(

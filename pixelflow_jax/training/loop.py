@@ -20,6 +20,7 @@ from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
+from pixelflow_jax.training.posthoc import PostHocEMA, Snapshots
 from pixelflow_jax.training.signals import stop_signals
 from pixelflow_jax.training.state import Initial, TrainState
 from pixelflow_jax.training.step import (
@@ -55,6 +56,7 @@ class TrainingRun:
     checkpointing: Checkpointing
     logging: Logging
     config: dict
+    posthoc: PostHocEMA | None = None
     read_config: Callable[[dict], dict] = migrate
     initial: Callable[[], Initial] | None = None
     constants: Callable[[], dict] = dict
@@ -70,7 +72,9 @@ class TrainingRun:
         if initial is None:
             return state
         denoiser = _overlaid(state.params["denoiser"], initial.params)
-        ema = {d: _overlaid(state.ema[d], initial.ema[d]) for d in state.ema}
+        # Those of growing width forget how they began.
+        begun = {name: initial.ema.get(name, initial.params) for name in state.ema}
+        ema = {name: _overlaid(state.ema[name], begun[name]) for name in begun}
         params = {**state.params, "denoiser": denoiser}
         return dataclasses.replace(state, params=params, ema=ema)
 
@@ -100,6 +104,9 @@ def train(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
         log = closing.enter_context(_open_log(run, workdir, int(state.step)))
         stop = closing.enter_context(stop_signals())
         sitting = _Sitting(run, data, checkpointer, log)
+        if run.posthoc:
+            sitting.snapshots = Snapshots(workdir, run.posthoc)
+            sitting.snapshots.begin(int(state.step))
         with jax.set_mesh(run.mesh):
             return sitting.train(state, stop)
 
@@ -156,6 +163,7 @@ class _Sitting:
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(
         default_factory=list
     )
+    snapshots: Snapshots | None = None
 
     def train(self, state: TrainState, stop: Callable[[], bool]) -> TrainState:
         """Step, report, save and draw until the end, or until `stop` says so."""
@@ -180,6 +188,8 @@ class _Sitting:
                 self.report(step)
             if step % run.checkpointing.every == 0 or step == run.steps:
                 self.save(step, state)
+            if run.posthoc and step % run.posthoc.every == 0:
+                self.store(step, state)
             if run.logging.preview_every and step % run.logging.preview_every == 0:
                 self.draw(step, state, frozen_params)
             if stop():
@@ -206,6 +216,13 @@ class _Sitting:
         # The loader has read ahead; the k-th step always takes the k-th batch.
         position = self.data.state() | {"next_batch": step}
         self.checkpointer.save(step, state, position, self.run.config)
+
+    def store(self, step: int, state: TrainState) -> None:
+        """Store the averages that others are reconstructed from."""
+        if self.snapshots is not None:
+            self.report(step)
+            self.snapshots.write(step, state.ema)
+            self.log.pause()
 
     def draw(self, step: int, state: TrainState, frozen_params: dict) -> None:
         """Keep a picture of what the first average draws, or else the weights."""
