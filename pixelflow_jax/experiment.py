@@ -22,6 +22,7 @@ from pixelflow_jax.config_types import (
 from pixelflow_jax.config_versions import FORMAT, VERSION, migrate
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.evaluation.online import OnlineMetric
 from pixelflow_jax.flow.path import Path, Straight
 from pixelflow_jax.flow.prediction import Prediction, PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, TimeSampler
@@ -47,7 +48,8 @@ class Experiment:
 
     `ema` lists the decays of the weight averages; the first one is drawn from. Each
     costs 4 bytes a parameter of memory, and 8 of memory traffic a step. `posthoc` keeps
-    what averages of any width are made of once the run is over.
+    what averages of any width are made of once the run is over; `online` measures the
+    first average in the course of training, and keeps the best checkpoint.
     `accumulate` splits each batch into that many parts, one after the other.
     `path` leads from noise to data, in one stage or in a cascade. `teachers` are the
     frozen networks that some terms look through, `adaptive_weight` the weight of the
@@ -79,6 +81,7 @@ class Experiment:
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
     ema: tuple[float, ...] = (0.9999,)
     posthoc: PostHocEMA | None = None
+    online: OnlineMetric | None = None
     precision: Precision = dataclasses.field(default_factory=Precision)
     kernels: Kernels = dataclasses.field(default_factory=Kernels)
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)

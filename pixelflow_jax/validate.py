@@ -64,6 +64,7 @@ def _problems(config: Experiment) -> list[str]:
         *config.checkpoint.problems(),
         *config.log.problems(),
         *(config.posthoc.problems() if config.posthoc else ()),
+        *(config.online.problems() if config.online else ()),
         *_own_problems(config),
         *_message(config.precision.check),
         *_message(config.kernels.check),

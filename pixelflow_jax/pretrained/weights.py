@@ -211,7 +211,10 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
                     name: by_path(saved.restore_weights(step, shapes, name))
                     for name in config.posthoc.names
                 }
-                params = nested(posthoc.at_checkpoint(workdir, step, ema, kept))
+                # Those of WORKDIR/best lie in WORKDIR.
+                inside = (workdir / posthoc.FOLDER).is_dir()
+                home = workdir if inside else workdir.parent
+                params = nested(posthoc.at_checkpoint(home, step, ema, kept))
             else:
                 params = saved.restore_weights(step, shapes, ema)
             if constants:

@@ -81,12 +81,12 @@ def test_a_sweep_that_was_cut_measures_each_point_once(tmp_path):
 
     wanted = sweep.points(AXES)
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(wanted, sweep.Ledger(path, FACTS, True), once, said.append)
+        sweep.run(wanted, sweep.Ledger(path, FACTS, True), once, say=said.append)
     with path.open("a") as file:  # killed while a line was written
         file.write('{"point": {"steps": 20, "sca')
     ledger = sweep.Ledger(path, FACTS, True)
     rest = []
-    sweep.run(wanted, ledger, lambda p: rest.append(p) or measure(p), said.append)
+    sweep.run(wanted, ledger, lambda p: rest.append(p) or measure(p), say=said.append)
     assert asked + rest == wanted and len(rest) == 2
     assert "4 of 6 points were measured before" in said
     assert said[-1].startswith("[6/6] steps=20 scale=2: fid 0.45, is 5 (")
@@ -110,10 +110,30 @@ def test_a_result_that_is_no_number_is_refused(tmp_path):
     assert ledger.rows == {}
 
 
+def test_points_are_prepared_ahead_and_measured_in_order(tmp_path):
+    wanted, ready = sweep.points(AXES), []
+
+    def checked(point):
+        assert point in ready
+        return measure(point)
+
+    ledger = sweep.Ledger(tmp_path / "results.jsonl", FACTS, True)
+    ledger.add(wanted[1], measure(wanted[1]))
+    sweep.run(wanted, ledger, checked, prepare=ready.append, say=lambda line: None)
+    assert len(ledger.rows) == 6 and len(ready) == 5 and wanted[1] not in ready
+
+    def refuse(point):
+        raise EvaluationError("cannot be drawn")
+
+    other = sweep.Ledger(tmp_path / "other.jsonl", FACTS, True)
+    with pytest.raises(EvaluationError, match="cannot be drawn"):
+        sweep.run(wanted, other, checked, prepare=refuse)
+
+
 @pytest.fixture
 def ledger(tmp_path):
     ledger = sweep.Ledger(tmp_path / "results.jsonl", FACTS, True)
-    sweep.run(sweep.points(AXES), ledger, measure, lambda line: None)
+    sweep.run(sweep.points(AXES), ledger, measure, say=lambda line: None)
     return ledger
 
 
