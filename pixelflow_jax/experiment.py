@@ -40,6 +40,7 @@ from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
 from pixelflow_jax.training.posthoc import PostHocEMA
+from pixelflow_jax.values import Batch, Count, Name, Place, Rate, Seed
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -61,14 +62,14 @@ class Experiment:
     may begin anew: see `pretrained.finetune`.
     """
 
-    name: str
-    seed: int = 0
-    steps: int = 400_000
-    batch_size: int = 256
-    accumulate: int = 1
-    init_from: str = ""
-    init_ema: str = ""
-    init_reset: tuple[str, ...] = ()
+    name: Name
+    seed: Seed = 0
+    steps: Count = 400_000
+    batch_size: Batch = 256
+    accumulate: Batch = 1
+    init_from: Place = ""
+    init_ema: Place = ""
+    init_reset: tuple[Name, ...] = ()
     data: Data = dataclasses.field(default_factory=Data)
     path: Path = dataclasses.field(default_factory=Straight)
     model: DenoiserConfig = dataclasses.field(default_factory=PixNerd)
@@ -79,7 +80,7 @@ class Experiment:
     adaptive_weight: AdaptiveWeight | None = None
     conditioner: Conditioner = dataclasses.field(default_factory=ClassLabels)
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
-    ema: tuple[float, ...] = (0.9999,)
+    ema: tuple[Rate, ...] = (0.9999,)
     posthoc: PostHocEMA | None = None
     online: OnlineMetric | None = None
     precision: Precision = dataclasses.field(default_factory=Precision)

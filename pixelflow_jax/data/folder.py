@@ -18,6 +18,7 @@ from pixelflow_jax.data.source import (
     choose_split,
 )
 from pixelflow_jax.errors import DataError, NoCaption, UnreadableImage
+from pixelflow_jax.values import Place, Rate
 
 LOG = logging.getLogger(__name__)
 SUFFIXES = (
@@ -48,11 +49,11 @@ class ImageFolder(SourceConfig):
     path is missing, empty or not as `labels` says.
     """
 
-    path: str = ""
+    path: Place = ""
     labels: bool = True
     captions: bool = False
     allow_missing: bool = False
-    holdout: float = 0.0
+    holdout: Rate = 0.0
 
     def open(self, split: Split, image_size: int = 0) -> EncodedSource:
         """Opens one split; see the class for its errors."""

@@ -32,6 +32,7 @@ from pixelflow_jax.data.source import (
     decode_image,
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
+from pixelflow_jax.values import Place
 
 FORMAT = IndexFormat(
     name="dataset.json",
@@ -96,8 +97,8 @@ class Shards(SourceConfig):
     a shard is missing, or a shard's size is not what dataset.json says.
     """
 
-    path: str = ""
-    test_path: str = ""
+    path: Place = ""
+    test_path: Place = ""
 
     def open(self, split: Split, image_size: int = 0) -> "ShardSource":
         """Opens one split; see the class for its errors."""

@@ -13,7 +13,7 @@ from pixelflow_jax.evaluation.metrics import METRICS, evaluate
 from pixelflow_jax.evaluation.passes import set_features
 from pixelflow_jax.evaluation.references import Reference
 from pixelflow_jax.sampling.batches import Generator, Request, Weights
-from pixelflow_jax.sampling.stream import fixed_batch
+from pixelflow_jax.values import Count, Place, Several
 
 Distance = Literal["fid", "fd_dinov2", "fd_dinov2_b", "fd_lite0"]
 MOST = 50_000  # training images behind a reference, at most
@@ -33,16 +33,10 @@ class OnlineMetric:
     """
 
     metric: Distance = "fid"
-    every: int = 10_000
-    num_samples: int = 5000
-    weights: str = ""
-    reference: str = ""
-
-    def problems(self) -> list[str]:
-        """What is wrong with these fields."""
-        if self.every < 1 or self.num_samples < 2:
-            return ["online.every must be at least 1, online.num_samples at least 2"]
-        return []
+    every: Count = 10_000
+    num_samples: Several = 5000
+    weights: Place = ""
+    reference: Place = ""
 
     @property
     def extractor(self) -> str:
@@ -93,8 +87,8 @@ class OnlineEvaluation:
 
     def _images(self, weights: Weights) -> Iterator[tuple[int, np.ndarray]]:
         generator = self.generator
-        per_device = fixed_batch(generator.batch_size, generator.size)
         request = Request(self.given, self.seed)
+        per_device = generator.per_device(request.count)
         for place, drawn in generator.iterate(weights, request, per_device=per_device):
             yield place, to_uint8(drawn.images)
 

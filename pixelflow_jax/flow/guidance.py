@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse, unknown
 from pixelflow_jax.flow.path import per_image
+from pixelflow_jax.values import NonNegative, Place, Share, Time
 
 # (x, t, step) -> dx/dt. `t` is the time inside the stage, a scalar or one an image;
 # `step` is the time at which the solver's current step began. They differ in the second
@@ -145,13 +147,13 @@ class ClassifierFree(Guidance):
     PixelFlow section 3.4; Lin et al. 2024 for `rescale`.
     """
 
-    scale: float = 1.0
-    low: float = -np.inf
-    high: float = np.inf
+    scale: NonNegative = 1.0
+    low: Time = -np.inf
+    high: Time = np.inf
     interval: Interval = "()"
     interval_time: IntervalTime = "step"
-    ramp: tuple[float, ...] = ()
-    rescale: float = 0.0
+    ramp: tuple[Share, ...] = ()
+    rescale: Share = 0.0
 
     def __call__(self, branches: Branches, stage: int) -> Field:
         """The guided field of stage number `stage`."""
@@ -180,8 +182,6 @@ class ClassifierFree(Guidance):
                 f"guidance.ramp={self.ramp} must hold {num_stages} shares, one for "
                 "each stage of the path, or none"
             )
-        if not 0 <= self.rescale <= 1:
-            problems.append(f"guidance.rescale={self.rescale} must lie in [0, 1]")
         return problems
 
     def active(self, t: A, stage: int = 0) -> A:
@@ -198,13 +198,13 @@ class AutoGuidance(Guidance):
     are those of `ClassifierFree`. Source: Karras et al. 2024.
     """
 
-    scale: float = 1.0
-    low: float = -np.inf
-    high: float = np.inf
+    scale: NonNegative = 1.0
+    low: Time = -np.inf
+    high: Time = np.inf
     interval: Interval = "()"
     interval_time: IntervalTime = "step"
-    weights: str = ""
-    ema: str = ""
+    weights: Place = ""
+    ema: Place = ""
 
     def __call__(self, branches: Branches, stage: int) -> Field:
         """The guided field, the same on every stage."""
@@ -239,7 +239,14 @@ class AutoGuidance(Guidance):
 
 def _interval_problems(guidance: ClassifierFree | AutoGuidance) -> list[str]:
     times = get_args(IntervalTime)
+    low, high = guidance.low, guidance.high
+    reversed_ends = (
+        f"guidance.low={low} must be below guidance.high={high}: nothing is guided "
+        "otherwise"
+    )
     return [
+        *values.field_problems(guidance, "guidance"),
+        *([reversed_ends] if low >= high else []),
         *unknown("guidance.interval", guidance.interval, get_args(Interval)),
         *unknown("guidance.interval_time", guidance.interval_time, times),
     ]

@@ -8,15 +8,17 @@ program, which holds one network for each run of steps that are guided alike.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse, unknown
 from pixelflow_jax.flow.guidance import Field, runs
+from pixelflow_jax.values import Range
 
 StochasticStep = Literal["ode", "sde_mean", "sde", "sde_preserve", "sid2"]
 Transform = Literal["identity", "logsnr"]
@@ -246,7 +248,7 @@ class AdamsBashforth(Solver):
     float32 running sum of the step sizes.
     """
 
-    order: int = 2
+    order: Annotated[int, Range(low=1, high=4)] = 2
     transform: Transform = "identity"
 
     def static_times(self, times: np.ndarray) -> np.ndarray:
@@ -278,7 +280,7 @@ class AdamsBashforth(Solver):
         """What is wrong with these fields."""
         return [
             *unknown("AdamsBashforth.transform", self.transform, TRANSFORMS),
-            *unknown("AdamsBashforth.order", self.order, (1, 2, 3, 4)),
+            *values.field_problems(self, "AdamsBashforth"),
         ]
 
 

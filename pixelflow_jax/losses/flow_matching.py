@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.losses.context import Context, Role, Term
+from pixelflow_jax.values import NonNegative
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -18,7 +19,7 @@ class FlowMatching(Term):
     where the prediction says so.
     """
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     role: ClassVar[Role] = "flow"
 
     def __call__(self, context: Context) -> Array:

@@ -29,7 +29,7 @@ from pixelflow_jax.pretrained.card import Description
 from pixelflow_jax.pretrained.subjects import Classes, decisive_settings, subjects
 from pixelflow_jax.sampling.batches import Generated, Generator, Request, Weights
 from pixelflow_jax.sampling.settings import Sampling
-from pixelflow_jax.sampling.stream import Draw, Stream, fixed_batch, weights_digest
+from pixelflow_jax.sampling.stream import Draw, Stream, weights_digest
 from pixelflow_jax.tensors import hub
 from pixelflow_jax.validate import size_problems
 
@@ -275,8 +275,7 @@ class Pipeline:
     ) -> Stream:
         """The images of a call as one set with a digest, to be drawn batch by batch.
 
-        The arguments are those of a call; nothing is drawn yet. A set's programs have a
-        fixed batch a device (`sampling.stream.fixed_batch`), whatever the count.
+        The arguments are those of a call, and so are the images; nothing is drawn yet.
         Raises what a call raises.
         """
         _refuse_unknown(options, DrawOptions)
@@ -290,7 +289,7 @@ class Pipeline:
             request=Request(given, seed, first, record),
             names=self._names(_listed(wanted), count),
             settings=decisive_settings(self._settings(options), generator.size),
-            per_device=fixed_batch(generator.batch_size, generator.size),
+            per_device=generator.per_device(len(next(iter(given.values())))),
             platform=jax.default_backend(),
         )
         return Stream(draw=draw, generator=generator, weights=weights)

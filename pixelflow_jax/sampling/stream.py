@@ -20,8 +20,6 @@ from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.sampling.batches import Generated, Generator, Request, Weights
 
 DIGEST = 12  # characters of a digest in a folder's name
-CPU_BATCH = 8  # images at a time; a CPU gains nothing from more
-PIXELS = 64 * 256 * 256  # in a device's batch at most, so that large images fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +81,11 @@ class Stream:
     generator: Generator
     weights: Weights
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return (*self.generator.size, self.generator.model.channels)
+
     def __call__(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (place, images uint8 [b, h, w, 3]) from place `start` of the set on.
 
@@ -101,19 +104,6 @@ class Stream:
         for place, drawn in batches:
             _check_finite(drawn.images, draw.request.first + place)
             yield place, drawn
-
-
-def fixed_batch(batch_size: int, size: tuple[int, int]) -> int:
-    """The images that each device draws at a time, for images of (height, width).
-
-    `batch_size` is `sampling.batch_size` of the config, which is lessened for images
-    larger than 256 x 256 and on the CPU. It knows nothing of the set's count, so that a
-    set does not depend on it.
-    """
-    most = max(1, PIXELS // (size[0] * size[1]))
-    if jax.default_backend() == "cpu":
-        most = min(most, CPU_BATCH)
-    return min(batch_size, most)
 
 
 def weights_digest(weights: Weights) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import errno
 import pathlib
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,16 @@ from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.paths import by_path
 from pixelflow_jax.training.ema import (
     PREFIX,
+    WIDEST,
     PowerFunction,
     average_called,
     gamma_of,
     posthoc_name,
 )
+from pixelflow_jax.values import Count, Range, Several
 
 FOLDER = "ema_snapshots"
+SigmaRel = Annotated[float, Range(low=0, high=WIDEST, interval="(]")]
 # Directions in which stored profiles differ by less add noise, and no accuracy.
 SMALLEST = 1e-10
 
@@ -46,27 +49,19 @@ class PostHocEMA:
     spread evenly over the run. XL in two widths takes 2.7 GB a snapshot in 16 bits.
     """
 
-    sigma_rel: tuple[float, ...] = (0.05, 0.1)
-    every: int = 5000
-    keep: int = 48
+    sigma_rel: tuple[SigmaRel, ...] = (0.05, 0.1)
+    every: Count = 5000
+    keep: Several = 48
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        problems = []
-        if self.every < 1 or self.keep < 2:
-            problems.append("posthoc.every must be at least 1, posthoc.keep at least 2")
-        if len(set(self.sigma_rel)) < len(self.sigma_rel) or not self.sigma_rel:
-            problems.append(
-                f"posthoc.sigma_rel={self.sigma_rel} must name at least one width, and "
-                "none twice"
-            )
-        for width in self.sigma_rel:
-            try:
-                gamma_of(width)
-            except ValueError as error:
-                problems.append(f"posthoc.sigma_rel: {error}")
-        return problems
+        if self.sigma_rel and len(set(self.names)) == len(self.sigma_rel):
+            return []
+        return [
+            f"posthoc.sigma_rel={self.sigma_rel} must name at least one width, and "
+            "none twice"
+        ]
 
     @property
     def names(self) -> tuple[str, ...]:
