@@ -30,6 +30,7 @@ FREE = (
     "mesh",
     "checkpoint",
     "log",
+    "online",
     "sampling",
     "data.workers",
     "data.threads",
@@ -40,6 +41,7 @@ FREE = (
     "kernels",
     "accumulate",
     *("init_from", "init_ema", "init_reset"),
+    *("posthoc.every", "posthoc.keep", "posthoc.dtype"),
     *(f"teachers.dino.{name}" for name in ("weights", "attention", "stack")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
     *(
@@ -141,6 +143,20 @@ class Checkpointer:
         """Return when everything is on disk; raises CheckpointError if it is not."""
         with self._writing():
             self._manager.wait_until_finished()
+
+    def forget(self, step: int) -> None:
+        """Remove the checkpoints of that step and of later ones."""
+        later = [saved for saved in self._manager.all_steps() if saved >= step]
+        if later:
+            self.wait()  # one of them may still be written
+        for saved in later:
+            self._manager.delete(saved)
+
+    def position(self, step: int) -> dict:
+        """The position in the data that a checkpoint was written with."""
+        items = ocp.args.Composite(data=ocp.args.JsonRestore())
+        with self._reading(step):
+            return self._manager.restore(step, args=items)["data"]
 
     def config(self, step: int) -> dict:
         """The config a checkpoint was written with."""
