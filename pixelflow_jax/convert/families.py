@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from pixelflow_jax.config_types import type_errors
-from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd
+from pixelflow_jax.convert import deco, pixelflow, pixelgen, pixnerd
 from pixelflow_jax.convert.architecture import Architecture
 from pixelflow_jax.convert.sizes import Fields, Sizes
 from pixelflow_jax.data.loader import Data
@@ -24,6 +24,7 @@ ARCHITECTURES = (
     *pixelflow.ARCHITECTURES,
     *pixnerd.ARCHITECTURES,
     *pixelgen.ARCHITECTURES,
+    *deco.ARCHITECTURES,
 )
 FAMILIES = tuple(dict.fromkeys(name for one in ARCHITECTURES for name in one.families))
 # How a model is computed: no tensor tells, and no result depends on it.
@@ -31,9 +32,13 @@ EXECUTION = ("stack", "decoder.stack")
 
 
 def guess(keys: Mapping[str, object]) -> Architecture | None:
-    """The one whose marks are among some names; None for fewer than half of any."""
-    best = max(ARCHITECTURES, key=lambda architecture: architecture.likeness(keys))
-    return best if best.likeness(keys) > 0.5 else None
+    """The one most of whose marks are among some names; None for half of any or fewer.
+
+    One may hold all marks of another and some more: the more are found, the surer.
+    """
+    likely = [one for one in ARCHITECTURES if one.likeness(keys) > 0.5]
+    found = lambda one: (one.likeness(keys) * len(one.marks), one.likeness(keys))
+    return max(likely, key=found, default=None)
 
 
 def architecture_of(tensors: Mapping[str, LazyTensor], family: str) -> Architecture:

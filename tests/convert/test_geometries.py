@@ -96,6 +96,24 @@ def pixnerd(d: int, heads: int, depth: int, fields: int, classes: int = 1000):
     return found | norms("final_layer", norm=64)
 
 
+def deco(d: int, heads: int, depth: int, blocks: int = 3, width: int = 32):
+    """PixNerd's transformer, and a decoder whose blocks are not the transformer's."""
+    found = pixnerd(d, heads, depth, 0)
+    for name in ("weight", "bias"):
+        del found[f"final_layer.linear.{name}"]
+    del found["final_layer.norm.weight"]
+    found |= linear("x_embedder.embedder.0", 3 + 64, width)
+    found |= linear("dec_net.input_proj", width, width)
+    found |= linear("dec_net.cond_embed", d, 16 * 16 * width)
+    for i in range(blocks):
+        block = f"dec_net.res_blocks.{i}"
+        found |= {f"{block}.in_ln.{name}": (width,) for name in ("weight", "bias")}
+        found |= linear(f"{block}.mlp.0", width, width)
+        found |= linear(f"{block}.mlp.2", width, width)
+        found |= linear(f"{block}.adaLN_modulation.1", width, 3 * width)
+    return found | linear("dec_net.final_layer.linear", width, 3)
+
+
 def text_trunk(d: int, heads: int, depth: int, refine: int, text: int, length: int):
     """What the text models of PixNerd and PixelGen share."""
     found = time_embedder(d) | linear("y_embedder.proj", text, d)
@@ -159,6 +177,8 @@ RELEASED = {
     "PixNerd-L/16": (pixnerd(1024, 16, 22, 2), 452, "pixnerd:l16_256"),
     "PixNerd-XL/16": (pixnerd(1152, 16, 26, 4), 701, "pixnerd:xl16_256"),
     "PixNerd-XXL/16": (pixnerd_xxl(), 1172, "pixnerd_t2i:sft_512"),
+    "DeCo-L/16": (deco(1024, 16, 22), 427, "deco:l16_256"),
+    "DeCo-XL/16": (deco(1152, 16, 28), 682, "deco:xl16_256"),
     "PixelGen-L/16": (jit(1024, 16, 24, 128), 459, "pixelgen:l_256"),
     "PixelGen-XL/16": (jit(1152, 16, 28, 0), 677, "pixelgen:xl_256"),
     "PixelGen-XXL/16": (pixelgen_xxl(), 1123, "pixelgen_t2i:sft_512"),
