@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pixelflow_jax.cli import basis
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
 from pixelflow_jax.data.images import save_png
@@ -116,6 +117,13 @@ def run_preview(arguments: argparse.Namespace) -> None:
     print(f"Written: {out}")
 
 
+def run_basis(arguments: argparse.Namespace) -> None:
+    """Writes the basis of an asymmetric prediction."""
+    path, out = _source_and_out(arguments)
+    source = arguments.source(arguments, path, 0.0).open("train", arguments.size)
+    basis.write(source, arguments, Path(out).expanduser())
+
+
 def run_text_features(arguments: argparse.Namespace) -> None:
     """Encodes the captions of shards once, for training without the encoder."""
     # Here, because the processes that write shards import this file and need no jax.
@@ -159,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=raw
     )
-    names = "{shards,preview,text-features}"
+    names = "{shards,preview,basis,text-features}"
     commands = parser.add_subparsers(required=True, metavar=names)
     shards = commands.add_parser(
         "shards",
@@ -186,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--columns", type=int, default=10, help="images of each (%(default)s)")
     add("--size", type=int, default=64, help="pixels of an image (%(default)s)")
     add("--seed", type=int, default=0, help="which examples (%(default)s)")
+    basis.add_parser(commands).set_defaults(run=run_basis)
     features = commands.add_parser(
         "text-features",
         help="encode the captions of shards once, ahead of training",

@@ -122,4 +122,4 @@ def frequency_weights(quality: int, gamma: float = 1.0) -> Float[np.ndarray, "3 
     tables = np.stack([LUMINANCE, CHROMINANCE, CHROMINANCE])
     table = np.clip(np.floor((tables * scale + 50) / 100), 1, 255)
     weights = table**-gamma
-    return np.float32(weights / weights.mean((1, 2), keepdims=True))
+    return (weights / weights.mean((1, 2), keepdims=True)).astype(np.float32)
