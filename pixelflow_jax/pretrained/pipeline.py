@@ -6,8 +6,9 @@ import logging
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypedDict, Unpack, cast
+from typing import Unpack, cast
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -19,11 +20,16 @@ from pixelflow_jax.errors import PipelineError, PromptError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import Guidance
 from pixelflow_jax.flow.prediction import CONSTANTS
-from pixelflow_jax.flow.solver import Solver
-from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.interface import load_frozen
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import Description
+from pixelflow_jax.pretrained.options import (
+    Calling,
+    DrawOptions,
+    Loading,
+    Publishing,
+    SamplingOptions,
+)
 from pixelflow_jax.pretrained.requests import (
     Wanted,
     checked,
@@ -31,77 +37,14 @@ from pixelflow_jax.pretrained.requests import (
     path_of,
     refuse,
 )
-from pixelflow_jax.pretrained.subjects import Classes, subjects
-from pixelflow_jax.sampling.batches import Generated, Generator, Weights
-from pixelflow_jax.sampling.settings import Sampling
+from pixelflow_jax.pretrained.subjects import Classes, decisive_settings, subjects
+from pixelflow_jax.sampling.batches import Generated, Generator, Request, Weights
+from pixelflow_jax.sampling.stream import Draw, Stream, weights_digest
 from pixelflow_jax.tensors import hub
 from pixelflow_jax.validate import size_problems
-from pixelflow_jax.values import Count, Natural, Range, Seed
 
 LOG = logging.getLogger(__name__)
 LARGEST = 2  # how many times the training size an image may be without a warning
-
-Side = Annotated[int, Range(low=1, high=16_384, also=(0,))]  # 0: as trained
-
-
-class SamplingOptions(TypedDict, total=False):
-    """How images are drawn: keyword arguments, all of which may be left away.
-
-    Sizes default to the training size (0), `sampling` to the config's, and `solver`,
-    `grid` and `guidance` to those of `sampling`.
-    """
-
-    height: Side
-    width: Side
-    sampling: Sampling | None
-    solver: Solver | None
-    grid: Grid | None
-    guidance: Guidance | None
-
-
-class DrawOptions(SamplingOptions, total=False):
-    """How many images are drawn, from which noise, and what guidance leads away from.
-
-    Each prompt or class is drawn `images_per_prompt` times (1), one after the other.
-    Guidance leads away from `negative_prompt` (""), one for all or one for each prompt.
-    Images are numbered from `first` (0) on; their noise depends on `seed` (0) and the
-    number. `progress` (False) shows a bar.
-    """
-
-    negative_prompt: str | Sequence[str]
-    images_per_prompt: Count
-    seed: Seed
-    first: Natural
-    progress: bool
-
-
-class Loading(TypedDict, total=False):
-    """The arguments that say which files weights are read from, besides their path."""
-
-    ema: str | float
-    revision: str | None
-    text_encoder: str | pathlib.Path
-    tokenizer: str | pathlib.Path
-    allow_nonfinite: bool
-
-
-class Publishing(TypedDict, total=False):
-    """The arguments that say how weights are written."""
-
-    dtype: str
-    samples: Sequence[int | str]
-    name: str
-    private: bool | None
-    revision: str | None
-    commit_message: str
-    token: str | None
-
-
-class Calling(TypedDict, total=False):
-    """The other arguments of calls."""
-
-    record: bool
-    batch_size: Count
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -323,6 +266,37 @@ class Pipeline:
             record=record,
             progress=options.get("progress", False),
         )
+
+    def stream(
+        self, wanted: Wanted, *, record: bool = False, **options: Unpack[DrawOptions]
+    ) -> Stream:
+        """The images of a call as one set with a digest, to be drawn batch by batch.
+
+        The arguments are those of a call, and so are the images; nothing is drawn yet.
+        Raises what a call raises.
+        """
+        _refuse_unknown(options, DrawOptions)
+        generator, guide = self._generator(options)
+        count = options.get("images_per_prompt", 1)
+        given = self._given(wanted, options.get("negative_prompt", ""), count)
+        weights = self._weights(generator.mesh, guide)
+        seed, first = options.get("seed", 0), options.get("first", 0)
+        draw = Draw(
+            weights=weights_digest(weights),
+            request=Request(given, seed, first, record),
+            names=self._names(listed(wanted), count),
+            settings=decisive_settings(self._settings(options), generator.size),
+            per_device=generator.per_device(len(next(iter(given.values())))),
+            platform=jax.default_backend(),
+        )
+        return Stream(draw=draw, generator=generator, weights=weights)
+
+    def _names(self, listed: list, count: int) -> tuple[str, ...]:
+        """What each image is of: its prompt, or its class by name."""
+        if not self.reads_text:
+            names = self.class_names
+            listed = [names[k] if names else k for k in self.labels(listed)]
+        return tuple(str(one) for one in listed for _ in range(count))
 
     def compile(
         self,
