@@ -109,6 +109,9 @@ class WeightsRef:
         """
         if not ema or ema in self.averages:
             return ema or self.averages[0]
+        for average in self.averages:
+            if average and average != RAW and _same_number(average, str(ema)):
+                return average
         if self.averages == ("",):
             raise PipelineError(
                 f"{self.where} holds one set of weights, so there is no average "
@@ -126,6 +129,14 @@ class WeightsRef:
         step, name = self.description.step, self.description.config.name
         which = "without averaging" if ema == RAW else f"average with decay {ema}"
         return f"step {step:,} of the run {name!r}, {which}"
+
+
+def _same_number(one: str, other: str) -> bool:
+    """Whether two texts are the same number: 0.9 and 0.90."""
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
 
 
 def constant_shapes(config: Experiment) -> dict:
