@@ -300,7 +300,7 @@ def test_sampling_is_quiet(sampled):
     error = sampled["all"]["error"]
     assert "WARNING" not in error and "orbax" not in error.lower()
     assert all(
-        "batch" in line for line in error.replace("\r", "\n").split("\n") if line
+        "image" in line for line in error.replace("\r", "\n").split("\n") if line
     )
 
 

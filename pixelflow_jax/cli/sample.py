@@ -1,11 +1,9 @@
 """`pixelflow sample`: its flags, and what they make of a model's settings."""
 
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any, TypeVar
 
-import numpy as np
 from absl import flags
 
 from pixelflow_jax import values
@@ -16,7 +14,7 @@ from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.pretrained.subjects import slug
-from pixelflow_jax.sampling.output import write_samples
+from pixelflow_jax.sampling.output import Described, write_samples
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.sampling.settings import Sampling
 
@@ -103,41 +101,36 @@ def run_sampling(
     `ema` is the average that the pipeline holds, for the folder's name.
     """
     sampling = changed(pipeline.config.sampling)
-    wanted, count = _wanted(pipeline), COUNT.value
-    generated = pipeline.generate(
-        wanted,
+    stream = pipeline.stream(
+        _wanted(pipeline),
         negative_prompt=NEGATIVE.value,
-        images_per_prompt=count,
+        images_per_prompt=COUNT.value,
         seed=SEED.value,
         height=HEIGHT.value or 0,
         width=WIDTH.value or 0,
         sampling=sampling,
         record=TRAJECTORY.value,
-        progress=True,
     )
     steps = sampling.grid.stage_steps or (sampling.grid.steps,)
     solver = SOLVER.value or type(sampling.solver).__name__.lower()
-    name = (
+    words = (
         f"step{pipeline.step:08d}-{solver}{'-'.join(map(str, steps))}"
         f"-cfg{sampling.guidance.scale:g}-seed{SEED.value}{_variant(ema)}"
     )
-    labels = None
-    if pipeline.reads_text:
-        texts = np.array([*wanted, NEGATIVE.value])
-        name += f"-prompts{hashlib.sha256(texts.tobytes()).hexdigest()[:8]}"
-    else:
-        labels = np.repeat(pipeline.labels(wanted), count)
-        wanted = [pipeline.class_names[label] for label in labels[::count]]
     facts = {"seed": SEED.value, "negative_prompt": NEGATIVE.value}
-    return write_samples(
-        out or workdir / "samples" / name,
-        generated,
-        [one for one in wanted for _ in range(count)],
-        columns=count,
-        labels=labels,
+    facts = {name: value for name, value in facts.items() if value != ""}
+    about = Described(
+        shape=stream.shape,
+        digest=stream.draw.digest,
+        names=stream.draw.names,
+        columns=COUNT.value,
+        labels=stream.draw.request.given.get("label"),
+        facts={**facts, "draw": stream.draw.facts()},
         stages=STAGES.value,
-        facts={name: value for name, value in facts.items() if value != ""},
+        trajectory=TRAJECTORY.value,
     )
+    folder = out or workdir / "samples" / stream.draw.folder(words)
+    return write_samples(folder, stream.recorded, about, progress=True)
 
 
 def _wanted(pipeline: Pipeline) -> list[str]:

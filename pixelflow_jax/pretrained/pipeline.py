@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TypedDict, Unpack
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -25,9 +26,10 @@ from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.interface import load_frozen
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import Description
-from pixelflow_jax.pretrained.subjects import Classes, subjects
-from pixelflow_jax.sampling.batches import Generated, Generator, Weights
+from pixelflow_jax.pretrained.subjects import Classes, decisive_settings, subjects
+from pixelflow_jax.sampling.batches import Generated, Generator, Request, Weights
 from pixelflow_jax.sampling.settings import Sampling
+from pixelflow_jax.sampling.stream import Draw, Stream, weights_digest
 from pixelflow_jax.tensors import hub
 from pixelflow_jax.validate import size_problems
 
@@ -268,6 +270,37 @@ class Pipeline:
             progress=options.get("progress", False),
         )
 
+    def stream(
+        self, wanted: Wanted, *, record: bool = False, **options: Unpack[DrawOptions]
+    ) -> Stream:
+        """The images of a call as one set with a digest, to be drawn batch by batch.
+
+        The arguments are those of a call, and so are the images; nothing is drawn yet.
+        Raises what a call raises.
+        """
+        _refuse_unknown(options, DrawOptions)
+        generator, guide = self._generator(options)
+        count = options.get("images_per_prompt", 1)
+        given = self._given(wanted, options.get("negative_prompt", ""), count)
+        weights = self._weights(generator.mesh, guide)
+        seed, first = options.get("seed", 0), options.get("first", 0)
+        draw = Draw(
+            weights=weights_digest(weights),
+            request=Request(given, seed, first, record),
+            names=self._names(_listed(wanted), count),
+            settings=decisive_settings(self._settings(options), generator.size),
+            per_device=generator.per_device(len(next(iter(given.values())))),
+            platform=jax.default_backend(),
+        )
+        return Stream(draw=draw, generator=generator, weights=weights)
+
+    def _names(self, listed: list, count: int) -> tuple[str, ...]:
+        """What each image is of: its prompt, or its class by name."""
+        if not self.reads_text:
+            names = self.class_names
+            listed = [names[k] if names else k for k in self.labels(listed)]
+        return tuple(str(one) for one in listed for _ in range(count))
+
     def compile(
         self,
         batch_size: int = 1,
@@ -360,8 +393,7 @@ class Pipeline:
         count: int,
     ) -> dict[str, np.ndarray]:
         """What the conditioner reads for `count` images of each that is wanted."""
-        alone = isinstance(wanted, str | int | numbers.Integral)
-        listed = [wanted] if alone else list(wanted)
+        listed = _listed(wanted)
         if not listed or count < 1:
             raise PipelineError(
                 f"There is nothing to draw: {len(listed)} prompts or classes, "
@@ -400,6 +432,11 @@ class Pipeline:
                 f"classes, not {classes[0]}."
             )
         return guide
+
+
+def _listed(wanted: Wanted) -> list[int | str]:
+    alone = isinstance(wanted, str | int | numbers.Integral)
+    return [wanted] if alone else list(wanted)
 
 
 def _refuse_unknown(options: Mapping[str, object], known: type) -> None:

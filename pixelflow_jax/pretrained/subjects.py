@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
@@ -12,10 +12,22 @@ from jax.sharding import Mesh
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.conditioning.labels import label_problems
 from pixelflow_jax.conditioning.prompts import Prompts
+from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.experiment import Experiment
 
 LISTED = 30  # names of classes in a message
+# The parts of a config that decide images besides its sampling settings.
+DECISIVE = ("model", "path", "prediction", "precision", "kernels")
+
+
+def decisive_settings(config: Experiment, size: tuple[int, int]) -> dict[str, Any]:
+    """The part of a config that decides images of (height, width), as JSON."""
+    written = to_dict(config)
+    sampling = {k: v for k, v in written["sampling"].items() if k != "batch_size"}
+    height, width = size
+    own = {name: written[name] for name in DECISIVE}
+    return {**own, "sampling": sampling, "height": height, "width": width}
 
 
 class Subjects(Protocol):

@@ -10,7 +10,10 @@ from pixelflow_jax.values import Batch
 
 @dataclasses.dataclass(kw_only=True)
 class Sampling:
-    """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5)."""
+    """How images are drawn; the defaults are PixNerd's (Euler, 50 steps, CFG 3.5).
+
+    `batch_size` is the number of images that a GPU or TPU draws at a time, at most.
+    """
 
     solver: Solver = dataclasses.field(default_factory=Euler)
     grid: Grid = dataclasses.field(default_factory=Grid)

@@ -1,0 +1,171 @@
+"""InceptionV3 as TensorFlow published it in 2015: the network that FID is defined by.
+
+Not torchvision's: 1008 outputs, average pools that leave out what lies beyond the
+border, a last block that pools maxima, and TensorFlow 1's resize. Source: Heusel et al.
+2017, whose code and all that followed use this graph.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.teachers.inception_files import EPSILON
+from pixelflow_jax.teachers.inception_table import (
+    BLOCKS,
+    POOLED,
+    STEM,
+    Block,
+    Branch,
+    Conv,
+    table,
+)
+from pixelflow_jax.tensors import mapping
+
+SIZE = 299
+SPATIAL = "Mixed_6d/branch1x1"  # mixed_6/conv of the graph
+SPATIAL_CHANNELS = 7
+SPATIAL_WIDTH = 17 * 17 * SPATIAL_CHANNELS
+Window = tuple[int, int, int, int]
+WINDOW: Window = (1, 3, 3, 1)
+
+
+class Outputs(NamedTuple):
+    """What the evaluators read of the network, float32."""
+
+    pool3: Array  # [b, 2048]
+    spatial: Array  # [b, 2023], row by row, channels last
+    logits_unbiased: Array  # [b, 1008]
+    logits: Array  # [b, 1008]
+
+
+def shapes() -> dict:
+    """The parameters as shapes; reads nothing."""
+    return mapping.shapes(table(), Precision(compute="float32"))
+
+
+def outputs(params: dict, images: Array) -> Outputs:
+    """All outputs for images uint8 (or whole floats in 0..255) [b, h, w, 3]."""
+    seen = activations(params, images)
+    pool3 = seen["AvgPool"]
+    spatial = seen[SPATIAL][..., :SPATIAL_CHANNELS]
+    logits = jnp.matmul(pool3, params["fc"]["kernel"], precision="highest")
+    return Outputs(
+        pool3,
+        spatial.reshape(len(spatial), -1),
+        logits,
+        logits + params["fc"]["bias"],
+    )
+
+
+def activations(params: dict, images: Array) -> dict[str, Array]:
+    """What is behind each layer of the stem, each block and its one-layer branches.
+
+    By name ("Mixed_5b", "Mixed_5b/branch_pool"), [b, h, w, c]; "AvgPool" is pool3,
+    [b, 2048]. What is not used of it is not computed in a compiled program.
+    """
+    x = (resize(images) - 128) / 128
+    seen = {}
+    for conv in STEM:
+        x = _convolved(params[conv.name], conv, x)
+        seen[conv.name] = x
+        if conv.name in POOLED:
+            x = _reduced(x)
+            seen[POOLED[conv.name]] = x
+    for block in BLOCKS:
+        parts = [_branch(params[block.name], branch, x) for branch in block.branches]
+        seen |= _named(block, parts)
+        x = jnp.concatenate(parts, -1)
+        seen[block.name] = x
+    seen["AvgPool"] = x.mean((1, 2))
+    return seen
+
+
+def resize(images: Array) -> Array:
+    """Images [b, h, w, c] at 299 x 299, float32, as TensorFlow 1 interpolates.
+
+    Pixel i lies at i * (in / 299) between its lower and its upper neighbour: no half
+    pixel, no antialiasing. All in float32, columns before rows, so that each value is
+    TensorFlow's to the last bit.
+    """
+    x = images.astype(jnp.float32)
+    low, high, share = _neighbours(x.shape[2])
+    left = x[:, :, low]
+    x = left + (x[:, :, high] - left) * share[:, None]
+    low, high, share = _neighbours(x.shape[1])
+    top = x[:, low]
+    return top + (x[:, high] - top) * share[:, None, None]
+
+
+@functools.cache
+def _neighbours(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each of 299 pixels: the two it lies between, and how far from the lower."""
+    at = np.arange(SIZE, dtype=np.float32) * (np.float32(size) / np.float32(SIZE))
+    low = at.astype(np.int32)
+    return low, np.minimum(low + 1, size - 1), at - low.astype(np.float32)
+
+
+def _named(block: Block, parts: list[Array]) -> dict[str, Array]:
+    """The outputs of branches of one convolution, by its name."""
+    return {
+        f"{block.name}/{branch.convs[0].name}": part
+        for branch, part in zip(block.branches, parts, strict=True)
+        if len(branch.convs) == 1 and not branch.fork
+    }
+
+
+def _branch(params: dict, branch: Branch, x: Array) -> Array:
+    if branch.pool and not branch.convs:
+        return _reduced(x)
+    if branch.pool:
+        x = mean_pool(x) if branch.pool == "mean" else max_pool(x)
+    for conv in branch.convs:
+        x = _convolved(params[conv.name], conv, x)
+    if not branch.fork:
+        return x
+    return jnp.concatenate([_convolved(params[c.name], c, x) for c in branch.fork], -1)
+
+
+def _convolved(params: dict, conv: Conv, x: Array) -> Array:
+    """A convolution, its batch norm and ReLU."""
+    # The norm is part of the kernel: one pass over the pixels instead of three.
+    scale = params["weight"] * jax.lax.rsqrt(params["running_var"] + EPSILON)
+    bias = params["bias"] - params["running_mean"] * scale
+    stride = 2 if conv.border == "halve" else 1
+    x = jax.lax.conv_general_dilated(
+        x,
+        params["kernel"] * scale,
+        (stride, stride),
+        "SAME" if conv.border == "same" else "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+    return jax.nn.relu(x + bias)
+
+
+def mean_pool(x: Array) -> Array:
+    """Means over 3 x 3, stride 1; at the border, over the pixels that there are."""
+    ones = np.ones((1, *x.shape[1:3], 1), np.float32)
+    return _sums(x) / _sums(ones)
+
+
+def max_pool(x: Array) -> Array:
+    """Maxima over 3 x 3, stride 1."""
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, WINDOW, (1, 1, 1, 1), "SAME")
+
+
+def _sums(x: Array | np.ndarray) -> Array:
+    return jax.lax.reduce_window(
+        jnp.asarray(x), 0.0, jax.lax.add, WINDOW, (1, 1, 1, 1), "SAME"
+    )
+
+
+def _reduced(x: Array) -> Array:
+    """Maxima over 3 x 3, stride 2, without the border."""
+    return jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, WINDOW, (1, 2, 2, 1), "VALID"
+    )
