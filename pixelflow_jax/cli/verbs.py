@@ -90,7 +90,7 @@ VERBS = {
         modules=("pixelflow_jax.cli.sample",),
         fields=(*OPEN, *ENCODER),
         examples=(
-            "pixelflow sample --workdir=runs/demo --classes=smiles,flags --count=8 "
+            "pixelflow sample --workdir=runs/demo --classes=flags,food-drink --count=8 "
             "--guidance=2 --trajectory",
             "pixelflow sample --weights=emoji --out=drawn --classes=flags,food-drink "
             "--solver=heun --sample_steps=30",
@@ -126,7 +126,7 @@ VERBS = {
         examples=(
             "pixelflow export --workdir=runs/demo --out=published",
             "pixelflow export --workdir=runs/demo --out=published --ema=0.995 "
-            "--samples --classes=flags,smiles",
+            "--samples --classes=flags,food-drink",
             "pixelflow export --workdir=runs/demo --out=half --dtype=bfloat16",
         ),
     ),
