@@ -104,7 +104,7 @@ VERBS = {
         groups={
             "Which weights": (*WEIGHTS, *ENCODERS),
         },
-        modules=("pixelflow_jax.cli.evaluate",),
+        modules=("pixelflow_jax.cli.evaluate", "pixelflow_jax.cli.sweep"),
         fields=(*OPEN, *ENCODER, "data", "batch_size"),
         examples=(
             "pixelflow evaluate --workdir=runs/demo",
