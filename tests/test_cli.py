@@ -131,7 +131,8 @@ def test_words_of_other_tools_are_answered_with_flags_that_there_are(verb):
 
 
 def test_texts_that_a_terminal_would_obey_are_escaped():
-    assert printable("a\x1b[31mb\u202ec\n") == "a\\x1b[31mb\\u202ec\n"
+    text = printable("a\x1b[31mb\u202ec\n", terminal.KEPT)
+    assert text == "a\\x1b[31mb\\u202ec\n"
     assert printable("naïve 猫 🐈") == "naïve 猫 🐈"
 
 
