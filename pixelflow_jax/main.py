@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import typing
 
 import jax
 from absl import app, flags
@@ -64,7 +65,8 @@ def _train(changes: list[str]) -> None:
     config = load_config(name, changes)
     if any(change.startswith("--config.steps") for change in changes):
         config = extending.shrunk(config)
-    train.run_training(config, workdir, train.EXTEND.value, shared.YES.value)
+    extend = typing.cast(extending.Kind | None, train.EXTEND.value)
+    train.run_training(config, workdir, extend, shared.YES.value)
 
 
 def _sample(changes: list[str]) -> None:
@@ -76,8 +78,9 @@ def _sample(changes: list[str]) -> None:
     if weights is None or out is None:  # one of the two is asked of the run
         workdir = shared.folder_of_run(shared.WORKDIR.value, "sample")
     pipeline = _pipeline(workdir, changes)
-    _estimate(pipeline, workdir if out is None else out)
-    shared.writable(*((workdir,) if out is None else (out, "out")))
+    folder = workdir if out is None else out
+    _estimate(pipeline, folder)
+    shared.writable(folder, "workdir" if out is None else "out")
     try:
         paths = draw.run_sampling(pipeline, workdir, shared.EMA.value, out)
     except PipelineError as error:
