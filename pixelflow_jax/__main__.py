@@ -5,6 +5,7 @@ import json
 import sys
 
 from pixelflow_jax.cli import terminal, verbs
+from pixelflow_jax.paths import printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,6 +17,8 @@ def main(argv: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    if verb == "help" and rest:
+        verb, rest = rest[0], ["--help"]
     if verb in ("--help", "-h", "help"):
         print(verbs.overview())
         return 0
@@ -35,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _unknown(verb: str, known: list[str]) -> str:
-    verb = terminal.printable(verb)
+    verb = printable(verb)
     if verb.startswith("-"):
         return f"A verb comes first: `pixelflow VERB {verb}`, of {', '.join(known)}."
     near = difflib.get_close_matches(verb, known, 1)
