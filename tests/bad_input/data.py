@@ -259,7 +259,7 @@ def _flipped(content: bytearray, start: int) -> bytearray:
     return content
 
 
-CLAIM = "max_pixels=120,000,000"
+CLAIM = "max_pixels=110,000,000"
 IMAGES = [
     image("postscript called .png", lambda: h.EPS),
     image("pdf", lambda: b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n"),
