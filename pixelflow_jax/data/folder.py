@@ -194,7 +194,8 @@ class FolderImages:
 
 def _file_captions(file: Path, name: str, max_caption: int) -> tuple[str, ...]:
     try:
-        content = read_whole(file, most_bytes(max_caption))
+        limit = f"max_caption={max_caption:,}"
+        content = read_whole(file, most_bytes(max_caption), limit)
     except OSError as error:
         raise NoCaption(
             f"{printable(name)}: {printable(file.name)} cannot be read "
