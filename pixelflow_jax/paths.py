@@ -64,12 +64,13 @@ def portable(name: str) -> str:
     return SURROGATES.sub(lambda match: _escaped(match[0]), name)
 
 
-def printable(text: str) -> str:
-    r"""Text for one line of a terminal: control and odd characters as \x1b or \u2028.
+def printable(text: str, keep: str = "") -> str:
+    r"""Text for a terminal: control and odd characters as \x1b or \u2028.
 
-    Escape sequences in the name of a class or file are shown, not obeyed.
+    Escape sequences in the name of a class or file are shown, not obeyed. `keep` holds
+    those that stay, such as the ends of lines.
     """
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:

@@ -29,6 +29,7 @@ from pixelflow_jax.data.source import (
 )
 from pixelflow_jax.errors import DataError, NoCaption, UnreadableImage
 from pixelflow_jax.paths import local_path, portable, printable
+from pixelflow_jax.values import Count, Place, Rate
 
 LOG = logging.getLogger(__name__)
 
@@ -50,13 +51,13 @@ class ImageFolder(SourceConfig):
     all images of a class are of formats that are not read.
     """
 
-    path: str = ""
+    path: Place = ""
     labels: bool = True
     captions: bool = False
     allow_missing: bool = False
-    holdout: float = 0.0
-    max_pixels: int = MAX_PIXELS
-    max_caption: int = MAX_CAPTION
+    holdout: Rate = 0.0
+    max_pixels: Count = MAX_PIXELS
+    max_caption: Count = MAX_CAPTION
 
     def open(self, split: Split, image_size: int = 0) -> EncodedSource:
         """Opens one split; see the class for its errors."""

@@ -8,12 +8,13 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from pixelflow_jax import values
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.fitness import size_warnings
@@ -34,6 +35,7 @@ from pixelflow_jax.data.source import (
 )
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
 from pixelflow_jax.errors import DataError
+from pixelflow_jax.values import Natural, Pixels, Processes, Range, Share
 
 LOG = logging.getLogger(__name__)
 CLASSES = "class_names"  # in a fingerprint: what the labels of a run mean
@@ -54,14 +56,14 @@ class Data:
     """
 
     source: SourceConfig = dataclasses.field(default_factory=Emoji)
-    image_size: int = 256
+    image_size: Pixels = 256
     buckets: Buckets | None = None
     crop: Crop = dataclasses.field(default_factory=CenterCrop)
     flip: bool = True
-    workers: int = 0
-    threads: int = 8
-    prefetch: int = 2
-    max_corrupt: float = 0.01
+    workers: Processes = 0
+    threads: Annotated[int, Range(low=1, high=4096)] = 8
+    prefetch: Annotated[int, Range(low=1, high=4096)] = 2
+    max_corrupt: Share = 0.01
 
     def __post_init__(self):
         self._opened: dict[tuple, Source] = {}
@@ -188,15 +190,8 @@ class Data:
         )
 
     def _check(self, batching: Batching, start: int) -> None:
-        rules = {
-            "image_size must be at least 1": self.image_size >= 1,
-            "workers must be at least 0": self.workers >= 0,
-            "threads and prefetch must be at least 1": min(self.threads, self.prefetch)
-            >= 1,
-            "max_corrupt must be a share from 0 to 1": 0 <= self.max_corrupt <= 1,
-            "start must be at least 0": start >= 0,
-        }
-        problems = [rule for rule, holds in rules.items() if not holds]
+        problems = values.field_problems(self, "data")
+        problems += values.problems("start", start, Natural)
         if self.buckets is not None:
             problems += self.buckets.problems(self.image_size)
         problems += batching.problems()

@@ -40,6 +40,7 @@ from pixelflow_jax.data.source import (
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.paths import local_path
+from pixelflow_jax.values import Count, Place
 
 FORMAT = IndexFormat(
     name="dataset.json",
@@ -116,9 +117,9 @@ class Shards(SourceConfig):
     splits are not the same.
     """
 
-    path: str = ""
-    test_path: str = ""
-    max_pixels: int = MAX_PIXELS
+    path: Place = ""
+    test_path: Place = ""
+    max_pixels: Count = MAX_PIXELS
 
     def open(self, split: Split, image_size: int = 0) -> "ShardSource":
         """Opens one split; see the class for its errors."""

@@ -20,6 +20,7 @@ from pixelflow_jax.data.source import (
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.paths import local_path
+from pixelflow_jax.values import Count, Name, Place
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,13 +34,13 @@ class Tfds(SourceConfig):
     files are not ArrayRecord.
     """
 
-    name: str = "imagenet2012"
-    data_dir: str = ""
-    image_key: str = "image"
-    label_key: str = "label"
-    train_split: str = "train"
-    test_split: str = "validation"
-    max_pixels: int = MAX_PIXELS
+    name: Name = "imagenet2012"
+    data_dir: Place = ""
+    image_key: Name = "image"
+    label_key: Name = "label"
+    train_split: Name = "train"
+    test_split: Name = "validation"
+    max_pixels: Count = MAX_PIXELS
 
     def open(self, split: Split, image_size: int = 0) -> "TfdsSource":
         """Opens one split; see the class for its errors."""

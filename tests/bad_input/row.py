@@ -10,6 +10,7 @@ import pytest
 from absl.testing import flagsaver
 
 from pixelflow_jax import __main__ as commands
+from pixelflow_jax import main  # noqa: F401  defines the flags that are saved below
 from pixelflow_jax.errors import UserError
 
 LINES = 3  # of a message, at most
