@@ -7,10 +7,12 @@ whatever a file is called: its readers of PostScript and the like run other prog
 import io
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+
+from pixelflow_jax.values import Range
 
 # The suffixes that are read, and the formats that a file of any such name may have.
 SUFFIXES = (
@@ -32,7 +34,8 @@ MAX_PIXELS = 110_000_000  # a camera of 100 megapixels has 102; some 8 bytes eac
 # How much more memory than others some take for a pixel while they are decoded.
 WEIGHTS = {"TIFF": 1.15, "AVIF": 1.5, "WEBP": 2.25, "JPEG2000": 2.5}
 PROGRESSIVE_JPEG = 1.4
-PILLOW_MAX = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # where Pillow itself refuses
+PILLOW_MAX = 178_956_970  # where Pillow itself refuses
+PixelLimit = Annotated[int, Range(low=1, high=PILLOW_MAX)]
 MAX_FILE_BYTES = 400_000_000  # of one image
 BAND = 2**22  # pixels converted at once: large images would take several copies
 ORIENTATION = 0x0112

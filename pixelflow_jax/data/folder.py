@@ -15,7 +15,7 @@ from pixelflow_jax.data.captions import (
     lines,
     most_bytes,
 )
-from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES
+from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES, PixelLimit
 from pixelflow_jax.data.encoded import EncodedSource, say_first_frames
 from pixelflow_jax.data.files import read_whole
 from pixelflow_jax.data.limits import Limits
@@ -56,7 +56,7 @@ class ImageFolder(SourceConfig):
     captions: bool = False
     allow_missing: bool = False
     holdout: Rate = 0.0
-    max_pixels: Count = MAX_PIXELS
+    max_pixels: PixelLimit = MAX_PIXELS
     max_caption: Count = MAX_CAPTION
 
     def open(self, split: Split, image_size: int = 0) -> EncodedSource:

@@ -20,7 +20,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore (compiled)
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.data.decoding import MAX_PIXELS
+from pixelflow_jax.data.decoding import MAX_PIXELS, PixelLimit
 from pixelflow_jax.data.index import (
     IndexedFile,
     IndexFormat,
@@ -40,7 +40,7 @@ from pixelflow_jax.data.source import (
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.paths import local_path
-from pixelflow_jax.values import Count, Place
+from pixelflow_jax.values import Place
 
 FORMAT = IndexFormat(
     name="dataset.json",
@@ -119,7 +119,7 @@ class Shards(SourceConfig):
 
     path: Place = ""
     test_path: Place = ""
-    max_pixels: Count = MAX_PIXELS
+    max_pixels: PixelLimit = MAX_PIXELS
 
     def open(self, split: Split, image_size: int = 0) -> "ShardSource":
         """Opens one split; see the class for its errors."""

@@ -447,8 +447,8 @@ OPTIONS = [
     command("preview of nothing", "preview {0}/in {0}/x.png --rows 0", "at least 1"),
     command("preview of all", "preview {0}/in {0}/x.png --size 90000", "keep it below"),
     command("shards to a bucket", "shards {0}/in gs://b/x --size 8", "gs://", "OUT"),
-    command("no workers", "shards {0}/in {0}/o --workers 0", "--workers is 0"),
-    command("shards below 0", "shards {0}/in {0}/o --shards -2", "--shards is -2"),
+    command("no workers", "shards {0}/in {0}/o --workers 0", "--workers: '0'"),
+    command("shards below 0", "shards {0}/in {0}/o --shards -2", "--shards: '-2'"),
     command("no pixels", "shards {0}/in {0}/o --max-pixels 0", "--max-pixels"),
     command("no OUT", "shards {0}/in", "Give SOURCE and OUT"),
     Row("prepare: OUT is another's", _not_ours, ("choose another OUT",)),
@@ -457,10 +457,10 @@ OPTIONS = [
     Row("prepare: nothing but damage", _all_bad, ("None of the 1 images", "x.png")),
 ]
 LOADERS = [
-    loader("no pixels", "image_size must be at least 1", image_size=0),
-    loader("no threads", "threads and prefetch must be at least 1", threads=0),
-    loader("workers below 0", "workers must be at least 0", workers=-3),
-    loader("max_corrupt", "max_corrupt must be a share", max_corrupt=5),
+    loader("no pixels", "data.image_size=0 must be a whole", image_size=0),
+    loader("no threads", "data.threads=0 must be a whole number", threads=0),
+    loader("workers below 0", "data.workers=-3 must be a whole number", workers=-3),
+    loader("max_corrupt", "data.max_corrupt=5 must be a finite", max_corrupt=5),
     loader("no batch", "must be a positive multiple", {"batch_size": 0}),
     loader("a seed below 0", "seed must be at least 0", {"seed": -1}),
 ]

@@ -21,6 +21,7 @@ from pixelflow_jax.data.decoding import (
     MAX_PIXELS,
     OTHER_SUFFIXES,
     SUFFIXES,
+    PixelLimit,
 )
 from pixelflow_jax.data.encoded import EncodedSource, say_first_frames
 from pixelflow_jax.data.files import find_files
@@ -55,7 +56,7 @@ class Tars:
     caption_key: str = ""
     allow_missing: bool = False
     holdout: float = 0.0
-    max_pixels: int = MAX_PIXELS
+    max_pixels: PixelLimit = MAX_PIXELS
     max_caption: int = MAX_CAPTION
 
     def open(self, split: Split, image_size: int = 0) -> EncodedSource:
