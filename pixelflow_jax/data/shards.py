@@ -73,7 +73,7 @@ class StoredRecord(NamedTuple):
     def unpack(cls, content: bytes) -> "StoredRecord":
         """A record as it lay in a shard; an exception of any kind where it is none."""
         fields: dict[str, Any] = msgpack.unpackb(content)
-        record = cls(**fields | {"captions": tuple(fields["captions"])})
+        record = cls(**{**fields, "captions": tuple(fields["captions"])})
         texts = (*record.captions, record.name, record.origin)
         if not record.captions or not all(isinstance(text, str) for text in texts):
             raise ValueError("its captions, name or origin are no texts")
@@ -170,7 +170,9 @@ class ShardSource:
             )
         shards: list[IndexedShard] = index["shards"]
         self.class_names = tuple(index["class_names"])
-        self.labels = np.concatenate([np.int32(shard["labels"]) for shard in shards])
+        self.labels = np.concatenate(
+            [np.array(shard["labels"], np.int32) for shard in shards]
+        )
         self.sizes = np.concatenate([_sizes(shard) for shard in shards])
         self._max_pixels = max_pixels
         self.shards = {shard["file"]: shard["count"] for shard in shards}
