@@ -28,6 +28,7 @@ from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.cli.terminal import accept_every_text, give_up
 from pixelflow_jax.config_files import EXAMPLE, load_config
 from pixelflow_jax.errors import ConfigError, PipelineError, UserError
+from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.validate import validate_data
 
@@ -75,7 +76,9 @@ def _train(changes: list[str]) -> None:
 
 def _sample(changes: list[str]) -> None:
     weights = shared.WEIGHTS.value
-    out = pathlib.Path(shared.OUT.value).expanduser() if shared.OUT.value else None
+    out = (
+        local_path(shared.OUT.value, "--out", ConfigError) if shared.OUT.value else None
+    )
     workdir = pathlib.Path()
     if weights is None or out is None:  # one of the two is asked of the run
         workdir = shared.folder_of_run(shared.WORKDIR.value, "sample")
@@ -111,6 +114,7 @@ def _evaluate(changes: list[str]) -> None:
 def _export(changes: list[str]) -> None:
     if shared.OUT.value is None:
         raise ConfigError("`pixelflow export` needs --out, the folder to write.")
+    local_path(shared.OUT.value, "--out", ConfigError)  # before weights are read
     workdir = pathlib.Path()
     if shared.WEIGHTS.value is None:
         workdir = shared.folder_of_run(shared.WORKDIR.value, "export")

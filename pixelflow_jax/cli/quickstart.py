@@ -17,8 +17,9 @@ from pixelflow_jax.cli.terminal import accept_every_text, give_up
 from pixelflow_jax.cli.train import run_training
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.data.images import grid, save_png
-from pixelflow_jax.errors import UserError
+from pixelflow_jax.errors import ConfigError, UserError
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained.pipeline import Pipeline
 
 SHIPPED = resources.folder("assets") / "emoji.safetensors"
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, unknown = parser.parse_known_args(argv)
     parser.refuse_unknown(unknown)
     try:
-        _tour(pathlib.Path(arguments.workdir).expanduser(), arguments.steps)
+        _tour(local_path(arguments.workdir, "--workdir", ConfigError), arguments.steps)
     except UserError as error:
         give_up(f"{type(error).__name__}: {error}")
     return 0

@@ -6,6 +6,7 @@ import pathlib
 from absl import flags
 
 from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.paths import local_path
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -46,7 +47,7 @@ def folder_of_run(name: str | None, verb: str) -> pathlib.Path:
             "--workdir is missing: name the folder of the run, as in `pixelflow "
             f"{verb} --workdir=runs/mine`."
         )
-    path = pathlib.Path(name).expanduser()
+    path = local_path(name, "--workdir", ConfigError)
     run = _run_above(path)
     if run is not None:
         raise ConfigError(

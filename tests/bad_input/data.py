@@ -19,6 +19,7 @@ from pixelflow_jax.data.source import decode_image
 from pixelflow_jax.data.tfds import Tfds
 from tests.bad_input import hostile as h
 from tests.bad_input.row import Row
+from tests.bad_input.row import command as verb
 
 GB = 2**30
 DEEP = b'{"caption": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -429,6 +430,20 @@ SHARDS = [
     Row("features: a bucket", lambda _: Features("gs://b/x"), ("gs://",)),
 ]
 NAN = float("nan")
+BUCKETS = [
+    Row(
+        f"bucket: {' '.join(words[:2])}",
+        lambda _, w=words: verb(*w),
+        ("://", "copy it"),
+    )
+    for words in (
+        ("train", "--workdir=gs://b/run", "--config=emoji:tiny"),
+        ("sample", "--workdir=s3://b/run"),
+        ("sample", "--out=gs://b/images", "--weights=x"),
+        ("export", "--out=s3://b/x", "--weights=shipped"),
+        ("quickstart", "--workdir=gs://b/run"),
+    )
+]
 OPTIONS = [
     option("no workers", lambda: ShardOptions(workers=0), "--workers is 0", "least 1"),
     option("shards below 0", lambda: ShardOptions(shards=-2), "--shards is -2"),
@@ -471,6 +486,7 @@ ROWS: list[Row] = [
     *TARS,
     *PARQUETS,
     *SHARDS,
+    *BUCKETS,
     *OPTIONS,
     *LOADERS,
 ]
