@@ -110,6 +110,7 @@ def _evaluate(changes: list[str]) -> None:
 def _export(changes: list[str]) -> None:
     if shared.OUT.value is None:
         raise ConfigError("`pixelflow export` needs --out, the folder to write.")
+    local_path(shared.OUT.value, "--out", ConfigError)  # before weights are read
     workdir = pathlib.Path()
     if shared.WEIGHTS.value is None:
         workdir = shared.folder_of_run(shared.WORKDIR.value, "export")

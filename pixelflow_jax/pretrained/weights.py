@@ -10,7 +10,6 @@ newest checkpoint.
 import contextlib
 import dataclasses
 import json
-import logging
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -24,10 +23,11 @@ from pixelflow_jax import build, resources, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.loader import saved_class_names
-from pixelflow_jax.errors import DataError, PipelineError, WeightsError
+from pixelflow_jax.errors import PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.models.interface import shape_errors
+from pixelflow_jax.pretrained import class_names
 from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
 from pixelflow_jax.tensors import finite, hub, json_files, reader
 from pixelflow_jax.tensors import safetensors_files as safe
@@ -36,7 +36,6 @@ from pixelflow_jax.tensors.paths import by_path, nested
 from pixelflow_jax.training import posthoc
 from pixelflow_jax.training.checkpoint import Checkpointer
 
-LOG = logging.getLogger(__name__)
 CONFIG, CARD = "config.json", "README.md"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("float32", "bfloat16")
@@ -241,7 +240,7 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
         flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 
-    names = _class_names(config, own_names)
+    names = class_names.of_run(config, own_names)
     description = Description(config=config, class_names=names, step=step)
     averages = (*config.average_names, RAW)
     return WeightsRef(
@@ -258,23 +257,6 @@ def _posthoc_name(ema: str) -> str:
         return posthoc.canonical(ema)
     except ValueError as error:
         raise PipelineError(f"--ema={ema}: {error}") from error
-
-
-def _class_names(config: Experiment, saved: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The class names of a run: today's data may have others.
-
-    Runs of earlier versions did not save them: theirs are the data set's, or numbers
-    where that is not at hand.
-    """
-    if config.model.condition.reads_text:
-        return ()
-    if saved is not None:
-        return saved
-    try:
-        return config.data.class_names
-    except DataError as error:
-        LOG.warning("Classes go by their numbers, without the data set: %s", error)
-        return tuple(map(str, range(config.model.num_classes)))
 
 
 def _in_file(path: pathlib.Path) -> WeightsRef:
