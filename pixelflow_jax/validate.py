@@ -69,6 +69,7 @@ def _problems(config: Experiment, unsound: Set[str]) -> list[str]:
         ("optimizer steps", lambda: config.optimizer.problems(config.steps)),
         ("checkpoint", lambda: config.checkpoint.problems()),
         ("log", lambda: config.log.problems()),
+        ("posthoc", lambda: config.posthoc.problems() if config.posthoc else []),
         ("terms ema init_from init_ema init_reset", lambda: _own_problems(config)),
         ("conditioner model", lambda: config.conditioner.problems(config.model)),
         ("mesh batch_size accumulate", lambda: _batch_problems(config)),

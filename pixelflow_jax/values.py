@@ -106,6 +106,7 @@ Time = Annotated[float, Range(low=0, high=1, also=INFINITIES)]
 LearningRate = Annotated[float, Range(low=0, high=1, interval="(]")]
 
 Count = Annotated[int, Range(low=1, high=MOST)]
+Several = Annotated[int, Range(low=2, high=MOST)]
 Natural = Annotated[int, Range(low=0, high=MOST)]
 Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
 Pixels = Annotated[int, Range(low=1, high=16_384)]  # of one side of an image

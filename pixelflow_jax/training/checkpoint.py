@@ -19,6 +19,7 @@ from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import CONSTANTS
+from pixelflow_jax.paths import PlainAlias
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.versions import as_today, as_written
 from pixelflow_jax.values import Count, Name, Natural
@@ -29,6 +30,7 @@ FREE = (
     "mesh",
     "checkpoint",
     "log",
+    "online",
     "sampling",
     "data.workers",
     "data.threads",
@@ -39,6 +41,7 @@ FREE = (
     "kernels",
     "accumulate",
     *("init_from", "init_ema", "init_reset"),
+    *("posthoc.every", "posthoc.keep", "posthoc.dtype"),
     *(f"teachers.dino.{name}" for name in ("weights", "attention", "stack")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
     *(
@@ -88,8 +91,9 @@ class Checkpointer:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=policy.keep, keep_period=policy.keep_period or None
             )
+        self._alias = PlainAlias(self.directory)  # Orbax looks for steps with glob
         self._manager = ocp.CheckpointManager(
-            self.directory,
+            self._alias.path,
             item_names=("state", "data", "config"),
             options=options,
         )
@@ -140,11 +144,31 @@ class Checkpointer:
         with self._writing():
             self._manager.wait_until_finished()
 
+    def forget(self, step: int) -> None:
+        """Remove the checkpoints of that step and of later ones."""
+        later = [saved for saved in self._manager.all_steps() if saved >= step]
+        if later:
+            self.wait()  # one of them may still be written
+        for saved in later:
+            self._manager.delete(saved)
+
+    def position(self, step: int) -> dict:
+        """The position in the data that a checkpoint was written with."""
+        items = ocp.args.Composite(data=ocp.args.JsonRestore())
+        with self._reading(step):
+            return self._manager.restore(step, args=items)["data"]
+
     def config(self, step: int) -> dict:
         """The config a checkpoint was written with."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
         with self._reading(step):
             return self._manager.restore(step, args=items)["config"]
+
+    def data(self, step: int) -> dict:
+        """The data position that a checkpoint was written at."""
+        items = ocp.args.Composite(data=ocp.args.JsonRestore())
+        with self._reading(step):
+            return self._manager.restore(step, args=items)["data"]
 
     def restore(
         self,

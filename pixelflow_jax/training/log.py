@@ -88,6 +88,17 @@ class RunLog:
         )
         self._bar.update(step - self._bar.n)
 
+    def values(self, step: int, values: dict[str, float], remark: str = "") -> None:
+        """Report what was measured after `step` steps, beside the metrics."""
+        if not self._main:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.scalar(name, value, step)
+        shown = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
+        self.say(f"step {step}: {shown}{remark}")
+
     def _speed(self, step: int) -> dict[str, float]:
         before, then = self._since
         now = time.perf_counter()
