@@ -62,7 +62,7 @@ def run(open_pipeline: Open, workdir: pathlib.Path, out: pathlib.Path | None) ->
     if COMPARE.value:
         return run_comparison(COMPARE.value)
     if SUITE.value:
-        run_suite(open_pipeline(), workdir if out is None else out)
+        run_suite(SUITE.value, open_pipeline(), workdir if out is None else out)
     elif IMAGES.value:
         measure.run_images(METRICS.value, pathlib.Path(IMAGES.value), out)
     elif METRICS.value:
@@ -109,9 +109,10 @@ def run_comparison(paths: Sequence[str]) -> int:
     return 0 if record.compare(one, other).comparable else 1
 
 
-def run_suite(pipeline: Pipeline, out: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Draw what a suite's scorer reads, to OUT/SUITE, with OUT/SUITE.json beside it."""
-    name = SUITE.value
+def run_suite(
+    name: str, pipeline: Pipeline, out: pathlib.Path
+) -> dict[str, pathlib.Path]:
+    """Draw what a suite's scorer reads, to OUT/NAME, with OUT/NAME.json beside it."""
     if not PROMPTS.value:
         raise EvaluationError(
             f"--suite={name} needs --prompts: get {SUITES[name].origin}, and name it."
@@ -123,11 +124,9 @@ def run_suite(pipeline: Pipeline, out: pathlib.Path) -> dict[str, pathlib.Path]:
         )
     count = draw.COUNT.value if draw.COUNT.present else None
     items = read_suite(name, pathlib.Path(PROMPTS.value), count)
-    stream = pipeline.stream(
-        [item.prompt for item in items],
-        images_per_prompt=items[0].images,
-        **measure.drawing_options(pipeline),
-    )
+    options = measure.drawing_options(pipeline)
+    options["images_per_prompt"] = items[0].images
+    stream = pipeline.stream([item.prompt for item in items], **options)
     facts = {
         "prompts": str(PROMPTS.value),
         "model": measure.model_facts(pipeline),

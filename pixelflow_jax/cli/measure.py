@@ -25,7 +25,8 @@ from pixelflow_jax.evaluation.features import LOGITS
 from pixelflow_jax.evaluation.image_sets import ImageSet, NpzImages, open_images
 from pixelflow_jax.evaluation.order import class_order
 from pixelflow_jax.evaluation.passes import set_features
-from pixelflow_jax.pretrained.pipeline import DrawOptions, Pipeline
+from pixelflow_jax.pretrained.options import DrawOptions
+from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.sampling.batches import Generated
 from pixelflow_jax.sampling.output import Described, write_samples
 from pixelflow_jax.sampling.stream import Stream
