@@ -1,9 +1,10 @@
 """`pixelflow evaluate reference OUT.npz`: what samples will be measured against."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -13,8 +14,8 @@ from pixelflow_jax.errors import EvaluationError
 from pixelflow_jax.evaluation import metrics
 from pixelflow_jax.evaluation.accumulator import Accumulator, SetFeatures
 from pixelflow_jax.evaluation.extractors import open_extractors
-from pixelflow_jax.evaluation.features import Extractor
 from pixelflow_jax.evaluation.image_sets import ImageSet, SourceImages, open_images
+from pixelflow_jax.evaluation.passes import look
 from pixelflow_jax.evaluation.references import file_sha256, write_reference
 
 ROWS = 10_000  # images whose features precision, recall and KID compare, as ADM's
@@ -60,26 +61,26 @@ def write(out: str | pathlib.Path, wanted: Wanted) -> dict[str, SetFeatures]:
     count = len(wanted.images)
     rows = np.unique(np.linspace(0, count - 1, min(wanted.rows, count)).astype(int))
     seen = Accumulator(arrays, rows_of=rows)
-    _look(seen, extractors, wanted.images)
+    with tqdm(total=count, unit="image", desc="reference") as bar:
+        look(seen, _shown(wanted.images, bar), extractors)
     features = seen.gathered().features(count)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_reference(
-        out,
-        features,
-        extractors,
-        resolution=wanted.images.size,
-        facts=_facts(wanted, len(rows)),
-    )
+    if jax.process_index() == 0:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_reference(
+            out,
+            features,
+            extractors,
+            resolution=wanted.images.size,
+            facts=_facts(wanted, len(rows)),
+        )
     return features
 
 
-def _look(
-    seen: Accumulator, extractors: Mapping[str, Extractor], images: ImageSet
-) -> None:
-    with tqdm(total=len(images), unit="image", desc="reference") as bar:
-        for first, batch in images.batches(BATCH):
-            seen.add(extractors, batch, first)
-            bar.update(len(batch))
+def _shown(images: ImageSet, bar: tqdm) -> Iterator[tuple[int, np.ndarray]]:
+    """The batches of a set, which move a bar on."""
+    for first, batch in images.batches(BATCH):
+        yield first, batch
+        bar.update(len(batch))
 
 
 def _check(out: pathlib.Path, wanted: Wanted) -> None:
