@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     if verb in ("--help", "-h", "help"):
         print(verbs.overview())
         return 0
+    if verb == "evaluate" and rest[:1] == ["reference"]:
+        return _reference(rest[1:])
     if verb in verbs.VERBS:
         return _run(verb, rest)
     commands = {
@@ -106,6 +108,12 @@ def _prepare(arguments: list[str]) -> int:
 
 def _convert(arguments: list[str]) -> int:
     from pixelflow_jax.convert.__main__ import main
+
+    return main(arguments)
+
+
+def _reference(arguments: list[str]) -> int:
+    from pixelflow_jax.cli.reference import main
 
     return main(arguments)
 
