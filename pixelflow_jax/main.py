@@ -14,11 +14,20 @@ import jax
 from absl import app, flags
 
 from pixelflow_jax import backend, build, config_overrides
-from pixelflow_jax.cli import arguments, export, extending, shared, train, verbs
+from pixelflow_jax.cli import (
+    arguments,
+    blame,
+    estimate,
+    export,
+    extending,
+    shared,
+    train,
+    verbs,
+)
 from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.cli.terminal import accept_every_text, give_up
 from pixelflow_jax.config_files import EXAMPLE, load_config
-from pixelflow_jax.errors import ConfigError, UserError
+from pixelflow_jax.errors import ConfigError, PipelineError, UserError
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.validate import validate_data
 
@@ -61,7 +70,7 @@ def _train(changes: list[str]) -> None:
     config = load_config(name, changes)
     if any(change.startswith("--config.steps") for change in changes):
         config = extending.shrunk(config)
-    train.run_training(config, workdir, train.EXTEND.value)
+    train.run_training(config, workdir, train.EXTEND.value, shared.YES.value)
 
 
 def _sample(changes: list[str]) -> None:
@@ -71,11 +80,27 @@ def _sample(changes: list[str]) -> None:
     if weights is None or out is None:  # one of the two is asked of the run
         workdir = shared.folder_of_run(shared.WORKDIR.value, "sample")
     pipeline = _pipeline(workdir, changes)
+    _estimate(pipeline, workdir if out is None else out)
     shared.writable(*((workdir,) if out is None else (out, "out")))
-    for kind, path in draw.run_sampling(
-        pipeline, workdir, shared.EMA.value, out
-    ).items():
+    try:
+        paths = draw.run_sampling(pipeline, workdir, shared.EMA.value, out)
+    except PipelineError as error:
+        raise PipelineError(blame.with_flags(str(error))) from error
+    for kind, path in paths.items():
         print(f"{kind:>10}: {path}")
+
+
+def _estimate(pipeline: Pipeline, folder: pathlib.Path) -> None:
+    """Refuse to draw what cannot be drawn, or will take too long."""
+    asked = draw.PROMPTS.value or draw.CLASSES.value or pipeline.class_names
+    trained = pipeline.config.data.image_size
+    height, width = draw.HEIGHT.value or trained, draw.WIDTH.value or trained
+    config = dataclasses.replace(
+        pipeline.config, sampling=draw.changed(pipeline.config.sampling)
+    )
+    count = draw.COUNT.value * max(1, len(asked))
+    whole = estimate.of_sampling(config, count, height, width)
+    whole.check(shared.YES.value, folder)
 
 
 def _evaluate(changes: list[str]) -> None:

@@ -11,8 +11,9 @@ from absl import flags
 from pixelflow_jax import config_overrides
 from pixelflow_jax.cli import verbs
 from pixelflow_jax.cli.foreign_flags import ours
-from pixelflow_jax.cli.terminal import give_up, printable
+from pixelflow_jax.cli.terminal import KEPT, give_up
 from pixelflow_jax.config_io import is_under
+from pixelflow_jax.paths import printable
 
 HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull", "-?")
 # Flags that may be given without anything behind the equals sign.
@@ -139,7 +140,7 @@ def _field_problems(changes: list[str], verb: str) -> Iterator[str]:
 
 def _of_value(error: flags.Error) -> str:
     """absl's complaint about a value, as a sentence."""
-    text = printable(str(error)).removeprefix("flag ").rstrip(".")
+    text = printable(str(error), KEPT).removeprefix("flag ").rstrip(".")
     choices = re.search(r"value should be one of <(.*)>", text)
     if choices:
         listed = choices[1].replace("|", ", ")

@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from pixelflow_jax import config_overrides
 from pixelflow_jax.cli.parser import Parser, at_least, between, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
-from pixelflow_jax.cli.terminal import accept_every_text, folded, printable
+from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.prepare.shard_writer import (
     FORMATS,
@@ -22,6 +21,7 @@ from pixelflow_jax.data.prepare.shard_writer import (
 )
 from pixelflow_jax.data.source import SPLITS
 from pixelflow_jax.errors import DataError, UserError
+from pixelflow_jax.paths import local_path, printable
 
 COMMAND = "pixelflow prepare"
 EXAMPLES = f"""examples:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (UserError, OSError) as error:
-        print(f"error: {printable(folded(str(error)))}", file=sys.stderr)
+        print(f"error: {printable(folded(str(error)), KEPT)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped: the same command continues from here.", file=sys.stderr)
@@ -88,6 +88,7 @@ def run_shards(arguments: argparse.Namespace) -> None:
         max_corrupt=arguments.max_corrupt,
         overwrite=arguments.overwrite,
     )
+    folder = local_path(out, "OUT", DataError)
     config = arguments.source(arguments, path, arguments.holdout)
     print("Listing the images ...", flush=True)
     indices = write_shards(
@@ -95,7 +96,7 @@ def run_shards(arguments: argparse.Namespace) -> None:
             split: config.open(split, size or 0)
             for split in (SPLITS if arguments.holdout > 0 else SPLITS[:1])
         },
-        Path(out).expanduser(),
+        folder,
         encoding,
         description=repr(config),
         options=options,
@@ -115,19 +116,23 @@ def run_preview(arguments: argparse.Namespace) -> None:
     Where there is one class only, each image stands above its caption instead.
     """
     path, out = _source_and_out(arguments, default_out="preview.png")
-    if Path(out).suffix.lower() != ".png":
-        raise DataError(f"The picture {out!r} must end in .png: it is written as PNG.")
-    config = arguments.source(arguments, path, 0.0)
     layout = Layout(
         arguments.rows, arguments.columns, arguments.size, seed=arguments.seed
     )
     layout.check()
+    picture = local_path(out, "OUT", DataError)
+    if picture.suffix.lower() != ".png":
+        raise DataError(
+            f"A preview is a picture in the format PNG, and {printable(out)!r} is "
+            "called otherwise: give OUT a name that ends in .png."
+        )
+    config = arguments.source(arguments, path, 0.0)
     source = config.open("train", arguments.size)
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     for name, count in zip(source.class_names, counts, strict=True):
         print(f"{count:8d}  {printable(name)}")
     print(f"{len(source):8d}  in all")
-    save_png(Path(out).expanduser(), examples(source, layout))
+    save_png(picture, examples(source, layout))
     print(f"Written: {out}")
 
 
@@ -148,7 +153,7 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     out = write_features(
         config.conditioner,
         config.model,
-        Path(arguments.paths[0]).expanduser(),
+        local_path(arguments.paths[0], "SHARDS", DataError),
         mesh=config.mesh.build(),
         batch_size=arguments.batch_size,
         overwrite=arguments.overwrite,

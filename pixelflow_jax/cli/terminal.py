@@ -4,6 +4,8 @@ import io
 import sys
 from typing import NoReturn
 
+from pixelflow_jax.paths import printable
+
 LINES = 3  # of a message
 ITEMS = 8  # of a list in one
 KEPT = "\n\t\u00a0"  # besides what is printable
@@ -14,17 +16,6 @@ def accept_every_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def printable(text: str) -> str:
-    r"""A text whose control characters are escapes, such as \x1b: terminals obey those.
-
-    Names of classes and files come from other people.
-    """
-    return "".join(
-        c if c.isprintable() or c in KEPT else c.encode("unicode_escape").decode()
-        for c in text
-    )
 
 
 def folded(paragraph: str) -> str:
@@ -42,5 +33,5 @@ def folded(paragraph: str) -> str:
 
 def give_up(paragraph: str, code: int = 1) -> NoReturn:
     """Say why a command ends, on standard error, and end it."""
-    print(f"\n{printable(folded(paragraph))}", file=sys.stderr)
+    print(f"\n{printable(folded(paragraph), KEPT)}", file=sys.stderr)
     sys.exit(code)

@@ -7,7 +7,7 @@ import jax
 from absl import flags
 
 from pixelflow_jax import backend, build
-from pixelflow_jax.cli import extending, shared
+from pixelflow_jax.cli import estimate, extending, shared
 from pixelflow_jax.errors import ConfigError, UserError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.pretrained import weights as published
@@ -27,11 +27,18 @@ def run_training(
     config: Experiment,
     workdir: pathlib.Path,
     extend: extending.Kind | None = None,
+    yes: bool = False,
 ) -> None:
-    """Train `config` in `workdir` to its end, or to the next signal."""
+    """Train `config` in `workdir` to its end, or to the next signal.
+
+    `extend` is for a run that has begun (`extending.resumed`); `yes` lets what is
+    enormous begin.
+    """
     config = extending.resumed(config, workdir, extend)
     start = functools.partial(published.initial, config) if config.init_from else None
-    _check(config)
+    validate(config)
+    estimate.of_training(config).check(yes, workdir)
+    _check_data(config)
     run = build.training_run(config, start)
     shared.writable(workdir)
     backend.keep_programs()
@@ -40,9 +47,8 @@ def run_training(
         print(f"Checkpoints, curves and previews are in {workdir}.")
 
 
-def _check(config: Experiment) -> None:
-    """Raises ConfigError for a config that cannot run, with all that it lacks."""
-    validate(config)
+def _check_data(config: Experiment) -> None:
+    """Raises a UserError where data cannot be used, with what else is missing."""
     try:
         validate_data(config)
     except UserError as error:

@@ -17,6 +17,7 @@ from absl import flags
 from pixelflow_jax import values
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
+from pixelflow_jax.data.fitness import size_warnings
 from pixelflow_jax.data.plan import (
     Batching,
     Bucket,
@@ -25,12 +26,19 @@ from pixelflow_jax.data.plan import (
     Plan,
     Prepare,
 )
-from pixelflow_jax.data.source import Source, SourceConfig, Split, spread_captions
+from pixelflow_jax.data.source import (
+    Source,
+    SourceConfig,
+    Split,
+    class_changes,
+    spread_captions,
+)
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
 from pixelflow_jax.errors import DataError
 from pixelflow_jax.values import Natural, Pixels, Processes, Range, Share
 
 LOG = logging.getLogger(__name__)
+CLASSES = "class_names"  # in a fingerprint: what the labels of a run mean
 MIN_SEEN = 100  # records to look at before the share of unreadable ones counts
 
 
@@ -138,14 +146,19 @@ class Data:
         captions = None
         if caption_encoder is not None:
             captions = _captions_digest(source, caption_encoder)
-        fingerprint = self._fingerprint(plan, captions)
+        fingerprint = self._fingerprint(plan, source, captions)
+        for warning in size_warnings(source, plan.buckets, batching):
+            LOG.warning("%s", warning)
         return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)
 
-    def _fingerprint(self, plan: Plan, captions: str | None) -> dict[str, Any]:
+    def _fingerprint(
+        self, plan: Plan, source: Source, captions: str | None
+    ) -> dict[str, Any]:
         return {
             "source": type(self.source).__name__,
             "split": plan.batching.split,
             "length": plan.length,
+            CLASSES: list(source.class_names),
             "seed": plan.batching.seed,
             "batch_size": plan.batching.batch_size,
             "image_size": self.image_size,
@@ -249,11 +262,15 @@ class BatchLoader:
     def check(self, state: dict[str, Any]) -> None:
         """Raises DataError where a saved state belongs to other data or settings."""
         saved = state["fingerprint"]  # of an earlier version: it may hold less
+        own = self._fingerprint
         changes = [
-            f"{name} was {saved[name]!r} and is {self._fingerprint.get(name)!r}"
+            f"{name} was {saved[name]!r} and is {own.get(name)!r}"
             for name in sorted(saved)
-            if saved[name] != self._fingerprint.get(name)
+            if saved[name] != own.get(name) and name != CLASSES
         ]
+        if saved.get(CLASSES, own[CLASSES]) != own[CLASSES]:
+            changed = class_changes(saved[CLASSES], own[CLASSES])
+            changes.append(f"the classes are not those of then ({changed})")
         if changes:
             raise DataError(
                 f"The checkpoint was made with other data: {'; '.join(changes)}. "
@@ -288,6 +305,15 @@ class BatchLoader:
                 f"{' '.join(list(self._reasons)[:5])} Repair the data, or raise "
                 "max_corrupt to continue without them."
             )
+
+
+def saved_class_names(state: dict[str, Any]) -> tuple[str, ...] | None:
+    """The class names of the run that a loader's state belongs to, in label order.
+
+    None for the state of an earlier version, which did not keep them.
+    """
+    names = state["fingerprint"].get(CLASSES)
+    return None if names is None else tuple(names)
 
 
 def _captions_digest(source: Source, encoder: CaptionEncoder) -> str:

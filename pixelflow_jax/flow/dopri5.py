@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse, unknown
@@ -95,7 +96,7 @@ class Dopri5(Solver):
     def static_times(self, times: np.ndarray) -> None:
         """None: it finds its times on the way."""
 
-    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
+    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
         """Integrate; order 5, 2 evaluations and 6 more for each attempted step.
 
         The field's `t` and `step` are [b] under control "image" and scalars under
@@ -251,7 +252,7 @@ def _weigh(weights: Array | np.ndarray, slopes: Array) -> Array:
     return jnp.tensordot(weights, slopes, 1, precision="highest")
 
 
-def _rms(x: Array) -> Array:
+def _rms(x: Float[Array, "u ..."]) -> Float[Array, " u"]:
     """The root mean square of every unit: [u, ...] to [u]."""
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim))))
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse, unknown
@@ -61,7 +62,12 @@ class Windowed:
         """Whether evaluations at `t`, in steps that began at `step`, lie inside."""
         return self.within({"step": step, "evaluation": t}[self.interval_time])
 
-    def __call__(self, x: Array, t: Array, step: Array) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "b ..."],
+        t: Float[Array, "*times"],
+        step: Float[Array, "*times"],
+    ) -> Float[Array, "b ..."]:
         """The velocity, decided by the value that the time has when the program runs.
 
         Where images stand at different times (adaptive steps) both are computed.
@@ -73,7 +79,9 @@ class Windowed:
         return jnp.where(per_image(is_inside, x), inside, outside)
 
 
-def runs(field: Field, t: np.ndarray, step: np.ndarray) -> list[tuple[slice, Field]]:
+def runs(
+    field: Field, t: Float[np.ndarray, " n"], step: Float[np.ndarray, " n"]
+) -> list[tuple[slice, Field]]:
     """Evaluations at `t` [n], cut where a window opens or closes.
 
     They belong to the steps that began at `step` [n]. Every run of evaluations comes
@@ -272,7 +280,9 @@ def _inside(
     return Windowed(within, inside, outside, guidance.interval_time)
 
 
-def _rescaled(guided: Array, cond: Array, phi: float) -> Array:
+def _rescaled(
+    guided: Float[Array, "b h w c"], cond: Float[Array, "b h w c"], phi: float
+) -> Float[Array, "b h w c"]:
     """`guided`, each image's deviation moved a share `phi` towards `cond`'s."""
 
     def deviation(v: Array) -> Array:

@@ -99,7 +99,11 @@ class Stage:
         fine = (end - upsample2(low_end) - (1 - e) * noise) / e
         return upsample2(low) + fine
 
-    def begin(self, previous: Array | None, noise: Array) -> Array:
+    def begin(
+        self,
+        previous: Float[Array, "b half_h half_w c"] | None,
+        noise: Float[Array, "b h w c"],
+    ) -> Float[Array, "b h w c"]:
         """Where sampling starts, from the previous stage's result and fresh noise.
 
         `noise` [b, h, w, c] is standard normal for the first stage and comes from
@@ -112,7 +116,7 @@ class Stage:
         kept, fresh = self.jump
         return kept * upsample2(previous) + fresh * noise
 
-    def timestep(self, t: Array) -> Array:
+    def timestep(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         """The time the network is told at in-stage time `t`."""
         low, high = self.timestep_range
         return low + (high - low) * t

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from pixelflow_jax.losses.context import Context, Role, Term
 from pixelflow_jax.values import NonNegative
@@ -22,7 +23,7 @@ class FlowMatching(Term):
     weight: NonNegative = 1.0
     role: ClassVar[Role] = "flow"
 
-    def __call__(self, context: Context) -> Array:
+    def __call__(self, context: Context) -> Float[Array, " b"]:
         """One mean squared error an image, float32 [b]."""
         values = []
         for point, velocity in zip(context.points, context.velocity(), strict=True):

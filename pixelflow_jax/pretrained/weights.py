@@ -22,6 +22,7 @@ import numpy as np
 from pixelflow_jax import build, resources, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.data.images import save_png
+from pixelflow_jax.data.loader import saved_class_names
 from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.prediction import CONSTANTS
@@ -112,6 +113,8 @@ class WeightsRef:
         """
         if not ema or ema in self.averages:
             return ema or self.averages[0]
+        if alike := [one for one in self.averages if _is_same_decay(one, ema)]:
+            return alike[0]
         if self.posthoc and (name := _posthoc_name(ema)):
             return name
         if self.averages == ("",):
@@ -136,6 +139,14 @@ class WeightsRef:
         elif ema.startswith(posthoc.PREFIX):
             which = f"average of relative width {ema.removeprefix(posthoc.PREFIX)}"
         return f"step {step:,} of the run {name!r}, {which}"
+
+
+def _is_same_decay(name: str, asked: str) -> bool:
+    """Whether two texts are one number, such as 0.9 and 0.90."""
+    try:
+        return float(name) == float(asked)
+    except ValueError:
+        return False
 
 
 def constant_shapes(config: Experiment) -> dict:
@@ -198,6 +209,7 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
                 f"{workdir}/checkpoints holds no complete checkpoint yet: train first."
             )
         config = on_any_devices(saved.config(step))
+        own_names = saved_class_names(saved.data(step))
 
     def tensors(ema: str) -> dict[str, LazyTensor]:
         whole = sharding.replicated(config.mesh.build())
@@ -223,7 +235,7 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
         flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 
-    names = _class_names(config)
+    names = _class_names(config, own_names)
     description = Description(config=config, class_names=names, step=step)
     averages = (*config.average_names, RAW)
     return WeightsRef(
@@ -242,10 +254,16 @@ def _posthoc_name(ema: str) -> str:
         raise PipelineError(f"--ema={ema}: {error}") from error
 
 
-def _class_names(config: Experiment) -> tuple[str, ...]:
-    """The data set's class names, or numbers where the data set is not at hand."""
+def _class_names(config: Experiment, saved: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The class names of a run: today's data may have others.
+
+    Runs of earlier versions did not save them: theirs are the data set's, or numbers
+    where that is not at hand.
+    """
     if config.model.condition.reads_text:
         return ()
+    if saved is not None:
+        return saved
     try:
         return config.data.class_names
     except DataError as error:

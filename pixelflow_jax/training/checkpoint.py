@@ -19,6 +19,7 @@ from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import CONSTANTS
+from pixelflow_jax.paths import PlainAlias
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.versions import as_today, as_written
 from pixelflow_jax.values import Count, Name, Natural
@@ -90,8 +91,9 @@ class Checkpointer:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=policy.keep, keep_period=policy.keep_period or None
             )
+        self._alias = PlainAlias(self.directory)  # Orbax looks for steps with glob
         self._manager = ocp.CheckpointManager(
-            self.directory,
+            self._alias.path,
             item_names=("state", "data", "config"),
             options=options,
         )
@@ -161,6 +163,12 @@ class Checkpointer:
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
         with self._reading(step):
             return self._manager.restore(step, args=items)["config"]
+
+    def data(self, step: int) -> dict:
+        """The data position that a checkpoint was written at."""
+        items = ocp.args.Composite(data=ocp.args.JsonRestore())
+        with self._reading(step):
+            return self._manager.restore(step, args=items)["data"]
 
     def restore(
         self,

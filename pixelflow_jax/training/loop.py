@@ -90,7 +90,7 @@ def _overlaid(fresh: dict, given: dict) -> dict:
     return traverse_util.unflatten_dict(flat)
 
 
-def train(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
+def train(run: TrainingRun, workdir: str | pathlib.Path) -> TrainState:
     """Carry out `run` in `workdir`, going on from its newest checkpoint if any.
 
     Returns the last state. SIGTERM and Ctrl-C save and return at the next step. Raises
@@ -98,6 +98,7 @@ def train(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
     DataError for a batch the model cannot learn from, OSError when the log cannot be
     written.
     """
+    workdir = pathlib.Path(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
     with contextlib.ExitStack() as closing:
         closing.callback(checkpointer.close)
