@@ -6,7 +6,8 @@ border, a last block that pools maxima, and TensorFlow 1's resize. Source: Heuse
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,10 @@ SPATIAL_CHANNELS = 7
 SPATIAL_WIDTH = 17 * 17 * SPATIAL_CHANNELS
 Window = tuple[int, int, int, int]
 WINDOW: Window = (1, 3, 3, 1)
+# How products are made: in float32; or, on NVIDIA's matrix units, as three products of
+# TF32's precision whose sum is as exact as float32's, as TPUs do by themselves.
+Arithmetic = Literal["float32", "tf32x3"]
+Convolve = Callable[[Array, Array, Conv], Array]
 
 
 class Outputs(NamedTuple):
@@ -48,9 +53,9 @@ def shapes() -> dict:
     return mapping.shapes(table(), Precision(compute="float32"))
 
 
-def outputs(params: dict, images: Array) -> Outputs:
+def outputs(params: dict, images: Array, arithmetic: Arithmetic = "float32") -> Outputs:
     """All outputs for images uint8 (or whole floats in 0..255) [b, h, w, 3]."""
-    seen = activations(params, images)
+    seen = activations(params, images, arithmetic)
     pool3 = seen["AvgPool"]
     spatial = seen[SPATIAL][..., :SPATIAL_CHANNELS]
     logits = jnp.matmul(pool3, params["fc"]["kernel"], precision="highest")
@@ -62,22 +67,25 @@ def outputs(params: dict, images: Array) -> Outputs:
     )
 
 
-def activations(params: dict, images: Array) -> dict[str, Array]:
+def activations(
+    params: dict, images: Array, arithmetic: Arithmetic = "float32"
+) -> dict[str, Array]:
     """What is behind each layer of the stem, each block and its one-layer branches.
 
     By name ("Mixed_5b", "Mixed_5b/branch_pool"), [b, h, w, c]; "AvgPool" is pool3,
     [b, 2048]. What is not used of it is not computed in a compiled program.
     """
+    convolve = functools.partial(_convolve, arithmetic)
     x = (resize(images) - 128) / 128
     seen = {}
     for conv in STEM:
-        x = _convolved(params[conv.name], conv, x)
+        x = _convolved(params[conv.name], conv, x, convolve)
         seen[conv.name] = x
         if conv.name in POOLED:
             x = _reduced(x)
             seen[POOLED[conv.name]] = x
     for block in BLOCKS:
-        parts = [_branch(params[block.name], branch, x) for branch in block.branches]
+        parts = _branches(params[block.name], block, x, convolve)
         seen |= _named(block, parts)
         x = jnp.concatenate(parts, -1)
         seen[block.name] = x
@@ -118,33 +126,78 @@ def _named(block: Block, parts: list[Array]) -> dict[str, Array]:
     }
 
 
-def _branch(params: dict, branch: Branch, x: Array) -> Array:
-    if branch.pool and not branch.convs:
-        return _reduced(x)
-    if branch.pool:
-        x = mean_pool(x) if branch.pool == "mean" else max_pool(x)
-    for conv in branch.convs:
-        x = _convolved(params[conv.name], conv, x)
-    if not branch.fork:
-        return x
-    return jnp.concatenate([_convolved(params[c.name], c, x) for c in branch.fork], -1)
+def _branches(params: dict, block: Block, x: Array, convolve: Convolve) -> list[Array]:
+    """What each branch makes of x, [b, h, w, c]."""
+    joint = [branch for branch in block.branches if _starts_jointly(branch)]
+    folded = [_folded(params[branch.convs[0].name]) for branch in joint]
+    # All that begin with 1 x 1 read x once. Means and 1 x 1 convolutions commute, so
+    # that means are taken of a few channels instead of all.
+    y = convolve(x, jnp.concatenate([kernel for kernel, _ in folded], -1), Conv("", 0))
+    widths = np.cumsum([branch.convs[0].outputs for branch in joint])
+    heads = iter(zip(jnp.split(y, widths[:-1], -1), folded, strict=True))
+    parts = []
+    for branch in block.branches:
+        rest, part = branch.convs, x
+        if _starts_jointly(branch):
+            head, (_, bias) = next(heads)
+            head = mean_pool(head) if branch.pool == "mean" else head
+            rest, part = branch.convs[1:], jax.nn.relu(head + bias)
+        elif branch.pool:
+            part = max_pool(x) if branch.convs else _reduced(x)
+        for conv in rest:
+            part = _convolved(params[conv.name], conv, part, convolve)
+        if branch.fork:
+            ends = [_convolved(params[c.name], c, part, convolve) for c in branch.fork]
+            part = jnp.concatenate(ends, -1)
+        parts.append(part)
+    return parts
 
 
-def _convolved(params: dict, conv: Conv, x: Array) -> Array:
-    """A convolution, its batch norm and ReLU."""
-    # The norm is part of the kernel: one pass over the pixels instead of three.
+def _starts_jointly(branch: Branch) -> bool:
+    first = branch.convs[:1]
+    return bool(first) and first[0].size == (1, 1) and branch.pool != "max"
+
+
+def _folded(params: dict) -> tuple[Array, Array]:
+    """Kernel and bias of a convolution that its batch norm is part of.
+
+    One pass over the pixels instead of three.
+    """
     scale = params["weight"] * jax.lax.rsqrt(params["running_var"] + EPSILON)
-    bias = params["bias"] - params["running_mean"] * scale
+    return params["kernel"] * scale, params["bias"] - params["running_mean"] * scale
+
+
+def _convolved(params: dict, conv: Conv, x: Array, convolve: Convolve) -> Array:
+    """A convolution, its batch norm and ReLU."""
+    kernel, bias = _folded(params)
+    return jax.nn.relu(convolve(x, kernel, conv) + bias)
+
+
+def _convolve(arithmetic: Arithmetic, x: Array, kernel: Array, conv: Conv) -> Array:
+    """A convolution with the stride and border of `conv`."""
+    precision = "highest"
+    if arithmetic == "tf32x3":
+        # (xh + xl) (kh + kl) without xl kl, in one sum over three times the channels.
+        (xh, xl), (kh, kl) = _halves(x), _halves(kernel)
+        x = jnp.concatenate([xh, xl, xh], -1)
+        kernel = jnp.concatenate([kh, kh, kl], 2)
+        precision = "default"
     stride = 2 if conv.border == "halve" else 1
-    x = jax.lax.conv_general_dilated(
+    return jax.lax.conv_general_dilated(
         x,
-        params["kernel"] * scale,
+        kernel,
         (stride, stride),
         "SAME" if conv.border == "same" else "VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision="highest",
+        precision=precision,
     )
-    return jax.nn.relu(x + bias)
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    """x as a sum of two: the first has TF32's 11 bits of precision, exactly."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    high = jax.lax.bitcast_convert_type(bits & np.uint32(0xFFFFE000), jnp.float32)
+    return high, x - high
 
 
 def mean_pool(x: Array) -> Array:
