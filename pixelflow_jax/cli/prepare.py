@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pixelflow_jax import config_overrides
+from pixelflow_jax.cli import basis
 from pixelflow_jax.cli.parser import Parser, at_least, between, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
@@ -136,6 +137,13 @@ def run_preview(arguments: argparse.Namespace) -> None:
     print(f"Written: {out}")
 
 
+def run_basis(arguments: argparse.Namespace) -> None:
+    """Writes the basis of an asymmetric prediction."""
+    path, out = _source_and_out(arguments)
+    source = arguments.source(arguments, path, 0.0).open("train", arguments.size)
+    basis.write(source, arguments, local_path(out, "OUT", DataError))
+
+
 def run_text_features(arguments: argparse.Namespace) -> None:
     """Encodes the captions of shards once, for training without the encoder."""
     # Here, because the processes that write shards import this file and need no jax.
@@ -180,7 +188,7 @@ def _source_and_out(
 
 def _parser() -> Parser:
     parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
-    names = "{shards,preview,text-features}"
+    names = "{shards,preview,basis,text-features}"
     commands = parser.add_subparsers(required=True, metavar=names)
     shards = commands.add_parser(
         "shards",
@@ -205,6 +213,8 @@ def _parser() -> Parser:
     add("--columns", type=count, default=10, help="images of each (%(default)s)")
     add("--size", type=count, default=64, help="pixels of an image (%(default)s)")
     add("--seed", type=at_least(0), default=0, help="which examples (%(default)s)")
+    bases = basis.add_parser(commands)
+    bases.set_defaults(run=run_basis, parser=bases)
     _add_text_features(commands)
     return parser
 

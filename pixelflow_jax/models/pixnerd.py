@@ -6,7 +6,8 @@ field's place it is the paper's baseline, a plain DiT on pixels.
 
 import dataclasses
 import functools
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -235,10 +236,36 @@ class FieldDecoder(nnx.Module):
         return unpatchify(out, patch, *image.shape[1:3])
 
 
+class Decoder(Protocol):
+    """What makes the decoder of a transformer like this one."""
+
+    def build(
+        self, model: Patches, rngs: nnx.Rngs, precision: Precision
+    ) -> Callable[[Array, Array, Array, Array], Array]:
+        """A module, called with image, tokens, time and condition."""
+        ...
+
+
+class Trunk(trunk.Config, Protocol):
+    """The fields of whatever config builds a `PixNerdModel`."""
+
+    num_classes: int
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the SwiGLU MLP."""
+        ...
+
+    @property
+    def decoder(self) -> Decoder:
+        """What follows the transformer."""
+        ...
+
+
 class PixNerdModel(nnx.Module):
     """The class-conditional denoiser (`models.interface.Denoiser`)."""
 
-    def __init__(self, config: PixNerd, rngs: nnx.Rngs, precision: Precision):
+    def __init__(self, config: Trunk, rngs: nnx.Rngs, precision: Precision):
         d, self.patch = config.width, config.patch
         self.head_width = d // config.heads
         self.dtype = precision.dtype

@@ -434,9 +434,14 @@ def initial(config: Experiment) -> Initial:
     lines = [f"init_from={config.init_from}: {source.origin(first)}"]
     if both:
         lines.append(f"averages: from those of the same decay, {', '.join(by_decay)}")
+    constants = {}
+    if constant_shapes(source.description.config) == constant_shapes(config):
+        constants = source.constants()
+    if constants:
+        lines.append(f"the prediction's, too: {', '.join(constants)}")
     lines += [*fit.report(), *_other_differences(source.description, config)]
     ema = {decay: sets[name] for decay, name in by_decay.items()}
-    return Initial(sets[first], ema, "\n".join(lines))
+    return Initial(sets[first], ema, "\n".join(lines), constants)
 
 
 def _other_differences(theirs: Description, config: Experiment) -> list[str]:

@@ -70,7 +70,8 @@ class TrainingRun:
 
     def fresh_state(self, initial: Initial | None = None) -> TrainState:
         """The state before the first step, laid out where it will live."""
-        state = fresh_state(self.objective, self.settings, self.mesh, self.constants())
+        constants = (initial and initial.constants) or self.constants()
+        state = fresh_state(self.objective, self.settings, self.mesh, constants)
         if initial is None:
             return state
         denoiser = _overlaid(state.params["denoiser"], initial.params)

@@ -27,9 +27,12 @@ class TrainState:
 class Initial(NamedTuple):
     """What a run begins with; parameters that are absent are drawn as ever.
 
-    `ema` holds an average for every constant decay, under the decay written out.
+    `ema` holds an average for every constant decay, under the decay written out;
+    `constants` are those of the prediction that the parameters were trained for, if it
+    had the same.
     """
 
     params: dict
     ema: dict[str, dict]
     report: str
+    constants: dict = {}
