@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.lib import format as npy
 
-from pixelflow_jax.data.folder import list_images
+from pixelflow_jax.data.listing import list_folder
 from pixelflow_jax.data.source import Source, decode_image
 from pixelflow_jax.errors import DataError, EvaluationError
 
@@ -105,7 +105,8 @@ class FileImages:
     labels = None
 
     def __init__(self, root: pathlib.Path):
-        self._root, self._files = root, list_images(root)
+        listing = list_folder(root, alias_classes=False)
+        self._root, self._files = root, listing.images
         self.name = str(root)
         height, width, _ = self._image(0).shape
         self.size = height, width
