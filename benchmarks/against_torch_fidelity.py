@@ -174,7 +174,7 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--images", type=int, default=2000, help="in each set")
     parser.add_argument("--size", type=int, default=64, help="their sides in pixels")
-    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=256)
     args = parser.parse_args()
     import torch
 
