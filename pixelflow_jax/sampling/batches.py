@@ -130,13 +130,14 @@ class Generator:
         size = per_device * sharding.batch_shards(self.mesh)
         count = request.count
         starts = range(start - start % per_device, count, size)
-        running = self._dispatch(weights, request, starts[0], size) if starts else None
+        if not starts:
+            return
+        running = [self._dispatch(weights, request, starts[0], size)]
         for place in starts:
             # Waits; one batch at a time lies on the devices.
-            drawn = _on_host(running, max(start - place, 0), count - place)
-            running = None
+            drawn = _on_host(running.pop(), max(start - place, 0), count - place)
             if place + size < count:
-                running = self._dispatch(weights, request, place + size, size)
+                running.append(self._dispatch(weights, request, place + size, size))
             yield max(start, place), drawn
 
     def _dispatch(
