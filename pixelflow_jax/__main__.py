@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         "prepare": _prepare,
         "convert": _convert,
         "quickstart": _quickstart,
+        "reproduce": _reproduce,
     }
     if verb in commands:
         return commands[verb](rest)
@@ -103,6 +104,12 @@ def _prepare(arguments: list[str]) -> int:
 
 def _convert(arguments: list[str]) -> int:
     from pixelflow_jax.convert.__main__ import main
+
+    return main(arguments)
+
+
+def _reproduce(arguments: list[str]) -> int:
+    from pixelflow_jax.cli.reproduce import main
 
     return main(arguments)
 
