@@ -1,4 +1,4 @@
-"""The keyword arguments of a `Pipeline`, with their types and ranges."""
+"""The arguments of a pipeline, by call, with the range of each."""
 
 import pathlib
 from collections.abc import Sequence
