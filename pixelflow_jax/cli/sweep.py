@@ -226,7 +226,8 @@ def run_flags(
     config = dataclasses.replace(pipeline.config, sampling=sampling)
     pipeline = dataclasses.replace(pipeline, config=config)
     size = pipeline.config.data.image_size
-    judged = judge.judge(names, (options["height"] or size, options["width"] or size))
+    sides = options.get("height") or size, options.get("width") or size
+    judged = judge.judge(names, sides)
     own = source.choose(shared.EMA.value)
 
     def opened(name: str) -> Pipeline:
