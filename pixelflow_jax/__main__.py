@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         "prepare": _prepare,
         "convert": _convert,
         "quickstart": _quickstart,
+        "reproduce": _reproduce,
     }
     if verb in commands:
         return commands[verb](rest)
@@ -114,6 +115,12 @@ def _convert(arguments: list[str]) -> int:
 
 def _reference(arguments: list[str]) -> int:
     from pixelflow_jax.cli.reference import main
+
+    return main(arguments)
+
+
+def _reproduce(arguments: list[str]) -> int:
+    from pixelflow_jax.cli.reproduce import main
 
     return main(arguments)
 

@@ -87,7 +87,9 @@ def _evaluate(changes: list[str]) -> None:
     workdir, apart = pathlib.Path(), shared.WEIGHTS.value is not None
     if evaluate.needs_workdir(apart and out is not None):
         workdir = shared.folder_of_run(shared.WORKDIR.value, "evaluate")
-    code = evaluate.run(lambda: _pipeline(workdir, changes), workdir, out)
+    name = shared.WEIGHTS.value
+    weights = None if name is None else shared.chosen_weights(name)
+    code = evaluate.run(lambda: _pipeline(workdir, changes), workdir, out, weights)
     if code:
         sys.exit(code)
 

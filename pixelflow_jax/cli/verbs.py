@@ -112,6 +112,7 @@ VERBS = {
                 *("preset", "solver", "sample_steps", "guidance", "guidance_interval"),
                 *("guide", "shift", "png"),
             ),
+            "Many settings": ("sweep",),
             "Text suites": ("suite", "prompts", "count"),
             "Besides": ("compare", "out"),
         },
@@ -123,6 +124,8 @@ VERBS = {
             "--reference=VIRTUAL_imagenet256_labeled.npz --inception=inception.pth",
             "pixelflow evaluate --images=samples.npz --metrics=fid --features=lite0 "
             "--reference=reference.npz --num_samples=5000 --allow_n",
+            "pixelflow evaluate --workdir=runs/imagenet --sweep=ema,scale "
+            "--reference=VIRTUAL_imagenet256_labeled.npz --inception=inception.pth",
             "pixelflow evaluate --compare=ours.json,theirs.json",
             "pixelflow evaluate --workdir=runs/text --suite=geneval "
             "--prompts=evaluation_metadata.jsonl --out=geneval",
@@ -151,6 +154,7 @@ OTHERS = {
     "prepare": "Write a data set as shards, look at it, or encode its captions.",
     "convert": "Make official weights ours, and ours official.",
     "quickstart": "Train a tiny model and draw from it: the first minutes.",
+    "reproduce": "Do official weights give their paper's figures? Draw and measure.",
 }
 
 

@@ -15,8 +15,7 @@ from pixelflow_jax.data.listing import list_folder
 from pixelflow_jax.data.source import Source, decode_image
 from pixelflow_jax.errors import DataError, EvaluationError
 
-IMAGES = "arr_0"  # the name in a sample file, exactly as ADM's evaluator wants it
-LABELS = ("arr_1", "labels")  # their names in ADM's files and in ours
+IMAGES, LABELS = "arr_0", "arr_1"  # names in a sample file, as ADM's evaluator wants
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 Result = TypeVar("Result")
 DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -53,8 +52,8 @@ class ImageSet(Protocol):
 class NpzImages:
     """The images `arr_0` of an npz file, never in memory as a whole.
 
-    `labels` are its `arr_1` or `labels`. Raises EvaluationError where the file is
-    damaged or its images are not uint8 [n, h, w, 3].
+    `labels` are its `arr_1`. Raises EvaluationError where the file is damaged or its
+    images are not uint8 [n, h, w, 3].
     """
 
     def __init__(self, path: pathlib.Path):
@@ -249,11 +248,10 @@ def _array_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _labels(archive: zipfile.ZipFile) -> np.ndarray | None:
-    for name in LABELS:
-        if f"{name}.npy" in archive.namelist():
-            with archive.open(f"{name}.npy") as file:
-                return npy.read_array(file, allow_pickle=False)
-    return None
+    if f"{LABELS}.npy" not in archive.namelist():
+        return None
+    with archive.open(f"{LABELS}.npy") as file:
+        return npy.read_array(file, allow_pickle=False)
 
 
 def _size(size: tuple[int, ...]) -> str:

@@ -9,6 +9,7 @@ newest checkpoint.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -35,6 +36,7 @@ from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.paths import by_path, nested
 from pixelflow_jax.training import posthoc
 from pixelflow_jax.training.checkpoint import Checkpointer
+from pixelflow_jax.training.ema import in_words
 
 CONFIG, CARD = "config.json", "README.md"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -120,7 +122,7 @@ class WeightsRef:
             return ema or self.averages[0]
         if alike := [one for one in self.averages if _is_same_decay(one, ema)]:
             return alike[0]
-        if self.posthoc and (name := _posthoc_name(ema)):
+        if self.posthoc and (name := posthoc.canonical(ema)):
             return name
         if self.averages == ("",):
             raise PipelineError(
@@ -129,8 +131,7 @@ class WeightsRef:
             )
         raise PipelineError(
             f"This run has no average {ema!r}; choose one of "
-            f"{', '.join(self.averages)}"
-            + (", posthoc:SIGMA_REL." if self.posthoc else ".")
+            f"{', '.join(self.averages)}{', posthoc:SIGMA_REL' * self.posthoc}."
         )
 
     def origin(self, ema: str) -> str:
@@ -138,11 +139,7 @@ class WeightsRef:
         if not ema:
             return self.description.origin
         step, name = self.description.step, self.description.config.name
-        which = f"average with decay {ema}"
-        if ema == RAW:
-            which = "without averaging"
-        elif ema.startswith(posthoc.PREFIX):
-            which = f"average of relative width {ema.removeprefix(posthoc.PREFIX)}"
+        which = "without averaging" if ema == RAW else in_words(ema)
         return f"step {step:,} of the run {name!r}, {which}"
 
 
@@ -223,20 +220,15 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
             (build.network(config).shapes(), constant_shapes(config)),
         )
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
-            if config.posthoc and ema not in averages:
-                kept = {
-                    name: by_path(saved.restore_weights(step, shapes, name))
-                    for name in config.posthoc.names
-                }
-                # Those of WORKDIR/best lie in WORKDIR.
-                inside = (workdir / posthoc.FOLDER).is_dir()
-                home = workdir if inside else workdir.parent
-                params = nested(posthoc.at_checkpoint(home, step, ema, kept))
+            read = functools.partial(saved.restore_weights, step, shapes)
+            if ema in averages:
+                params = read(ema)
             else:
-                params = saved.restore_weights(step, shapes, ema)
+                own = {n: read(n) for n in averages if n.startswith(posthoc.PREFIX)}
+                params = posthoc.at_checkpoint(workdir, step, ema, own)
             if constants:
-                own = saved.restore_constants(step, constants[CONSTANTS])
-                params |= {CONSTANTS: own}
+                prediction = saved.restore_constants(step, constants[CONSTANTS])
+                params |= {CONSTANTS: prediction}
         flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 
