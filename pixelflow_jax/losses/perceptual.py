@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pixelflow_jax.losses.adapter import MaskedAdapter
 from pixelflow_jax.losses.context import Context, Role, Term, weight_problems
 from pixelflow_jax.losses.points import split_round_robin
 from pixelflow_jax.models.interface import DenoiserConfig
@@ -28,33 +29,56 @@ class Repa(Term):
     end if negative. The official code cuts the model's tokens off at the teacher's
     number, which is harmless where both grids agree (a patch of 16): grid="truncate".
     grid="resize" resamples them to the teacher's grid, as cascades and other patches
-    need.
+    need. A `projector` takes the linear layers' place (PixelREPA; see `adapter`).
     """
 
     weight: float = 0.5
     hidden: int = 0
     teacher_layer: int = LAST
     grid: Grid = "truncate"
+    projector: MaskedAdapter | None = None
 
     def __call__(self, context: Context) -> Array:
         """1 - cosine for every image, float32 [b]."""
         features, points = context.output.features, context.points
         targets = context.targets.full[self.teacher_layer]
+        adapted = self._adapted(context) if self.projector else (None,) * len(points)
         values = []
-        for tokens, target, point in zip(
-            features, split_round_robin(targets, len(points)), points, strict=True
+        for tokens, target, point, own in zip(
+            features,
+            split_round_robin(targets, len(points)),
+            points,
+            adapted,
+            strict=True,
         ):
-            tokens = on_grid(tokens, point.x_t.shape, target.shape[1], self.grid)
-            projected = project(context.projectors["Repa"], tokens)
+            size, count = point.x_t.shape, target.shape[1]
+            if own is None:
+                tokens = on_grid(tokens, size, count, self.grid)
+                projected = project(context.projectors["Repa"], tokens)
+            else:
+                projected = on_grid(own, size, count, self.grid)
             values.append(1 - cosine(projected, target).mean(-1))
         return jnp.concatenate(values)
+
+    def _adapted(self, context: Context) -> tuple[Array, ...]:
+        """What the projector makes of the tokens of every stage."""
+        assert self.projector is not None
+        params = context.projectors["Repa"]
+        parts = zip(
+            context.output.features, context.batch, context.keys_of(self), strict=True
+        )
+        return tuple(self.projector(params, *part) for part in parts)
 
     def required_features(self) -> RequiredFeatures:
         """One layer of the real images at full size."""
         return RequiredFeatures(full=(self.teacher_layer,))
 
-    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
-        """The linear layers, with PyTorch's default initialisation."""
+    def init_projector(
+        self, key: Array, model: DenoiserConfig, teachers: Teachers
+    ) -> dict:
+        """The linear layers, with PyTorch's default initialisation, or the adapter."""
+        if self.projector:
+            return self.projector.init(key, model, teachers.dino.width)
         hidden = self.hidden or model.width
         widths = (model.width, hidden, hidden, teachers.dino.width)
         layers = {}
@@ -76,6 +100,8 @@ class Repa(Term):
             )
         if self.hidden < 0:
             messages.append(f"Repa.hidden={self.hidden} must not be negative")
+        if self.projector:
+            messages += self.projector.problems()
         return messages
 
 
