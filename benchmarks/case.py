@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 from benchmarks import harness, layouts, work
@@ -11,9 +12,11 @@ from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.interface import Network
+from pixelflow_jax.sharding import AXES
 from pixelflow_jax.validate import validate
 
 TRAIN, SAMPLE = "train", "sample"
+BATCH_AXES = "data", "fsdp"  # along which a batch is split
 # Short names of fields that are changed often.
 FIELDS = {
     "attention": "kernels.attention",
@@ -59,6 +62,31 @@ class Case:
         compact = {"separators": (",", ":")}
         words += [f"{k}={json.dumps(v, **compact)}" for k, v in self.changes.items()]
         return " ".join(words)
+
+    @property
+    def devices(self) -> int:
+        """How many devices its mesh names; 1 where it takes what is there."""
+        sizes = (self.changes.get(f"mesh.{axis}", 1) for axis in AXES)
+        return math.prod(size for size in sizes if size > 0)
+
+    def on_mesh(self, text: str) -> "Case":
+        """The same on "data=2,fsdp=2", its batch a device's; "" changes nothing.
+
+        Raises ValueError for other axes than a mesh has.
+        """
+        if not text:
+            return self
+        pairs = dict(part.split("=", 1) for part in text.split(","))
+        if unknown := set(pairs) - set(AXES):
+            raise ValueError(
+                f"--mesh={text}: {', '.join(sorted(unknown))} is no axis; there are "
+                f"{', '.join(AXES)}."
+            )
+        mesh = {f"mesh.{axis}": int(pairs.get(axis, 1)) for axis in AXES}
+        moved = dataclasses.replace(self, changes={**self.changes, **mesh})
+        split = math.prod(mesh[f"mesh.{axis}"] for axis in BATCH_AXES)
+        name = self.name and f"{self.name} {text}"
+        return dataclasses.replace(moved, batch=self.batch * split, name=name)
 
     def to_json(self) -> str:
         """The case as one line of JSON."""

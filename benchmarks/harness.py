@@ -1,4 +1,4 @@
-"""What every benchmark needs: timing, memory, rates of the machine, and a record."""
+"""What every benchmark needs: programs, memory, processes, and a record."""
 
 import argparse
 import collections
@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -21,11 +20,9 @@ from pixelflow_jax import backend
 backend.configure()  # before jax starts
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 
 from pixelflow_jax import config_files  # noqa: E402
 from pixelflow_jax.experiment import Experiment  # noqa: E402
-from pixelflow_jax.training.throughput import matmul_rate  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -79,48 +76,6 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def machine_rates() -> dict:
-    """Measured bf16 matmul rate (TFLOP/s) and device copy bandwidth (TB/s)."""
-    big = jnp.ones(2**28 if jax.default_backend() == "gpu" else 2**24, jnp.float32)
-    copy = jax.jit(lambda a: a + 1)
-    seconds = median_seconds(lambda: copy(big), 10)
-    return {
-        "matmul_tflops": matmul_rate("bfloat16") / 1e12,
-        "copy_tbs": 2 * big.nbytes / seconds / 1e12,
-    }
-
-
-def timings(
-    call: Callable[[], object],
-    repeats: int,
-    warmup: int = 3,
-    limit: float = math.inf,
-) -> list[float]:
-    """Wall times of `call`, whose result is waited for each time.
-
-    Where `limit` seconds are short, a third of them goes to the warm-up, at least one
-    run, and at least two of the repeats take place.
-    """
-    start = time.perf_counter()
-    for _ in range(warmup):
-        jax.block_until_ready(call())
-        if time.perf_counter() - start > limit / 3:
-            break
-    times = []
-    for _ in range(repeats):
-        before = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - before)
-        if len(times) > 1 and time.perf_counter() - start > limit:
-            break
-    return times
-
-
-def median_seconds(call: Callable[[], object], repeats: int, warmup: int = 3) -> float:
-    """Median wall time of `call`, whose result is waited for each time."""
-    return statistics.median(timings(call, repeats, warmup))
-
-
 class Compiled(NamedTuple):
     """A compiled program and how it came about.
 
@@ -160,10 +115,19 @@ def counted(lowered: jax.stages.Lowered) -> float:
     return float((lowered.cost_analysis() or {}).get("flops", math.nan))
 
 
+def peaks_gb() -> list[float]:
+    """The most memory that this process has held on each of its devices.
+
+    Empty where devices do not say.
+    """
+    stats = (device.memory_stats() or {} for device in jax.local_devices())
+    peaks = (one.get("peak_bytes_in_use") for one in stats)
+    return [peak / 1e9 for peak in peaks if peak is not None]
+
+
 def peak_gb() -> float | None:
-    """The most memory that this process has held; None where devices do not say."""
-    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return None if peak is None else peak / 1e9
+    """The most memory that this process has held on any device; None: not known."""
+    return max(peaks_gb(), default=None)
 
 
 def memory(program: object) -> dict:
@@ -177,6 +141,7 @@ def memory(program: object) -> dict:
     whole = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return {
         "peak_gb": peak_gb(),
+        "peaks_gb": peaks_gb(),
         "program_gb": whole / 1e9,
         "temporary_gb": temporary / 1e9,
         "arguments_gb": arguments / 1e9,

@@ -23,7 +23,7 @@ import jax  # isort: skip
 import jax.numpy as jnp  # isort: skip
 from jax import Array  # isort: skip
 
-from benchmarks import suite  # isort: skip
+from benchmarks import suite, timing  # isort: skip
 from benchmarks.micro import Entry, handed_over, measure  # isort: skip
 from pixelflow_jax.nn.block import GATE1, SCALE2, SHIFT2  # isort: skip
 from pixelflow_jax.nn.kernels.activate_and_project import (  # isort: skip
@@ -238,7 +238,7 @@ def chosen(patterns: list[str]) -> list[str]:
 
 def measure_here(names: list[str], repeats: int) -> None:
     """Measure entries in this process, handing each over as soon as it is there."""
-    rates = harness.machine_rates()
+    rates = timing.machine_rates()
     for name in names:
         rows = [{"case": name, **row} for row in measure(ENTRIES[name], rates, repeats)]
         rows = [{**row, **rates} for row in rows]

@@ -11,6 +11,8 @@ from benchmarks import harness  # first: it sets the compiler's flags
 import jax  # isort: skip
 import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
+
+from benchmarks import timing  # isort: skip
 from jax import Array  # isort: skip
 
 RUN_SECONDS = 0.03  # that one timed program should take
@@ -71,10 +73,10 @@ def seconds_a_run(function: Callable, inputs: tuple[Array, ...], repeats: int) -
     What it takes to tie the runs to each other is measured alone, and subtracted.
     """
     single = jax.jit(function)
-    once = harness.median_seconds(lambda: single(*inputs), 3, 1)
+    once = timing.median_seconds(lambda: single(*inputs), 3, 1)
     runs = int(np.clip(RUN_SECONDS / once, 3, 200))
     times = [
-        harness.median_seconds(loop(one, inputs, runs), repeats, warmup=2)
+        timing.median_seconds(loop(one, inputs, runs), repeats, warmup=2)
         for one in (function, _nothing)
     ]
     return max(times[0] - times[1], 1e-9) / runs

@@ -200,16 +200,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(patterns: list[str]) -> list[Row]:
-    """The rows whose names match a pattern; ends the process where one matches none."""
-    names = [row.case.name for row in ROWS]
+def matching(names: list[str], patterns: list[str]) -> list[str]:
+    """Those of the names that match; ends the process where a pattern matches none."""
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise SystemExit(
                 f"No row matches {pattern!r}; there are {', '.join(names)}"
             )
-    matches = lambda name: any(fnmatch.fnmatch(name, p) for p in patterns)
-    return [row for row in ROWS if matches(row.case.name)]
+    return [name for name in names if any(fnmatch.fnmatch(name, p) for p in patterns)]
 
 
 def newest(rows: list[dict]) -> dict[str, dict]:
@@ -291,7 +289,8 @@ def render(measured: dict[str, dict], counts: dict[str, dict] | None = None) -> 
 def main() -> None:
     """Measure the rows and print the table, or only render what was measured."""
     args = arguments()
-    cases = [row.case for row in chosen(args.only)]
+    names = matching([row.case.name for row in ROWS], args.only)
+    cases = [row.case for row in ROWS if row.case.name in names]
     if args.phase == COUNT and not args.markdown:
         suite.run_and_print(cases, args)
         return

@@ -28,6 +28,7 @@ from benchmarks.worker import COMPILE, COUNT, MEASURE
 
 # In the cache's folder: how long each case took to compile, and its operations.
 COLD, OPERATIONS = "cold.jsonl", "operations.jsonl"
+HOST_DEVICES = "--xla_force_host_platform_device_count"
 CORES_A_JOB = 3  # of the host, that compiling a program keeps busy
 # Processes that compile at once share the device; one that measures has it all.
 ENVIRONMENTS = {
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=pathlib.Path, help="folder of programs; else a temporary one")
     add("--phase", choices=[COUNT, COMPILE, MEASURE, "all"], default="all")
     add("--compile_budget", type=float, default=400, help="seconds to compile a case")
+    add("--mesh", default="", help="as data=2,fsdp=2; batches are then a device's")
     add("--budget", type=float, default=120, help="seconds to measure a case")
     add("--deadline", type=float, default=math.inf, help="seconds for all together")
 
@@ -175,12 +177,16 @@ class Suite:
         }
         for name, value in ENVIRONMENTS[phase].items():
             environment[name] = value if phase == COUNT else os.environ.get(name, value)
+        if phase == COUNT and case.devices > 1:  # the CPU stands for as many
+            flags = os.environ.get("XLA_FLAGS", "")
+            environment["XLA_FLAGS"] = f"{flags} {HOST_DEVICES}={case.devices}".strip()
         found = harness.in_own_process(command, environment, limit)
         return _failed(found["failed"]) if "failed" in found else found
 
 
 def run(cases: list[Case], args: argparse.Namespace) -> list[dict]:
     """Count, compile and measure the cases; every row goes to `args.json` at once."""
+    cases = [case.on_mesh(args.mesh) for case in cases]
     rows = []
     with opened(args) as suite:
         counts = suite.count(cases) if args.phase != COMPILE else {}

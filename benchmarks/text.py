@@ -24,7 +24,7 @@ import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 from jax import Array  # isort: skip
 
-from benchmarks import work, worker  # isort: skip
+from benchmarks import timing, work, worker  # isort: skip
 from pixelflow_jax import build as builders
 from pixelflow_jax.validate import validate
 
@@ -117,14 +117,14 @@ def by_jax(
     encoder: Qwen3 | T5, tokens: np.ndarray, mask: np.ndarray, how: str, repeats: int
 ) -> dict:
     """Ours; `off_xla`: how far the states are from those of XLA's attention."""
-    rates = harness.machine_rates()
+    rates = timing.machine_rates()
     plain = dataclasses.replace(encoder, attention="xla")
     chosen = plain if how == "jax-xla" else encoder
     params = drawn(encoder)
     given = params, jnp.asarray(tokens), jnp.asarray(mask)
     built = harness.compiled(jax.jit(chosen.states), *given)
     program = built.program
-    seconds = harness.median_seconds(lambda: program(*given), repeats)
+    seconds = timing.median_seconds(lambda: program(*given), repeats)
     found, expected = (
         np.asarray(program(*given)),
         np.asarray(jax.jit(plain.states)(*given)),
@@ -201,11 +201,11 @@ def by_torch(
     compile_seconds = time.perf_counter() - start
     if not finite:
         raise RuntimeError("The states of transformers are not finite.")
-    seconds = harness.median_seconds(lambda: waited(once), repeats)
+    seconds = timing.median_seconds(lambda: waited(once), repeats)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     size = 8192 if device == "cuda" else 1024
     square = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    each = harness.median_seconds(lambda: waited(lambda: square @ square), 10)
+    each = timing.median_seconds(lambda: waited(lambda: square @ square), 10)
     return {
         "seconds": seconds,
         "peak_gb": peak / 1e9,

@@ -94,6 +94,7 @@ def step_settings(config: Experiment) -> StepSettings:
         seed=config.seed,
         accumulate=config.accumulate,
         ema=config.ema,
+        posthoc=config.posthoc.sigma_rel if config.posthoc else (),
     )
 
 
@@ -118,6 +119,7 @@ def training_run(
         workload=_workload(config, loss),
         checkpointing=config.checkpoint,
         logging=config.log,
+        posthoc=config.posthoc,
         config=config.to_dict(),
         read_config=lambda saved: Experiment.from_dict(saved).to_dict(),
         initial=initial,

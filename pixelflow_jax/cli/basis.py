@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pixelflow_jax.cli.parser import at_least
 from pixelflow_jax.cli.sources import add_source
 from pixelflow_jax.data.source import LabelledSource
 from pixelflow_jax.data.transforms import center_crop
@@ -24,13 +25,16 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         description="Writes the eigenvectors of the uncentred Gram matrix of the "
         "patches of randomly chosen images to OUT.npz, for training with "
         "--config.prediction.basis=OUT.npz. Any rank can be taken from one file.",
+        epilog="examples:\n  pixelflow prepare basis ~/photos photos.npz --size 256\n"
+        "  pixelflow prepare basis --emoji emoji.npz --size 64 --patch 8",
     )
     add_source(parser, "SOURCE OUT.npz", written=True)
     add = parser.add_argument
-    add("--size", type=int, required=True, help="pixels of an image, as in training")
-    add("--patch", type=int, default=16, help="the model's patch (%(default)s)")
-    add("--images", type=int, default=10_000, help="at most so many (%(default)s)")
-    add("--seed", type=int, default=0, help="which images (%(default)s)")
+    count = at_least(1)
+    add("--size", type=count, required=True, help="pixels of an image, as in training")
+    add("--patch", type=count, default=16, help="the model's patch (%(default)s)")
+    add("--images", type=count, default=10_000, help="at most so many (%(default)s)")
+    add("--seed", type=at_least(0), default=0, help="which images (%(default)s)")
     return parser
 
 

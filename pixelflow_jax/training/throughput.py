@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -22,25 +23,39 @@ class Workload:
     dtype: str
 
 
+def queued_seconds(step: Callable[[], object], runs: int, rounds: int = 3) -> float:
+    """What one more run of `step` takes the device.
+
+    `runs` and a third of them are queued and waited for, in some rounds; the difference
+    of the fastest holds neither the launch of the first nor the wait for the last.
+    """
+    few = max(1, runs // 3)
+
+    def seconds(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            result = step()
+        jax.block_until_ready(result)
+        return time.perf_counter() - start
+
+    seconds(1)  # compiles it, where that is not done
+    short = min(seconds(few) for _ in range(rounds))
+    long = min(seconds(runs) for _ in range(rounds))
+    # Where steps are short, noise can swallow the difference.
+    return max((long - short) / (runs - few), 1e-9)
+
+
 @functools.cache
 def matmul_rate(dtype: str) -> float:
     """Measured rate of a large matrix product on one device, in operations a second.
 
     Call it outside `jax.set_mesh`, which would run it on every device of the mesh.
     """
-    n = 8192 if jax.default_backend() in ("gpu", "tpu") else 1024
+    large = jax.default_backend() in ("gpu", "tpu")
+    n = 8192 if large else 1024
     a = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
     product = jax.jit(lambda a, b: a @ b)
-    product(a, a).block_until_ready()
-    best, repeats = float("inf"), 5
-    for _ in range(3):
-        start = time.perf_counter()
-        out = a
-        for _ in range(repeats):
-            out = product(a, a)
-        out.block_until_ready()
-        best = min(best, (time.perf_counter() - start) / repeats)
-    return 2 * n**3 / best
+    return 2 * n**3 / queued_seconds(lambda: product(a, a), 30 if large else 4)
 
 
 def utilisation(images_per_second: float, forward_flops: float, dtype: str) -> float:

@@ -67,3 +67,14 @@ def test_the_cascade_is_the_published_one():
     assert (sampling.grid.steps, sampling.grid.last_step) == (30, 0.001)
     single = cascade.case("sample/single/1").experiment()
     assert len(build.stages(single)) == 1 and single.sampling.grid.steps == 120
+
+
+def test_a_mesh_multiplies_the_batch_by_what_splits_it():
+    case = Case.parse(WORDS)
+    assert case.on_mesh("") is case and case.devices == 1
+    moved = case.on_mesh("data=2,fsdp=2,tensor=2")
+    assert (moved.batch, moved.devices) == (32, 8)
+    mesh = moved.experiment().mesh
+    assert (mesh.data, mesh.fsdp, mesh.tensor) == (2, 2, 2)
+    with pytest.raises(ValueError, match="rows is no axis; there are data, fsdp"):
+        case.on_mesh("rows=2")

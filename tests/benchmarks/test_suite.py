@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
-from benchmarks import harness, suite
+from benchmarks import harness, suite, timing
 from benchmarks.case import Case
+from pixelflow_jax.training.throughput import queued_seconds
 
 SMALL = "configs/pixelgen.py:emoji_clean"
 COMMANDS = ("speed", "scaling", "kernels", "train_step", "sample", "profile")
-COMMANDS += ("cascade", "perceptual", "worker")
+COMMANDS += ("cascade", "perceptual", "worker", "against")
 # One device, whatever the other tests ask for, and programs that compile soon.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
@@ -53,6 +55,7 @@ def test_a_step_is_compiled_then_measured_from_the_cache(tmp_path):
     (row,) = harness.read(record)
     assert row["case"] == "batch=2 scan=1 depth=2" and row["device"] == "cpu"
     assert row["ms"] > 0 and row["images_s"] > 0 and row["peak_gb"] is None
+    assert row["queued_ms"] > 0 and row["peaks_gb"] == []
     assert row["program_gb"] > 0 and row["xla_tflop"] > row["model_tflop"] > 0
     assert row["mfu"] == pytest.approx(row["limit_ms"] / row["ms"])
     assert row["warm_compile_s"] < row["cold_compile_s"] and row["at_once"] == 1
@@ -92,8 +95,31 @@ def test_a_crash_is_told_by_its_last_words():
 
 
 def test_long_runs_are_repeated_less():
-    assert len(harness.timings(lambda: time.sleep(0.05), 20, limit=0.1)) == 2
-    assert len(harness.timings(lambda: None, 20, limit=math.inf)) == 20
+    assert len(timing.timings(lambda: time.sleep(0.05), 20, limit=0.1)) == 2
+    assert len(timing.timings(lambda: None, 20, limit=math.inf)) == 20
+
+
+def test_queued_runs_leave_launch_and_wait_out(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def step():
+        clock[0] += 2.0
+
+    def wait(_):
+        clock[0] += 5.0  # a launch and a wait, once in a queue
+
+    monkeypatch.setattr(jax, "block_until_ready", wait)
+    assert queued_seconds(step, 6) == 2.0
+    assert timing.queued(step, 5) == 3.0 and timing.queued(step, 0) == 7.0
+    assert timing.median_seconds(step, 3) == 7.0
+
+
+def test_operations_are_counted_on_a_mesh_of_more_devices_than_there_are(tmp_path):
+    case = Case.parse(f"train {SMALL} 2 terms=flow scan=1 depth=2")
+    (row,) = suite.run([case], arguments(tmp_path, phase="count", mesh="data=2"))
+    assert row["batch"] == 4 and row["changes"]["mesh.data"] == 2
+    assert row["xla_tflop"] > row["model_tflop"] > 0
 
 
 def test_cold_times_are_remembered_with_the_cache(tmp_path):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import harness, markdown, scaling, speed
+from benchmarks import against, harness, markdown, scaling, speed
 
 FACTS = {"device": "a card", "jax": "1.0", "xla_flags": "--flag", "commit": "abc"}
 SPEEDS = {"ms": 55.3, "images_s": 200.0, "limit_ms": 27.65, "mfu": 0.5}
@@ -81,14 +81,15 @@ def test_rates_and_images_have_their_own_ratio():
 def test_every_row_has_a_name_of_its_own_and_patterns_choose():
     names = [row.case.name for row in speed.ROWS]
     assert len(set(names)) == len(names) == 11
-    chosen = speed.chosen(["pixnerd-*", "pixelgen-full-32"])
-    assert [row.case.name for row in chosen] == [
+    names = [row.case.name for row in speed.ROWS]
+    chosen = speed.matching(names, ["pixnerd-*", "pixelgen-full-32"])
+    assert chosen == [
         name
         for name in names
         if name.startswith("pixnerd") or name == "pixelgen-full-32"
     ]
     with pytest.raises(SystemExit, match="pixnerd-train-32"):
-        speed.chosen(["nothing"])
+        speed.matching(names, ["nothing"])
 
 
 def test_a_document_is_filled_between_its_marks(tmp_path):
@@ -170,3 +171,24 @@ def test_the_commit_is_told_without_git(monkeypatch):
 def test_an_empty_row_prints(capsys):
     harness.print_table([{"case": "a", "peak_gb": None, "ms": 1.23456}])
     assert "1.235" in capsys.readouterr().out
+
+
+def test_ours_stand_beside_the_strongest_official_figure(tmp_path):
+    case = next(g.case for g in against.goals() if g.case.name == "pixnerd-euler50-1")
+    before = measured(case, ms=120.0, which=against.BEFORE)
+    now = measured(case, ms=100.0, queued_ms=98.0, which=against.NOW)
+    broken = {"case": case.name, "failed": "out of memory"}
+    path = written(tmp_path / "against.jsonl", before, now, broken)
+    text = against.render(harness.read(path), {})
+    cells = next(line for line in text.splitlines() if case.name in line).split("|")
+    assert [cell.strip() for cell in cells[2:8]] == [
+        *("0.484 s", "0.239 s", "0.120 s", "**0.100 s**", "0.098 s", "2.39")
+    ]
+    assert "15 %" in cells[8] and "37 %" in cells[9]  # of 700 TFLOP/s, both
+
+
+def test_every_goal_has_a_baseline_and_baselines_have_goals():
+    official = against.baselines()
+    assert set(official) == {goal.case.name for goal in against.goals()}
+    for rows in official.values():
+        assert all(row["ms"] > 0 and row["what"] and row["device"] for row in rows)

@@ -1,7 +1,7 @@
 """How Pallas kernels are launched, and cut into programs and into powers of two.
 
-Triton runs them on GPUs, interpret mode anywhere. Pallas is imported where the first
-kernel is traced: all else runs with a jax that lacks its Triton backend.
+Triton runs them on GPUs, interpret mode anywhere, which needs no Triton. Pallas is
+imported where the first kernel is traced: all else runs with a jax that lacks it.
 """
 
 import functools
@@ -40,13 +40,21 @@ else:
     triton = LazyModule("jax.experimental.pallas.triton")
 
 
-@functools.cache
 def missing() -> str:
-    """Why Pallas cannot be imported with its Triton backend; empty where it can."""
+    """Why kernels cannot be launched; empty where they can.
+
+    GPUs need Pallas' Triton backend, interpret mode Pallas alone.
+    """
+    return _unimportable("jax.experimental.pallas" + ".triton" * (not is_interpreted()))
+
+
+@functools.cache
+def _unimportable(module: str) -> str:
     try:
-        importlib.import_module("jax.experimental.pallas.triton")
+        importlib.import_module(module)
     except ImportError as error:
-        return f"jax {jax.__version__} lacks Pallas' Triton backend ({error})"
+        what = "Pallas' Triton backend" if module.endswith("triton") else "Pallas"
+        return f"jax {jax.__version__} lacks {what} ({error})"
     return ""
 
 
@@ -104,10 +112,16 @@ def launch(
         in_specs=list(in_specs),
         out_specs=list(out_specs),
         out_shape=list(shapes),
-        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
         interpret=is_interpreted(),
         name=name,
+        **_compiler_params(warps),
     )(*arrays)
+
+
+def _compiler_params(warps: int) -> dict[str, Any]:
+    if is_interpreted():
+        return {}
+    return {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=1)}
 
 
 def take_references(structure: Any, references: tuple) -> tuple[Any, list]:

@@ -198,7 +198,12 @@ def _sigmoid(x: Array) -> Array:
 def _dot(a: Array, b: Array, left: bool = False, right: bool = False) -> Array:
     """a @ b in float32; `left` transposes a, `right` b."""
     exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return triton.dot(a, b, trans_a=left, trans_b=right, precision=exact)
+    sides = (0 if left else 1,), (1 if right else 0,)
+    return jax.lax.dot_general(
+        *(a, b, (sides, ((), ()))),
+        precision=exact,
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _rms(z: Array) -> tuple[Array, Array]:

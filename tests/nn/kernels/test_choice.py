@@ -177,6 +177,50 @@ def test_without_pallas_everything_is_the_compiler_s_and_says_so_once():
     assert 'set it to "auto"' in done.stdout
 
 
+def test_a_network_trains_on_a_gpu_whose_jax_lacks_the_kernels_backend():
+    """Its operations are chosen as they would be there, in half precision."""
+    done = run("""
+        import jax
+        import jax.numpy as jnp
+        import optax
+        from pixelflow_jax.models.interface import Condition, Inputs, network
+        from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
+        from pixelflow_jax.nn.kernels import choice, launch
+        from pixelflow_jax.nn.kernels.choice import Kernels
+        from pixelflow_jax.nn.precision import Precision
+
+        # Sizes that the kernels know.
+        model = PixNerd(
+            num_classes=2, patch=8, width=96, heads=4, depth=2, feature_layer=1,
+            decoder=NeuralField(width=16, ratio=1, depth=1),
+        )
+        asked = []
+        choice.is_half_on_gpu = lambda dtype: not asked.append(dtype)
+        launch.is_interpreted = lambda: False
+        net = network(model, Precision(), Kernels(attention="xla"))
+        cond = Condition(labels=jnp.array([0, 1]))
+        image = jnp.ones((2, 64, 64, 3))
+        batch = (Inputs(image, jnp.array([0.3, 0.6]), cond),)
+        loss = lambda p: jnp.mean((net.apply(p, batch).pred[0] - image) ** 2)
+
+        @jax.jit
+        def step(params):
+            value, gradient = jax.value_and_grad(loss)(params)
+            return value, optax.apply_updates(
+                params, jax.tree.map(lambda g: -0.1 * g, gradient)
+            )
+
+        params, values = net.init(jax.random.key(0)), []
+        for _ in range(3):
+            value, params = step(params)
+            values.append(float(value))
+        assert values[2] < values[1] < values[0], values
+        assert set(asked) == {jnp.dtype("bfloat16")}
+    """)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("lacks Pallas' Triton backend") == 1
+
+
 def test_importing_the_models_leaves_pallas_alone():
     """All else runs with a jax that has no Triton backend, and starts faster."""
     done = run("""
