@@ -28,6 +28,7 @@ from pixelflow_jax.nn.layers import XAVIER, layer_normalise, linear, zeros
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig
+from pixelflow_jax.values import Depth, OptionalWidth, Rate
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's default
 
@@ -43,10 +44,10 @@ class MaskedAdapter:
     another one, linear, LayerNorm, SiLU and linear follow.
     """
 
-    depth: int = 2
-    heads: int = 0
-    mask: float = 0.2
-    context_length: int = 32
+    depth: Depth = 2
+    heads: OptionalWidth = 0
+    mask: Rate = 0.2
+    context_length: OptionalWidth = 32
 
     def init(self, key: Array, model: DenoiserConfig, width: int) -> dict:
         """Fresh parameters for a teacher of that width."""
@@ -105,18 +106,6 @@ class MaskedAdapter:
         )
         keep = uniform(keys, tokens.shape[1]) > self.mask
         return nnx.merge(graph, precision.cast(params))(tokens, given, keep)
-
-    def problems(self) -> list[str]:
-        """What is wrong with these fields."""
-        messages = []
-        if self.depth < 1 or min(self.heads, self.context_length) < 0:
-            messages.append(
-                f"MaskedAdapter.depth={self.depth} must be at least 1, heads="
-                f"{self.heads} and context_length={self.context_length} at least 0"
-            )
-        if not 0 <= self.mask < 1:
-            messages.append(f"MaskedAdapter.mask={self.mask} must lie in [0, 1)")
-        return messages
 
 
 def uniform(keys: Array, count: int) -> Float[Array, "b {count}"]:

@@ -101,8 +101,6 @@ class Repa(Term):
             )
         if self.hidden < 0:
             messages.append(f"Repa.hidden={self.hidden} must not be negative")
-        if self.projector:
-            messages += self.projector.problems()
         return messages
 
 

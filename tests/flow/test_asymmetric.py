@@ -113,21 +113,6 @@ def test_stages_that_end_in_noise_are_refused_with_the_reason():
     assert "end at the data" in problem and "PredictClean" in problem
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"tau": 0.0}, "tau=0"),
-        ({"scale": float("inf")}, "scale=inf"),
-        ({"patch": 0}, "patch=0"),
-        ({"timestep": "both"}, "timestep"),
-    ],
-)
-def test_wrong_fields_are_named(changes, named):
-    prediction = dataclasses.replace(asymmetric(4), **changes)
-    (problem,) = prediction.problems(Straight().stages())
-    assert named in problem
-
-
 def test_a_basis_is_the_same_however_images_come():
     images = np.asarray(DRAWS).reshape(-1, 4, 6, 3)
     whole, parts = asymmetric(3, images=9), (images[:4], images[4:8], images[8:])
