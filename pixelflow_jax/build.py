@@ -103,7 +103,7 @@ def training_run(
 ) -> TrainingRun:
     """Return a run of a config that `validate.validated` let through.
 
-    `initial` reads the weights that `init_from` names (`pretrained.weights.initial`
+    `initial` reads the weights that `init_from` names (`pretrained.initial`
     does); it is called where the run has no checkpoint yet.
     """
     if bool(config.init_from) != (initial is not None):
