@@ -25,11 +25,13 @@ from benchmarks import harness  # first: it sets the compiler's flags
 
 import jax  # isort: skip
 
-from benchmarks import ask, efficientnet, retrieval  # isort: skip
+from benchmarks import ask, retrieval  # isort: skip
 from pixelflow_jax import build
 
 from pixelflow_jax import Pipeline  # isort: skip
 from pixelflow_jax.data.emoji.source import Emoji  # isort: skip
+from pixelflow_jax.evaluation.extractors import open_extractor  # isort: skip
+from pixelflow_jax.evaluation.features import FEATURES, Extractor  # isort: skip
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -65,7 +67,7 @@ def load(args: argparse.Namespace) -> Pipeline:
 
 def measure(args: argparse.Namespace) -> list[dict]:
     """All rows."""
-    pipeline, network = load(args), efficientnet.load_packaged()
+    pipeline, network = load(args), open_extractor("lite0", batch=32)
     data = pipeline.config.data
     held, training = (data.source.open(s, data.image_size) for s in ("test", "train"))
     params = build.network(pipeline.config).init(jax.random.key(args.seed))
@@ -88,17 +90,16 @@ def measure(args: argparse.Namespace) -> list[dict]:
 
 
 def compare(
-    network: dict, questions: ask.Questions, drawn: np.ndarray, blank: np.ndarray
+    network: Extractor, questions: ask.Questions, drawn: np.ndarray, blank: np.ndarray
 ) -> tuple[list[dict], np.ndarray]:
     """The rows of some questions, and how near `drawn` come to each candidate.
 
     `drawn` are the trained model's images of every prompt, `blank` the untrained one's
     of the first prompt of every group.
     """
-    real = efficientnet.embed(network, questions.candidates)
-    near = lambda images: retrieval.similarity(
-        efficientnet.embed(network, images), real
-    )
+    seen = lambda images: network.extract(images)[FEATURES]
+    real = seen(questions.candidates)
+    near = lambda images: retrieval.similarity(seen(images), real)
     once, similar = questions.once(), near(drawn)
     shrunk = ask.coarse(once.candidates)[once.targets]
     rows = [

@@ -1,36 +1,25 @@
-"""The commands: `pixelflow VERB`, or `python -m pixelflow_jax VERB`.
+"""The commands: `pixelflow VERB`, or `python -m pixelflow_jax VERB`."""
 
-  train       a run, from its newest checkpoint if it has one
-  sample      images from a run's newest checkpoint, or from other weights
-  evaluate    the loss of a run's newest checkpoint on held-out images
-  export      a folder to publish, from a run's newest checkpoint
-  config      `config list`: the configs that come with the package, and their variants;
-              `config show NAME:VARIANT`: one as JSON, which --config reads as well
-  prepare     shards of a data set, a look at it, features of its captions
-  convert     official weights to ours and back
-  quickstart  the first ten minutes
-
-`pixelflow VERB --help` says more.
-"""
-
+import difflib
 import json
 import sys
 
-MODES = ("train", "sample", "evaluate", "export")
+from pixelflow_jax.cli import terminal, verbs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Carry out one command; returns its exit code."""
+    terminal.accept_every_text()
     verb, *rest = (sys.argv[1:] if argv is None else argv) or [""]
-    if verb in ("--version", "-V"):
+    if verb in ("--version", "-V", "version"):
         from pixelflow_jax import __version__
 
         print(__version__)
         return 0
     if verb in ("--help", "-h", "help"):
-        print(__doc__)
+        print(verbs.overview())
         return 0
-    if verb in MODES:
+    if verb in verbs.VERBS:
         return _run(verb, rest)
     commands = {
         "config": _config,
@@ -40,31 +29,53 @@ def main(argv: list[str] | None = None) -> int:
     }
     if verb in commands:
         return commands[verb](rest)
-    wrong = f"There is no command {verb!r}.\n\n" if verb else ""
-    print(f"{wrong}{__doc__}", file=sys.stderr)
+    known = [*verbs.VERBS, *commands]
+    print(_unknown(verb, known) if verb else verbs.overview(), file=sys.stderr)
     return 2
 
 
-def _run(mode: str, arguments: list[str]) -> int:
-    from absl import app, flags
+def _unknown(verb: str, known: list[str]) -> str:
+    verb = terminal.printable(verb)
+    if verb.startswith("-"):
+        return f"A verb comes first: `pixelflow VERB {verb}`, of {', '.join(known)}."
+    near = difflib.get_close_matches(verb, known, 1)
+    meant = f" Did you mean `pixelflow {near[0]}`?" if near else ""
+    return (
+        f"There is no command {verb!r}.{meant} There are {', '.join(known)}: see "
+        "`pixelflow --help`."
+    )
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    from absl import app
 
     from pixelflow_jax import main as command
-    from pixelflow_jax.cli import sample
 
-    if {"--help", "-h", "-help"} & set(arguments):
-        print(command.__doc__)
-        for module in (command, sample):
-            print(flags.FLAGS.module_help(module))
-        return 0
-    argv = [f"pixelflow {mode}", f"--mode={mode}", *arguments]
+    argv = [f"pixelflow {verb}", f"--mode={verb}", *arguments]
     app.run(command.main, argv=argv, flags_parser=command.parse_flags)
     return 0
+
+
+CONFIG_HELP = """usage: pixelflow config list
+       pixelflow config show NAME[:VARIANT] [--config.FIELD=VALUE ...]
+
+Lists the configs that come with the package, with their variants, or shows one as JSON,
+which --config reads as well.
+
+examples:
+  pixelflow config list
+  pixelflow config show pixnerd:xl16_256
+  pixelflow config show emoji:demo --config.steps=6000 > mine.json
+"""
 
 
 def _config(arguments: list[str]) -> int:
     from pixelflow_jax import config_files
     from pixelflow_jax.errors import UserError
 
+    if {"--help", "-h"} & set(arguments):
+        print(CONFIG_HELP)
+        return 0
     try:
         if arguments == ["list"]:
             for name in config_files.names():
@@ -75,15 +86,13 @@ def _config(arguments: list[str]) -> int:
             print(json.dumps(config.to_dict(), indent=1))
             return 0
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    asked = {"--help", "-h"} & set(arguments)
-    print(
-        "pixelflow config list\n"
-        "pixelflow config show NAME:VARIANT [--config.FIELD=VALUE ...]",
-        file=sys.stdout if asked else sys.stderr,
+        terminal.give_up(str(error))
+    given = " ".join(arguments) or "nothing"
+    terminal.give_up(
+        "Give `pixelflow config list` or `pixelflow config show NAME:VARIANT`, not "
+        f"{given}. See `pixelflow config --help`.",
+        2,
     )
-    return 0 if asked else 2
 
 
 def _prepare(arguments: list[str]) -> int:
@@ -101,8 +110,7 @@ def _convert(arguments: list[str]) -> int:
 def _quickstart(arguments: list[str]) -> int:
     from pixelflow_jax.cli.quickstart import main
 
-    main(arguments)
-    return 0
+    return main(arguments)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def step_settings(config: Experiment) -> StepSettings:
         seed=config.seed,
         accumulate=config.accumulate,
         ema=config.ema,
+        posthoc=config.posthoc.sigma_rel if config.posthoc else (),
     )
 
 
@@ -102,7 +103,7 @@ def training_run(
 ) -> TrainingRun:
     """Return a run of a config that `validate.validated` let through.
 
-    `initial` reads the weights that `init_from` names (`pretrained.weights.initial`
+    `initial` reads the weights that `init_from` names (`pretrained.initial`
     does); it is called where the run has no checkpoint yet.
     """
     if bool(config.init_from) != (initial is not None):
@@ -118,6 +119,7 @@ def training_run(
         workload=_workload(config, loss),
         checkpointing=config.checkpoint,
         logging=config.log,
+        posthoc=config.posthoc,
         config=config.to_dict(),
         read_config=lambda saved: Experiment.from_dict(saved).to_dict(),
         initial=initial,

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import config_flags
 
+from pixelflow_jax import values
 from pixelflow_jax.config_types import (
     alternatives,
     field_types,
@@ -18,6 +19,11 @@ from pixelflow_jax.config_types import (
 from pixelflow_jax.errors import ConfigError
 
 Node = TypeVar("Node")
+PARSERS = {
+    int: flags.IntegerParser(),
+    float: flags.FloatParser(),
+    str: flags.ArgumentParser(),
+}
 FLAG = re.compile(r"--?(?:no)?config\.([^=]+)(?:=.*)?", re.DOTALL)
 PART = re.compile(r"\.?([^.\[\]]+)|\[(-?\d+)\]")
 
@@ -61,16 +67,16 @@ def apply(config: Node, changes: Sequence[str]) -> Node:
 def _set(config: Node, path: str, changes: list[str]) -> Node:
     """A copy with one field set; a tuple may be given in several flags."""
     wanted = _settable(config, path, changes[-1].split("=")[0])
-    values, arguments = flags.FlagValues(), ["", *changes]
+    parsed, arguments = flags.FlagValues(), ["", *changes]
     try:
         config_flags.DEFINE_config_dataclass(
-            "config", config, flag_values=values, sys_argv=arguments
+            "config", config, flag_values=parsed, sys_argv=arguments
         )
-        values(arguments)
+        parsed(arguments)
     except (flags.Error, ValueError, TypeError, SyntaxError) as error:
         given = " ".join(changes)
         raise ConfigError(f"{given} must be of type {type_name(wanted)}.") from error
-    return typing.cast(Node, values["config"].value)
+    return typing.cast(Node, parsed["config"].value)
 
 
 def _settable(config: object, path: str, flag: str) -> Any:
@@ -81,6 +87,8 @@ def _settable(config: object, path: str, flag: str) -> Any:
     if "".join(f"[{i}]" if i else f".{name}" for name, i in parts) != f".{path}":
         raise ConfigError(f"{before}write --config.FIELD, --config.PART.FIELD, or so.")
     for name, index in parts:
+        if index and isinstance(at, tuple):
+            raise ConfigError(f"{before}set the whole tuple, now {at!r:.100}.")
         if index:
             at = _item(at, int(index), before)
             wanted = next(iter(typing.get_args(wanted)), object)
@@ -93,7 +101,9 @@ def _settable(config: object, path: str, flag: str) -> Any:
                 f"{unknown_field(cls, name)}"
             )
         else:
-            wanted, at = field_types(type(at))[name], getattr(at, name)
+            wanted = field_types(type(at))[name]
+            _register(values.annotations(type(at))[name])
+            at = getattr(at, name)
     is_part = is_node(at) and type(None) not in alternatives(wanted)
     if is_part or isinstance(at, list):
         raise ConfigError(
@@ -101,6 +111,14 @@ def _settable(config: object, path: str, flag: str) -> Any:
             "parts in a config file; flags set single values."
         )
     return wanted
+
+
+def _register(annotation: Any) -> None:
+    """Let flags set fields of a kind as they set those of its type."""
+    for kind in alternatives(annotation):
+        if typing.get_origin(kind) is typing.Annotated:
+            parser = PARSERS[typing.get_args(kind)[0]]
+            config_flags.register_flag_parser_for_type(kind, parser)
 
 
 def _item(items: object, index: int, before: str) -> object:

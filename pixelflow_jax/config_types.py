@@ -8,21 +8,30 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal, Union
 
-from pixelflow_jax import renamed
+from pixelflow_jax import renamed, values
 from pixelflow_jax.registry import implementations, is_protocol
+from pixelflow_jax.values import UNIONS
 
-UNIONS = (Union, types.UnionType)
 SCALARS = {int: numbers.Integral, float: numbers.Real}
 
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     """The annotation of every field of a node's class, by its name."""
-    try:
-        hints = typing.get_type_hints(cls)
-    except NameError:  # a name that only a type checker imports
-        hints = {}
-    return {f.name: hints.get(f.name, f.type) for f in dataclasses.fields(cls)}
+    return {n: without_range(one) for n, one in values.annotations(cls).items()}
+
+
+def without_range(annotation: Any) -> Any:
+    """An annotation's type alone, also inside unions, lists and tuples."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return without_range(arguments[0])
+    if origin not in (*UNIONS, list, tuple):
+        return annotation
+    inside = tuple(without_range(one) for one in arguments)
+    if inside == arguments:
+        return annotation
+    return Union[inside] if origin in UNIONS else origin[inside]  # noqa: UP007
 
 
 def is_node(value: object) -> bool:
@@ -82,14 +91,20 @@ def _items_fit(items: Any, wanted: tuple) -> bool:
 
 
 def type_errors(node: object, path: str = "") -> list[str]:
-    """All that is not as its annotation says, in a node and in the nodes inside it."""
+    """All that is not as its annotation says, in a node and in the nodes inside it.
+
+    That is of another type, or out of the range of its kind (see `values`).
+    """
     problems = _unknown_attributes(node, path)
+    kinds = values.annotations(type(node))
     for name, wanted in field_types(type(node)).items():
         value, where = getattr(node, name), f"{path}.{name}".lstrip(".")
         parts = _parts(where, value, wanted)
         wrong = {at: part for at, (part, one) in parts.items() if not fits(part, one)}
         for at, part in wrong.items():
             problems.append(_complaint(at, part, parts[at][1]))
+        if not wrong:
+            problems += values.problems(where, value, kinds[name])
         for at, (part, _) in parts.items():
             if at not in wrong:
                 problems += [p for w, n in nodes(at, part) for p in type_errors(n, w)]

@@ -35,13 +35,17 @@ def migrate(data: Values) -> Values:
     return values
 
 
+FIELD_KERNELS = {"einsum": "xla"}  # the products of a neural field, apart
+
+
 def _from_1(values: Values) -> Values:
     """The words of version 0.1 of the package, and what it had in another place."""
     model = _part(values, "model")
+    field_kernel = str(_part(model, "decoder").get("kernel", "auto"))
     kernels = {
         CLASS: "Kernels",
         "blocks": _part(model, "loop").get("kernels", "auto"),
-        "field": _part(model, "decoder").get("kernel", "auto"),
+        "field": FIELD_KERNELS.get(field_kernel, field_kernel),
         "attention": model.get("attention", "auto"),
     }
     return {**_renamed(values), "kernels": kernels}

@@ -51,3 +51,7 @@ class PipelineError(UserError, ValueError):
 
 class ConvertError(UserError, ValueError):
     """Weights that cannot be converted; says what is wrong and what to do."""
+
+
+class EvaluationError(UserError, ValueError):
+    """Images, references or networks that no metric can be computed from."""

@@ -22,6 +22,7 @@ from pixelflow_jax.config_types import (
 from pixelflow_jax.config_versions import FORMAT, VERSION, migrate
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.evaluation.online import OnlineMetric
 from pixelflow_jax.flow.path import Path, Straight
 from pixelflow_jax.flow.prediction import Prediction, PredictVelocity
 from pixelflow_jax.flow.time import LogitNormal, TimeSampler
@@ -38,13 +39,18 @@ from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
+from pixelflow_jax.training.posthoc import PostHocEMA
+from pixelflow_jax.values import Batch, Count, Name, Place, Rate, Seed
 
 
 @dataclasses.dataclass(kw_only=True)
 class Experiment:
     """One run: data, model, loss, optimizer, and how to sample from the result.
 
-    `ema` lists the decays of the weight averages; the first one is drawn from.
+    `ema` lists the decays of the weight averages; the first one is drawn from. Each
+    costs 4 bytes a parameter of memory, and 8 of memory traffic a step. `posthoc` keeps
+    what averages of any width are made of once the run is over; `online` measures the
+    first average in the course of training, and keeps the best checkpoint.
     `accumulate` splits each batch into that many parts, one after the other.
     `path` leads from noise to data, in one stage or in a cascade. `teachers` are the
     frozen networks that some terms look through, `adaptive_weight` the weight of the
@@ -56,14 +62,14 @@ class Experiment:
     may begin anew: see `pretrained.finetune`.
     """
 
-    name: str
-    seed: int = 0
-    steps: int = 400_000
-    batch_size: int = 256
-    accumulate: int = 1
-    init_from: str = ""
-    init_ema: str = ""
-    init_reset: tuple[str, ...] = ()
+    name: Name
+    seed: Seed = 0
+    steps: Count = 400_000
+    batch_size: Batch = 256
+    accumulate: Batch = 1
+    init_from: Place = ""
+    init_ema: Place = ""
+    init_reset: tuple[Name, ...] = ()
     data: Data = dataclasses.field(default_factory=Data)
     path: Path = dataclasses.field(default_factory=Straight)
     model: DenoiserConfig = dataclasses.field(default_factory=PixNerd)
@@ -74,13 +80,21 @@ class Experiment:
     adaptive_weight: AdaptiveWeight | None = None
     conditioner: Conditioner = dataclasses.field(default_factory=ClassLabels)
     optimizer: AdamW = dataclasses.field(default_factory=AdamW)
-    ema: tuple[float, ...] = (0.9999,)
+    ema: tuple[Rate, ...] = (0.9999,)
+    posthoc: PostHocEMA | None = None
+    online: OnlineMetric | None = None
     precision: Precision = dataclasses.field(default_factory=Precision)
     kernels: Kernels = dataclasses.field(default_factory=Kernels)
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
     checkpoint: Checkpointing = dataclasses.field(default_factory=Checkpointing)
     log: Logging = dataclasses.field(default_factory=Logging)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+    @property
+    def average_names(self) -> tuple[str, ...]:
+        """What the averages are called, the one to draw from first."""
+        posthoc = self.posthoc.names if self.posthoc else ()
+        return (*map(str, self.ema), *posthoc)
 
     def to_dict(self) -> dict:
         """The config as JSON-able dicts, with the version of its words."""

@@ -1,48 +1,35 @@
-"""Train, sample or evaluate: python -m pixelflow_jax.main --config=... --workdir=...
+"""Train, sample, evaluate or export: `pixelflow VERB`, or this with --mode=VERB.
 
-  train     go on from WORKDIR's newest checkpoint, or begin (the default)
-  sample    images from WORKDIR's newest checkpoint, or from --weights, to
-            WORKDIR/samples
-  evaluate  loss of WORKDIR's newest checkpoint on held-out images, to
-            WORKDIR/evaluations
-  export    a folder to publish, --out, from WORKDIR's newest checkpoint: weights,
-            config and model card
-
-Any field of the config can be set on the command line: --config.steps=1000
---config.optimizer.lr=2e-4. Configs go by their path or, those of the package, by name,
-and have variants: --config=pixnerd:l16_256. Examples:
-
-  python -m pixelflow_jax.main --config=emoji --workdir=runs/emoji
-  python -m pixelflow_jax.main --workdir=runs/emoji --mode=sample --classes=flags,3 \\
-      --count=8 --solver=heun --sample_steps=50 --guidance=2 --trajectory
-  python -m pixelflow_jax.main --workdir=runs/emoji --mode=sample \\
-      --weights=emoji
-  python -m pixelflow_jax.main --workdir=runs/text --mode=sample --count=4 \\
-      --prompt="a red apple" --prompt="a cat, asleep" --height=96 --width=64
-  python -m pixelflow_jax.main --workdir=runs/emoji --mode=export --out=emoji \\
-      --ema=0.995 --samples
+`python -m pixelflow_jax.main --mode=sample --help` is `pixelflow sample --help`.
+Without a mode it trains.
 """
 
+import dataclasses
 import errno
-import functools
 import json
-import os
 import pathlib
 import sys
-from typing import NoReturn
 
 import jax
 from absl import app, flags
 
 from pixelflow_jax import backend, build, config_overrides
+from pixelflow_jax.cli import (
+    arguments,
+    blame,
+    estimate,
+    export,
+    extending,
+    shared,
+    train,
+    verbs,
+)
 from pixelflow_jax.cli import sample as draw
+from pixelflow_jax.cli.terminal import accept_every_text, give_up
 from pixelflow_jax.config_files import EXAMPLE, load_config
-from pixelflow_jax.errors import ConfigError, UserError
-from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.pretrained import weights as published
+from pixelflow_jax.errors import ConfigError, PipelineError, UserError
 from pixelflow_jax.pretrained.pipeline import Pipeline
-from pixelflow_jax.training.loop import train
-from pixelflow_jax.validate import validate_data, validated
+from pixelflow_jax.validate import validate_data
 
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
@@ -50,55 +37,12 @@ DISK_ERRORS = (
 )
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
-CONFIG = flags.DEFINE_string(
-    "config",
-    None,
-    "Config: the path of a config file, or the name of one that comes with the "
-    "package, with ':variant' behind it for a variant; or a run's config.json. "
-    "Sampling and evaluation take the checkpoint's own config.",
-)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "sample", "evaluate", "export"], "What to do."
-)
-WEIGHTS = flags.DEFINE_string(
-    "weights",
-    "",
-    "Take this folder, .safetensors file or organisation/name of the Hugging Face Hub "
-    "instead of WORKDIR's checkpoint.",
-)
-EMA = flags.DEFINE_string(
-    "ema", "", "Average to take, by its decay; 'raw' for none. Default: the first."
-)
-TEXT_ENCODER = flags.DEFINE_string(
-    "text_encoder", "", "Weights of the text encoder. Default: the config's."
-)
-TOKENIZER = flags.DEFINE_string(
-    "tokenizer", "", "Folder of its tokenizer. Default: that of the config's weights."
-)
-OUT = flags.DEFINE_string("out", None, "Folder to export to.")
-DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", published.DTYPES, "Type of exported weights."
-)
-SAMPLES = flags.DEFINE_bool(
-    "samples", False, "Draw a row of --classes or --prompt for the model card."
-)
-
-
-def run_training(config: Experiment, workdir: pathlib.Path) -> None:
-    """Train `config` in `workdir` to its end, or to the next signal."""
-    start = functools.partial(published.initial, config) if config.init_from else None
-    run = build.training_run(validated(config), start)
-    _writable(workdir)
-    backend.keep_programs()
-    train(run, workdir)
-    if jax.process_index() == 0:
-        print(f"Checkpoints, curves and previews are in {workdir}.")
+MODE = flags.DEFINE_enum("mode", "train", list(verbs.VERBS), "What to do.")
 
 
 def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float]:
     """Loss on held-out images, printed and written to WORKDIR/evaluations/STEP.json."""
-    _writable(workdir)
+    shared.writable(workdir)
     config = pipeline.config
     shards = jax.device_count()
     batch = -(-min(config.batch_size, 256) // shards) * shards
@@ -114,98 +58,134 @@ def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float
     return result
 
 
-def run_export(pipeline: Pipeline, out: str | None) -> None:
-    """Write the published folder `out`, and say where it is."""
-    if not out:
-        raise ConfigError("--mode=export needs --out, the folder to write.")
-    folder = pathlib.Path(out)
-    _writable(folder, "out")
-    classes = pipeline.class_names
-    spread = classes[:: max(1, len(classes) // 4)][:4]
-    asked = draw.PROMPTS.value if pipeline.reads_text else draw.CLASSES.value
-    samples = (asked or spread) if SAMPLES.value else ()
-    if SAMPLES.value and not samples:
+def _train(changes: list[str]) -> None:
+    name, workdir = shared.CONFIG.value, shared.WORKDIR.value
+    if name is None:
         raise ConfigError(
-            "--samples needs --classes, or --prompt for a model of text: what to draw "
-            "for the card."
+            f"Training needs --config, such as {EXAMPLE}"
+            + ("" if workdir else ", and --workdir, the folder to train in")
+            + "."
         )
-    pipeline.save_pretrained(folder, dtype=DTYPE.value, samples=samples)
-    print(f"Written to {folder}: {pipeline.origin or 'weights'}, {DTYPE.value}.")
+    workdir = shared.folder_of_run(workdir, "train")
+    config = load_config(name, changes)
+    if any(change.startswith("--config.steps") for change in changes):
+        config = extending.shrunk(config)
+    train.run_training(config, workdir, train.EXTEND.value, shared.YES.value)
 
 
-def _writable(folder: pathlib.Path, flag: str = "workdir") -> None:
+def _sample(changes: list[str]) -> None:
+    weights = shared.WEIGHTS.value
+    out = pathlib.Path(shared.OUT.value).expanduser() if shared.OUT.value else None
+    workdir = pathlib.Path()
+    if weights is None or out is None:  # one of the two is asked of the run
+        workdir = shared.folder_of_run(shared.WORKDIR.value, "sample")
+    pipeline = _pipeline(workdir, changes)
+    _estimate(pipeline, workdir if out is None else out)
+    shared.writable(*((workdir,) if out is None else (out, "out")))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot write to the --{flag} {folder} ({error.strerror}): name a folder "
-            "that this user may write to."
-        ) from error
-
-
-def _dispatch(workdir: pathlib.Path, changes: list[str]) -> None:
-    if MODE.value == "train":
-        if CONFIG.value is None:
-            raise ConfigError(f"Training needs --config, such as {EXAMPLE}.")
-        run_training(load_config(CONFIG.value, changes), workdir)
-        return
-    pipeline = Pipeline.from_pretrained(
-        WEIGHTS.value or workdir,
-        EMA.value,
-        text_encoder=TEXT_ENCODER.value,
-        tokenizer=TOKENIZER.value,
-    )
-    if MODE.value == "evaluate":
-        run_evaluation(pipeline, workdir)
-        return
-    if MODE.value == "export":
-        run_export(pipeline, OUT.value)
-        return
-    _writable(workdir)
-    for kind, path in draw.run_sampling(pipeline, workdir, EMA.value).items():
+        paths = draw.run_sampling(pipeline, workdir, shared.EMA.value, out)
+    except PipelineError as error:
+        raise PipelineError(blame.with_flags(str(error))) from error
+    for kind, path in paths.items():
         print(f"{kind:>10}: {path}")
+
+
+def _estimate(pipeline: Pipeline, folder: pathlib.Path) -> None:
+    """Refuse to draw what cannot be drawn, or will take too long."""
+    asked = draw.PROMPTS.value or draw.CLASSES.value or pipeline.class_names
+    trained = pipeline.config.data.image_size
+    height, width = draw.HEIGHT.value or trained, draw.WIDTH.value or trained
+    config = dataclasses.replace(
+        pipeline.config, sampling=draw.changed(pipeline.config.sampling)
+    )
+    count = draw.COUNT.value * max(1, len(asked))
+    whole = estimate.of_sampling(config, count, height, width)
+    whole.check(shared.YES.value, folder)
+
+
+def _evaluate(changes: list[str]) -> None:
+    workdir = shared.folder_of_run(shared.WORKDIR.value, "evaluate")
+    run_evaluation(_pipeline(workdir, changes), workdir)
+
+
+def _export(changes: list[str]) -> None:
+    if shared.OUT.value is None:
+        raise ConfigError("`pixelflow export` needs --out, the folder to write.")
+    workdir = pathlib.Path()
+    if shared.WEIGHTS.value is None:
+        workdir = shared.folder_of_run(shared.WORKDIR.value, "export")
+    export.run_export(_pipeline(workdir, changes), shared.OUT.value)
+
+
+RUNS = {"train": _train, "sample": _sample, "evaluate": _evaluate, "export": _export}
+
+
+def _pipeline(workdir: pathlib.Path, changes: list[str]) -> Pipeline:
+    """The weights that the flags name, with the fields of their config that are set."""
+    name = shared.WEIGHTS.value
+    pipeline = Pipeline.from_pretrained(
+        workdir if name is None else shared.chosen_weights(name),
+        shared.EMA.value,
+        text_encoder=shared.TEXT_ENCODER.value,
+        tokenizer=shared.TOKENIZER.value,
+    )
+    if not changes:
+        return pipeline
+    config = config_overrides.apply(pipeline.config, changes)
+    return dataclasses.replace(pipeline, config=config)
 
 
 def main(argv: list[str]) -> None:
     """Entry point; exits with 1 and one paragraph on errors a user can mend."""
-    changes, (_, *unknown) = config_overrides.split(argv)
-    if unknown:
-        _give_up(f"Unknown arguments: {' '.join(unknown)}. Flags begin with --.")
+    changes, _ = config_overrides.split(argv)
     backend.configure()
-    workdir = pathlib.Path(WORKDIR.value)
     try:
-        _dispatch(workdir, changes)
+        RUNS[MODE.value](changes)
     except UserError as error:
-        _give_up(f"{type(error).__name__}: {error}")
+        give_up(f"{type(error).__name__}: {error}")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        _give_up(
-            f"Writing {error.filename or f'to {workdir}'} failed: {error.strerror}. "
+        folder = shared.OUT.value or shared.WORKDIR.value
+        give_up(
+            f"Writing {error.filename or f'to {folder}'} failed: {error.strerror}. "
             "Mend that and give the same command again: training goes on from the last "
             "checkpoint."
         )
     except KeyboardInterrupt:
-        _give_up("Interrupted.", INTERRUPTED)
-
-
-def _give_up(paragraph: str, code: int = 1) -> NoReturn:
-    print(f"\n{paragraph}", file=sys.stderr)
-    sys.exit(code)
+        give_up("Interrupted.", INTERRUPTED)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """What is left of `argv` besides flags, those that set fields of the config last.
+    """The program's name, and those arguments that set fields of the config.
 
-    Exits with 1 and a paragraph on errors.
+    Exits with 1 and a paragraph on errors, and with 0 after a help.
     """
-    changes, others = config_overrides.split(argv)
-    try:
-        return [*flags.FLAGS(others), *changes]
-    except flags.Error as error:
-        _give_up(f"{error}{'' if str(error).endswith('.') else '.'} See --help.")
+    accept_every_text()
+    program, *given = argv
+    verb, rest = _mode(given)
+    if verb is None and arguments.asks_for_help(rest):
+        print(verbs.overview())
+        sys.exit(0)
+    line = arguments.read(rest, verb or "train")
+    return [program, *line.changes]
+
+
+def _mode(given: list[str]) -> tuple[str | None, list[str]]:
+    """The verb that --mode names, and the other arguments."""
+    verb, rest, waiting = None, [], False
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if waiting:
+            verb, waiting = argument, False
+        elif name in ("--mode", "-mode"):
+            verb, waiting = value, not equals
+        else:
+            rest.append(argument)
+    if verb is not None and verb not in verbs.VERBS:
+        known = ", ".join(verbs.VERBS)
+        give_up(f"--mode={verb} is none: choose from {known}. See --help.")
+    return verb, rest
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The first ten minutes: `python -m pixelflow_jax.quickstart`."""
 
+import sys
+
 from pixelflow_jax.cli.quickstart import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

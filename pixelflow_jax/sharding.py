@@ -10,6 +10,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from pixelflow_jax.values import AxisSize
+
 Result = TypeVar("Result")
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes over which a batch is split
@@ -36,9 +38,9 @@ class MeshShape:
     fsdp.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: AxisSize = -1
+    fsdp: AxisSize = 1
+    tensor: AxisSize = 1
 
     def build(self, devices: list | None = None) -> jax.sharding.Mesh:
         """The mesh over `devices` (default: all); ValueError where it does not fit."""

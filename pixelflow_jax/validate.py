@@ -2,21 +2,23 @@
 
 import functools
 import itertools
+import re
+from collections.abc import Callable, Set
 
 from pixelflow_jax import build, sharding
-from pixelflow_jax.config_io import walk
 from pixelflow_jax.config_types import type_errors
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import Experiment, unreadable
-from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.finetune import KINDS
 
 
 def validate(config: Experiment) -> None:
     """Raises ConfigError with all that is wrong, before anything is built."""
-    # Each check presumes that those before it passed.
     problems = type_errors(config) or unreadable(config)
-    problems = problems or _problems(config) or _term_problems(config)
+    # A part is asked how it fits the others only where each value is one it may have.
+    unsound = {re.split(r"\W", problem)[0] for problem in problems}
+    problems += _problems(config, unsound)
+    problems = problems or _term_problems(config)
     if not problems:
         size = config.data.image_size
         guided = config.sampling.guidance.guide_weights() is not None
@@ -57,63 +59,63 @@ def size_problems(config: Experiment, height: int, width: int) -> list[str]:
     return config.model.problems(height // smallest, width // smallest)
 
 
-def _problems(config: Experiment) -> list[str]:
-    problems = [
-        *(config.path.problems() or _shape_problems(config)),
-        *config.optimizer.problems(config.steps),
-        *config.checkpoint.problems(),
-        *config.log.problems(),
-        *_own_problems(config),
-        *_message(config.precision.check),
-        *_message(config.kernels.check),
+def _problems(config: Experiment, unsound: Set[str]) -> list[str]:
+    """What is wrong with the fields together; none of the `unsound` ones is asked."""
+    checks: list[tuple[str, Callable[[], list[str]]]] = [
+        (
+            "path model data",
+            lambda: config.path.problems() or _shape_problems(config),
+        ),
+        ("optimizer steps", lambda: config.optimizer.problems(config.steps)),
+        ("checkpoint", lambda: config.checkpoint.problems()),
+        ("log", lambda: config.log.problems()),
+        ("posthoc", lambda: config.posthoc.problems() if config.posthoc else []),
+        ("terms ema init_from init_ema init_reset", lambda: _own_problems(config)),
+        ("conditioner model", lambda: config.conditioner.problems(config.model)),
+        ("mesh batch_size accumulate", lambda: _batch_problems(config)),
+        ("precision", lambda: _message(config.precision.check)),
+        ("kernels", lambda: _message(config.kernels.check)),
     ]
-    loops = [
-        (path, node) for path, node in walk(config) if isinstance(node, StackConfig)
-    ]
-    for path, loop in loops:
-        problems += [f"{path}: {message}" for message in _message(loop.check)]
+    problems = []
+    for fields, check in checks:
+        if unsound.isdisjoint(fields.split()):
+            problems += check()
     return problems
 
 
 def _own_problems(config: Experiment) -> list[str]:
     problems = []
-    if config.steps < 1 or config.accumulate < 1:
-        problems.append("steps and accumulate must be at least 1")
-    if not 0 <= config.seed < 2**32:
-        problems.append("seed must be at least 0 and below 2**32")
-    if config.data.image_size < 1:
-        problems.append("data.image_size must be at least 1")
     if not config.terms:
         problems.append("terms is empty: there is nothing to learn from")
-    if any(not 0 <= decay < 1 for decay in config.ema):
-        problems.append(f"ema={config.ema} must hold decays in [0, 1)")
     if len(set(config.ema)) < len(config.ema):
         problems.append(f"ema={config.ema} names a decay twice")
     if not config.init_from and (config.init_ema or config.init_reset):
         problems.append("init_ema and init_reset are set, but init_from is empty")
     if not set(config.init_reset) <= set(KINDS):
         problems.append(f"init_reset={config.init_reset} may hold {', '.join(KINDS)}")
-    problems += config.conditioner.problems(config.model)
-    if config.sampling.batch_size < 1:
-        problems.append("sampling.batch_size must be at least 1")
+    return problems
+
+
+def _batch_problems(config: Experiment) -> list[str]:
+    """Why a batch cannot be split evenly, over devices and over time."""
     try:
         shards = sharding.batch_shards(config.mesh.build())
     except ValueError as error:
-        return [*problems, str(error)]
-    unit = shards * max(1, config.accumulate)
-    if config.batch_size < 1 or config.batch_size % unit:
-        problems.append(
-            f"batch_size={config.batch_size} must be a multiple of {unit}: data x "
-            f"fsdp = {shards} devices take equal parts, accumulate="
-            f"{config.accumulate} times"
-        )
-    return problems
+        return [str(error)]
+    unit = shards * config.accumulate
+    if config.batch_size % unit == 0:
+        return []
+    return [
+        f"batch_size={config.batch_size} must be a multiple of {unit}: data x "
+        f"fsdp = {shards} devices take equal parts, accumulate="
+        f"{config.accumulate} times"
+    ]
 
 
 def _shape_problems(config: Experiment) -> list[str]:
     """What is wrong with the shapes of the data's images."""
     buckets, size = config.data.buckets, config.data.image_size
-    problems = [] if buckets is None or size < 1 else buckets.problems(size)
+    problems = [] if buckets is None else buckets.problems(size)
     if problems:
         return problems
     by_shape = [size_problems(config, *shape) for shape in config.data.shapes]

@@ -12,8 +12,14 @@ from beartype import beartype
 
 # Whose functions are checked in every call; what is jitted, while it is traced.
 MODULES = [
-    "pixelflow_jax.flow.prediction",
-    "pixelflow_jax.flow.time",
+    *(
+        f"pixelflow_jax.flow.{name}"
+        for name in ("dopri5", "guidance", "path", "prediction", "solver", "time")
+    ),
+    "pixelflow_jax.losses.flow_matching",
+    "pixelflow_jax.losses.points",
+    "pixelflow_jax.sampling.fields",
+    "pixelflow_jax.sampling.sampler",
     *(
         f"pixelflow_jax.nn.{name}"
         for name in (

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import runpy
 import shlex
 
 import pytest
@@ -29,6 +30,12 @@ def test_the_loss_term_of_the_page_for_authors_is_one():
     names: dict = {"__name__": "page"}
     exec(compile(term, "add_a_method.md", "exec"), names)
     assert names["CleanError"](weight=-1.0).problems()
+
+
+def test_the_page_on_configuration_is_current():
+    script = runpy.run_path(str(DOCS / "make_configuration.py"))
+    told = "it is written anew by: python docs/make_configuration.py"
+    assert script["page"]() == (DOCS / "configuration.md").read_text("utf-8"), told
 
 
 @pytest.mark.slow

@@ -71,6 +71,8 @@ def test_every_word_of_then_is_read():
         assert config.sampling.guidance.interval == interval
     assert (config.model.stack.scan, config.model.stack.unroll) == (True, 4)
     assert config.kernels == Kernels(blocks="xla", field="pallas", attention="cudnn")
+    old["model"]["decoder"]["kernel"] = "einsum"
+    assert Experiment.from_dict(old).kernels.field == "xla"
     old["model"]["loop"]["unroll"] = 0
     config = Experiment.from_dict(old)
     assert (config.model.stack.scan, config.model.stack.unroll) == (False, 1)

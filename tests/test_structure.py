@@ -19,8 +19,8 @@ PACKAGE = "pixelflow_jax"
 # A unit is a sub-package or a module directly under the package.
 FLOORS = {
     **dict.fromkeys(["errors", "atomic", "backend", "compat"], 0),
-    **dict.fromkeys(["renamed", "resources"], 0),
-    **dict.fromkeys(["registry"], 1),
+    **dict.fromkeys(["renamed", "resources", "values"], 0),
+    **dict.fromkeys(["registry", "paths"], 1),
     **dict.fromkeys(["config_types"], 2),
     **dict.fromkeys(["config_io", "config_overrides"], 3),
     **dict.fromkeys(["config_versions"], 4),
@@ -41,6 +41,7 @@ FLOORS = {
 NEIGHBOURS = {
     ("nn", "sharding"): "the stack's activation constraint",
     ("validate", "pretrained"): "the kinds of differences that fine-tuning knows",
+    ("convert", "cli"): "commands read their flags and refuse alike",
     ("tensors", "nn"): "weights are cast to a precision as they are read",
 }
 # Names the package's own __init__ defines, and the unit each comes from.

@@ -1,15 +1,18 @@
-"""Prepares and shows data: `python -m pixelflow_jax.prepare --help`."""
+"""Prepares and shows data: `pixelflow prepare --help`."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from pixelflow_jax import config_overrides
+from pixelflow_jax.cli import basis
+from pixelflow_jax.cli.parser import Parser, at_least, between, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
+from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.prepare.shard_writer import (
     FORMATS,
@@ -19,37 +22,48 @@ from pixelflow_jax.data.prepare.shard_writer import (
 )
 from pixelflow_jax.data.source import SPLITS
 from pixelflow_jax.errors import DataError, UserError
+from pixelflow_jax.paths import local_path, printable
 
-COMMAND = "python -m pixelflow_jax.prepare"
+COMMAND = "pixelflow prepare"
 EXAMPLES = f"""examples:
+  {COMMAND} preview ~/photos look.png
+  {COMMAND} shards ~/photos /data/photos --size 256
+  {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256
+
+A killed `shards` or `text-features` continues where it stopped when the same command is
+run again. `{COMMAND} shards --help` lists the flags of `shards`, and so on.
+"""
+OF_SHARDS = f"""examples:
   {COMMAND} shards ~/imagenet/train /data/imagenet256 --size 256
-  {COMMAND} shards ~/photos /data/photos --size 256 --no-labels --format webp
-  {COMMAND} shards --captions ~/captioned /data/captioned --size 256
+  {COMMAND} shards --captions ~/captioned /data/captioned --size 256 --keep-aspect
   {COMMAND} shards --tars '~/blip3o/{{00000..00099}}.tar' /data/blip3o --size 512
-  {COMMAND} shards --parquet ~/parquet /data/mixed --size 256 --keep-aspect
-  {COMMAND} shards --emoji /data/emoji64 --size 64 --rich-captions
+"""
+OF_PREVIEW = f"""examples:
   {COMMAND} preview ~/imagenet/train look.png --rows 5
   {COMMAND} preview --shards /data/blip3o look.png
   {COMMAND} preview --emoji look.png --size 64
-  {COMMAND} text-features /data/blip3o --config=configs/pixelflow_t2i.py:256
-
-A killed `shards` or `text-features` continues where it stopped when the same command is
-run again.
+"""
+OF_FEATURES = f"""examples:
+  {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256
+  {COMMAND} text-features /data/emoji --config=emoji_t2i:cpu --batch-size 16
+  {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256 \\
+      --config.conditioner.encoder.weights=/data/flan-t5-xl
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code (0, 1 on an error, 130 on Ctrl-C)."""
+    accept_every_text()
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    arguments.overrides = [text for text in rest if text.startswith("--config.")]
-    unknown = [text for text in rest if text not in arguments.overrides]
-    if unknown or (rest and arguments.run is not run_text_features):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    takes_fields = arguments.run is run_text_features
+    changes, unknown = config_overrides.split(rest) if takes_fields else ([], rest)
+    arguments.overrides = changes
+    arguments.parser.refuse_unknown(unknown)
     try:
         arguments.run(arguments)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(folded(str(error)), KEPT)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped: the same command continues from here.", file=sys.stderr)
@@ -75,6 +89,7 @@ def run_shards(arguments: argparse.Namespace) -> None:
         max_corrupt=arguments.max_corrupt,
         overwrite=arguments.overwrite,
     )
+    folder = local_path(out, "OUT", DataError)
     config = arguments.source(arguments, path, arguments.holdout)
     print("Listing the images ...", flush=True)
     indices = write_shards(
@@ -82,7 +97,7 @@ def run_shards(arguments: argparse.Namespace) -> None:
             split: config.open(split, size or 0)
             for split in (SPLITS if arguments.holdout > 0 else SPLITS[:1])
         },
-        Path(out).expanduser(),
+        folder,
         encoding,
         description=repr(config),
         options=options,
@@ -102,18 +117,31 @@ def run_preview(arguments: argparse.Namespace) -> None:
     Where there is one class only, each image stands above its caption instead.
     """
     path, out = _source_and_out(arguments, default_out="preview.png")
-    config = arguments.source(arguments, path, 0.0)
     layout = Layout(
         arguments.rows, arguments.columns, arguments.size, seed=arguments.seed
     )
     layout.check()
+    picture = local_path(out, "OUT", DataError)
+    if picture.suffix.lower() != ".png":
+        raise DataError(
+            f"A preview is a picture in the format PNG, and {printable(out)!r} is "
+            "called otherwise: give OUT a name that ends in .png."
+        )
+    config = arguments.source(arguments, path, 0.0)
     source = config.open("train", arguments.size)
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     for name, count in zip(source.class_names, counts, strict=True):
-        print(f"{count:8d}  {name}")
+        print(f"{count:8d}  {printable(name)}")
     print(f"{len(source):8d}  in all")
-    save_png(Path(out).expanduser(), examples(source, layout))
+    save_png(picture, examples(source, layout))
     print(f"Written: {out}")
+
+
+def run_basis(arguments: argparse.Namespace) -> None:
+    """Writes the basis of an asymmetric prediction."""
+    path, out = _source_and_out(arguments)
+    source = arguments.source(arguments, path, 0.0).open("train", arguments.size)
+    basis.write(source, arguments, local_path(out, "OUT", DataError))
 
 
 def run_text_features(arguments: argparse.Namespace) -> None:
@@ -124,14 +152,16 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     from pixelflow_jax.config_files import load_config
 
     if len(arguments.paths) != 1:
-        raise DataError(f"Give one folder of shards (see {COMMAND} --help).")
+        raise DataError(
+            f"Give one folder of shards (see {COMMAND} text-features --help)."
+        )
     backend.configure()
     backend.keep_programs()
     config = load_config(arguments.config, arguments.overrides)
     out = write_features(
         config.conditioner,
         config.model,
-        Path(arguments.paths[0]).expanduser(),
+        local_path(arguments.paths[0], "SHARDS", DataError),
         mesh=config.mesh.build(),
         batch_size=arguments.batch_size,
         overwrite=arguments.overwrite,
@@ -144,6 +174,8 @@ def _source_and_out(
 ) -> tuple[str, str]:
     """Sorts the positional paths: emoji have no SOURCE, a preview may omit OUT."""
     paths = list(arguments.paths)
+    if "" in paths:
+        raise DataError("A path is empty: name SOURCE and OUT.")
     source = "" if arguments.source is emoji else paths.pop(0) if paths else None
     out = paths.pop(0) if paths else default_out
     if source is None or out is None or paths:
@@ -154,21 +186,17 @@ def _source_and_out(
     return source, out
 
 
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=raw
-    )
-    names = "{shards,preview,text-features}"
+def _parser() -> Parser:
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
+    names = "{shards,preview,basis,text-features}"
     commands = parser.add_subparsers(required=True, metavar=names)
     shards = commands.add_parser(
         "shards",
         help="write images with their classes or captions as shards",
         description="Writes OUT/train (and OUT/test with --holdout) as ArrayRecord.",
-        epilog=EXAMPLES,
-        formatter_class=raw,
+        epilog=OF_SHARDS,
     )
-    shards.set_defaults(run=run_shards)
+    shards.set_defaults(run=run_shards, parser=shards)
     add_source(shards, "SOURCE_FOLDER OUT", written=False)
     _add_shard_options(shards)
     preview = commands.add_parser(
@@ -176,52 +204,71 @@ def _parser() -> argparse.ArgumentParser:
         help="write a grid of examples as PNG and count the classes",
         description="Writes a grid of examples, a row a class, or each image above its "
         "caption where there are no classes, and counts the classes.",
-        epilog=EXAMPLES,
-        formatter_class=raw,
+        epilog=OF_PREVIEW,
     )
-    preview.set_defaults(run=run_preview)
+    preview.set_defaults(run=run_preview, parser=preview)
     add_source(preview, "SOURCE [OUT.png]", written=True)
-    add = preview.add_argument
-    add("--rows", type=int, default=10, help="classes to show (%(default)s)")
-    add("--columns", type=int, default=10, help="images of each (%(default)s)")
-    add("--size", type=int, default=64, help="pixels of an image (%(default)s)")
-    add("--seed", type=int, default=0, help="which examples (%(default)s)")
+    add, count = preview.add_argument, at_least(1)
+    add("--rows", type=count, default=10, help="classes to show (%(default)s)")
+    add("--columns", type=count, default=10, help="images of each (%(default)s)")
+    add("--size", type=count, default=64, help="pixels of an image (%(default)s)")
+    add("--seed", type=at_least(0), default=0, help="which examples (%(default)s)")
+    bases = basis.add_parser(commands)
+    bases.set_defaults(run=run_basis, parser=bases)
+    _add_text_features(commands)
+    return parser
+
+
+def _add_text_features(commands: argparse._SubParsersAction) -> None:
     features = commands.add_parser(
         "text-features",
         help="encode the captions of shards once, ahead of training",
         description="Encodes all captions of SHARDS with the text encoder of a config "
         "and writes the states to SHARDS/features. Fields of the config are set as in "
         "training: --config.conditioner.encoder.weights=...",
-        epilog=EXAMPLES,
-        formatter_class=raw,
+        epilog=OF_FEATURES,
     )
-    features.set_defaults(run=run_text_features)
+    features.set_defaults(run=run_text_features, parser=features)
     add = features.add_argument
     add("paths", nargs="*", metavar="SHARDS", help="a folder that `shards` wrote")
-    add("--config", required=True, help="config file, with ':variant' behind it")
-    add("--batch-size", type=int, default=64, help="captions at once (%(default)s)")
+    add(
+        "--config",
+        required=True,
+        type=nonempty,
+        help="config file, or the name of one, with ':variant' behind it",
+    )
+    add(
+        "--batch-size",
+        type=at_least(1),
+        default=64,
+        help="captions at once (%(default)s)",
+    )
     add("--overwrite", action="store_true", help="discard earlier features")
-    return parser
 
 
 def _add_shard_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--size", type=int, help="ADM centre crop to this size (default: no crop)")
+    add, count = parser.add_argument, at_least(1)
+    add("--size", type=count, help="ADM centre crop to this size (default: no crop)")
     add(
         "--keep-aspect",
         action="store_true",
         help="cut nothing off: --size is the short side, for aspect-ratio buckets",
     )
-    add("--shards", type=int, default=0, help="train shards (one per 1000 images)")
+    add(
+        "--shards",
+        type=at_least(0),
+        default=0,
+        help="train shards (default, 0: one per 1000 images)",
+    )
     add(
         "--workers",
-        type=int,
+        type=count,
         default=min(16, os.cpu_count() or 1),
         help="processes (%(default)s)",
     )
     add(
         "--holdout",
-        type=float,
+        type=between(0.0, 1.0),
         default=0.0,
         help="share kept for OUT/test, by a hash of the name (%(default)s)",
     )
@@ -232,13 +279,13 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--quality",
-        type=int,
+        type=at_least(1),
         default=95,
         help="of JPEG and WebP (%(default)s; WebP 100 is lossless)",
     )
     add(
         "--max-corrupt",
-        type=float,
+        type=between(0.0, 1.0),
         default=0.01,
         help="fail when more than this share cannot be used (%(default)s)",
     )

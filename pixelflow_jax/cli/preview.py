@@ -10,7 +10,9 @@ from pixelflow_jax.data.images import captioned_grid, grid
 from pixelflow_jax.data.source import LabelledSource, Record
 from pixelflow_jax.data.transforms import center_crop
 from pixelflow_jax.errors import DataError, UnreadableImage
+from pixelflow_jax.paths import printable
 
+MOST_PIXELS = 100_000_000  # of the picture
 SMALLEST = 64  # pixels of an image in the picture: smaller ones are enlarged
 
 
@@ -31,6 +33,13 @@ class Layout(NamedTuple):
         """Raises DataError unless there is something to show."""
         if min(self.rows, self.columns, self.size) < 1:
             raise DataError("--rows, --columns and --size must be at least 1.")
+        side = max(self.size, SMALLEST)
+        pixels = self.rows * self.columns * side**2
+        if pixels > MOST_PIXELS:
+            raise DataError(
+                f"--rows {self.rows}, --columns {self.columns} and --size {self.size} "
+                f"make a picture of {pixels:,} pixels: keep it below {MOST_PIXELS:,}."
+            )
 
 
 def examples(source: LabelledSource, layout: Layout) -> np.ndarray:
@@ -52,7 +61,7 @@ def examples(source: LabelledSource, layout: Layout) -> np.ndarray:
             record = next(records, None)
             image = blank if record is None else record["image"]
             cells.append(center_crop(image, layout.size))
-    names = [source.class_names[int(label)] for label in chosen]
+    names = [printable(source.class_names[int(label)]) for label in chosen]
     return grid(np.stack(cells), layout.columns, names, scale=layout.scale)
 
 

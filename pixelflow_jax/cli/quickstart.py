@@ -4,20 +4,22 @@ Draws two grids, a row a class: from the model just trained, and from the one th
 with the package. Run it again and it goes on where it stopped.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
 import time
 from typing import Any
 
-from pixelflow_jax import backend, build, resources
+from pixelflow_jax import backend, resources
+from pixelflow_jax.cli import extending
+from pixelflow_jax.cli.parser import Parser, at_least, nonempty
+from pixelflow_jax.cli.terminal import accept_every_text, give_up
+from pixelflow_jax.cli.train import run_training
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.data.images import grid, save_png
+from pixelflow_jax.errors import UserError
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.pretrained.pipeline import Pipeline
-from pixelflow_jax.training.loop import train
-from pixelflow_jax.validate import validated
 
 SHIPPED = resources.folder("assets") / "emoji.safetensors"
 SHOWN = ("Smileys & Emotion", "People & Body", "Food & Drink", "Flags")  # of its nine
@@ -28,12 +30,16 @@ Look at these pictures:
   the shipped model:             {shipped}
 
 Try next:
-  {python} -m pixelflow_jax.main --workdir={workdir} --mode=sample --trajectory
-  {python} -m pixelflow_jax.main --workdir={workdir} --mode=sample \\
-      --weights=emoji --classes=flags,food-drink --guidance=2.5
-  {python} -m pixelflow_jax.main --workdir=runs/longer --config=emoji:demo \\
-      --config.steps=6000
-  {python} -m pixelflow_jax.prepare preview YOUR/FOLDER/OF/IMAGES
+  {command} sample --workdir={workdir} --trajectory
+  {command} sample --workdir={workdir} --weights=emoji --classes=flags,food-drink \\
+      --guidance=2.5
+  {command} train --config=emoji:demo --workdir=runs/longer --config.steps=6000
+  {command} prepare preview YOUR/FOLDER/OF/IMAGES
+"""
+EXAMPLES = """examples:
+  pixelflow quickstart
+  pixelflow quickstart --workdir=/tmp/demo
+  pixelflow quickstart --workdir=/tmp/short --steps=300
 """
 
 
@@ -57,28 +63,36 @@ def on_cpu(pipeline: Pipeline) -> Pipeline:
     return dataclasses.replace(pipeline, config=config)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, draw both grids, and say where they lie."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pixelflow_jax.quickstart", description=__doc__
-    )
-    parser.add_argument("--workdir", type=pathlib.Path, default="runs/demo")
-    parser.add_argument("--steps", type=int, help="train for fewer or more steps")
-    args = parser.parse_args(argv)
+def main(argv: list[str] | None = None) -> int:
+    """Train, draw both grids, and say where they lie; returns the exit code."""
+    accept_every_text()
+    parser = Parser(prog="pixelflow quickstart", description=__doc__, epilog=EXAMPLES)
+    add = parser.add_argument
+    add("--workdir", type=nonempty, default="runs/demo", help="folder of the run")
+    add("--steps", type=at_least(1), help="train for fewer or more steps than 2,200")
+    arguments, unknown = parser.parse_known_args(argv)
+    parser.refuse_unknown(unknown)
+    try:
+        _tour(pathlib.Path(arguments.workdir).expanduser(), arguments.steps)
+    except UserError as error:
+        give_up(f"{type(error).__name__}: {error}")
+    return 0
+
+
+def _tour(workdir: pathlib.Path, steps: int | None) -> None:
     backend.configure()
-    backend.keep_programs()
     config = load_config("emoji:demo")
-    config.steps = args.steps or config.steps
-    config.optimizer.warmup = min(config.optimizer.warmup, config.steps)
+    if steps is not None:
+        config = extending.with_steps(config, steps)
     started = time.monotonic()
     print(
         f"Training {config.name}: {config.steps} steps, about three minutes on 2 cores"
     )
-    train(build.training_run(validated(config)), args.workdir)
+    run_training(config, workdir)
     minutes = (time.monotonic() - started) / 60
-    fresh, shipped = args.workdir / "fresh.png", args.workdir / "shipped.png"
+    fresh, shipped = workdir / "fresh.png", workdir / "shipped.png"
     print("Sampling from the new model, then from the shipped one")
-    own = Pipeline.from_pretrained(args.workdir)
+    own = Pipeline.from_pretrained(workdir)
     draw(own, fresh, own.class_names, scale=3)
     draw(on_cpu(Pipeline.from_pretrained(SHIPPED)), shipped, SHOWN, scale=1)
     print(
@@ -86,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             minutes=minutes,
             fresh=fresh,
             shipped=shipped,
-            workdir=args.workdir,
-            python=sys.executable,
+            workdir=workdir,
+            command=f"{sys.executable} -m pixelflow_jax",
         )
     )

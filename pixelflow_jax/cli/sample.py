@@ -1,20 +1,20 @@
-"""What --mode=sample draws: its flags, and what they make of a model's settings."""
+"""`pixelflow sample`: its flags, and what they make of a model's settings."""
 
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any, TypeVar
 
-import numpy as np
 from absl import flags
 
+from pixelflow_jax import values
 from pixelflow_jax.conditioning.prompts import read_prompts
 from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.pretrained.pipeline import Pipeline
-from pixelflow_jax.sampling.output import write_samples
+from pixelflow_jax.pretrained.subjects import slug
+from pixelflow_jax.sampling.output import Described, write_samples
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.sampling.settings import Sampling
 
@@ -79,51 +79,58 @@ TRAJECTORY = flags.DEFINE_bool(
 STAGES = flags.DEFINE_bool(
     "stages", False, "Also write the states at the end of each stage, side by side."
 )
+RANGES = {
+    "guidance": values.NonNegative,
+    "shift": values.Positive,
+    "count": values.Count,
+    "height": values.Pixels,
+    "width": values.Pixels,
+}
+for _name, _kind in RANGES.items():
+    values.limit_flag(_name, _kind)
 
 
 def run_sampling(
-    pipeline: Pipeline, workdir: pathlib.Path, ema: str = ""
+    pipeline: Pipeline,
+    workdir: pathlib.Path,
+    ema: str = "",
+    out: pathlib.Path | None = None,
 ) -> dict[str, pathlib.Path]:
-    """Draw what the flags ask for, to WORKDIR/samples; returns where it lies.
+    """Draw what the flags ask for, to `out` or WORKDIR/samples; returns where it lies.
 
     `ema` is the average that the pipeline holds, for the folder's name.
     """
     sampling = changed(pipeline.config.sampling)
-    wanted, count = _wanted(pipeline), COUNT.value
-    generated = pipeline.generate(
-        wanted,
+    stream = pipeline.stream(
+        _wanted(pipeline),
         negative_prompt=NEGATIVE.value,
-        images_per_prompt=count,
+        images_per_prompt=COUNT.value,
         seed=SEED.value,
         height=HEIGHT.value or 0,
         width=WIDTH.value or 0,
         sampling=sampling,
         record=TRAJECTORY.value,
-        progress=True,
     )
     steps = sampling.grid.stage_steps or (sampling.grid.steps,)
     solver = SOLVER.value or type(sampling.solver).__name__.lower()
-    name = (
+    words = (
         f"step{pipeline.step:08d}-{solver}{'-'.join(map(str, steps))}"
         f"-cfg{sampling.guidance.scale:g}-seed{SEED.value}{_variant(ema)}"
     )
-    labels = None
-    if pipeline.reads_text:
-        texts = np.array([*wanted, NEGATIVE.value])
-        name += f"-prompts{hashlib.sha256(texts.tobytes()).hexdigest()[:8]}"
-    else:
-        labels = np.repeat(pipeline.labels(wanted), count)
-        wanted = [pipeline.class_names[label] for label in labels[::count]]
     facts = {"seed": SEED.value, "negative_prompt": NEGATIVE.value}
-    return write_samples(
-        workdir / "samples" / name,
-        generated,
-        [one for one in wanted for _ in range(count)],
-        columns=count,
-        labels=labels,
+    facts = {name: value for name, value in facts.items() if value != ""}
+    about = Described(
+        shape=stream.shape,
+        digest=stream.draw.digest,
+        names=stream.draw.names,
+        columns=COUNT.value,
+        labels=stream.draw.request.given.get("label"),
+        facts={**facts, "draw": stream.draw.facts()},
         stages=STAGES.value,
-        facts={name: value for name, value in facts.items() if value != ""},
+        trajectory=TRAJECTORY.value,
     )
+    folder = out or workdir / "samples" / stream.draw.folder(words)
+    return write_samples(folder, stream.recorded, about, progress=True)
 
 
 def _wanted(pipeline: Pipeline) -> list[str]:
@@ -134,7 +141,7 @@ def _wanted(pipeline: Pipeline) -> list[str]:
             raise PipelineError(
                 "This model draws classes, not prompts: name them by --classes."
             )
-        return CLASSES.value or list(pipeline.class_names)
+        return classes(pipeline) or list(pipeline.class_names)
     if CLASSES.value:
         raise PipelineError(
             "This model draws from prompts and knows no classes: give --prompt or "
@@ -153,6 +160,21 @@ def _wanted(pipeline: Pipeline) -> list[str]:
             "you like, or --prompts_file."
         )
     return prompts
+
+
+def classes(pipeline: Pipeline) -> list[str]:
+    """The classes that --classes names, where names may hold commas themselves.
+
+    The longest name that a run of parts spells wins.
+    """
+    parts, wanted = list(CLASSES.value or ()), []
+    slugs = {slug(name) for name in pipeline.class_names}
+    while parts:
+        joined = [", ".join(parts[:end]) for end in range(len(parts), 0, -1)]
+        whole = next((name for name in joined if slug(name) in slugs), parts[0])
+        wanted.append(whole)
+        del parts[: len(joined) - joined.index(whole)]
+    return wanted
 
 
 def changed(sampling: Sampling) -> Sampling:
@@ -177,10 +199,12 @@ def _steps(text: list[str] | None) -> dict:
     try:
         numbers = tuple(int(part) for part in text)
     except ValueError:
+        numbers = (0,)
+    if values.problems("", numbers, tuple[values.Count, ...]):
         raise PipelineError(
-            f"--sample_steps={','.join(text)} must be a number, or one a stage such as "
-            "10,20,30,30."
-        ) from None
+            f"--sample_steps={','.join(text)} must be a number of at least 1, or one a "
+            "stage such as 10,20,30,30."
+        )
     if len(numbers) == 1:
         return {"steps": numbers[0], "stage_steps": ()}
     return {"stage_steps": numbers}
@@ -213,7 +237,10 @@ def _with_interval(guidance: Guidance, text: list[str] | None) -> Guidance:
     try:
         low, high = map(float, text)
     except ValueError:
+        low, high = 0.0, 0.0
+    if low >= high or values.problems("", (low, high), tuple[values.Time, ...]):
         raise PipelineError(
-            f"--guidance_interval={','.join(text)} must be two times, such as 0.1,1."
-        ) from None
+            f"--guidance_interval={','.join(text)} must be two times from 0 to 1, the "
+            "earlier one first, such as 0.1,1."
+        )
     return _replaced(guidance, low=low, high=high)

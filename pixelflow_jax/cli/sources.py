@@ -3,6 +3,8 @@
 import argparse
 import functools
 
+from pixelflow_jax.data.captions import MAX_CAPTION
+from pixelflow_jax.data.decoding import MAX_PIXELS
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.prepare.parquet import Parquet
@@ -50,6 +52,18 @@ def add_source(parser: argparse.ArgumentParser, metavar: str, *, written: bool) 
         help="emoji: other names and the colours of the drawings, too",
     )
     add(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help="of an image; larger ones cannot be used (%(default)s)",
+    )
+    add(
+        "--max-caption",
+        type=int,
+        default=MAX_CAPTION,
+        help="characters of a caption; longer ones cannot be used (%(default)s)",
+    )
+    add(
         "--allow-missing-captions",
         action="store_true",
         help="keep images without a readable caption, with an empty one",
@@ -68,6 +82,8 @@ def _tars(arguments: argparse.Namespace, path: str, holdout: float) -> Tars:
         caption_key=arguments.caption_key,
         allow_missing=arguments.allow_missing_captions,
         holdout=holdout,
+        max_pixels=arguments.max_pixels,
+        max_caption=arguments.max_caption,
     )
 
 
@@ -78,6 +94,8 @@ def _parquet(arguments: argparse.Namespace, path: str, holdout: float) -> Parque
         caption_column=arguments.caption_column,
         allow_missing=arguments.allow_missing_captions,
         holdout=holdout,
+        max_pixels=arguments.max_pixels,
+        max_caption=arguments.max_caption,
     )
     print("Columns: {} (images), {} (captions)".format(*config.columns()))
     return config
@@ -97,8 +115,10 @@ def _folder(
         captions=captions,
         allow_missing=arguments.allow_missing_captions,
         holdout=holdout,
+        max_pixels=arguments.max_pixels,
+        max_caption=arguments.max_caption,
     )
 
 
 def _shards(arguments: argparse.Namespace, path: str, holdout: float) -> Shards:
-    return Shards(path=path)
+    return Shards(path=path, max_pixels=arguments.max_pixels)

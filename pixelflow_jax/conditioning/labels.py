@@ -10,6 +10,7 @@ from pixelflow_jax.conditioning.drop import drop_problems
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.data.source import Source
 from pixelflow_jax.models.interface import Condition, DenoiserConfig
+from pixelflow_jax.values import Share
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -19,7 +20,7 @@ class ClassLabels(Conditioner):
     `drop` is the probability with which training replaces a label by the null class.
     """
 
-    drop: float = 0.1
+    drop: Share = 0.1
 
     def encode(self, frozen_params: dict, batch: dict) -> Condition:
         """`batch["label"]`, int32 [b]."""

@@ -16,6 +16,7 @@ from pixelflow_jax.encoders.bert import Bert
 from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.models.interface import Condition, DenoiserConfig, TextSpec
+from pixelflow_jax.values import Place, Share, Width
 
 PROBED = 20  # images among which captions are looked for
 
@@ -36,9 +37,9 @@ class Text(Conditioner):
     """
 
     encoder: T5 | Qwen3 | Bert = dataclasses.field(default_factory=T5)
-    length: int = 512
-    drop: float = 0.1
-    features: str = ""
+    length: Width = 512
+    drop: Share = 0.1
+    features: Place = ""
 
     def caption_encoder(self) -> CaptionEncoder:
         """The encoder's tokenizer, or the stored features."""

@@ -1,4 +1,4 @@
-"""Converts weights: `python -m pixelflow_jax.convert --help`."""
+"""Converts weights: `pixelflow convert --help`."""
 
 import argparse
 import ast
@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pixelflow_jax.cli.parser import Parser, at_least, nonempty
+from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.convert import actions, inspect
 from pixelflow_jax.convert.checkpoints import LAYOUTS, PREFERENCE
@@ -17,35 +19,52 @@ from pixelflow_jax.convert.families import EXECUTION, FAMILIES, fields
 from pixelflow_jax.convert.sizes import Fields
 from pixelflow_jax.errors import ConvertError, UserError
 from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.paths import printable
 
-COMMAND = "python -m pixelflow_jax.convert"
+COMMAND = "pixelflow convert"
 DESCRIPTION = """Converts the official weights of PixelFlow, PixNerd, PixelGen and JiT
 to the format of pixelflow_jax and back, bit for bit. Reading and writing PyTorch's
 files needs torch: pip install 'pixelflow_jax[teachers]'."""
 EXAMPLES = f"""examples:
   {COMMAND} inspect model.ckpt
   {COMMAND} from-torch pixnerd.ckpt weights/pixnerd --family=pixnerd --ema
-  {COMMAND} from-torch pixelflow/model.pt weights/pixelflow --set heads=16
-  {COMMAND} from-torch checkpoint-last.pth weights/jit --weights=ema2
-  {COMMAND} from-torch pixelgen.ckpt weights/large --image-size=512
   {COMMAND} to-torch weights/pixnerd pixnerd.ckpt
-  {COMMAND} to-torch runs/xl model.pt --ema=0.9999
-  {COMMAND} to-safetensors pixelgen.ckpt pixelgen.safetensors
 
 Official files: a bare state dict, {{model, ema, opt, args}}, Lightning's .ckpt, JiT's
 {{model, model_ema1, model_ema2}}, as .pt, .pth, .ckpt, .bin or .safetensors, or a
 folder of safetensors with an index. Nothing in a pickle is executed. What does not fit
-is listed, and nothing is written.
+is listed, and nothing is written. `{COMMAND} from-torch --help` lists the flags of
+`from-torch`, and so on.
 """
+OF_COMMAND = {
+    "from-torch": (
+        "pixelflow/model.pt weights/pixelflow --set heads=16",
+        "checkpoint-last.pth weights/jit --weights=ema2",
+        "pixelgen.ckpt weights/large --image-size=512",
+    ),
+    "to-torch": (
+        "weights/pixnerd pixnerd.ckpt",
+        "runs/xl model.pt --ema=0.9999",
+        "weights/jit jit.pth --layout=jit",
+    ),
+    "to-safetensors": (
+        "pixelgen.ckpt pixelgen.safetensors",
+        "pixnerd.ckpt pixnerd.safetensors --ema",
+        "checkpoint-last.pth jit.safetensors --weights=ema2",
+    ),
+    "inspect": ("model.ckpt", "weights/pixnerd --all", "pixelgen.safetensors"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code (0, 1 on an error, 130 on Ctrl-C)."""
-    arguments = _parser().parse_args(argv)
+    accept_every_text()
+    arguments, unknown = _parser().parse_known_args(argv)
+    arguments.parser.refuse_unknown(unknown)
     try:
         arguments.run(arguments)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(folded(str(error)), KEPT)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped: nothing was written.", file=sys.stderr)
@@ -157,26 +176,23 @@ def _known(config: Experiment) -> Fields:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw
-    )
+    parser = Parser(prog=COMMAND, description=DESCRIPTION, epilog=EXAMPLES)
     commands = parser.add_subparsers(
         required=True, metavar="{from-torch,to-torch,to-safetensors,inspect}"
     )
 
     def command(name: str, run, text: str, source: str, out: str = ""):
+        examples = [f"  {COMMAND} {name} {words}" for words in OF_COMMAND[name]]
         made = commands.add_parser(
             name,
             help=text,
             description=f"{text}.",
-            epilog=EXAMPLES,
-            formatter_class=raw,
+            epilog="\n".join(["examples:", *examples]),
         )
-        made.set_defaults(run=run)
-        made.add_argument("source", metavar=source)
+        made.set_defaults(run=run, parser=made)
+        made.add_argument("source", metavar=source, type=nonempty)
         if out:
-            made.add_argument("out", metavar=out)
+            made.add_argument("out", metavar=out, type=nonempty)
             replace = "replace what is at the output"
             made.add_argument("--overwrite", action="store_true", help=replace)
         return made.add_argument
@@ -194,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--image-size",
-        type=int,
+        type=at_least(0),
         default=0,
         help="size of the images to draw; stored positions of another are recomputed",
     )

@@ -4,12 +4,15 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from pixelflow_jax.atomic import PARTIAL
 from pixelflow_jax.convert import checkpoints, families
-from pixelflow_jax.convert.architecture import Architecture, Resized
+from pixelflow_jax.convert.architecture import Architecture, keep_size
 from pixelflow_jax.convert.sizes import Fields
 from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.flow.prediction import CONSTANTS, Prediction
 from pixelflow_jax.models.interface import DenoiserConfig, count
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import Description
@@ -17,6 +20,7 @@ from pixelflow_jax.tensors import mapping, reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
 from pixelflow_jax.tensors.lazy import LazyTensor
+from pixelflow_jax.tensors.paths import by_path
 
 Progress = Callable[[int], object]  # is told bytes that were written
 # What tells models of one class apart.
@@ -28,7 +32,8 @@ UNKNOWN = "data and batch of the training are not known, the config's are defaul
 class Understood:
     """A model in an official file that fits its table.
 
-    `family` is the one whose sampler it has, `notes` what a user should know, in lines.
+    `family` is the one whose sampler it has, `notes` what a user should know, in lines,
+    `prediction` what the network predicts, where the tensors tell.
     """
 
     model: DenoiserConfig
@@ -39,6 +44,7 @@ class Understood:
     origin: str
     step: int
     notes: tuple[str, ...]
+    prediction: Prediction | None = None
 
 
 def understood(
@@ -66,38 +72,76 @@ def understood(
     chosen = checkpoint.chosen(weights)
     architecture = families.architecture_of(chosen.tensors, family)
     inferred = families.infer(architecture, chosen.tensors, given or {}, given_by)
-    resized = Resized(inferred.model, chosen.tensors)
-    if image_size:
-        resized = architecture.resize(inferred.model, chosen.tensors, image_size)
+    resize = architecture.resize if image_size else keep_size
+    resized = resize(inferred.model, chosen.tensors, image_size)
     model = resized.model
-    table, shapes = architecture.table(model), families.shapes_of(model)
-    problems = mapping.problems(table, resized.tensors, shapes)
-    problems += [f"unexpected: {key}" for key in checkpoint.stray]
+    prediction = architecture.prediction(model, resized.tensors)
+    table, buffers = architecture.table(model), architecture.buffers(model, prediction)
+    tensors = {k: a for k, a in resized.tensors.items() if k not in buffers}
+    problems = [
+        *mapping.problems(table, tensors, _shapes(model, prediction)),
+        *_differing(buffers, resized.tensors),
+        *(f"unexpected: {key}" for key in checkpoint.stray),
+    ]
     if problems:
         raise ConvertError(
             f"{source} ({chosen.place or 'its tensors'}) does not hold the weights of "
             f"{described(model)}:" + "".join(f"\n  {problem}" for problem in problems)
         )
-    others = [name for name in checkpoint.weights if name != chosen.name]
     family = family or architecture.family(chosen.place)
+    notes = (
+        f"{described(model)}, {count(_shapes(model, None)):,} parameters",
+        f"family: {family}",
+        *_left_out(checkpoint, chosen),
+        *(f"assumed: {k}={v!r}" for k, v in inferred.assumed.items()),
+        *resized.notes,
+    )
     return Understood(
         model=model,
         architecture=architecture,
         family=family,
-        tensors=resized.tensors,
+        tensors=tensors,
         table=table,
+        prediction=prediction,
         origin=" ".join(filter(None, [source.name, chosen.place])),
         step=checkpoint.step,
-        notes=(
-            f"{described(model)}, {count(shapes):,} parameters",
-            f"family: {family}",
-            f"weights: {chosen.name} ({chosen.place or 'the tensors of the file'})",
-            *(f"left out: the weights {name}" for name in others),
-            *(f"left out: {note}" for note in checkpoint.notes),
-            *(f"assumed: {k}={v!r}" for k, v in inferred.assumed.items()),
-            *resized.notes,
-        ),
+        notes=notes,
     )
+
+
+def _left_out(
+    checkpoint: checkpoints.Checkpoint, chosen: checkpoints.Weights
+) -> list[str]:
+    """What is taken of a checkpoint and what is not, in lines."""
+    others = [name for name in checkpoint.weights if name != chosen.name]
+    return [
+        f"weights: {chosen.name} ({chosen.place or 'the tensors of the file'})",
+        *(f"left out: the weights {name}" for name in others),
+        *(f"left out: {note}" for note in checkpoint.notes),
+    ]
+
+
+def _shapes(model: DenoiserConfig, prediction: Prediction | None) -> dict:
+    """The parameters' shapes, and those of the prediction's constants."""
+    shapes = families.shapes_of(model)
+    if prediction is not None:
+        shapes[CONSTANTS] = prediction.constant_shapes(model.channels)
+    return shapes
+
+
+def _differing(
+    buffers: Mapping[str, np.ndarray], tensors: Mapping[str, LazyTensor]
+) -> list[str]:
+    """Stored buffers that are absent, or not what model and prediction make them."""
+    lines = [f"missing: {key}" for key in sorted(set(buffers) - set(tensors))]
+    for key in sorted(set(buffers) & set(tensors)):
+        stored = np.asarray(tensors[key].read(), np.float32)
+        # Tables of angles were rounded elsewhere, perhaps in half precision.
+        if stored.shape != buffers[key].shape or not np.allclose(
+            stored, buffers[key], atol=1e-2
+        ):
+            lines.append(f"differs: {key} is not what this model's sizes make it")
+    return lines
 
 
 def _content(source: pathlib.Path) -> object:
@@ -142,6 +186,8 @@ def from_torch(
         data = dataclasses.replace(config.data, image_size=size)
         config = dataclasses.replace(config, model=model, data=data)
         origin += ", converted"
+    if weights.prediction is not None:
+        config = dataclasses.replace(config, prediction=weights.prediction)
     description = Description(
         config=config,
         class_names=tuple(map(str, range(model.num_classes))),
@@ -180,8 +226,13 @@ def to_torch(
     """
     _check_file(out, (".pt", ".pth", ".bin", ".ckpt", ".safetensors"), overwrite)
     weights = published.find(source)
-    model, params = weights.description.config.model, weights.open(weights.choose(ema))
-    tensors = mapping.exported(families.table_of(model), params)
+    config = weights.description.config
+    model, params = config.model, dict(weights.open(weights.choose(ema)))
+    params |= by_path({CONSTANTS: weights.constants()})
+    architecture = families.architecture_for(model, config.prediction)
+    buffers = architecture.buffers(model, config.prediction)
+    tensors = mapping.exported(architecture.table(model), params)
+    tensors |= {name: LazyTensor.of(array) for name, array in buffers.items()}
     layout = layout or ("lightning" if out.suffix == ".ckpt" else "plain")
     note = f"{described(model)}, {len(tensors)} tensors, layout {layout}"
     if out.suffix != ".safetensors":

@@ -4,10 +4,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.convert.sizes import Fields, InferredConfig, Sizes
 from pixelflow_jax.encoders.qwen3 import Qwen3
 from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.sampling import presets
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -28,6 +31,15 @@ def keep_size(
 ) -> Resized:
     """The same, for models that know no size."""
     return Resized(model, tensors)
+
+
+def no_prediction(model: DenoiserConfig, tensors: Mapping[str, LazyTensor]) -> None:
+    """Nothing: the weights say nothing of what they predict."""
+
+
+def no_buffers(model: DenoiserConfig, prediction: Any) -> dict[str, np.ndarray]:
+    """Nothing."""
+    return {}
 
 
 def one_patch(model: DenoiserConfig) -> tuple[int, int]:
@@ -60,6 +72,10 @@ class Architecture:
     `image_size` is the size the weights were released for; `resize` makes a model and
     its tensors fit another; `released` adds to an experiment all that the released
     weights of a family are sampled with at that size.
+
+    Where a file also says what its network predicts, `prediction` reads it from the
+    tensors, and a row of the table may be one of that prediction's constants. `buffers`
+    are tensors that follow from model and prediction: they are compared, and written.
     """
 
     families: tuple[str, ...]
@@ -70,6 +86,10 @@ class Architecture:
     image_size: Callable[[Any], int]
     released: Callable[[Experiment, Any, int, str], Experiment]
     resize: Callable[[Any, Mapping[str, LazyTensor], int], Resized] = keep_size
+    prediction: Callable[[Any, Mapping[str, LazyTensor]], Prediction | None] = (
+        no_prediction
+    )
+    buffers: Callable[[Any, Any], dict[str, np.ndarray]] = no_buffers
     some_size: Callable[[Any], tuple[int, int]] = one_patch
     by_prefix: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

@@ -7,13 +7,14 @@ from typing import Any
 from flax import nnx
 
 from pixelflow_jax.config_types import type_errors
-from pixelflow_jax.convert import pixelflow, pixelgen, pixnerd
+from pixelflow_jax.convert import asymflow, deco, pixelflow, pixelgen, pixnerd
 from pixelflow_jax.convert.architecture import Architecture
 from pixelflow_jax.convert.sizes import Fields, Sizes
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.errors import ConvertError
 from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -23,7 +24,9 @@ from pixelflow_jax.validate import size_problems
 ARCHITECTURES = (
     *pixelflow.ARCHITECTURES,
     *pixnerd.ARCHITECTURES,
+    *asymflow.ARCHITECTURES,  # before PixelGen, whose model it has
     *pixelgen.ARCHITECTURES,
+    *deco.ARCHITECTURES,
 )
 FAMILIES = tuple(dict.fromkeys(name for one in ARCHITECTURES for name in one.families))
 # How a model is computed: no tensor tells, and no result depends on it.
@@ -31,9 +34,13 @@ EXECUTION = ("stack", "decoder.stack")
 
 
 def guess(keys: Mapping[str, object]) -> Architecture | None:
-    """The one whose marks are among some names; None for fewer than half of any."""
-    best = max(ARCHITECTURES, key=lambda architecture: architecture.likeness(keys))
-    return best if best.likeness(keys) > 0.5 else None
+    """The one most of whose marks are among some names; None for half of any or fewer.
+
+    One may hold all marks of another and some more: the more are found, the surer.
+    """
+    likely = [one for one in ARCHITECTURES if one.likeness(keys) > 0.5]
+    found = lambda one: (one.likeness(keys) * len(one.marks), one.likeness(keys))
+    return max(likely, key=found, default=None)
 
 
 def architecture_of(tensors: Mapping[str, LazyTensor], family: str) -> Architecture:
@@ -57,9 +64,22 @@ def architecture_of(tensors: Mapping[str, LazyTensor], family: str) -> Architect
 
 def table_of(model: DenoiserConfig) -> list[Row]:
     """The mapping table of a model of ours; ConvertError where no official code is."""
+    return architecture_for(model).table(model)
+
+
+def architecture_for(
+    model: DenoiserConfig, prediction: Prediction | None = None
+) -> Architecture:
+    """The official network of a model of ours, that of its prediction where it has one.
+
+    Raises ConvertError where there is no official code.
+    """
     for architecture in ARCHITECTURES:
-        if type(architecture.model) is type(model):
-            return architecture.table(model)
+        if type(architecture.model) is not type(model):
+            continue
+        theirs = architecture.prediction(model, {})
+        if theirs is None or type(theirs) is type(prediction):
+            return architecture
     known = dict.fromkeys(type(one.model).__name__ for one in ARCHITECTURES)
     raise ConvertError(
         f"There is no official code of a {type(model).__name__} to write weights for: "

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from pixelflow_jax.values import Pixels, Ratio, field_problems
+
 
 @dataclasses.dataclass(kw_only=True)
 class Buckets:
@@ -14,9 +16,9 @@ class Buckets:
     it, and whose longer side is at most `max_ratio` times the shorter.
     """
 
-    sizes: tuple[tuple[int, int], ...] = ()
-    multiple: int = 16
-    max_ratio: float = 2.0
+    sizes: tuple[tuple[Pixels, Pixels], ...] = ()
+    multiple: Pixels = 16
+    max_ratio: Ratio = 2.0
 
     def shapes(self, image_size: int) -> tuple[tuple[int, int], ...]:
         """The shapes, in a fixed order."""
@@ -48,15 +50,12 @@ class Buckets:
 
     def problems(self, image_size: int) -> list[str]:
         """What is wrong with these fields."""
-        if any(len(size) != 2 or min(size) < 1 for size in self.sizes):
-            return [
-                f"data.buckets.sizes={self.sizes} must hold pairs (height, width) of "
-                "at least 1"
-            ]
+        if wrong := field_problems(self, "data.buckets"):
+            return wrong
+        if any(len(size) != 2 for size in self.sizes):
+            return [f"data.buckets.sizes={self.sizes} must hold pairs (height, width)"]
         if len(set(self.sizes)) < len(self.sizes):
             return [f"data.buckets.sizes={self.sizes} names a shape twice"]
-        if self.multiple < 1 or self.max_ratio < 1:
-            return ["data.buckets.multiple and max_ratio must be at least 1"]
         if not self.shapes(image_size):
             return [
                 f"data.buckets holds no shape: multiple={self.multiple} is too large "

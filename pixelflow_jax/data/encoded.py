@@ -1,12 +1,24 @@
 """Data sets of encoded images in files, whatever kind of file holds them."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from pixelflow_jax.data.captions import allow_missing
+from pixelflow_jax.data.limits import Limits
 from pixelflow_jax.data.source import UNLABELLED, Record, decode_image
+from pixelflow_jax.paths import printable
+
+LOG = logging.getLogger(__name__)
+
+
+def say_first_frames(names: Sequence[str]) -> None:
+    """Warns that of GIFs, of which `names` are all, one frame is taken."""
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        LOG.warning("Only the first frame of %s%s is used.", printable(names[0]), more)
 
 
 class EncodedImages(Protocol):
@@ -39,7 +51,8 @@ class EncodedSource:
     """A `ListedSource` of encoded images.
 
     Without `labels` (int32 [n]) all are of one class. With `allow_missing` an image
-    without a caption has an empty one. `contiguous`: see `ListedSource`.
+    without a caption has an empty one. One beyond the `limits` is unreadable.
+    `contiguous`: see `ListedSource`.
     """
 
     sizes = None
@@ -52,8 +65,10 @@ class EncodedSource:
         allow_missing: bool,
         class_names: tuple[str, ...] = UNLABELLED,
         labels: np.ndarray | None = None,
+        limits: Limits | None = None,
     ):
         self._images, self._allow_missing = images, allow_missing
+        self._limits = limits or Limits()
         self.contiguous, self.class_names = contiguous, class_names
         self.labels = np.zeros(len(images), np.int32) if labels is None else labels
 
@@ -63,7 +78,7 @@ class EncodedSource:
     def __getitem__(self, index: int) -> Record:
         images, name = self._images, self._images.name(index)
         return {
-            "image": decode_image(self.read(index), name),
+            "image": decode_image(self.read(index), name, self._limits.max_pixels),
             "label": int(self.labels[index]),
             "captions": allow_missing(
                 lambda: images.captions(index), self._allow_missing
@@ -72,10 +87,16 @@ class EncodedSource:
             "origin": images.origin(index),
         }
 
+    def name(self, index: int) -> str:
+        """What logs call a record; reads nothing."""
+        return self._images.name(index)
+
     def read(self, index: int) -> bytes:
         """The image file as it is; UnreadableImage where there is none."""
         return self._images.read(index)
 
     def listing(self) -> Iterator[str]:
         """A line for each image, or file of many, that changes when one does."""
-        return self._images.listing()
+        if self._limits != Limits():
+            yield str(self._limits)
+        yield from self._images.listing()

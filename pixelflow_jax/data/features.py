@@ -9,15 +9,21 @@ neither the order of the data nor which caption is drawn matters.
 import functools
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from array_record.python import array_record_data_source
 
-from pixelflow_jax.data.index import IndexedFile, IndexFormat, read_index, record_files
+from pixelflow_jax.data.index import (
+    IndexedFile,
+    IndexFormat,
+    damaged,
+    read_index,
+    record_files,
+)
+from pixelflow_jax.data.records import Records
 from pixelflow_jax.errors import DataError
+from pixelflow_jax.paths import local_path
 
 FORMAT = IndexFormat(
     name="features.json",
@@ -45,16 +51,19 @@ class Features:
     """
 
     def __init__(self, path: str):
-        root = Path(path).expanduser()
+        root = local_path(path, "The folder of features", DataError)
         own = (root / FORMAT.name).is_file()
         self.folder = root if own else root / FOLDER
         index = read_index(self.folder, FORMAT)
-        self.identity: dict[str, Any] = index["identity"]
-        self.length: int = index["length"]
-        self.width: int = index["width"]
-        self.padding: bool = index["padding"]
-        self.shards: dict[str, int] = index["shards"]
-        self._files: list[IndexedFile] = index["files"]
+        try:
+            self.identity: dict[str, Any] = index["identity"]
+            self.length, self.width = int(index["length"]), int(index["width"])
+            self.padding = bool(index["padding"])
+            self.shards: dict[str, int] = index["shards"]
+            self._files: list[IndexedFile] = index["files"]
+            record_files(self.folder, self._files)
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(self.folder / FORMAT.name, repr(error), FORMAT) from error
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Features of captions; DataError for one that was not there to be encoded."""
@@ -97,8 +106,7 @@ class Features:
 
     @functools.cached_property
     def _records(self):
-        files = record_files(self.folder, self._files)
-        return array_record_data_source.ArrayRecordDataSource(files)
+        return Records(record_files(self.folder, self._files))
 
     def __getstate__(self) -> dict:
         # Open files and keys stay with the process that read them.

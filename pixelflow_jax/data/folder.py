@@ -8,8 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pixelflow_jax.data.captions import clean, from_text
-from pixelflow_jax.data.encoded import EncodedSource
+from pixelflow_jax.data.captions import (
+    MAX_CAPTION,
+    clean,
+    from_text,
+    lines,
+    most_bytes,
+)
+from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES
+from pixelflow_jax.data.encoded import EncodedSource, say_first_frames
+from pixelflow_jax.data.files import read_whole
+from pixelflow_jax.data.limits import Limits
+from pixelflow_jax.data.listing import Listing, list_folder
 from pixelflow_jax.data.source import (
     UNLABELLED,
     SourceConfig,
@@ -18,20 +28,10 @@ from pixelflow_jax.data.source import (
     choose_split,
 )
 from pixelflow_jax.errors import DataError, NoCaption, UnreadableImage
+from pixelflow_jax.paths import local_path, portable, printable
+from pixelflow_jax.values import Count, Place, Rate
 
 LOG = logging.getLogger(__name__)
-SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".avif",
-)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -43,35 +43,48 @@ class ImageFolder(SourceConfig):
     A .txt file of the same name holds the captions, one a line; without it the caption
     is the class name, or empty where there are no classes. With `captions` every image
     must have such a file, and counts as unreadable where that is absent, empty or not
-    UTF-8; `allow_missing` gives it an empty caption instead. `holdout` is the share
-    kept for the test split, by a hash of the relative path. Raises DataError where the
-    path is missing, empty or not as `labels` says.
+    UTF-8; `allow_missing` gives it an empty caption instead. So does an image of more
+    than `max_pixels` (its header is asked before it is decoded), and one whose captions
+    have more than `max_caption` characters. `holdout` is the share kept for the test
+    split, by a hash of the relative path. What is left out is named in a warning.
+    Raises DataError where the path is missing, empty or not as `labels` says, or where
+    all images of a class are of formats that are not read.
     """
 
-    path: str = ""
+    path: Place = ""
     labels: bool = True
     captions: bool = False
     allow_missing: bool = False
-    holdout: float = 0.0
+    holdout: Rate = 0.0
+    max_pixels: Count = MAX_PIXELS
+    max_caption: Count = MAX_CAPTION
 
     def open(self, split: Split, image_size: int = 0) -> EncodedSource:
         """Opens one split; see the class for its errors."""
         check_split(split, self.holdout)
-        root = Path(self.path).expanduser()
-        files = list_images(root)
-        class_names = UNLABELLED
+        limits = Limits(max_pixels=self.max_pixels, max_caption=self.max_caption)
+        root = local_path(self.path, "The image folder", DataError)
+        listing = list_folder(root, alias_classes=self.labels)
+        files, class_names = listing.images, UNLABELLED
+        if listing.left_out:
+            LOG.warning("Left out of %s: %s.", printable(str(root)), listing.summary())
         if self.labels:
+            _check_classes(root, listing)
             files, class_names = self._labelled(root, files)
         files = choose_split(
             files, str, split, self.holdout, nothing=f"{root} holds no images"
         )
-        images = FolderImages(str(root), files, class_names, self)
+        say_first_frames([file for file in files if file.lower().endswith(".gif")])
+        images = FolderImages(
+            str(root), files, listing.texts, class_names, self.captions, limits
+        )
         return EncodedSource(
             images,
             contiguous=False,
             allow_missing=self.allow_missing,
-            class_names=class_names,
+            class_names=tuple(map(portable, class_names)),
             labels=images.labels,
+            limits=limits,
         )
 
     def _labelled(
@@ -93,18 +106,38 @@ class ImageFolder(SourceConfig):
         return inside, tuple(sorted({file.split("/", 1)[0] for file in inside}))
 
 
+def _check_classes(root: Path, listing: Listing) -> None:
+    """Raises DataError where a class would vanish, and the labels of others shift."""
+    classes = {file.partition("/")[0] for file in listing.images}
+    lost = [name for name in sorted(listing.foreign) if name and name not in classes]
+    if lost:
+        kept = listing.foreign[lost[0]]
+        more = f" and {len(lost) - 1} other folders" if len(lost) > 1 else ""
+        raise DataError(
+            f"The class folder {printable(lost[0])!r}{more} of {printable(str(root))} "
+            f"holds images, but none of a format that is read: {kept}. Convert them to "
+            f"one of {', '.join(SUFFIXES)}, or take the folder away."
+        )
+
+
 class FolderImages:
-    """The `EncodedImages` of files below `root`, named by their relative paths."""
+    """The `EncodedImages` of files below `root`, named by their relative paths.
+
+    `texts` are files of captions with unusual names, by the image's path without
+    suffix.
+    """
 
     def __init__(
         self,
         root: str,
         files: list[str],
+        texts: dict[str, str],
         class_names: tuple[str, ...],
-        config: ImageFolder,
+        must_have_captions: bool,
+        limits: Limits,
     ):
-        self._root, self._class_names = root, class_names
-        self._must_have_captions = config.captions
+        self._root, self._class_names, self._texts = root, class_names, texts
+        self._must_have_captions, self._limits = must_have_captions, limits
         # One array of bytes pickles to workers many times faster than a million str.
         self._files = np.array([os.fsencode(file) for file in files])
         numbers = {name: number for number, name in enumerate(class_names)}
@@ -117,69 +150,55 @@ class FolderImages:
 
     def name(self, index: int) -> str:
         """The file's path relative to the root, with forward slashes."""
-        return os.fsdecode(bytes(self._files[index]))
+        return portable(self._relative(index))
 
     def origin(self, index: int) -> str:
         """The file itself."""
-        return str(Path(self._root, self.name(index)))
+        return portable(str(self._path(index)))
 
     def read(self, index: int) -> bytes:
         """The file as it is; raises UnreadableImage where it cannot be read."""
         try:
-            return Path(self.origin(index)).read_bytes()
+            return read_whole(self._path(index), MAX_FILE_BYTES)
         except OSError as error:
             raise UnreadableImage(
-                f"{self.name(index)} cannot be read ({error.strerror}). Check the file "
-                "and its permissions."
+                f"{printable(self.name(index))} cannot be read "
+                f"({error.strerror or error}). Check the file and its permissions."
             ) from error
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The lines of the .txt beside the image, or else the name of its class."""
-        file = Path(self.origin(index)).with_suffix(".txt")
+        stem, _ = os.path.splitext(self._relative(index))
+        file = Path(self._root, f"{stem}.txt")
+        if stem in self._texts and not file.exists():
+            file = Path(self._root, self._texts[stem])
         if not self._must_have_captions and not file.exists():
             names = self._class_names
-            return ("",) if names == UNLABELLED else (names[self.labels[index]],)
-        return _file_captions(file, self.name(index))
+            if names == UNLABELLED:
+                return ("",)
+            return (portable(names[self.labels[index]]),)
+        return _file_captions(file, self.name(index), self._limits.max_caption)
+
+    def _relative(self, index: int) -> str:
+        return os.fsdecode(bytes(self._files[index]))
+
+    def _path(self, index: int) -> Path:
+        return Path(self._root, self._relative(index))
 
     def listing(self) -> Iterator[str]:
         """One line for each file, which changes when a file does: name and size."""
         for index in range(len(self)):
-            path = Path(self.origin(index))
-            yield f"{self.name(index)} {path.stat().st_size if path.exists() else -1}"
+            path = self._path(index)
+            size = path.stat().st_size if path.exists() else -1
+            yield f"{self._relative(index)} {size}"
 
 
-def _file_captions(file: Path, name: str) -> tuple[str, ...]:
+def _file_captions(file: Path, name: str, max_caption: int) -> tuple[str, ...]:
     try:
-        return clean(from_text(file.read_bytes(), name).splitlines(), name)
+        content = read_whole(file, most_bytes(max_caption))
     except OSError as error:
         raise NoCaption(
-            f"{name}: {file.name} cannot be read ({error.strerror}). Write it, or use "
-            "--allow-missing-captions."
+            f"{printable(name)}: {printable(file.name)} cannot be read "
+            f"({error.strerror or error}). Write it, or use --allow-missing-captions."
         ) from error
-
-
-def list_images(root: Path) -> list[str]:
-    """Relative paths of all images under a folder, sorted, with forward slashes.
-
-    Raises DataError where the folder is missing, is a file, or holds no image.
-    """
-    if not root.is_dir():
-        state = "is a file, not a folder" if root.exists() else "does not exist"
-        raise DataError(
-            f"The image folder {str(root)!r} {state}: set path to a folder of images."
-        )
-    images: list[str] = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        relative = Path(folder).relative_to(root)
-        images.extend(
-            (relative / name).as_posix()
-            for name in files
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        )
-    if not images:
-        raise DataError(
-            f"{root} holds no images ({', '.join(SUFFIXES)}), or they cannot be "
-            "listed: check the path and its permissions."
-        )
-    return sorted(images)
+    return clean(lines(from_text(content, name)), name, max_caption)

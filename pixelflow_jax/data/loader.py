@@ -8,14 +8,16 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from pixelflow_jax import values
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
+from pixelflow_jax.data.fitness import size_warnings
 from pixelflow_jax.data.plan import (
     Batching,
     Bucket,
@@ -24,11 +26,19 @@ from pixelflow_jax.data.plan import (
     Plan,
     Prepare,
 )
-from pixelflow_jax.data.source import Source, SourceConfig, Split, spread_captions
+from pixelflow_jax.data.source import (
+    Source,
+    SourceConfig,
+    Split,
+    class_changes,
+    spread_captions,
+)
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
 from pixelflow_jax.errors import DataError
+from pixelflow_jax.values import Natural, Pixels, Processes, Range, Share
 
 LOG = logging.getLogger(__name__)
+CLASSES = "class_names"  # in a fingerprint: what the labels of a run mean
 MIN_SEEN = 100  # records to look at before the share of unreadable ones counts
 
 
@@ -46,14 +56,14 @@ class Data:
     """
 
     source: SourceConfig = dataclasses.field(default_factory=Emoji)
-    image_size: int = 256
+    image_size: Pixels = 256
     buckets: Buckets | None = None
     crop: Crop = dataclasses.field(default_factory=CenterCrop)
     flip: bool = True
-    workers: int = 0
-    threads: int = 8
-    prefetch: int = 2
-    max_corrupt: float = 0.01
+    workers: Processes = 0
+    threads: Annotated[int, Range(low=1, high=4096)] = 8
+    prefetch: Annotated[int, Range(low=1, high=4096)] = 2
+    max_corrupt: Share = 0.01
 
     def __post_init__(self):
         self._opened: dict[tuple, Source] = {}
@@ -136,14 +146,19 @@ class Data:
         captions = None
         if caption_encoder is not None:
             captions = _captions_digest(source, caption_encoder)
-        fingerprint = self._fingerprint(plan, captions)
+        fingerprint = self._fingerprint(plan, source, captions)
+        for warning in size_warnings(source, plan.buckets, batching):
+            LOG.warning("%s", warning)
         return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)
 
-    def _fingerprint(self, plan: Plan, captions: str | None) -> dict[str, Any]:
+    def _fingerprint(
+        self, plan: Plan, source: Source, captions: str | None
+    ) -> dict[str, Any]:
         return {
             "source": type(self.source).__name__,
             "split": plan.batching.split,
             "length": plan.length,
+            CLASSES: list(source.class_names),
             "seed": plan.batching.seed,
             "batch_size": plan.batching.batch_size,
             "image_size": self.image_size,
@@ -175,15 +190,8 @@ class Data:
         )
 
     def _check(self, batching: Batching, start: int) -> None:
-        rules = {
-            "image_size must be at least 1": self.image_size >= 1,
-            "workers must be at least 0": self.workers >= 0,
-            "threads and prefetch must be at least 1": min(self.threads, self.prefetch)
-            >= 1,
-            "max_corrupt must be a share from 0 to 1": 0 <= self.max_corrupt <= 1,
-            "start must be at least 0": start >= 0,
-        }
-        problems = [rule for rule, holds in rules.items() if not holds]
+        problems = values.field_problems(self, "data")
+        problems += values.problems("start", start, Natural)
         if self.buckets is not None:
             problems += self.buckets.problems(self.image_size)
         problems += batching.problems()
@@ -254,11 +262,15 @@ class BatchLoader:
     def check(self, state: dict[str, Any]) -> None:
         """Raises DataError where a saved state belongs to other data or settings."""
         saved = state["fingerprint"]  # of an earlier version: it may hold less
+        own = self._fingerprint
         changes = [
-            f"{name} was {saved[name]!r} and is {self._fingerprint.get(name)!r}"
+            f"{name} was {saved[name]!r} and is {own.get(name)!r}"
             for name in sorted(saved)
-            if saved[name] != self._fingerprint.get(name)
+            if saved[name] != own.get(name) and name != CLASSES
         ]
+        if saved.get(CLASSES, own[CLASSES]) != own[CLASSES]:
+            changed = class_changes(saved[CLASSES], own[CLASSES])
+            changes.append(f"the classes are not those of then ({changed})")
         if changes:
             raise DataError(
                 f"The checkpoint was made with other data: {'; '.join(changes)}. "
@@ -293,6 +305,15 @@ class BatchLoader:
                 f"{' '.join(list(self._reasons)[:5])} Repair the data, or raise "
                 "max_corrupt to continue without them."
             )
+
+
+def saved_class_names(state: dict[str, Any]) -> tuple[str, ...] | None:
+    """The class names of the run that a loader's state belongs to, in label order.
+
+    None for the state of an earlier version, which did not keep them.
+    """
+    names = state["fingerprint"].get(CLASSES)
+    return None if names is None else tuple(names)
 
 
 def _captions_digest(source: Source, encoder: CaptionEncoder) -> str:

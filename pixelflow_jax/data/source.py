@@ -1,20 +1,22 @@
 """What a data set is, and the few helpers that every kind of source shares."""
 
 import hashlib
-import io
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol, TypedDict, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from pixelflow_jax.data.decoding import FORMATS, MAX_PIXELS, decode
 from pixelflow_jax.errors import DataError, UnreadableImage
+from pixelflow_jax.paths import printable
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = typing.get_args(Split)
 MAX_UNREADABLE_RUN = 100  # unreadable records in a row that end a run
 UNLABELLED = ("image",)  # the one class of data without classes
+SHOWN = 5  # names that a message lists
 T = TypeVar("T")
 
 
@@ -135,8 +137,21 @@ def in_holdout(key: str, share: float) -> bool:
 
     A cryptographic hash, because Python's own differs between processes.
     """
-    digest = hashlib.sha256(key.encode()).digest()
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def class_changes(before: Sequence[str], now: Sequence[str]) -> str:
+    """How one list of classes differs from another, for a message: what, and where."""
+    parts = []
+    for word, names, others in (("gone", before, now), ("new", now, before)):
+        changed = [printable(n) for n in names if n not in set(others)]
+        more = ", ..." if len(changed) > SHOWN else ""
+        if changed:
+            parts.append(f"{word}: {', '.join(changed[:SHOWN])}{more}")
+    pairs = enumerate(zip(before, now, strict=False))
+    moved = [f"label {i}: {a!r} -> {b!r}" for i, (a, b) in pairs if a != b]
+    return "; ".join([*parts, *moved[:1]])
 
 
 def spread_captions(source: Source, count: int) -> tuple[str, ...]:
@@ -160,36 +175,24 @@ def _caption_from(source: Source, start: int) -> str:
                 raise
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turns any Pillow image upright and into RGB, transparent parts over white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        # Pillow clips 16-bit grey at 255 instead of scaling it.
-        grey = np.asarray(image).astype(np.float32) / 257.0
-        image = Image.fromarray(np.clip(grey + 0.5, 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def decode_image(encoded: bytes, name: str) -> np.ndarray:
-    """Decodes an image file held in memory; uint8 [h, w, 3].
+def decode_image(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes an image file held in memory; uint8 [h, w, 3]; see `decoding.decode`.
 
     Raises UnreadableImage with the record's name. Pillow reports damage through many
     exception types (OSError, SyntaxError, ValueError, struct.error, ...), so all count.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(to_rgb(image))
+        return decode(encoded, max_pixels)
     except UnidentifiedImageError as error:
         # Its own message holds an address in memory, different every time.
-        raise UnreadableImage(
-            f"{name} cannot be decoded (no image format that Pillow knows). "
-            "Replace or remove it."
-        ) from error
+        reason = f"of no format that is read: {', '.join(FORMATS)}"
+        raise _unreadable(name, reason) from error
     except Exception as error:
-        raise UnreadableImage(
-            f"{name} cannot be decoded ({error}). Replace or remove it."
-        ) from error
+        reason = " ".join(f"{error or type(error).__name__}".split())
+        raise _unreadable(name, reason) from error
+
+
+def _unreadable(name: str, reason: str) -> UnreadableImage:
+    return UnreadableImage(
+        f"{printable(name)} cannot be decoded ({reason}). Replace or remove it."
+    )

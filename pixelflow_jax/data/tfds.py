@@ -7,6 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pixelflow_jax.data.decoding import MAX_PIXELS
+from pixelflow_jax.data.index import RecordFile
+from pixelflow_jax.data.limits import Limits
+from pixelflow_jax.data.records import Records
 from pixelflow_jax.data.source import (
     Record,
     SourceConfig,
@@ -15,6 +19,8 @@ from pixelflow_jax.data.source import (
     decode_image,
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
+from pixelflow_jax.paths import local_path
+from pixelflow_jax.values import Count, Name, Place
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -22,17 +28,19 @@ class Tfds(SourceConfig):
     """A prepared TFDS data set such as imagenet2012, images decoded by Pillow.
 
     `name` may carry a config and a version ("imagenet2012/5.1.0"); without, the newest
-    version under `data_dir` is taken. The captions are the class names. Raises
+    version under `data_dir` is taken. The captions are the class names. An image of
+    more than `max_pixels` counts as unreadable. Raises
     DataError where the package, the data, a split or a feature is missing, or the
     files are not ArrayRecord.
     """
 
-    name: str = "imagenet2012"
-    data_dir: str = ""
-    image_key: str = "image"
-    label_key: str = "label"
-    train_split: str = "train"
-    test_split: str = "validation"
+    name: Name = "imagenet2012"
+    data_dir: Place = ""
+    image_key: Name = "image"
+    label_key: Name = "label"
+    train_split: Name = "train"
+    test_split: Name = "validation"
+    max_pixels: Count = MAX_PIXELS
 
     def open(self, split: Split, image_size: int = 0) -> "TfdsSource":
         """Opens one split; see the class for its errors."""
@@ -63,6 +71,7 @@ class Tfds(SourceConfig):
             length=builder.info.splits[name].num_examples,
             class_names=tuple(names),
             keys=(self.image_key, self.label_key),
+            limits=Limits(max_pixels=self.max_pixels),
         )
 
 
@@ -79,9 +88,11 @@ class TfdsSource:
         length: int,
         class_names: tuple[str, ...],
         keys: tuple[str, str],
+        limits: Limits,
     ):
         self.directory, self.split, self.class_names = directory, split, class_names
         self._length, self._keys = length, keys
+        self._max_pixels = limits.max_pixels
 
     def __len__(self) -> int:
         return self._length
@@ -100,7 +111,7 @@ class TfdsSource:
         if "file_name" in record:
             name = bytes(record["file_name"]).decode("utf-8", "replace")
         return {
-            "image": decode_image(encoded, name),
+            "image": decode_image(encoded, name, self._max_pixels),
             "label": label,
             "captions": (self.class_names[label],),
             "name": name,
@@ -111,9 +122,18 @@ class TfdsSource:
     def _records(self):
         import tensorflow_datasets as tfds
 
-        return _open_builder(self.directory).as_data_source(
+        builder = _open_builder(self.directory)
+        source = builder.as_data_source(
             split=self.split, decoders={self._keys[0]: tfds.decode.SkipDecoding()}
         )
+        # Its own keeps every file open, and ImageNet has a thousand.
+        source.data_source = Records(
+            [
+                RecordFile(str(i.filename), i.skip, i.examples_in_shard - i.skip)
+                for i in builder.info.splits[self.split].file_instructions
+            ]
+        )
+        return source
 
     def __getstate__(self) -> dict:
         # Open files stay with the process that opened them.
@@ -125,7 +145,7 @@ def find_prepared(name: str, data_dir: str) -> Path:
 
     Raises DataError where there is none, several configs, or not ArrayRecord.
     """
-    root = Path(data_dir).expanduser() / name
+    root = local_path(data_dir or ".", "data_dir", DataError) / name
     infos = sorted(root.glob("**/dataset_info.json"), key=_version)
     if not infos:
         raise DataError(

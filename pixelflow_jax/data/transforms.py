@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pixelflow_jax.errors import DataError, UnreadableImage
+from pixelflow_jax.values import Ratio
 
 Small = Literal["upscale", "error"]
 Size = tuple[int, int]  # height and width
@@ -53,7 +54,7 @@ class RandomCrop(Crop):
     it larger.
     """
 
-    scale: float = 1.125
+    scale: Ratio = 1.125
     small: Small = "upscale"
 
     def __call__(self, image: np.ndarray, size: Size, rng: Rng) -> np.ndarray:

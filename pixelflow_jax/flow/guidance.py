@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
+from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse, unknown
 from pixelflow_jax.flow.path import per_image
+from pixelflow_jax.values import NonNegative, Place, Share, Time
 
 # (x, t, step) -> dx/dt. `t` is the time inside the stage, a scalar or one an image;
 # `step` is the time at which the solver's current step began. They differ in the second
@@ -59,7 +62,12 @@ class Windowed:
         """Whether evaluations at `t`, in steps that began at `step`, lie inside."""
         return self.within({"step": step, "evaluation": t}[self.interval_time])
 
-    def __call__(self, x: Array, t: Array, step: Array) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "b ..."],
+        t: Float[Array, "*times"],
+        step: Float[Array, "*times"],
+    ) -> Float[Array, "b ..."]:
         """The velocity, decided by the value that the time has when the program runs.
 
         Where images stand at different times (adaptive steps) both are computed.
@@ -71,7 +79,9 @@ class Windowed:
         return jnp.where(per_image(is_inside, x), inside, outside)
 
 
-def runs(field: Field, t: np.ndarray, step: np.ndarray) -> list[tuple[slice, Field]]:
+def runs(
+    field: Field, t: Float[np.ndarray, " n"], step: Float[np.ndarray, " n"]
+) -> list[tuple[slice, Field]]:
     """Evaluations at `t` [n], cut where a window opens or closes.
 
     They belong to the steps that began at `step` [n]. Every run of evaluations comes
@@ -145,13 +155,13 @@ class ClassifierFree(Guidance):
     PixelFlow section 3.4; Lin et al. 2024 for `rescale`.
     """
 
-    scale: float = 1.0
-    low: float = -np.inf
-    high: float = np.inf
+    scale: NonNegative = 1.0
+    low: Time = -np.inf
+    high: Time = np.inf
     interval: Interval = "()"
     interval_time: IntervalTime = "step"
-    ramp: tuple[float, ...] = ()
-    rescale: float = 0.0
+    ramp: tuple[Share, ...] = ()
+    rescale: Share = 0.0
 
     def __call__(self, branches: Branches, stage: int) -> Field:
         """The guided field of stage number `stage`."""
@@ -180,8 +190,6 @@ class ClassifierFree(Guidance):
                 f"guidance.ramp={self.ramp} must hold {num_stages} shares, one for "
                 "each stage of the path, or none"
             )
-        if not 0 <= self.rescale <= 1:
-            problems.append(f"guidance.rescale={self.rescale} must lie in [0, 1]")
         return problems
 
     def active(self, t: A, stage: int = 0) -> A:
@@ -198,13 +206,13 @@ class AutoGuidance(Guidance):
     are those of `ClassifierFree`. Source: Karras et al. 2024.
     """
 
-    scale: float = 1.0
-    low: float = -np.inf
-    high: float = np.inf
+    scale: NonNegative = 1.0
+    low: Time = -np.inf
+    high: Time = np.inf
     interval: Interval = "()"
     interval_time: IntervalTime = "step"
-    weights: str = ""
-    ema: str = ""
+    weights: Place = ""
+    ema: Place = ""
 
     def __call__(self, branches: Branches, stage: int) -> Field:
         """The guided field, the same on every stage."""
@@ -239,7 +247,14 @@ class AutoGuidance(Guidance):
 
 def _interval_problems(guidance: ClassifierFree | AutoGuidance) -> list[str]:
     times = get_args(IntervalTime)
+    low, high = guidance.low, guidance.high
+    reversed_ends = (
+        f"guidance.low={low} must be below guidance.high={high}: nothing is guided "
+        "otherwise"
+    )
     return [
+        *values.field_problems(guidance, "guidance"),
+        *([reversed_ends] if low >= high else []),
         *unknown("guidance.interval", guidance.interval, get_args(Interval)),
         *unknown("guidance.interval_time", guidance.interval_time, times),
     ]
@@ -265,7 +280,9 @@ def _inside(
     return Windowed(within, inside, outside, guidance.interval_time)
 
 
-def _rescaled(guided: Array, cond: Array, phi: float) -> Array:
+def _rescaled(
+    guided: Float[Array, "b h w c"], cond: Float[Array, "b h w c"], phi: float
+) -> Float[Array, "b h w c"]:
     """`guided`, each image's deviation moved a share `phi` towards `cond`'s."""
 
     def deviation(v: Array) -> Array:

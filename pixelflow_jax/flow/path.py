@@ -13,13 +13,15 @@ makes its distribution that of the next start (PixelFlow, section 3.2).
 
 import dataclasses
 import math
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
+
+from pixelflow_jax.values import Count, Positive, Range
 
 
 class Point(NamedTuple):
@@ -97,7 +99,11 @@ class Stage:
         fine = (end - upsample2(low_end) - (1 - e) * noise) / e
         return upsample2(low) + fine
 
-    def begin(self, previous: Array | None, noise: Array) -> Array:
+    def begin(
+        self,
+        previous: Float[Array, "b half_h half_w c"] | None,
+        noise: Float[Array, "b h w c"],
+    ) -> Float[Array, "b h w c"]:
         """Where sampling starts, from the previous stage's result and fresh noise.
 
         `noise` [b, h, w, c] is standard normal for the first stage and comes from
@@ -110,7 +116,7 @@ class Stage:
         kept, fresh = self.jump
         return kept * upsample2(previous) + fresh * noise
 
-    def timestep(self, t: Array) -> Array:
+    def timestep(self, t: Float[Array, "*times"]) -> Float[Array, "*times"]:
         """The time the network is told at in-stage time `t`."""
         low, high = self.timestep_range
         return low + (high - low) * t
@@ -139,7 +145,7 @@ class Straight(Path):
     `noise_scale` is the noise's standard deviation; JiT takes 2 at 512 pixels.
     """
 
-    noise_scale: float = 1.0
+    noise_scale: Positive = 1.0
 
     def stages(self) -> tuple[Stage, ...]:
         """One stage."""
@@ -156,9 +162,9 @@ class Straight(Path):
 class Pyramid(Path):
     """PixelFlow's cascade of `num_stages` resolutions; see `pyramid`."""
 
-    num_stages: int = 4
-    gamma: float = -1 / 3
-    num_train_timesteps: int = 1000
+    num_stages: Annotated[int, Range(low=1, high=14)] = 4
+    gamma: Annotated[float, Range(low=-1 / 3 - 1e-9, high=0, interval="[)")] = -1 / 3
+    num_train_timesteps: Count = 1000
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages, the coarsest first."""

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from pixelflow_jax.flow.path import Point, Stage, downsample2, per_image, upsample2
+from pixelflow_jax.values import Fraction
 
 Images = Float[Array, "b h w c"]
 Times = Float[Array, "*times"]  # a scalar, or one an image
@@ -114,7 +115,7 @@ class PredictClean(Prediction):
     target at t = 1 is then undefined).
     """
 
-    t_eps: float = 0.05
+    t_eps: Fraction = 0.05
 
     def velocity(
         self, out: Images, x_t: Images, t: Times, stage: Stage = PLAIN

@@ -8,15 +8,18 @@ program, which holds one network for each run of steps that are guided alike.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
+from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse, unknown
 from pixelflow_jax.flow.guidance import Field, runs
+from pixelflow_jax.values import Range
 
 StochasticStep = Literal["ode", "sde_mean", "sde", "sde_preserve", "sid2"]
 Transform = Literal["identity", "logsnr"]
@@ -74,11 +77,13 @@ class Solution(NamedTuple):
 class Solver(Protocol):
     """Integrates a field over the nodes of some steps; config nodes name it as base."""
 
-    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
+    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
         """Follow `field` from `x` at the first node to the last node."""
         ...
 
-    def static_times(self, times: np.ndarray) -> np.ndarray | None:
+    def static_times(
+        self, times: Float[np.ndarray, " times"]
+    ) -> Float[np.ndarray, " asked"] | None:
         """All times, rising, at which the field is asked on a grid of those nodes.
 
         The nodes, for most; None where they are not known while a program is traced.
@@ -141,7 +146,7 @@ class Euler(Solver):
 
     step: StochasticStep = "ode"
 
-    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
+    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
         """Integrate; order 1, one evaluation a step."""
         refuse(self.problems())
         drift, variance, linear = STOCHASTIC_WEIGHTS[self.step]
@@ -196,7 +201,7 @@ class Heun(Solver):
 
     reuse: bool = False
 
-    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
+    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
         """Integrate; 2n - 1 evaluations in n steps, or n with `reuse`."""
         rows = self._evaluations(steps)
 
@@ -246,15 +251,17 @@ class AdamsBashforth(Solver):
     float32 running sum of the step sizes.
     """
 
-    order: int = 2
+    order: Annotated[int, Range(low=1, high=4)] = 2
     transform: Transform = "identity"
 
-    def static_times(self, times: np.ndarray) -> np.ndarray:
+    def static_times(
+        self, times: Float[np.ndarray, " times"]
+    ) -> Float[np.ndarray, " asked"]:
         """The running sums of the step sizes."""
         started = np.zeros(1, np.float32) + np.float32(times[0])
         return np.cumsum(np.append(started, np.diff(times)[:-1]), dtype=np.float32)
 
-    def __call__(self, field: Field, x: Array, steps: Steps) -> Solution:
+    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
         """Integrate; order `order`, one evaluation a step."""
         refuse(self.problems())
         weights = adams_weights(steps.times, self.order, self.transform)
@@ -278,7 +285,7 @@ class AdamsBashforth(Solver):
         """What is wrong with these fields."""
         return [
             *unknown("AdamsBashforth.transform", self.transform, TRANSFORMS),
-            *unknown("AdamsBashforth.order", self.order, (1, 2, 3, 4)),
+            *values.field_problems(self, "AdamsBashforth"),
         ]
 
 
@@ -289,8 +296,8 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def adams_weights(
-    times: np.ndarray, order: int, transform: Transform = "identity"
-) -> np.ndarray:
+    times: Float[np.ndarray, " times"], order: int, transform: Transform = "identity"
+) -> Float[np.ndarray, "steps {order}"]:
     """Multistep weights [n, order] of every step, oldest first; each row sums to 1.
 
     Rows of the first steps, where fewer than `order` velocities exist, begin with

@@ -9,7 +9,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse
+from pixelflow_jax.values import Count, Finite, Natural, Positive, PositiveShare, Share
 
 A = TypeVar("A", np.ndarray, Array)
 
@@ -39,8 +41,8 @@ class Uniform(TimeSampler):
     table of 1000 times a stage; 0 keeps it continuous.
     """
 
-    shift: float = 1.0
-    levels: int = 0
+    shift: Positive = 1.0
+    levels: Natural = 0
 
     def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
         """`n` times in [0, 1], float32."""
@@ -57,9 +59,9 @@ class Uniform(TimeSampler):
 class LogitNormal(TimeSampler):
     """t = sigmoid(mean + std * normal), then shifted (Esser et al. 2024, eq. 19)."""
 
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
+    mean: Finite = 0.0
+    std: Positive = 1.0
+    shift: Positive = 1.0
 
     def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
         """`n` times in (0, 1), float32."""
@@ -81,11 +83,11 @@ class Grid:
     0.999 t instead of t: `timestep_scale`.
     """
 
-    steps: int = 50
-    stage_steps: tuple[int, ...] = ()
-    last_step: float = 0.0
-    shift: float = 1.0
-    timestep_scale: float = 1.0
+    steps: Count = 50
+    stage_steps: tuple[Count, ...] = ()
+    last_step: Share = 0.0
+    shift: Positive = 1.0
+    timestep_scale: PositiveShare = 1.0
 
     def times(self, stage: int = 0) -> np.ndarray:
         """The nodes of stage number `stage`, float32 [n + 1], from 0 to exactly 1.
@@ -100,23 +102,11 @@ class Grid:
 
     def problems(self, num_stages: int) -> list[str]:
         """What is wrong with these fields for a path of that many stages."""
-        problems = []
+        problems = values.field_problems(self, "grid")
         if len(self.stage_steps) not in (0, num_stages):
             problems.append(
                 f"grid.stage_steps={self.stage_steps} must hold {num_stages} numbers, "
                 "one for each stage of the path, or none"
-            )
-        if min((self.steps, *self.stage_steps)) < 1:
-            problems.append(
-                f"grid.steps={self.steps} and stage_steps={self.stage_steps} must be "
-                "at least 1"
-            )
-        shares = 0 <= self.last_step <= 1 and 0 < self.timestep_scale <= 1
-        if not shares or self.shift <= 0:
-            problems.append(
-                "the time grid needs 0 <= last_step <= 1, shift > 0 and "
-                f"0 < timestep_scale <= 1, not last_step={self.last_step}, "
-                f"shift={self.shift} and timestep_scale={self.timestep_scale}"
             )
         return problems
 

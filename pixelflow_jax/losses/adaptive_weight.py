@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pixelflow_jax.values import Count, Natural, NonNegative, Positive, Share
+
 
 @dataclasses.dataclass(kw_only=True)
 class AdaptiveWeight:
@@ -18,11 +20,11 @@ class AdaptiveWeight:
     `TrainState.carry` (the official code loses it with every restart).
     """
 
-    start: int = 400_000
-    every: int = 50
-    decay: float = 0.8
-    limit: float = 100.0
-    ratio: float = 1.0
+    start: Natural = 400_000
+    every: Count = 50
+    decay: Share = 0.8
+    limit: Positive = 100.0
+    ratio: NonNegative = 1.0
 
     def is_due(self, step: Array | int) -> Array | bool:
         """Whether the weight moves before step number `step`."""

@@ -5,8 +5,10 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from pixelflow_jax.losses.context import Context, Role, Term
+from pixelflow_jax.values import NonNegative
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -18,10 +20,10 @@ class FlowMatching(Term):
     where the prediction says so.
     """
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     role: ClassVar[Role] = "flow"
 
-    def __call__(self, context: Context) -> Array:
+    def __call__(self, context: Context) -> Float[Array, " b"]:
         """One mean squared error an image, float32 [b]."""
         values = []
         for point, velocity in zip(context.points, context.velocity(), strict=True):

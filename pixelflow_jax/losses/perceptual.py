@@ -12,6 +12,7 @@ from pixelflow_jax.losses.points import split_round_robin
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.nn.layers import torch_default, torch_default_bias
 from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers
+from pixelflow_jax.values import Layer, NonNegative, OptionalWidth, Pixels, Share
 
 LAST = -1  # the teacher's last block
 Grid = Literal["truncate", "resize"]
@@ -31,9 +32,9 @@ class Repa(Term):
     need.
     """
 
-    weight: float = 0.5
-    hidden: int = 0
-    teacher_layer: int = LAST
+    weight: NonNegative = 0.5
+    hidden: OptionalWidth = 0
+    teacher_layer: Layer = LAST
     grid: Grid = "truncate"
 
     def __call__(self, context: Context) -> Array:
@@ -134,9 +135,9 @@ class Lpips(Term):
     compared at their own size.
     """
 
-    weight: float = 0.1
-    threshold: float = 0.0
-    patch: int = 16
+    weight: NonNegative = 0.1
+    threshold: Share = 0.0
+    patch: Pixels = 16
     role: ClassVar[Role] = "perceptual"
 
     def __call__(self, context: Context) -> Array:
@@ -179,9 +180,9 @@ class PDino(Term):
     so that published recipes reproduce.
     """
 
-    weight: float = 0.01
-    layers: tuple[int, ...] = (LAST,)
-    threshold: float = 0.0
+    weight: NonNegative = 0.01
+    layers: tuple[Layer, ...] = (LAST,)
+    threshold: Share = 0.0
     gate: Gate = "official"
     role: ClassVar[Role] = "perceptual"
 

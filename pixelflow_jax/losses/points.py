@@ -3,13 +3,17 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Key, Shaped
 
 from pixelflow_jax.flow.path import Point, Stage, image_noise
 from pixelflow_jax.flow.time import TimeSampler
 
 
 def draw_points(
-    keys: Array, images: Array, stages: tuple[Stage, ...], time: TimeSampler
+    keys: Key[Array, " b"],
+    images: Float[Array, "b h w c"],
+    stages: tuple[Stage, ...],
+    time: TimeSampler,
 ) -> tuple[Point, ...]:
     """Training points for `images` [b, h, w, c], dealt out evenly to the stages.
 
@@ -31,7 +35,9 @@ def draw_points(
     return tuple(points)
 
 
-def split_round_robin(a: Array, parts: int) -> list[Array]:
+def split_round_robin(
+    a: Shaped[Array, "b ..."], parts: int
+) -> list[Shaped[Array, "_ ..."]]:
     """Row i of [b, ...] goes to part i modulo `parts`, so the first get what is over.
 
     Neighbours go to different parts: a batch that is spread over devices stays where it
@@ -43,6 +49,6 @@ def split_round_robin(a: Array, parts: int) -> list[Array]:
     return [rows[:, index] for index in range(parts)]
 
 
-def split_keys(keys: Array, n: int) -> Array:
+def split_keys(keys: Key[Array, " b"], n: int) -> Key[Array, "{n} b"]:
     """`n` independent keys for each of `keys` [b], as [n, b]."""
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, n))(keys), 0, 1)

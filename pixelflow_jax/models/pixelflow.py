@@ -56,6 +56,7 @@ from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import PackedText, Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.values import Depth, OptionalDepth, OptionalWidth, Pixels, Width
 
 # Of the features of the timestep (0 .. 999) and of the width in patches.
 PERIOD = 10_000.0
@@ -86,14 +87,14 @@ class PixelFlow(DenoiserConfig):
     """
 
     paper: ClassVar[Paper] = PAPER
-    num_classes: int = 1000
-    channels: int = 3
-    patch: int = 4
-    width: int = 1152
-    heads: int = 16
-    depth: int = 28
-    feature_layer: int = 8
-    text_width: int = 0
+    num_classes: OptionalWidth = 1000
+    channels: Width = 3
+    patch: Pixels = 4
+    width: Width = 1152
+    heads: Width = 16
+    depth: Depth = 28
+    feature_layer: OptionalDepth = 8
+    text_width: OptionalWidth = 0
     attention_bias: bool = True
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 

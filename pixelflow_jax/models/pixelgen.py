@@ -38,6 +38,15 @@ from pixelflow_jax.nn.layers import XAVIER, RMSNorm, linear, xavier, zeros
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.values import (
+    Depth,
+    OptionalDepth,
+    OptionalWidth,
+    Pixels,
+    Positive,
+    Rate,
+    Width,
+)
 
 TIME_PERIOD = 10_000.0  # of the features of t in [0, 1], which is not scaled
 
@@ -84,20 +93,20 @@ class PixelGen(DenoiserConfig):
     """
 
     paper: ClassVar[Paper] = PAPER
-    num_classes: int = 1000
-    channels: int = 3
-    patch: int = 16
-    image_size: int = 256
-    width: int = 1152
-    heads: int = 16
-    depth: int = 28
-    mlp_ratio: float = 4.0
-    bottleneck: int = 0
-    context_length: int = 32
-    context_start: int = 8
-    feature_layer: int = 8
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
+    num_classes: Width = 1000
+    channels: Width = 3
+    patch: Pixels = 16
+    image_size: Pixels = 256
+    width: Width = 1152
+    heads: Width = 16
+    depth: Depth = 28
+    mlp_ratio: Positive = 4.0
+    bottleneck: OptionalWidth = 0
+    context_length: OptionalWidth = 32
+    context_start: OptionalDepth = 8
+    feature_layer: OptionalDepth = 8
+    dropout: Rate = 0.1
+    attention_dropout: Rate = 0.0
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property

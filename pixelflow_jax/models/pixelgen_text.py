@@ -37,6 +37,7 @@ from pixelflow_jax.nn.decoder import TokenDecoder
 from pixelflow_jax.nn.layers import XAVIER
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.values import Depth, OptionalDepth, Pixels, Width
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,18 +55,18 @@ class PixelGenText(DenoiserConfig):
     """
 
     paper: ClassVar[Paper] = PAPER
-    channels: int = 3
-    patch: int = 16
-    image_size: int = 512
-    width: int = 1536
-    heads: int = 24
-    depth: int = 16
-    text_depth: int = 4
-    text_width: int = 2048
-    text_length: int = 128
+    channels: Width = 3
+    patch: Pixels = 16
+    image_size: Pixels = 512
+    width: Width = 1536
+    heads: Width = 24
+    depth: Depth = 16
+    text_depth: OptionalDepth = 4
+    text_width: Width = 2048
+    text_length: Width = 128
     mask_text: bool = False
-    bottleneck: int = 256
-    feature_layer: int = 6
+    bottleneck: Width = 256
+    feature_layer: OptionalDepth = 6
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
     @property

@@ -6,7 +6,8 @@ field's place it is the paper's baseline, a plain DiT on pixels.
 
 import dataclasses
 import functools
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ from pixelflow_jax.nn.layers import RMSNorm, linear, zeros
 from pixelflow_jax.nn.patch import Patch, patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig
+from pixelflow_jax.values import Depth, OptionalDepth, Pixels, Width
 
 TIME_PERIOD = 10.0  # frequencies 10^(-j/128): t lies in [0, 1] and is not scaled
 ROPE_EXTENT = 16.0  # every token grid spans 0..16, whatever its size
@@ -66,9 +68,9 @@ class NeuralField:
     not fit otherwise.
     """
 
-    width: int = 64
-    ratio: int = 2
-    depth: int = 4
+    width: Width = 64
+    ratio: Width = 2
+    depth: Depth = 4
     encoding: Encoding = "dct"
     normalised: tuple[Generated, ...] = WEIGHTS
     output_norm: bool = True
@@ -136,13 +138,13 @@ class PixNerd(DenoiserConfig):
     """
 
     paper: ClassVar[Paper] = PAPER
-    num_classes: int = 1000
-    channels: int = 3
-    patch: int = 16
-    width: int = 1152
-    heads: int = 16
-    depth: int = 26
-    feature_layer: int = 8
+    num_classes: Width = 1000
+    channels: Width = 3
+    patch: Pixels = 16
+    width: Width = 1152
+    heads: Width = 16
+    depth: Depth = 26
+    feature_layer: OptionalDepth = 8
     decoder: NeuralField | LinearDecoder = dataclasses.field(
         default_factory=NeuralField
     )
@@ -234,10 +236,36 @@ class FieldDecoder(nnx.Module):
         return unpatchify(out, patch, *image.shape[1:3])
 
 
+class Decoder(Protocol):
+    """What makes the decoder of a transformer like this one."""
+
+    def build(
+        self, model: Patches, rngs: nnx.Rngs, precision: Precision
+    ) -> Callable[[Array, Array, Array, Array], Array]:
+        """A module, called with image, tokens, time and condition."""
+        ...
+
+
+class Trunk(trunk.Config, Protocol):
+    """The fields of whatever config builds a `PixNerdModel`."""
+
+    num_classes: int
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the SwiGLU MLP."""
+        ...
+
+    @property
+    def decoder(self) -> Decoder:
+        """What follows the transformer."""
+        ...
+
+
 class PixNerdModel(nnx.Module):
     """The class-conditional denoiser (`models.interface.Denoiser`)."""
 
-    def __init__(self, config: PixNerd, rngs: nnx.Rngs, precision: Precision):
+    def __init__(self, config: Trunk, rngs: nnx.Rngs, precision: Precision):
         d, self.patch = config.width, config.patch
         self.head_width = d // config.heads
         self.dtype = precision.dtype

@@ -31,6 +31,7 @@ from pixelflow_jax.nn.layers import TORCH
 from pixelflow_jax.nn.patch import Patch, nearest
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.values import Depth, OptionalDepth, Pixels, Width
 
 
 def text_field() -> NeuralField:
@@ -57,17 +58,17 @@ class PixNerdText(DenoiserConfig):
     """
 
     paper: ClassVar[Paper] = PAPER
-    channels: int = 3
-    patch: int = 16
-    width: int = 1536
-    heads: int = 24
-    depth: int = 16
-    text_depth: int = 4
-    text_width: int = 2048
-    text_length: int = 128
+    channels: Width = 3
+    patch: Pixels = 16
+    width: Width = 1536
+    heads: Width = 24
+    depth: Depth = 16
+    text_depth: OptionalDepth = 4
+    text_width: Width = 2048
+    text_length: Width = 128
     mask_text: bool = False
-    canvas: tuple[int, ...] = ()
-    feature_layer: int = 6
+    canvas: tuple[Pixels, ...] = ()
+    feature_layer: OptionalDepth = 6
     decoder: NeuralField = dataclasses.field(default_factory=text_field)
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pixelflow_jax.nn.dropout import DropoutKeys
 from pixelflow_jax.nn.precision import check_word
 from pixelflow_jax.sharding import constrain_batch
+from pixelflow_jax.values import Depth
 
 # Names that blocks give (by `checkpoint_name`) to what "names" keeps for the backward
 # pass; everything else between them is cheap to compute again.
@@ -45,7 +46,7 @@ class StackConfig:
 
     remat: Remat = "names"
     scan: bool = True
-    unroll: int = 1
+    unroll: Depth = 1
 
     def check(self) -> None:
         """Raises ValueError for values that do not exist."""

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import logging
-import numbers
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, Unpack
+from typing import Unpack, cast
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,52 +20,31 @@ from pixelflow_jax.errors import PipelineError, PromptError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import Guidance
 from pixelflow_jax.flow.prediction import CONSTANTS
-from pixelflow_jax.flow.solver import Solver
-from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.interface import load_frozen
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import Description
-from pixelflow_jax.pretrained.subjects import Classes, subjects
-from pixelflow_jax.sampling.batches import Generated, Generator, Weights
-from pixelflow_jax.sampling.settings import Sampling
+from pixelflow_jax.pretrained.options import (
+    Calling,
+    DrawOptions,
+    Loading,
+    Publishing,
+    SamplingOptions,
+)
+from pixelflow_jax.pretrained.requests import (
+    Wanted,
+    checked,
+    listed,
+    path_of,
+    refuse,
+)
+from pixelflow_jax.pretrained.subjects import Classes, decisive_settings, subjects
+from pixelflow_jax.sampling.batches import Generated, Generator, Request, Weights
+from pixelflow_jax.sampling.stream import Draw, Stream, weights_digest
 from pixelflow_jax.tensors import hub
 from pixelflow_jax.validate import size_problems
 
 LOG = logging.getLogger(__name__)
 LARGEST = 2  # how many times the training size an image may be without a warning
-
-Wanted = int | str | Sequence[int | str]
-
-
-class SamplingOptions(TypedDict, total=False):
-    """How images are drawn: keyword arguments, all of which may be left away.
-
-    Sizes default to the training size (0), `sampling` to the config's, and `solver`,
-    `grid` and `guidance` to those of `sampling`.
-    """
-
-    height: int
-    width: int
-    sampling: Sampling | None
-    solver: Solver | None
-    grid: Grid | None
-    guidance: Guidance | None
-
-
-class DrawOptions(SamplingOptions, total=False):
-    """How many images are drawn, from which noise, and what guidance leads away from.
-
-    Each prompt or class is drawn `images_per_prompt` times (1), one after the other.
-    Guidance leads away from `negative_prompt` (""), one for all or one for each prompt.
-    Images are numbered from `first` (0) on; their noise depends on `seed` (0) and the
-    number. `progress` (False) shows a bar.
-    """
-
-    negative_prompt: str | Sequence[str]
-    images_per_prompt: int
-    seed: int
-    first: int
-    progress: bool
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -104,11 +83,11 @@ class Pipeline:
     def from_pretrained(
         cls,
         path: str | pathlib.Path,
-        ema: str = "",
+        ema: str | float = "",
         *,
         revision: str | None = None,
-        text_encoder: str = "",
-        tokenizer: str = "",
+        text_encoder: str | pathlib.Path = "",
+        tokenizer: str | pathlib.Path = "",
     ) -> "Pipeline":
         """Weights from a folder, a file, a run's workdir, or the Hugging Face Hub.
 
@@ -119,8 +98,11 @@ class Pipeline:
         `text_encoder` and `tokenizer` name other files than their config. Raises
         PipelineError, or CheckpointError for a damaged checkpoint.
         """
+        files = {"text_encoder": text_encoder, "tokenizer": tokenizer}
+        checked({"ema": ema, "revision": revision, **files}, Loading)
+        path_of("path", path)
         source = published.find(path, revision)
-        chosen, about = source.choose(ema), source.description
+        chosen, about = source.choose(str(ema)), source.description
         pipeline = cls(
             config=about.config,
             params=source.read(chosen),
@@ -132,11 +114,14 @@ class Pipeline:
         pipeline.use_text_encoder(text_encoder, tokenizer)
         return pipeline
 
-    def use_text_encoder(self, weights: str = "", tokenizer: str = "") -> None:
+    def use_text_encoder(
+        self, weights: str | pathlib.Path = "", tokenizer: str | pathlib.Path = ""
+    ) -> None:
         """Take the text encoder's weights and its tokenizer from there ("": as it is).
 
         Raises PipelineError for a model of classes.
         """
+        checked({"text_encoder": weights, "tokenizer": tokenizer}, Loading)
         if not (weights or tokenizer):
             return
         conditioner = self.config.conditioner
@@ -153,9 +138,13 @@ class Pipeline:
         return self.config.model.condition.reads_text
 
     def save(self, path: str | pathlib.Path, dtype: str = "bfloat16") -> None:
-        """Write weights, config and class names as one safetensors file."""
+        """Write weights, config and class names as one .safetensors file.
+
+        Raises PipelineError.
+        """
+        file = path_of("path", path, ".safetensors")
         tensors = published.cast(self.params, self.constants, dtype)
-        published.write_file(pathlib.Path(path), tensors, self._description())
+        published.write_file(file, tensors, self._description())
 
     def save_pretrained(
         self,
@@ -172,9 +161,12 @@ class Pipeline:
         call, and tells to load the weights by `name` ("": the folder). What lies in
         the folder under these names is replaced. Raises PipelineError.
         """
-        picture = self._rows(samples) if samples else None
+        path = path_of("folder", folder)
+        checked({"dtype": dtype, "name": name}, Publishing)
+        asked = listed(samples)
+        picture = self._rows(asked) if asked else None
         published.write_folder(
-            pathlib.Path(folder),
+            path,
             published.cast(self.params, self.constants, dtype),
             self._description(),
             picture=picture,
@@ -196,8 +188,10 @@ class Pipeline:
 
         The repository is made where absent (`private`: for few eyes), and so is the
         branch `revision`. `token` defaults to that of `hf auth login`. Returns the
-        repository's address. Raises HubError.
+        repository's address. Raises PipelineError and HubError.
         """
+        about = {"private": private, "revision": revision, "token": token}
+        checked({"name": name, "commit_message": commit_message, **about}, Publishing)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, dtype=dtype, samples=samples, name=name)
             return hub.upload(
@@ -230,7 +224,7 @@ class Pipeline:
         """
         if not isinstance(self._subjects, Classes):
             raise PipelineError("This model draws from prompts and knows no classes.")
-        return self._subjects.labels(classes)
+        return self._subjects.labels(listed(classes))
 
     def __call__(self, wanted: Wanted, **options: Unpack[DrawOptions]) -> np.ndarray:
         """Images of `wanted`, uint8 [n, height, width, 3].
@@ -252,6 +246,8 @@ class Pipeline:
     ) -> Generated:
         """Like a call, but float32 images, and with `record` the way there as well."""
         _refuse_unknown(options, DrawOptions)
+        checked({"record": record}, Calling)
+        options = cast(DrawOptions, checked(options, DrawOptions))
         generator, guide = self._generator(options)
         given = self._given(
             wanted,
@@ -268,6 +264,37 @@ class Pipeline:
             progress=options.get("progress", False),
         )
 
+    def stream(
+        self, wanted: Wanted, *, record: bool = False, **options: Unpack[DrawOptions]
+    ) -> Stream:
+        """The images of a call as one set with a digest, to be drawn batch by batch.
+
+        The arguments are those of a call, and so are the images; nothing is drawn yet.
+        Raises what a call raises.
+        """
+        _refuse_unknown(options, DrawOptions)
+        generator, guide = self._generator(options)
+        count = options.get("images_per_prompt", 1)
+        given = self._given(wanted, options.get("negative_prompt", ""), count)
+        weights = self._weights(generator.mesh, guide)
+        seed, first = options.get("seed", 0), options.get("first", 0)
+        draw = Draw(
+            weights=weights_digest(weights),
+            request=Request(given, seed, first, record),
+            names=self._names(listed(wanted), count),
+            settings=decisive_settings(self._settings(options), generator.size),
+            per_device=generator.per_device(len(next(iter(given.values())))),
+            platform=jax.default_backend(),
+        )
+        return Stream(draw=draw, generator=generator, weights=weights)
+
+    def _names(self, listed: list, count: int) -> tuple[str, ...]:
+        """What each image is of: its prompt, or its class by name."""
+        if not self.reads_text:
+            names = self.class_names
+            listed = [names[k] if names else k for k in self.labels(listed)]
+        return tuple(str(one) for one in listed for _ in range(count))
+
     def compile(
         self,
         batch_size: int = 1,
@@ -282,6 +309,8 @@ class Pipeline:
         Raises what a call raises.
         """
         _refuse_unknown(options, SamplingOptions)
+        checked({"record": record, "batch_size": batch_size}, Calling)
+        options = cast(SamplingOptions, checked(options, SamplingOptions))
         generator, guide = self._generator(options)
         given = self._given(self._subjects.example, "", batch_size)
         weights = self._weights(generator.mesh, guide)
@@ -323,11 +352,7 @@ class Pipeline:
         config = self._settings(options)
         height = options.get("height") or config.data.image_size
         width = options.get("width") or config.data.image_size
-        problems = [f"height={height} and width={width} must be positive"]
-        if min(height, width) > 0:
-            problems = size_problems(config, height, width)
-        if problems:
-            raise PipelineError("; ".join(problems) + ".")
+        refuse(size_problems(config, height, width))
         self._warn_of_size(height, width)
         guide = self._guide(config.sampling.guidance)
         key = json.dumps([config.to_dict(), height, width])
@@ -360,15 +385,11 @@ class Pipeline:
         count: int,
     ) -> dict[str, np.ndarray]:
         """What the conditioner reads for `count` images of each that is wanted."""
-        alone = isinstance(wanted, str | int | numbers.Integral)
-        listed = [wanted] if alone else list(wanted)
-        if not listed or count < 1:
-            raise PipelineError(
-                f"There is nothing to draw: {len(listed)} prompts or classes, "
-                f"images_per_prompt={count}."
-            )
+        asked = listed(wanted)
+        if not asked:
+            raise PipelineError("There is nothing to draw: 0 prompts or classes.")
         try:
-            given = self._subjects.read(listed, negative)
+            given = self._subjects.read(asked, negative)
         except PromptError as error:
             raise PipelineError(str(error)) from error
         return {name: np.repeat(array, count, axis=0) for name, array in given.items()}

@@ -22,24 +22,24 @@ import numpy as np
 from pixelflow_jax import build, resources, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.data.images import save_png
-from pixelflow_jax.errors import DataError, InitialError, PipelineError, WeightsError
+from pixelflow_jax.data.loader import saved_class_names
+from pixelflow_jax.errors import DataError, PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.models.interface import shape_errors
 from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
-from pixelflow_jax.pretrained.finetune import changed_fields, compare
 from pixelflow_jax.tensors import hub, reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.paths import by_path, nested
+from pixelflow_jax.training import posthoc
 from pixelflow_jax.training.checkpoint import Checkpointer
-from pixelflow_jax.training.state import Initial
 
 LOG = logging.getLogger(__name__)
 CONFIG, CARD = "config.json", "README.md"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("float32", "bfloat16")
-RAW, BOTH = "raw", "both"
+RAW = "raw"
 # What a folder of other people's weights holds.
 FOREIGN = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 CONVERT = (
@@ -53,13 +53,15 @@ class WeightsRef:
     """Weights that were located, to be read.
 
     `averages` names the sets of weights to choose from, the first one being the usual
-    one; `tensors` opens those of one set, with the prediction's constants.
+    one, and with `posthoc` there is "posthoc:SIGMA_REL" of every width; `tensors` opens
+    those of one set, with the prediction's constants.
     """
 
     where: str
     description: Description
     averages: tuple[str, ...]
     tensors: Callable[[str], Mapping[str, LazyTensor]]
+    posthoc: bool = False
 
     def open(self, ema: str) -> Mapping[str, LazyTensor]:
         """A set's parameters by path, of the type they are stored in, not read yet.
@@ -109,6 +111,10 @@ class WeightsRef:
         """
         if not ema or ema in self.averages:
             return ema or self.averages[0]
+        if alike := [one for one in self.averages if _is_same_decay(one, ema)]:
+            return alike[0]
+        if self.posthoc and (name := _posthoc_name(ema)):
+            return name
         if self.averages == ("",):
             raise PipelineError(
                 f"{self.where} holds one set of weights, so there is no average "
@@ -116,7 +122,8 @@ class WeightsRef:
             )
         raise PipelineError(
             f"This run has no average {ema!r}; choose one of "
-            f"{', '.join(self.averages)}."
+            f"{', '.join(self.averages)}"
+            + (", posthoc:SIGMA_REL." if self.posthoc else ".")
         )
 
     def origin(self, ema: str) -> str:
@@ -124,8 +131,20 @@ class WeightsRef:
         if not ema:
             return self.description.origin
         step, name = self.description.step, self.description.config.name
-        which = "without averaging" if ema == RAW else f"average with decay {ema}"
+        which = f"average with decay {ema}"
+        if ema == RAW:
+            which = "without averaging"
+        elif ema.startswith(posthoc.PREFIX):
+            which = f"average of relative width {ema.removeprefix(posthoc.PREFIX)}"
         return f"step {step:,} of the run {name!r}, {which}"
+
+
+def _is_same_decay(name: str, asked: str) -> bool:
+    """Whether two texts are one number, such as 0.9 and 0.90."""
+    try:
+        return float(name) == float(asked)
+    except ValueError:
+        return False
 
 
 def constant_shapes(config: Experiment) -> dict:
@@ -188,6 +207,7 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
                 f"{workdir}/checkpoints holds no complete checkpoint yet: train first."
             )
         config = on_any_devices(saved.config(step))
+        own_names = saved_class_names(saved.data(step))
 
     def tensors(ema: str) -> dict[str, LazyTensor]:
         whole = sharding.replicated(config.mesh.build())
@@ -196,25 +216,52 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
             (build.network(config).shapes(), constant_shapes(config)),
         )
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
-            params = saved.restore_weights(step, shapes, ema)
+            if config.posthoc and ema not in averages:
+                kept = {
+                    name: by_path(saved.restore_weights(step, shapes, name))
+                    for name in config.posthoc.names
+                }
+                # Those of WORKDIR/best lie in WORKDIR.
+                inside = (workdir / posthoc.FOLDER).is_dir()
+                home = workdir if inside else workdir.parent
+                params = nested(posthoc.at_checkpoint(home, step, ema, kept))
+            else:
+                params = saved.restore_weights(step, shapes, ema)
             if constants:
                 own = saved.restore_constants(step, constants[CONSTANTS])
                 params |= {CONSTANTS: own}
         flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 
-    names = _class_names(config)
+    names = _class_names(config, own_names)
     description = Description(config=config, class_names=names, step=step)
-    averages = (*map(str, config.ema), RAW)
+    averages = (*config.average_names, RAW)
     return WeightsRef(
-        where=str(workdir), description=description, averages=averages, tensors=tensors
+        where=str(workdir),
+        description=description,
+        averages=averages,
+        tensors=tensors,
+        posthoc=config.posthoc is not None,
     )
 
 
-def _class_names(config: Experiment) -> tuple[str, ...]:
-    """The data set's class names, or numbers where the data set is not at hand."""
+def _posthoc_name(ema: str) -> str:
+    try:
+        return posthoc.canonical(ema)
+    except ValueError as error:
+        raise PipelineError(f"--ema={ema}: {error}") from error
+
+
+def _class_names(config: Experiment, saved: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The class names of a run: today's data may have others.
+
+    Runs of earlier versions did not save them: theirs are the data set's, or numbers
+    where that is not at hand.
+    """
     if config.model.condition.reads_text:
         return ()
+    if saved is not None:
+        return saved
     try:
         return config.data.class_names
     except DataError as error:
@@ -360,52 +407,3 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
             f"{path} cannot be written ({error}): give a path that this user may write "
             "to, on a disk with room."
         ) from error
-
-
-def initial(config: Experiment) -> Initial:
-    """What the run of `config` begins with: the weights that `config.init_from` names.
-
-    `finetune` says by which rule. Raises InitialError for weights of another model, and
-    PipelineError for those that cannot be loaded.
-    """
-    source = find(config.init_from)
-    fit = compare(source.description.config.model, config.model)
-    both = config.init_ema == BOTH
-    try:
-        fit.check(config.init_reset)
-        first = source.choose(RAW if both else config.init_ema)
-        by_decay = {
-            str(d): source.choose(str(d)) if both else first for d in config.ema
-        }
-    except (InitialError, PipelineError) as error:
-        raise InitialError(
-            f"The run cannot begin with init_from={config.init_from!r}. {error}"
-        ) from error
-    sets = {name: fit.take(source.read(name)) for name in {first, *by_decay.values()}}
-    lines = [f"init_from={config.init_from}: {source.origin(first)}"]
-    if both:
-        lines.append(f"averages: from those of the same decay, {', '.join(by_decay)}")
-    lines += [*fit.report(), *_other_differences(source.description, config)]
-    ema = {decay: sets[name] for decay, name in by_decay.items()}
-    return Initial(sets[first], ema, "\n".join(lines))
-
-
-def _other_differences(theirs: Description, config: Experiment) -> list[str]:
-    """What differs besides shapes, and a user may want to know of; in lines."""
-    nodes = [
-        {
-            "model": one.model,
-            "prediction": one.prediction,
-            "path": one.path,
-            "conditioner": one.conditioner,
-        }
-        for one in (theirs.config, config)
-    ]
-    lines = changed_fields(*nodes)
-    if 0 < theirs.config.model.num_classes == config.model.num_classes:
-        old, new = theirs.class_names, config.data.class_names
-        pairs = enumerate(zip(old, new, strict=True))
-        others = [f"class {i}: {a!r} -> {b!r}" for i, (a, b) in pairs if a != b]
-        lines += others[:5] + ["and more classes"] * (len(others) > 5)
-    listed = [f"  {line}" for line in lines]
-    return ["what else differs (there -> here):", *listed] if listed else []

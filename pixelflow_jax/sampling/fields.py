@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Shaped
 
 from pixelflow_jax.flow.guidance import Branches, Field
 from pixelflow_jax.flow.path import Stage
@@ -59,7 +60,13 @@ class StageView(NamedTuple):
     timestep_scale: float = 1.0
     static_times: StaticTimes | None = None
 
-    def inputs(self, net: Net, x: Array, t: Array, cond: Condition) -> Inputs:
+    def inputs(
+        self,
+        net: Net,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "*times"],
+        cond: Condition,
+    ) -> Inputs:
         """What a network is given at `x` [b, h, w, c] and in-stage time `t`, or [b]."""
         prediction, t = net.bound(self.prediction), self.timestep_scale * t
         image, timestep = prediction.inputs(x, t, self.stage)
@@ -132,6 +139,8 @@ def _precompute(
     return at
 
 
-def _alternate(a: Array, b: Array) -> Array:
+def _alternate(
+    a: Shaped[Array, "b ..."], b: Shaped[Array, "b ..."]
+) -> Shaped[Array, "2*b ..."]:
     """[b, ...] twice to [2 b, ...]: a0, b0, a1, b1, ..."""
     return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])

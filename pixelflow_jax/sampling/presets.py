@@ -50,6 +50,18 @@ def pixnerd_euler100_512() -> Sampling:
     return Sampling(grid=Grid(steps=100), guidance=guidance, batch_size=16)
 
 
+def deco_euler100() -> Sampling:
+    """DeCo: Euler, 100 steps, CFG 3.2 on (0.1, 1)."""
+    guidance = ClassifierFree(scale=3.2, low=0.1, high=1.0)
+    return Sampling(grid=Grid(steps=100), guidance=guidance)
+
+
+def deco_euler100_512() -> Sampling:
+    """DeCo at 512 pixels: Euler, 100 steps, CFG 5 on (0.1, 1)."""
+    guidance = ClassifierFree(scale=5.0, low=0.1, high=1.0)
+    return Sampling(grid=Grid(steps=100), guidance=guidance, batch_size=16)
+
+
 def pixelgen_heun50() -> Sampling:
     """PixelGen-XL with guidance: Heun, 50 steps, CFG 2.25 on (0.1, 0.9], shift 2."""
     return Sampling(
@@ -71,6 +83,14 @@ def jit_heun50(width: int = 1024) -> Sampling:
     """JiT of that width as its authors sample: Heun, 50 steps, CFG on [0.1, 1]."""
     scale = JIT_SCALES.get(width, JIT_SCALES[1024])
     guidance = ClassifierFree(scale=scale, low=0.1, interval="[]")
+    return Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance)
+
+
+def asymflow_heun50(scale: float = 2.2) -> Sampling:
+    """AsymFlow-H: Heun, 50 steps, CFG 2.2 on [0.12, 1] at each evaluation's time."""
+    guidance = ClassifierFree(
+        scale=scale, low=0.12, high=1.0, interval="[]", interval_time="evaluation"
+    )
     return Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance)
 
 
@@ -99,9 +119,12 @@ PRESETS: dict[str, Callable[[], Sampling]] = {
     "dopri5_stagewise2.4": dopri5_stagewise24,
     "pixnerd_euler50": pixnerd_euler50,
     "pixnerd_euler100_512": pixnerd_euler100_512,
+    "deco_euler100": deco_euler100,
+    "deco_euler100_512": deco_euler100_512,
     "pixelgen_heun50": pixelgen_heun50,
     "pixelgen_heun50_unguided": pixelgen_heun50_unguided,
     "jit_heun50": jit_heun50,
+    "asymflow_heun50": asymflow_heun50,
     "adams25_cfg4": adams25_cfg4,
     "euler10_cfg4": euler10_cfg4,
 }

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Key
 
 from pixelflow_jax.flow.guidance import Branches, Guidance
 from pixelflow_jax.flow.path import Stage, block_noise, image_noise, upsample2
@@ -60,7 +61,7 @@ class Sampler:
     def __call__(
         self,
         net: Net,
-        keys: Array,
+        keys: Key[Array, " b"],
         cond: Condition,
         null: Condition,
         size: tuple[int, int, int],
@@ -155,7 +156,7 @@ def _implied_clean(solution: Solution, times: np.ndarray, stage: Stage) -> Array
 
 
 def keyed_noise(
-    keys: Array, size: tuple[int, int, int], stages: tuple[Stage, ...]
+    keys: Key[Array, " b"], size: tuple[int, int, int], stages: tuple[Stage, ...]
 ) -> Noise:
     """Noise for images of `size`, of which image i's depends on `keys[i]` alone."""
     height, width, channels = size
@@ -173,7 +174,7 @@ def keyed_noise(
     return Noise(fresh, lambda index, step: white(index, step + 1))
 
 
-def image_keys(seed: int | Array, indices: Array | np.ndarray) -> Array:
+def image_keys(seed: int | Array, indices: Array | np.ndarray) -> Key[Array, " b"]:
     """The key of each image: a function of the seed and the image's number alone."""
     root = jax.random.key(seed)
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(jnp.asarray(indices))

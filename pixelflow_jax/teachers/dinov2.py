@@ -29,6 +29,7 @@ from pixelflow_jax.teachers.dinov2_table import (
 from pixelflow_jax.teachers.resize import bicubic, enlarge, resample, size_at_least
 from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.locate import Origin, load
+from pixelflow_jax.values import OptionalWidth, Pixels, Place
 
 # Of ImageNet's pixels in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -68,11 +69,11 @@ class DinoV2:
     with registers).
     """
 
-    variant: str = "vitb14"
+    variant: Place = "vitb14"
     geometry: Geometry | None = None
-    registers: int = 0
-    weights: str = ""
-    base_patch: int = 16
+    registers: OptionalWidth = 0
+    weights: Place = ""
+    base_patch: Pixels = 16
     position: Position = "hub"
     attention: Attention = "auto"
     precision: Precision = dataclasses.field(default_factory=Precision)

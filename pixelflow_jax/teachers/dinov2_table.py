@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from pixelflow_jax.tensors.layouts import leading, patch_convolution
 from pixelflow_jax.tensors.mapping import Row, linear_rows, norm_rows, stacked_rows
+from pixelflow_jax.values import Depth, Pixels, Positive, Width
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -14,13 +15,13 @@ class Geometry:
     `grid`: positions a side that it was trained with; `gated`: SwiGLU instead of GELU.
     """
 
-    width: int
-    heads: int
-    depth: int
-    mlp_ratio: float = 4.0
+    width: Width
+    heads: Width
+    depth: Depth
+    mlp_ratio: Positive = 4.0
     gated: bool = False
-    patch: int = 14
-    grid: int = 37
+    patch: Pixels = 14
+    grid: Pixels = 37
 
     @property
     def hidden(self) -> int:

@@ -14,6 +14,7 @@ from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.layouts import Layout, convolution
 from pixelflow_jax.tensors.locate import Origin, load, packaged
 from pixelflow_jax.tensors.mapping import Row, linear_rows
+from pixelflow_jax.values import Place
 
 # Of images in [-1, 1].
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
@@ -80,8 +81,8 @@ class LpipsNet:
     """
 
     backbone: BackboneName = "vgg16"
-    weights: str = ""
-    linear: str = ""
+    weights: Place = ""
+    linear: Place = ""
     precision: Precision = dataclasses.field(default_factory=Precision)
 
     def load(self, field: str = "teachers.lpips") -> dict:

@@ -25,6 +25,16 @@ convolution = Layout(
 leading = Layout(lambda a: a[0], lambda a: a[None])
 
 
+def negated(layout: Layout) -> Layout:
+    """The same with the other sign."""
+
+    def other(a: np.ndarray) -> np.ndarray:
+        # Where only shapes are asked for, arrays of booleans stand for tensors.
+        return a if a.dtype == bool else -a
+
+    return Layout(lambda a: other(layout.load(a)), lambda a: other(layout.export(a)))
+
+
 def patch_inputs(channels: int, patch: int) -> Layout:
     """Linear layer on patches: [out, (c, ph, pw)] <-> [(ph, pw, c), out]."""
 

@@ -20,13 +20,14 @@ class Origin(NamedTuple):
     source: str  # an official file, or where to get it
     field: str  # the config field that names the file: "teachers.dino.weights"
     what: str = "weights"
+    option: str = "--config."  # what precedes the field on a command line
 
     @property
     def remedy(self) -> str:
         """What to do."""
         return (
             f"The {self.what} of {self.network} are {self.source}; name the file with "
-            f"--config.{self.field}=PATH."
+            f"{self.option}{self.field}=PATH."
         )
 
 
@@ -69,7 +70,8 @@ def find(named: str, origin: Origin, patterns: tuple[str, ...]) -> pathlib.Path:
     WeightsError where there is nothing of that name.
     """
     if not named:
-        raise WeightsError(f"config.{origin.field} is empty. {origin.remedy}")
+        name = f"{origin.option.lstrip('-')}{origin.field}"
+        raise WeightsError(f"{name} is empty. {origin.remedy}")
     if named.startswith("hf://"):
         path = _download(named, origin, patterns)
     else:

@@ -19,8 +19,10 @@ from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import CONSTANTS
+from pixelflow_jax.paths import PlainAlias
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.versions import as_today, as_written
+from pixelflow_jax.values import Count, Name, Natural
 
 # What may change between two sittings of the same run: none of it alters a step.
 FREE = (
@@ -28,6 +30,7 @@ FREE = (
     "mesh",
     "checkpoint",
     "log",
+    "online",
     "sampling",
     "data.workers",
     "data.threads",
@@ -38,6 +41,7 @@ FREE = (
     "kernels",
     "accumulate",
     *("init_from", "init_ema", "init_reset"),
+    *("posthoc.every", "posthoc.keep", "posthoc.dtype"),
     *(f"teachers.dino.{name}" for name in ("weights", "attention", "stack")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
     *(
@@ -45,6 +49,10 @@ FREE = (
         for name in ("weights", "tokenizer", "attention", "stack")
     ),
 )
+
+# Which arrays a state holds depends on these: no other value can go on from it.
+ARRAYS = ("model", "ema", "class")
+MOST, SHOWN = 6, 200  # differing fields in a message, and characters of each
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -56,10 +64,10 @@ class Checkpointing:
     may differ from the checkpoint's when a run resumes, such as ("optimizer.lr",).
     """
 
-    every: int = 5000
-    keep: int = 3
-    keep_period: int = 0
-    allow: tuple[str, ...] = ()
+    every: Count = 5000
+    keep: Count = 3
+    keep_period: Natural = 0
+    allow: tuple[Name, ...] = ()
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
@@ -83,8 +91,9 @@ class Checkpointer:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=policy.keep, keep_period=policy.keep_period or None
             )
+        self._alias = PlainAlias(self.directory)  # Orbax looks for steps with glob
         self._manager = ocp.CheckpointManager(
-            self.directory,
+            self._alias.path,
             item_names=("state", "data", "config"),
             options=options,
         )
@@ -135,11 +144,31 @@ class Checkpointer:
         with self._writing():
             self._manager.wait_until_finished()
 
+    def forget(self, step: int) -> None:
+        """Remove the checkpoints of that step and of later ones."""
+        later = [saved for saved in self._manager.all_steps() if saved >= step]
+        if later:
+            self.wait()  # one of them may still be written
+        for saved in later:
+            self._manager.delete(saved)
+
+    def position(self, step: int) -> dict:
+        """The position in the data that a checkpoint was written with."""
+        items = ocp.args.Composite(data=ocp.args.JsonRestore())
+        with self._reading(step):
+            return self._manager.restore(step, args=items)["data"]
+
     def config(self, step: int) -> dict:
         """The config a checkpoint was written with."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
         with self._reading(step):
             return self._manager.restore(step, args=items)["config"]
+
+    def data(self, step: int) -> dict:
+        """The data position that a checkpoint was written at."""
+        items = ocp.args.Composite(data=ocp.args.JsonRestore())
+        with self._reading(step):
+            return self._manager.restore(step, args=items)["data"]
 
     def restore(
         self,
@@ -195,23 +224,32 @@ class Checkpointer:
             return self._manager.restore(step, args=items)["state"]
 
     def _compare(self, old: dict, new: dict, step: int) -> None:
-        free = (FORMAT, *FREE, *self._allowed)
-        if new["optimizer"]["schedule"] == "constant":
-            free = (*free, "steps")  # a decaying schedule depends on the last step
+        free = (FORMAT, *FREE, *_free_schedule(old, new, step), *self._allowed)
         changed = {
             path: pair
             for path, pair in differences(old, new).items()
             if not is_under(path, free)
         }
-        if changed:
-            lines = [f"  {p}: {a!r} -> {b!r}" for p, (a, b) in changed.items()]
-            names = ", ".join(repr(path) for path in changed)
-            raise CheckpointError(
-                f"{self.directory}/{step} was written by a run with another config. "
-                "These fields differ (checkpoint -> now):\n" + "\n".join(lines) + "\n"
-                "Use another --workdir for a new run, or, if the change is meant, "
-                f'allow it: --config.checkpoint.allow="({names},)".'
+        if not changed:
+            return
+        shown = [f"{p}: {a!r} -> {b!r}"[:SHOWN] for p, (a, b) in changed.items()]
+        more = [f"and {len(shown) - MOST} more"] if len(shown) > MOST else []
+        listed = "; ".join([*shown[:MOST], *more])
+        fixed = [path for path in changed if is_under(path, ARRAYS)]
+        names = ", ".join(repr(path) for path in changed)
+        remedy = (
+            f'if the change is meant, allow it: --config.checkpoint.allow="({names},)".'
+        )
+        if fixed:
+            remedy = (
+                f"begin there with these weights: --config.init_from="
+                f"{self.directory.parent}. {fixed[0]} decides which arrays there are."
             )
+        raise CheckpointError(
+            f"{self.directory}/{step} was written by a run with another config. These "
+            f"fields differ (checkpoint -> now):\n  {listed}\n"
+            f"  Use another --workdir for a new run, or {remedy}"
+        )
 
     def close(self) -> None:
         """Finish pending writes and release the manager."""
@@ -247,10 +285,32 @@ class Checkpointer:
             if self._allowed:
                 cause += ", or a field in checkpoint.allow changes the model's arrays"
             raise CheckpointError(
-                f"The checkpoint {self.directory}/{step} cannot be read "
-                f"({_brief(error)}): {cause}. If it is damaged, delete that folder to "
-                f"{instead}."
+                f"The checkpoint {self.directory}/{step} cannot be read: {cause}. If "
+                f"it is damaged, delete that folder to {instead}."
             ) from error
+
+
+def _free_schedule(old: dict, new: dict, step: int) -> tuple[str, ...]:
+    """The fields of the schedule that may differ from those of a checkpoint at `step`.
+
+    A learning rate that decays depends on the last step, unless an extension takes over
+    from the checkpoint on.
+    """
+    before, now = (config["optimizer"].get("extended", []) for config in (old, new))
+    if now == before:
+        constant = new["optimizer"]["schedule"] == "constant"
+        return ("steps",) if constant or _ends_constant(now) else ()
+    following = now[len(before) : len(before) + 1]
+    takes_over = all(
+        one["planned"] == old["steps"] and one["step"] >= step for one in following
+    )
+    if following and now[: len(before)] == before and takes_over:
+        return "steps", "optimizer.extended"
+    return ()
+
+
+def _ends_constant(extended: list[dict]) -> bool:
+    return bool(extended) and extended[-1]["kind"] == "constant"
 
 
 def _brief(error: Exception) -> str:

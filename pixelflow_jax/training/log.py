@@ -13,6 +13,7 @@ from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.training.events import Events
 from pixelflow_jax.training.throughput import Workload, matmul_rate, utilisation
+from pixelflow_jax.values import Batch, Count, Natural
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -24,9 +25,9 @@ class Logging:
     (0: never) from fixed noise.
     """
 
-    every: int = 100
-    preview_every: int = 10_000
-    preview_count: int = 32
+    every: Count = 100
+    preview_every: Natural = 10_000
+    preview_count: Batch = 32
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
@@ -86,6 +87,17 @@ class RunLog:
             f"MFU {mean['mfu']:.1%}"
         )
         self._bar.update(step - self._bar.n)
+
+    def values(self, step: int, values: dict[str, float], remark: str = "") -> None:
+        """Report what was measured after `step` steps, beside the metrics."""
+        if not self._main:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.scalar(name, value, step)
+        shown = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
+        self.say(f"step {step}: {shown}{remark}")
 
     def _speed(self, step: int) -> dict[str, float]:
         before, then = self._since

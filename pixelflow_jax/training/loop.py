@@ -18,8 +18,10 @@ from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.errors import DataError, DivergedError
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.losses.objective import Objective
+from pixelflow_jax.training.best import BestCheckpoint, OnlineCheck
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
+from pixelflow_jax.training.posthoc import PostHocEMA, Snapshots
 from pixelflow_jax.training.signals import stop_signals
 from pixelflow_jax.training.state import Initial, TrainState
 from pixelflow_jax.training.step import (
@@ -37,12 +39,12 @@ class TrainingRun:
     """A run, ready to go: built from a config, carried out by `train`.
 
     `open_data(k)` gives the batches from number k on; `preview(ema, frozen_params)`
-    draws a picture, uint8 [h, w, 3], from an average of the denoiser. A run without
-    checkpoints begins with the parameters that `initial` reads, or with random ones,
-    and with what `constants` computes for the prediction from the training images.
-    `frozen_params` are the parameters of frozen networks, arrays of the host. `config`
-    is written down with every checkpoint; `read_config` makes one that was written
-    before, perhaps by an earlier version, comparable with it.
+    draws a picture, uint8 [h, w, 3], from an average of the denoiser, and `online`
+    measures one. A run without checkpoints begins with the parameters that `initial`
+    reads, or with random ones, and with what `constants` computes for the prediction
+    from the training images. `frozen_params` are the parameters of frozen networks,
+    arrays of the host. `config` is written down with every checkpoint; `read_config`
+    makes one that was written before, perhaps by an earlier version, comparable.
     """
 
     objective: Objective
@@ -55,6 +57,8 @@ class TrainingRun:
     checkpointing: Checkpointing
     logging: Logging
     config: dict
+    posthoc: PostHocEMA | None = None
+    online: OnlineCheck | None = None
     read_config: Callable[[dict], dict] = migrate
     initial: Callable[[], Initial] | None = None
     constants: Callable[[], dict] = dict
@@ -66,11 +70,14 @@ class TrainingRun:
 
     def fresh_state(self, initial: Initial | None = None) -> TrainState:
         """The state before the first step, laid out where it will live."""
-        state = fresh_state(self.objective, self.settings, self.mesh, self.constants())
+        constants = (initial and initial.constants) or self.constants()
+        state = fresh_state(self.objective, self.settings, self.mesh, constants)
         if initial is None:
             return state
         denoiser = _overlaid(state.params["denoiser"], initial.params)
-        ema = {d: _overlaid(state.ema[d], initial.ema[d]) for d in state.ema}
+        # Those of growing width forget how they began.
+        begun = {name: initial.ema.get(name, initial.params) for name in state.ema}
+        ema = {name: _overlaid(state.ema[name], begun[name]) for name in begun}
         params = {**state.params, "denoiser": denoiser}
         return dataclasses.replace(state, params=params, ema=ema)
 
@@ -84,7 +91,7 @@ def _overlaid(fresh: dict, given: dict) -> dict:
     return traverse_util.unflatten_dict(flat)
 
 
-def train(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
+def train(run: TrainingRun, workdir: str | pathlib.Path) -> TrainState:
     """Carry out `run` in `workdir`, going on from its newest checkpoint if any.
 
     Returns the last state. SIGTERM and Ctrl-C save and return at the next step. Raises
@@ -92,6 +99,7 @@ def train(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
     DataError for a batch the model cannot learn from, OSError when the log cannot be
     written.
     """
+    workdir = pathlib.Path(workdir)
     checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
     with contextlib.ExitStack() as closing:
         closing.callback(checkpointer.close)
@@ -100,6 +108,12 @@ def train(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
         log = closing.enter_context(_open_log(run, workdir, int(state.step)))
         stop = closing.enter_context(stop_signals())
         sitting = _Sitting(run, data, checkpointer, log)
+        if run.posthoc:
+            sitting.snapshots = Snapshots(workdir, run.posthoc)
+            sitting.snapshots.begin(int(state.step))
+        if run.online:
+            sitting.best = BestCheckpoint(workdir)
+            closing.callback(sitting.best.close)
         with jax.set_mesh(run.mesh):
             return sitting.train(state, stop)
 
@@ -156,6 +170,8 @@ class _Sitting:
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(
         default_factory=list
     )
+    snapshots: Snapshots | None = None
+    best: BestCheckpoint | None = None
 
     def train(self, state: TrainState, stop: Callable[[], bool]) -> TrainState:
         """Step, report, save and draw until the end, or until `stop` says so."""
@@ -178,8 +194,13 @@ class _Sitting:
                 log.pause()  # compiling is not speed
             if step % run.logging.every == 0 or step == run.steps:
                 self.report(step)
+            # Before it is saved: a run that goes on from there has measured it.
+            if run.online and step % run.online.every == 0:
+                self.measure(step, state, frozen_params)
             if step % run.checkpointing.every == 0 or step == run.steps:
                 self.save(step, state)
+            if run.posthoc and step % run.posthoc.every == 0:
+                self.store(step, state)
             if run.logging.preview_every and step % run.logging.preview_every == 0:
                 self.draw(step, state, frozen_params)
             if stop():
@@ -203,17 +224,43 @@ class _Sitting:
     def save(self, step: int, state: TrainState) -> None:
         """Start writing a checkpoint, of a state whose metrics were finite."""
         self.report(step)
+        self.checkpointer.save(step, state, self.position(step), self.run.config)
+
+    def position(self, step: int) -> dict:
+        """Where in the data the run is after `step` steps."""
         # The loader has read ahead; the k-th step always takes the k-th batch.
-        position = self.data.state() | {"next_batch": step}
-        self.checkpointer.save(step, state, position, self.run.config)
+        return self.data.state() | {"next_batch": step}
+
+    def measure(self, step: int, state: TrainState, frozen_params: dict) -> None:
+        """Measure the average that is drawn from, and keep the best state."""
+        if self.run.online is None or self.best is None:
+            return
+        self.report(step)
+        values = self.run.online(*self.drawn_from(state, frozen_params))
+        config = self.run.config
+        kept = self.best.offer(step, values, state, self.position(step), config)
+        self.log.values(step, values, ", the best so far" if kept else "")
+        self.log.pause()
+
+    def store(self, step: int, state: TrainState) -> None:
+        """Store the averages that others are reconstructed from."""
+        if self.snapshots is not None:
+            self.report(step)
+            self.snapshots.write(step, state.ema)
+            self.log.pause()
 
     def draw(self, step: int, state: TrainState, frozen_params: dict) -> None:
         """Keep a picture of what the first average draws, or else the weights."""
         self.report(step)
-        first = next(iter(state.ema.values()), state.params["denoiser"])
-        constants = {k: v for k, v in state.carry.items() if k == CONSTANTS}
-        self.log.picture(step, self.run.preview(first, frozen_params | constants))
+        self.log.picture(step, self.run.preview(*self.drawn_from(state, frozen_params)))
         self.log.pause()
+
+    def drawn_from(self, state: TrainState, frozen_params: dict) -> tuple[dict, dict]:
+        """The first average, or else the weights, and what is beside them."""
+        names = self.run.settings.averages
+        first = state.ema[names[0]] if names else state.params["denoiser"]
+        constants = {k: v for k, v in state.carry.items() if k == CONSTANTS}
+        return first, frozen_params | constants
 
 
 def _programs(run: TrainingRun, state: TrainState) -> dict[bool, Step]:

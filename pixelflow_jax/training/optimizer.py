@@ -4,9 +4,36 @@ import dataclasses
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from pixelflow_jax.values import (
+    Count,
+    Fraction,
+    LearningRate,
+    Natural,
+    NonNegative,
+    Rate,
+    Share,
+)
+
 Schedule = Literal["constant", "cosine", "linear"]
+WARMUP_SHARE = 10  # a warm-up that must shrink takes this part of the steps
+
+
+@dataclasses.dataclass(kw_only=True)
+class Extension:
+    """Another length of a run that had begun: from `step` on, another learning rate.
+
+    Until then the run was to take `planned` steps. "constant" keeps the learning rate
+    of `step` to the end. "restart" begins the whole schedule anew, for the steps that
+    are left (Loshchilov & Hutter 2017, SGDR); a warm-up that would take all of them
+    takes a tenth.
+    """
+
+    step: Natural = 0
+    planned: Count = 1
+    kind: Literal["constant", "restart"] = "restart"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -15,18 +42,21 @@ class AdamW:
 
     `warmup` steps climb linearly to `lr`; then `schedule` is "constant", or "cosine" or
     "linear" down to `final * lr` at the last step. `weight_decay` acts on matrices
-    only. `clip` bounds the global gradient norm; 0 turns it off.
+    only. `clip` bounds the global gradient norm; 0 turns it off. `extended` holds what
+    happened to the schedule of a run whose number of steps was changed on the way
+    (`pixelflow train --extend`), in order.
     """
 
-    lr: float = 1e-4
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 0.0
-    warmup: int = 0
+    lr: LearningRate = 1e-4
+    b1: Rate = 0.9
+    b2: Rate = 0.999
+    eps: Fraction = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip: NonNegative = 0.0
+    warmup: Natural = 0
     schedule: Schedule = "constant"
-    final: float = 0.0
+    final: Share = 0.0
+    extended: tuple[Extension, ...] = ()
 
     def problems(self, steps: int) -> list[str]:
         """What is wrong with these fields for a run of `steps`."""
@@ -46,20 +76,46 @@ class AdamW:
             problems.append(
                 f"optimizer.warmup={self.warmup} must lie in 0..steps={steps}"
             )
+        begins = [0, *(one.step for one in self.extended), steps]
+        if begins != sorted(begins):
+            problems.append(
+                f"optimizer.extended: its steps {begins[1:-1]} must rise to "
+                f"steps={steps} at most"
+            )
         return problems
+
+    @property
+    def depends_on_steps(self) -> bool:
+        """Whether another number of steps changes the learning rate from now on."""
+        last = self.extended[-1].kind if self.extended else "restart"
+        return self.schedule != "constant" and last != "constant"
 
     def learning_rate(self, steps: int) -> optax.Schedule:
         """The learning rate of each step."""
-        rest = max(steps - self.warmup, 1)
+        planned = [*(one.planned for one in self.extended), steps]
+        parts, begins = [self._schedule(planned[0], self.warmup)], [0]
+        for one, end in zip(self.extended, planned[1:], strict=True):
+            left = end - one.step
+            following = self._schedule(left, shrunk_warmup(self.warmup, left))
+            if one.kind == "constant":
+                reached = parts[-1](one.step - begins[-1])
+                following = optax.constant_schedule(float(jnp.asarray(reached)))
+            parts.append(following)
+            begins.append(one.step)
+        return optax.join_schedules(parts, begins[1:]) if begins[1:] else parts[0]
+
+    def _schedule(self, steps: int, warmup: int) -> optax.Schedule:
+        """Warm-up and schedule, once, over so many steps."""
+        rest = max(steps - warmup, 1)
         after = {
             "constant": optax.constant_schedule(self.lr),
             "cosine": optax.cosine_decay_schedule(self.lr, rest, self.final),
             "linear": optax.linear_schedule(self.lr, self.final * self.lr, rest),
         }[self.schedule]
-        if not self.warmup:
+        if not warmup:
             return after
-        climb = optax.linear_schedule(0.0, self.lr, self.warmup)
-        return optax.join_schedules([climb, after], [self.warmup])
+        climb = optax.linear_schedule(0.0, self.lr, warmup)
+        return optax.join_schedules([climb, after], [warmup])
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The gradient transformation of a run of `steps`."""
@@ -74,6 +130,11 @@ class AdamW:
         if not self.clip:
             return adam
         return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+
+
+def shrunk_warmup(warmup: int, steps: int) -> int:
+    """A warm-up, or a tenth of the steps where it would take all of them."""
+    return warmup if warmup < steps else steps // WARMUP_SHARE
 
 
 def _matrices(params: dict) -> dict:

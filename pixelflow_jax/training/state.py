@@ -12,8 +12,9 @@ class TrainState:
     """The state of a run after `step` steps.
 
     `params` holds "denoiser", and "projectors" where loss terms have parameters of
-    their own; `ema` one average of the denoiser for every decay, under the decay
-    written out; `carry` what the objective remembers from step to step.
+    their own; `ema` averages of the denoiser, each under its name
+    (`training.ema.average_called`); `carry` what the objective remembers from step
+    to step.
     """
 
     step: Array
@@ -26,9 +27,12 @@ class TrainState:
 class Initial(NamedTuple):
     """What a run begins with; parameters that are absent are drawn as ever.
 
-    `ema` holds an average for every decay, under the decay written out.
+    `ema` holds an average for every constant decay, under the decay written out;
+    `constants` are those of the prediction that the parameters were trained for, if it
+    had the same.
     """
 
     params: dict
     ema: dict[str, dict]
     report: str
+    constants: dict = {}

@@ -12,7 +12,7 @@ from jax import Array
 from pixelflow_jax import sharding
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.losses.weighted_terms import WEIGHT
-from pixelflow_jax.training.ema import start_ema, update_ema
+from pixelflow_jax.training.ema import posthoc_name, start_ema, update_ema
 from pixelflow_jax.training.state import TrainState
 
 Step = Callable[[TrainState, dict, dict], tuple[TrainState, dict[str, Array]]]
@@ -24,7 +24,7 @@ class StepSettings:
     """What a step needs besides the objective; all of it is static under `jit`.
 
     `accumulate` is the number of slices of a batch that take turns, `ema` the decays of
-    the averages.
+    averages, `posthoc` the relative widths of those that others are made of.
     """
 
     optimizer: optax.GradientTransformation
@@ -32,6 +32,12 @@ class StepSettings:
     seed: int
     accumulate: int = 1
     ema: tuple[float, ...] = ()
+    posthoc: tuple[float, ...] = ()
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """The names of all averages (`training.ema.average_called`)."""
+        return (*map(str, self.ema), *map(posthoc_name, self.posthoc))
 
 
 def make_step(
@@ -70,7 +76,7 @@ def make_step(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
-            ema=update_ema(state.ema, params["denoiser"]),
+            ema=update_ema(state.ema, params["denoiser"], state.step + 1),
             carry=carry,
         )
         return state, metrics
@@ -164,7 +170,7 @@ def create_state(params: dict, settings: StepSettings, carry: dict) -> TrainStat
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=settings.optimizer.init(params),
-        ema=start_ema(params["denoiser"], settings.ema),
+        ema=start_ema(params["denoiser"], settings.averages),
         carry=carry,
     )
 

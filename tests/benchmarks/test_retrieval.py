@@ -1,12 +1,9 @@
 """Ranks, recall and wrong pairs against counts made by hand."""
 
-import jax
 import numpy as np
 import pytest
 
-from benchmarks import efficientnet, retrieval
-from pixelflow_jax.models.interface import count
-from pixelflow_jax.tensors.mapping import shapes
+from benchmarks import retrieval
 
 SIMILAR = np.array([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.7, 0.4]])
 
@@ -64,18 +61,3 @@ def test_images_of_one_drawing_are_not_independent():
     assert retrieval.standard_error(hits, groups) == pytest.approx(spread)
     alone = retrieval.standard_error(hits, np.arange(8))
     assert alone < spread
-
-
-def test_the_network_has_the_published_size():
-    """4.65M parameters, by the table of the Lite models."""
-    rows = [row for row in efficientnet.table() if "running" not in row.ours]
-    assert count(shapes(rows)) == 4_652_008
-
-
-def test_the_network_sees_an_image():
-    params = shapes(efficientnet.table())
-    x = jax.ShapeDtypeStruct((2, efficientnet.SIZE, efficientnet.SIZE, 3), np.float32)
-    seen = jax.eval_shape(efficientnet.features, params, x)
-    logits = jax.eval_shape(efficientnet.classify, params, seen)
-    assert seen.shape == (2, efficientnet.WIDTH)
-    assert logits.shape == (2, 1000)

@@ -29,6 +29,8 @@ CONTAINERS = {
 def official_config(fixture: harness.Fixture) -> DenoiserConfig:
     """Our config from the official constructor's arguments."""
     kwargs, variant = fixture.config["model"], fixture.config.get("variant")
+    if fixture.kind.startswith("deco"):
+        return harness.deco_config(kwargs)
     if fixture.kind.startswith("pixelflow"):
         return harness.pixelflow_config(kwargs)
     if variant == "dit":
@@ -49,7 +51,7 @@ def models() -> list:
     for fixture in harness.fixtures():
         groups = sorted({key.split("/")[0] for key in fixture.tensors})
         for group in ("params", "params_guide"):
-            if group in groups and fixture.kind.startswith("pix"):
+            if group in groups and fixture.kind.startswith(("pix", "deco_forward")):
                 name = f"golden-{fixture.stem}-{group}"
                 found.append(pytest.param(fixture, group, id=name))
     return found or [pytest.param(None, None, id="golden-absent", marks=SKIP)]

@@ -208,10 +208,10 @@ def test_other_buckets_are_other_data(shards):
     ("buckets", "words"),
     [
         (Buckets(sizes=((8, 8), (8, 12))), r"model.patch=8 does not divide"),
-        (Buckets(sizes=((8, 0),)), r"sizes=\(\(8, 0\),\) must hold pairs"),
+        (Buckets(sizes=((8, 0),)), r"sizes\[0\]\[1\]=0 must be a whole"),
         (Buckets(sizes=((8, 8), (8, 8))), "names a shape twice"),
-        (Buckets(multiple=0), "multiple and max_ratio must be at least 1"),
-        (Buckets(max_ratio=0.5), "multiple and max_ratio must be at least 1"),
+        (Buckets(multiple=0), "multiple=0 must be a whole number from 1"),
+        (Buckets(max_ratio=0.5), "max_ratio=0.5 must be a finite number from 1"),
         (Buckets(multiple=64), "multiple=64 is too large for image_size=8"),
     ],
 )

@@ -301,8 +301,8 @@ def test_captioned_folders_become_shards(tmp_path, capsys):
     for k, record in enumerate(read_all(out)):
         assert record["captions"] == (f"a {k}", f"b {k}")
         assert record["image"].shape == (10, 20, 3)
-    raw = Shards(path=str(out)).open("train")._read(0)
-    assert (raw["height"], raw["width"]) == (20, 40)  # as they were
+    raw = Shards(path=str(out)).open("train").stored(0)
+    assert (raw.height, raw.width) == (20, 40)  # as they were
     (root / "3.txt").unlink()
     assert shards("--captions", root, out, "--overwrite") == 1
     assert "3.png: 3.txt cannot be read" in capsys.readouterr().err

@@ -18,10 +18,12 @@ from flax import nnx
 from safetensors import safe_open
 
 from pixelflow_jax.convert import (
+    deco,
     pixelflow,
     pixelgen,
     pixnerd,
 )
+from pixelflow_jax.models.deco import DeCo, PixelMLPs
 from pixelflow_jax.models.interface import Condition, DenoiserConfig, Network, network
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
@@ -219,6 +221,34 @@ def pixnerd_model(
     return Loaded(config, fixture.under("params"), pixnerd.table(config))
 
 
+def deco_config(kwargs: dict, *, feature_layer=None, **more) -> DeCo:
+    """Our config from the official constructor's arguments."""
+    names = (
+        "in_channels num_groups hidden_size hidden_size_x nerf_mlpratio num_blocks "
+        "num_cond_blocks patch_size num_classes"
+    ).split()
+    o = take(kwargs, dict.fromkeys(names))  # nerf_mlpratio means nothing there
+    depth = o["num_cond_blocks"]
+    decoder = PixelMLPs(width=o["hidden_size_x"], depth=o["num_blocks"] - depth)
+    return DeCo(
+        num_classes=o["num_classes"],
+        channels=o["in_channels"],
+        patch=o["patch_size"],
+        width=o["hidden_size"],
+        heads=o["num_groups"],
+        depth=depth,
+        feature_layer=depth // 2 if feature_layer is None else feature_layer,
+        decoder=decoder,
+        **more,
+    )
+
+
+@functools.cache
+def deco_model(fixture: Fixture, feature_layer: int | None = None) -> Loaded:
+    config = deco_config(fixture.config["model"], feature_layer=feature_layer)
+    return Loaded(config, fixture.under("params"), deco.table(config))
+
+
 def pixelflow_config(kwargs: dict, *, feature_layer=None, **more) -> PixelFlow:
     """Our config from the official constructor's arguments."""
     o = take(kwargs, {"dropout": 0.0, "cross_attention_dim": None, **PIXELFLOW})
@@ -403,23 +433,32 @@ def condition(values: np.ndarray) -> Condition:
 
 
 def projector(fixture: Fixture) -> dict:
-    """REPA's projector in our layout, as `params["heads"]`."""
-    official = fixture.under("params_proj")
+    """REPA's projector in our layout, as `params["projectors"]`."""
+    return repa_layers(fixture.under("params_proj"), "0")
+
+
+def official_projector(heads: dict) -> dict[str, np.ndarray]:
+    """The inverse of `projector`."""
+    return official_repa(heads, "0")
+
+
+def repa_layers(official: dict[str, np.ndarray], prefix: str) -> dict:
+    """The same of layers called `prefix`.0, .2 and .4."""
     return {
         "Repa": {
             f"linear{i}": {
-                "kernel": jax.numpy.asarray(official[f"0.{2 * i}.weight"].T),
-                "bias": jax.numpy.asarray(official[f"0.{2 * i}.bias"]),
+                "kernel": jax.numpy.asarray(official[f"{prefix}.{2 * i}.weight"].T),
+                "bias": jax.numpy.asarray(official[f"{prefix}.{2 * i}.bias"]),
             }
             for i in range(3)
         }
     }
 
 
-def official_projector(heads: dict) -> dict[str, np.ndarray]:
-    """The inverse of `projector`."""
+def official_repa(heads: dict, prefix: str) -> dict[str, np.ndarray]:
+    """The inverse of `repa_layers`."""
     return {
-        f"0.{2 * i}.{theirs}": np.asarray(heads["Repa"][f"linear{i}"][ours]).T
+        f"{prefix}.{2 * i}.{theirs}": np.asarray(heads["Repa"][f"linear{i}"][ours]).T
         for i in range(3)
         for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
     }
@@ -431,3 +470,11 @@ def close_gradients(ours: dict, recorded: dict[str, np.ndarray]) -> None:
         size = max(np.abs(theirs).max(), 1e-12)
         close(ours[name], theirs, name)
         close(np.asarray(ours[name]) / size, theirs / size, f"{name} (relative)")
+
+
+def stub_tokens(images: np.ndarray, matrix: np.ndarray, patch: int) -> np.ndarray:
+    """The stand-in for DINOv2, of images [b, h, w, c] in [0, 1]: [b, n, width]."""
+    b, h, w, c = images.shape
+    z = ((images - 0.5) / 0.25).reshape(b, h // patch, patch, w // patch, patch, c)
+    tokens = z.transpose(0, 1, 3, 5, 2, 4).reshape(b, -1, c * patch**2)
+    return np.tanh(tokens @ matrix)

@@ -61,9 +61,8 @@ def objective(loaded: harness.Loaded, fixture, trainer: dict) -> Objective:
     )
 
 
-def drawn(fixture, objective: Objective) -> Drawn:
+def drawn(given: dict, objective: Objective) -> Drawn:
     """The recorded draws in the place of ours."""
-    given = fixture.under("in")
     cond, null = (harness.condition(given[k]) for k in ("cond", "uncond"))
     cond = drop(given["null_uniform"], cond, null, objective.conditioner.drop)
     t = objective.time.transform(jnp.asarray(given["t_draw"]))
@@ -94,7 +93,7 @@ def check_step(fixture, case: str, model: Callable[..., harness.Loaded]) -> None
 
     @jax.jit
     def run(params: dict) -> tuple:
-        draws = drawn(fixture, this)
+        draws = drawn(fixture.under("in"), this)
         frozen_params = {"dino": {}}
         grad = jax.value_and_grad(this.loss, has_aux=True)
         (total, means), grads = grad(params, draws, frozen_params, {})

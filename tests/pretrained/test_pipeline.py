@@ -243,8 +243,8 @@ def test_size_solver_grid_and_guidance_can_be_chosen(pipeline):
     ("options", "words"),
     [
         ({"height": 12}, "does not divide the image size 12 x 16"),
-        ({"height": -8}, "must be positive"),
-        ({"grid": Grid(shift=-1.0)}, "shift > 0"),
+        ({"height": -8}, "height=-8 must be a whole number from 1 to 16,384"),
+        ({"grid": Grid(shift=-1.0)}, "grid.shift=-1.0 must be a finite number above 0"),
         ({"guidance": ClassifierFree(interval="no")}, "guidance.interval"),
     ],
     ids=str,
@@ -269,10 +269,19 @@ def test_a_pipeline_compiles_ahead_of_its_calls(caplog):
         images = shipped(["Flags", 3], seed=5, **asked)
         assert not compiled()
     assert images.shape == (2, 32, 64, 3)
-    with pytest.raises(PipelineError, match="must be positive"):
+    with pytest.raises(PipelineError, match="height=-8 must be"):
         shipped.compile(height=-8)
-    with pytest.raises(PipelineError, match="nothing to draw"):
+    with pytest.raises(PipelineError, match="batch_size=0 must be"):
         shipped.compile(0)
+
+
+def test_numbers_of_numpy_and_paths_are_taken(pipeline, tmp_path):
+    same = pipeline([1], seed=3, first=2, height=8)
+    sizes = {"seed": np.uint8(3), "first": np.int64(2), "height": np.uint8(8)}
+    tiny.assert_identical(pipeline(np.array([1]), **sizes), same)
+    pipeline.save(tmp_path / "x.safetensors", "float32")
+    loaded = Pipeline.from_pretrained(str(tmp_path / "x.safetensors"))
+    tiny.assert_identical(loaded(np.uint8(1), seed=3, first=2, height=8), same)
 
 
 def test_one_program_serves_every_call_of_the_same_kind(pipeline):

@@ -151,7 +151,7 @@ def test_very_large_images_are_warned_of_once(loaded, caplog):
         (RED, {"negative_prompt": [None]}, "which are str, not None"),
         ("caf\udce9", {}, "not UTF-8"),
         (RED, {"height": 18}, "4 x 4 patches.*multiple of 4.*unlike 18 x 16"),
-        (RED, {"width": -4}, "must be positive"),
+        (RED, {"width": -4}, "width=-4 must be"),
     ],
     ids=str,
 )
@@ -176,7 +176,7 @@ def test_class_models_draw_single_names_and_several_images_too():
     np.testing.assert_array_equal(images[:1], pipeline(1, seed=1))
     for options, words in [
         ({"negative_prompt": "x"}, "no negative prompts"),
-        ({"images_per_prompt": -1}, "nothing to draw"),
+        ({"images_per_prompt": -1}, "images_per_prompt=-1 must be"),
     ]:
         with pytest.raises(PipelineError, match=words):
             pipeline(["flags"], **options)

@@ -1,6 +1,8 @@
 """Image i depends on (seed, i) and its label alone."""
 
 import dataclasses
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,14 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import build
+from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling import fields
-from pixelflow_jax.sampling.batches import Generator, Weights
+from pixelflow_jax.sampling.batches import Generator, Request, Weights
 from pixelflow_jax.sharding import MeshShape, replicated
 from tests.jaxprs import equations
 from tests.training import tiny
@@ -66,15 +69,54 @@ def test_shapes_and_that_labels_matter(generator, weights, expected):
     np.testing.assert_array_equal(changed, ~same)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
-def test_any_batch_size(generator, weights, expected, batch_size):
-    drawn = on(generator, 1, batch_size=batch_size)(weights, LABELS, seed=1)
-    np.testing.assert_allclose(drawn.images, expected.images, atol=1e-5)
+@pytest.mark.parametrize("per_device", [1, 3, 7, 64])
+def test_any_batch_size(generator, weights, expected, per_device):
+    request = Request({"label": LABELS}, seed=1)
+    parts = list(generator.iterate(weights, request, per_device=per_device))
+    assert [place for place, _ in parts] == list(range(0, len(LABELS), per_device))
+    images = np.concatenate([part.images for _, part in parts])
+    np.testing.assert_allclose(images, expected.images, atol=1e-5)
+
+
+def test_a_cpu_draws_the_same_bytes_whatever_the_count_and_the_batch(
+    generator, weights
+):
+    """In bfloat16, too, as the program is of one image."""
+    half = dataclasses.replace(generator, network=network(generator.model, Precision()))
+    whole = half(weights, LABELS, seed=1).images
+    few = dataclasses.replace(half, batch_size=3)(weights, LABELS[:2], seed=1).images
+    assert whole[:2].tobytes() == few.tobytes()
+
+
+@pytest.mark.parametrize("start", [0, 2, 3, 6])
+def test_an_iteration_begins_anywhere_in_the_same_rows_of_the_same_program(
+    generator, weights, start
+):
+    request = Request({"label": LABELS}, seed=1)
+    whole = [g.images for _, g in generator.iterate(weights, request, per_device=3)]
+    parts = list(generator.iterate(weights, request, per_device=3, start=start))
+    assert parts[0][0] == start
+    images = np.concatenate([part.images for _, part in parts])
+    assert images.tobytes() == np.concatenate(whole)[start:].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "expected"),
+    [(1, 1, 1), (2, 1, 8), (9, 1, 20), (500, 1, 20), (16, 8, 8), (8, 8, 1)],
+)
+def test_programs_of_an_accelerator_have_few_sizes(count, devices, expected):
+    device = types.SimpleNamespace(platform="gpu")
+    mesh = types.SimpleNamespace(
+        devices=np.full(devices, device), shape={"data": devices, "fsdp": 1}
+    )
+    ours: Any = types.SimpleNamespace(mesh=mesh, batch_size=20)
+    assert Generator.per_device(ours, count) == expected
 
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_any_number_of_devices(generator, weights, expected, devices):
     drawn = on(generator, devices)(weights, LABELS, seed=1, record=True)
+    np.testing.assert_array_equal(to_uint8(drawn.images), to_uint8(expected.images))
     np.testing.assert_allclose(drawn.images, expected.images, atol=1e-5)
     np.testing.assert_allclose(drawn.clean, expected.clean, atol=1e-5)
 
@@ -214,9 +256,8 @@ def test_what_was_compiled_ahead_is_not_compiled_again(
         drawn = ours(weights, LABELS[2:5], seed=3, first=2, record=True)
         assert not compilations(caplog)
         assert len(ours._programs) == 1
-        if devices == 1:
-            ours(weights, LABELS[:4])
-            assert compilations(caplog) and len(ours._programs) == 2
+        ours(weights, LABELS[:4], record=True)  # another count, no other program
+        assert not compilations(caplog)
     again = generator(weights, LABELS[2:5], seed=3, first=2, record=True)
     np.testing.assert_allclose(drawn.clean, again.clean, atol=1e-5)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax.sampling import output
+from pixelflow_jax.errors import PipelineError
+from pixelflow_jax.sampling import output, spool
 from pixelflow_jax.sampling.batches import Generated
-from pixelflow_jax.sampling.output import write_samples
+from pixelflow_jax.sampling.output import Described, write_samples
 
 NAMES = ("Food & Drink", "flags")
 
@@ -18,10 +19,39 @@ def images(n, size=8):
     return np.broadcast_to(values[:, None, None, None], (n, size, size, 3)).copy()
 
 
-def written(folder, generated, labels, columns=2, **options):
+def batches(generated, size=2, stop=None):
+    """Images that were drawn, batch by batch; `stop` fails after so many batches."""
+
+    def drawn(start):
+        for number, place in enumerate(range(start, len(generated.images), size)):
+            if number == stop:
+                raise KeyboardInterrupt
+            clean, part = generated.clean, slice(place, place + size)
+            yield (
+                place,
+                Generated(
+                    generated.images[part],
+                    None if clean is None else clean[:, part],
+                    tuple(states[part] for states in generated.stages),
+                ),
+            )
+
+    return drawn
+
+
+def described(generated, names, columns=2, **fields):
+    return Described(
+        shape=generated.images.shape[1:],
+        **{"digest": "d", "names": names, "columns": columns} | fields,
+    )
+
+
+def written(folder, generated, labels, columns=2, **fields):
     """Samples of classes on disk."""
     names = [NAMES[label] for label in labels]
-    return write_samples(folder, generated, names, columns, labels=labels, **options)
+    fields |= {"trajectory": generated.clean is not None}
+    about = described(generated, names, columns, labels=labels, **fields)
+    return write_samples(folder, batches(generated), about)
 
 
 def test_every_image_is_a_file_of_its_number_and_class(tmp_path):
@@ -98,7 +128,8 @@ def test_prompts_are_shortened_in_names_and_whole_in_the_lists(tmp_path):
     prompts = [long, long, "\u82f9\u679c", "\u82f9\u679c"]
     facts = {"seed": 3, "negative_prompt": "blurry"}
     drawn = Generated(images(4))
-    paths = write_samples(tmp_path, drawn, prompts, 2, first=2, facts=facts)
+    about = described(drawn, prompts, first=2, facts=facts)
+    paths = write_samples(tmp_path, batches(drawn), about)
     slug = "a-red-apple-a-red-apple-a-red-apple-a-re"
     files = [f"000002_{slug}.png", f"000003_{slug}.png", "000004.png", "000005.png"]
     assert sorted(path.name for path in paths["images"].iterdir()) == files
@@ -111,5 +142,111 @@ def test_prompts_are_shortened_in_names_and_whole_in_the_lists(tmp_path):
 
 
 def test_rows_of_a_grid_are_named_after_shortened_prompts():
-    names = output._row_names(["a" * 50] * 2 + ["b"] * 2, 2)
+    names = output._row_labels([["a" * 50] * 2, ["b"] * 2])
     assert names == ["a" * 29 + "...", "b"]
+
+
+def test_a_grid_is_at_most_a_page_of_whole_rows(tmp_path):
+    drawn = Generated(images(1, 100))
+    about = described(drawn, ["a"] * 1500 + ["b"] * 1500, columns=1500)
+    rows = about.shown()
+    assert [row[0] for row in rows] == [0, 1500] and len(rows[0]) == 2048 // 102
+    about = described(drawn, [str(i) for i in range(1000)], columns=1)
+    assert len(about.shown()) == 2048 // 102
+
+
+def test_many_images_lie_in_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "FOLDER", 2)
+    paths = written(tmp_path, Generated(images(3)), np.zeros(3, int), first=1)
+    files = [path.relative_to(paths["images"]) for path in paths["images"].rglob("*")]
+    assert sorted(map(str, files)) == [
+        *("000000", "000000/000001_Food-Drink.png"),
+        *("000002", "000002/000002_Food-Drink.png", "000002/000003_Food-Drink.png"),
+    ]
+    listed = json.loads(paths["json"].read_text())["images"]
+    named = [str(file) for file in sorted(files) if file.suffix]
+    assert [one["file"] for one in listed] == named
+
+
+def content(folder):
+    """Every file below a folder, by its path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_what_was_cut_short_goes_on_and_ends_in_the_same_bytes(
+    tmp_path, monkeypatch, stop
+):
+    monkeypatch.setattr(spool, "SAFE_SECONDS", 0.0)
+    drawn = Generated(images(5))
+    about = described(drawn, ["a"] * 5)
+    write_samples(tmp_path / "whole", batches(drawn), about)
+    folder = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(folder, batches(drawn, stop=stop), about)
+    assert not (folder / "samples.json").exists()
+    starts = []
+
+    def rest(start):
+        starts.append(start)
+        return batches(drawn)(start)
+
+    write_samples(folder, rest, about)
+    assert starts == [2 * stop] and content(folder) == content(tmp_path / "whole")
+    write_samples(folder, rest, about)
+    assert len(starts) == 1  # it is finished
+
+
+def test_another_draw_replaces_the_whole_of_an_earlier_one(tmp_path):
+    folder = tmp_path / "out"
+    many, few = Generated(images(5)), Generated(images(2))
+    clean = few._replace(clean=images(2)[None])
+    written(folder, many, np.zeros(5, int))
+    (folder / "notes.txt").write_text("mine")
+    about = described(clean, ["b"] * 2, digest="e", trajectory=True)
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(folder, batches(clean, size=1, stop=1), about)
+    assert not (folder / "samples.npz").exists()  # nor is it taken for a result
+    written(folder, few, np.ones(2, int), digest="f")
+    alone = tmp_path / "alone"
+    written(alone, few, np.ones(2, int), digest="f")
+    assert content(folder) == {**content(alone), "notes.txt": b"mine"}
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "holiday.png").write_bytes(b"mine")
+    with pytest.raises(PipelineError, match="holiday.png.*--out"):
+        written(tmp_path, Generated(images(2)), np.zeros(2, int))
+    with pytest.raises(PipelineError, match="is a file"):
+        written(tmp_path / "holiday.png", Generated(images(2)), np.zeros(2, int))
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
+
+
+def test_a_full_disk_is_one_paragraph_and_loses_nothing(tmp_path, monkeypatch):
+    drawn = Generated(images(4))
+    about = described(drawn, ["a"] * 4)
+    save_png, calls = output.save_png, []
+
+    def full(path, image):
+        calls.append(path)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device", str(path))
+        save_png(path, image)
+
+    monkeypatch.setattr(output, "save_png", full)
+    with pytest.raises(PipelineError, match="No space left.* 2 of 4 images are kept"):
+        write_samples(tmp_path / "a", batches(drawn), about)
+    monkeypatch.undo()
+    starts = []
+    rest = lambda start: (starts.append(start), batches(drawn)(start))[1]
+    write_samples(tmp_path / "a", rest, about)
+    write_samples(tmp_path / "b", batches(drawn), about)
+    assert starts == [2] and content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_more_than_the_disk_holds_is_refused_before_anything_is_drawn(tmp_path):
+    about = described(Generated(images(1)), range(10**13))
+    with pytest.raises(PipelineError, match="need .* GB .* has .* GB: make room"):
+        write_samples(tmp_path / "a", batches(Generated(images(1))), about)
+    assert not any(tmp_path.iterdir())

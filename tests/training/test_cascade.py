@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from pixelflow_jax import build
@@ -22,7 +23,7 @@ from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.pipeline import Pipeline
-from pixelflow_jax.sampling.output import write_samples
+from pixelflow_jax.sampling.output import Described, write_samples
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import table
 from pixelflow_jax.teachers.suite import Teachers
@@ -104,10 +105,12 @@ def test_a_trained_cascade_draws_squares_and_other_shapes(pipeline, tmp_path):
     square = pipeline.generate([0, 1, 2], seed=1)
     assert [s.shape for s in square.stages] == [(3, 8, 8, 3), (3, 16, 16, 3)]
     assert pipeline([2], height=16, width=32, seed=1).shape == (1, 16, 32, 3)
-    paths = write_samples(
-        tmp_path, square, tiny.CLASSES, 3, labels=np.arange(3), stages=True
+    about = Described(
+        shape=(16, 16, 3), digest="", names=tiny.CLASSES, columns=3, stages=True
     )
-    assert paths["stages"].is_file()
+    paths = write_samples(tmp_path, lambda start: iter([(start, square)]), about)
+    with Image.open(paths["stages"]) as strip:
+        assert strip.size == (2 * (6 * 16 + 2) + 2, 3 * (6 * 16 + 2) + 2)
     with pytest.raises(PipelineError, match="multiple of 8"):
         pipeline([0], height=20, width=16)
 

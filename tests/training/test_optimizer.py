@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from pixelflow_jax.training.optimizer import AdamW
+from pixelflow_jax.training.optimizer import AdamW, Extension
 
 LR = 1e-3
 
@@ -30,6 +30,49 @@ def test_the_learning_rate_follows_its_schedule(fields, expected):
     rate = AdamW(lr=LR, **fields).learning_rate(100)
     found = {step: float(rate(step)) / LR for step in expected}
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+def rates(steps, of, **fields):
+    rate = AdamW(lr=LR, **fields).learning_rate(of)
+    return [float(rate(step)) for step in steps]
+
+
+COSINE = {"schedule": "cosine", "warmup": 20}
+
+
+def test_an_extension_keeps_the_learning_rate_that_was_reached():
+    kept = (Extension(step=60, planned=100, kind="constant"),)
+    before = rates(range(61), 100, **COSINE)
+    assert rates(range(61), 300, **COSINE, extended=kept) == before
+    assert rates([61, 200, 300], 300, **COSINE, extended=kept) == [before[60]] * 3
+
+
+def test_an_extension_begins_the_whole_schedule_anew():
+    anew = (Extension(step=60, planned=100, kind="restart"),)
+    extended = rates(range(300), 300, **COSINE, extended=anew)
+    assert extended[:60] == rates(range(60), 100, **COSINE)
+    assert extended[60:] == rates(range(240), 240, **COSINE)
+    assert extended[60] == 0 and extended[80] == pytest.approx(LR)
+
+
+def test_extensions_follow_one_another():
+    twice = (
+        Extension(step=60, planned=100, kind="restart"),
+        Extension(step=110, planned=160, kind="constant"),
+    )
+    extended = rates(range(201), 200, **COSINE, extended=twice)
+    once = rates(range(161), 160, **COSINE, extended=twice[:1])
+    assert extended[:111] == once[:111]
+    assert extended[111:] == [once[110]] * 90
+    assert not AdamW(**COSINE, extended=twice).depends_on_steps
+    assert AdamW(**COSINE, extended=twice[:1]).depends_on_steps
+
+
+def test_a_restart_of_few_steps_warms_up_for_a_tenth_of_them():
+    anew = (Extension(step=90, planned=100, kind="restart"),)
+    assert rates([90, 91], 110, **COSINE, extended=anew) == pytest.approx([0, LR / 2])
+    (problem,) = AdamW(extended=anew).problems(80)
+    assert "steps=80" in problem
 
 
 def adamw(params, grads, decayed, lr, decay, b1=0.9, b2=0.95, eps=1e-6):

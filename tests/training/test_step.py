@@ -60,7 +60,7 @@ def test_accumulating_equals_the_whole_batch(undivided, parts):
 def test_averages_follow_their_formula():
     params = {"a": jnp.asarray([1.0, 2.0]), "b": {"c": jnp.asarray(3.0)}}
     start = {"a": jnp.asarray([5.0, -2.0]), "b": {"c": jnp.asarray(1.0)}}
-    moved = update_ema({"0.9": start, "0.5": start}, params)
+    moved = update_ema({"0.9": start, "0.5": start}, params, step=7)
     np.testing.assert_allclose(moved["0.9"]["a"], [4.6, -1.6], rtol=1e-6)
     np.testing.assert_allclose(moved["0.9"]["b"]["c"], 1.2, rtol=1e-6)
     np.testing.assert_allclose(moved["0.5"]["a"], [3.0, 0.0], rtol=1e-6)

@@ -25,6 +25,7 @@ from pixelflow_jax.data.source import (
     choose_split,
 )
 from pixelflow_jax.errors import DataError
+from pixelflow_jax.values import Name, Rate
 
 LOG = logging.getLogger(__name__)
 Captions = Literal["names", "rich"]
@@ -78,11 +79,11 @@ class Emoji(SourceConfig):
     category or where nothing is left.
     """
 
-    categories: tuple[str, ...] = ()
-    subcategories: tuple[str, ...] = ()
+    categories: tuple[Name, ...] = ()
+    subcategories: tuple[Name, ...] = ()
     skin_tones: bool = False
     captions: Captions = "names"
-    holdout: float = 0.05
+    holdout: Rate = 0.05
 
     def open(self, split: Split, image_size: int) -> "EmojiSource":
         """Opens one split; see the class for its errors."""

@@ -6,14 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pixelflow_jax.data.captions import clean
+from pixelflow_jax.data.captions import MAX_CAPTION, clean, most_bytes
+from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS
 from pixelflow_jax.data.encoded import EncodedSource
 from pixelflow_jax.data.files import find_files
+from pixelflow_jax.data.limits import Limits
 from pixelflow_jax.data.source import Split, check_split, choose_split
 from pixelflow_jax.errors import DataError, UnreadableImage
+from pixelflow_jax.paths import portable, printable
 
 Kind = Literal["image", "text"]
 IMAGES = ("image", "jpg", "png", "webp", "image_bytes", "img", "bytes")
+# A column of images that grows so far from what is stored, and so much, is an attack on
+# memory; so is one of texts that has this many bytes in one group.
+MAX_GROWTH, SMALL_CHUNK, MAX_TEXTS = 100, 2**26, 2**27
+MAX_REASON = 200  # characters of an error in a message
 CAPTIONS = ("caption", "captions", "text", "txt", "prompt", "long_caption")
 
 
@@ -25,8 +32,9 @@ class Parquet:
     holds files as bytes, or structs with "bytes" in them; the caption column texts or
     lists of texts. Empty names are guessed: see `columns`. A file that cannot be read
     counts as one unreadable image, a row without a caption too, unless
-    `allow_missing`. `holdout` is the share kept for the test split, by a hash of file
-    name and row. Needs pyarrow. Raises DataError.
+    `allow_missing`, or one above `max_pixels` or `max_caption` (characters). `holdout`
+    is the share kept for the test split, by a hash of file name and row. Needs pyarrow.
+    Raises DataError.
     """
 
     path: str
@@ -34,10 +42,13 @@ class Parquet:
     caption_column: str = ""
     allow_missing: bool = False
     holdout: float = 0.0
+    max_pixels: int = MAX_PIXELS
+    max_caption: int = MAX_CAPTION
 
     def open(self, split: Split, image_size: int = 0) -> EncodedSource:
         """Opens one split; reads the footers of all files."""
         check_split(split, self.holdout)
+        limits = Limits(max_pixels=self.max_pixels, max_caption=self.max_caption)
         places = choose_split(
             (p for file in find_files(self.path, ".parquet") for p in list_rows(file)),
             lambda place: place.name,
@@ -45,8 +56,12 @@ class Parquet:
             self.holdout,
             nothing=f"{self.path} holds no rows",
         )
-        images = ParquetImages(places, self.columns())
-        return EncodedSource(images, contiguous=True, allow_missing=self.allow_missing)
+        return EncodedSource(
+            ParquetImages(places, self.columns(), limits),
+            contiguous=True,
+            allow_missing=self.allow_missing,
+            limits=limits,
+        )
 
     def columns(self) -> tuple[str, str]:
         """The columns of images and captions in the first file that can be read.
@@ -82,14 +97,16 @@ class RowPlace(NamedTuple):
     @property
     def name(self) -> str:
         """What logs call it."""
-        return f"{self.file.name}[{self.group}:{self.row}]"
+        return portable(f"{self.file.name}[{self.group}:{self.row}]")
 
 
 class ParquetImages:
     """The `EncodedImages` of rows, in their order, from two columns."""
 
-    def __init__(self, places: list[RowPlace], columns: tuple[str, str]):
-        self._places, self._columns = places, columns
+    def __init__(
+        self, places: list[RowPlace], columns: tuple[str, str], limits: Limits
+    ):
+        self._places, self._columns, self._limits = places, columns, limits
 
     def __len__(self) -> int:
         return len(self._places)
@@ -100,7 +117,7 @@ class ParquetImages:
 
     def origin(self, index: int) -> str:
         """The parquet file."""
-        return str(self._places[index].file)
+        return portable(str(self._places[index].file))
 
     def read(self, index: int) -> bytes:
         """The image file as it is; UnreadableImage where there is none."""
@@ -110,7 +127,7 @@ class ParquetImages:
                 f"{place.file} is damaged ({place.damage}); its rows are lost. Fetch "
                 "it again."
             )
-        value = self._value(place, self._columns[0])
+        value = self._value(place, self._columns[0], MAX_FILE_BYTES)
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(encoded, bytes) or not encoded:
             raise UnreadableImage(
@@ -122,9 +139,10 @@ class ParquetImages:
     def captions(self, index: int) -> tuple[str, ...]:
         """The text, or the texts of the list; NoCaption where there is none."""
         place = self._places[index]
-        value = self._value(place, self._columns[1])
+        most = self._limits.max_caption
+        value = self._value(place, self._columns[1], most_bytes(most))
         texts = value if isinstance(value, list) else [value]
-        return clean([text for text in texts if text is not None], place.name)
+        return clean([text for text in texts if text is not None], place.name, most)
 
     def listing(self) -> Iterator[str]:
         """A line for each row group, and the columns."""
@@ -133,13 +151,18 @@ class ParquetImages:
         for file, group, damage in groups:
             yield f"{file.name} {file.stat().st_size} {group} {damage}"
 
-    def _value(self, place: RowPlace, column: str) -> object:
+    def _value(self, place: RowPlace, column: str, most: int) -> object:
         try:
             group = _group(place.file, place.group, self._columns)
-            return group[column][place.row].as_py()
+            scalar = group[column][place.row]
+            size = _bytes_of(scalar)
+            if size > most:
+                raise ValueError(f"its {column} has {size:,} bytes, above {most:,}")
+            return scalar.as_py()
         except (OSError, ValueError, KeyError) as error:
             raise UnreadableImage(
-                f"{place.name} cannot be read ({error}). Fetch {place.file} again."
+                f"{printable(place.name)} cannot be read ({_brief(error)}). Mend or "
+                f"fetch {printable(str(place.file))} again."
             ) from error
 
 
@@ -149,7 +172,10 @@ def list_rows(file: Path) -> list[RowPlace]:
     try:
         meta = parquet.ParquetFile(file).metadata
     except (OSError, ValueError) as error:
-        return [RowPlace(file, 0, 0, str(error))]
+        return [RowPlace(file, 0, 0, _brief(error))]
+    size = file.stat().st_size
+    if meta.num_rows > size:  # not even a byte for each: no images
+        return [RowPlace(file, 0, 0, f"{meta.num_rows:,} rows in {size:,} bytes")]
     return [
         RowPlace(file, group, row)
         for group in range(meta.num_row_groups)
@@ -159,22 +185,78 @@ def list_rows(file: Path) -> list[RowPlace]:
 
 @functools.lru_cache(maxsize=2)  # neighbours come from one group
 def _group(file: Path, group: int, columns: tuple[str, str]) -> dict:
-    table = _pyarrow().ParquetFile(file).read_row_group(group, columns=list(columns))
+    whole = _pyarrow().ParquetFile(file)
+    kinds = {field.name: field.type for field in whole.schema_arrow}
+    # A text that is stored once for many rows is then in memory once as well.
+    shared = [name for name in columns if _is_text(kinds.get(name))]
+    _check_growth(whole.metadata.row_group(group), columns)
+    reader = _pyarrow().ParquetFile(file, read_dictionary=shared)
+    table = reader.read_row_group(group, columns=list(columns))
     return {name: table.column(name) for name in columns}
+
+
+def _check_growth(group: Any, columns: tuple[str, str]) -> None:
+    """Raises ValueError where columns would unpack to far more than they are."""
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if chunk.path_in_schema.split(".")[0] not in columns:
+            continue
+        stored, whole = chunk.total_compressed_size, chunk.total_uncompressed_size
+        is_text = chunk.path_in_schema.split(".")[0] == columns[1]
+        if whole > (MAX_TEXTS if is_text else max(SMALL_CHUNK, MAX_GROWTH * stored)):
+            raise ValueError(
+                f"{chunk.path_in_schema} grows from {stored:,} to {whole:,} bytes"
+            )
+
+
+def _bytes_of(scalar: Any) -> int:
+    """How many bytes a value has, before it becomes one of Python's."""
+    from pyarrow import types
+
+    kind = scalar.type
+    if not scalar.is_valid:
+        return 0
+    if types.is_dictionary(kind):
+        return _bytes_of(scalar.value)
+    if types.is_struct(kind):
+        return _bytes_of(scalar["bytes"]) if "bytes" in scalar else 0
+    if hasattr(scalar, "as_buffer"):
+        return scalar.as_buffer().size
+    values = getattr(scalar, "values", None)  # of a list
+    return 0 if values is None else values.nbytes
 
 
 def _kind(kind: Any) -> Kind | None:
     """Whether a column's type can hold images or texts, or neither."""
     from pyarrow import types
 
-    if types.is_list(kind) or types.is_large_list(kind):
+    if types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if _is(kind, "list", "large_list", "fixed_size_list", "list_view"):
         return "text" if _kind(kind.value_type) == "text" else None
-    if types.is_string(kind) or types.is_large_string(kind):
+    if _is_text(kind):
         return "text"
-    if types.is_binary(kind) or types.is_large_binary(kind):
+    if _is(kind, "binary", "large_binary", "binary_view", "fixed_size_binary"):
         return "image"
     has_bytes = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
     return "image" if has_bytes else None
+
+
+def _is(kind: Any, *names: str) -> bool:
+    """Whether a type is one of several, of which older pyarrow does not know all."""
+    from pyarrow import types
+
+    known = (getattr(types, f"is_{name}", None) for name in names)
+    return kind is not None and any(test(kind) for test in known if test)
+
+
+def _is_text(kind: Any) -> bool:
+    return _is(kind, "string", "large_string", "string_view")
+
+
+def _brief(error: Exception) -> str:
+    """The first line of what pyarrow says, without what it adds of its own files."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:MAX_REASON]
 
 
 def _choose(

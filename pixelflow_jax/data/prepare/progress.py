@@ -6,7 +6,7 @@ added, so a kill can cost the last one at most.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -36,7 +36,7 @@ def begin(
     if overwrite:
         _remove_shards(out)
     if progress.is_file():
-        lines = list(_read_progress(progress))
+        lines = _read_progress(progress)
         if lines and lines[0] != header:
             raise DataError(
                 f"{out} was begun with {_changes(lines[0], header)}: use --overwrite "
@@ -103,9 +103,19 @@ def note(out: Path, line: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _read_progress(path: Path) -> Iterator[Any]:
-    for line in path.read_text("utf-8").splitlines():
+def _read_progress(path: Path) -> list[dict[str, Any]]:
+    """The lines up to the one a kill cut off; DataError where they are not ours."""
+    lines: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:
-            return  # the line a kill cut off
+            lines.append(json.loads(line))
+        except (ValueError, RecursionError):
+            break
+    wanted = [{"listing", "options"}, *[{"file", "bytes", "count"}] * len(lines)]
+    pairs = zip(lines, wanted, strict=False)
+    if not all(isinstance(line, dict) and names <= {*line} for line, names in pairs):
+        raise DataError(
+            f"{path} was not written by this command, or is damaged: choose another "
+            "OUT, or use --overwrite to start anew."
+        )
+    return lines

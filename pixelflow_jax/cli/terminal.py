@@ -1,0 +1,37 @@
+"""What the commands say, on terminals of every encoding."""
+
+import io
+import sys
+from typing import NoReturn
+
+from pixelflow_jax.paths import printable
+
+LINES = 3  # of a message
+ITEMS = 8  # of a list in one
+KEPT = "\n\t\u00a0"  # besides what is printable
+
+
+def accept_every_text() -> None:
+    """Let standard output and error write what their encoding lacks as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def folded(paragraph: str) -> str:
+    """A message in three lines at most: what is a longer list goes on in one."""
+    first, *rest = paragraph.split("\n")
+    if len(rest) < LINES:
+        return paragraph
+    items = [line.strip().removeprefix("- ") for line in rest]
+    head = [item for item in items if item][: ITEMS - 1]
+    more = len(items) - len(head) - 1
+    middle = f" and {more} more;" if more > 0 else ""
+    last = items[-1] if len(items) > len(head) else ""
+    return f"{first}\n  {'; '.join(head)};{middle}\n  {last}".rstrip("; \n")
+
+
+def give_up(paragraph: str, code: int = 1) -> NoReturn:
+    """Say why a command ends, on standard error, and end it."""
+    print(f"\n{printable(folded(paragraph), KEPT)}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,145 @@
+"""The members of a tar and what is lost of it: damage ends nothing, and is named.
+
+A tar is read past its end mark, as `cat` joins several, and past blocks that are no
+header. What lies between members is looked at: zeros are the end of one tar, anything
+else is a member whose header was damaged.
+"""
+
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK = tarfile.BLOCKSIZE
+CHUNK = 2**20
+MAX_HEADER = 2**20  # bytes of an extended header: the names of files, and no more
+MAX_LOST = 100  # parts of one tar that are counted
+MAX_NAME = 200  # characters of a name in a message
+EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+
+
+class Member(NamedTuple):
+    """A file in a tar: its name, and where its bytes lie; -1 where they cannot be."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Lost(NamedTuple):
+    """A part of a tar that cannot be read, and why."""
+
+    reason: str
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is not believed unseen, and that knows where it begins."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in EXTENDED and not 0 <= self.size <= MAX_HEADER:
+            raise tarfile.ReadError(f"an extended header of {self.size:,} bytes")
+        member = super()._proc_member(tar)  # pyright: ignore (made to be extended)
+        member.offset = self.offset
+        return member
+
+
+def members(file: Path) -> Iterator[Member | Lost]:
+    """What is in a tar, in its order, links as what they lead to.
+
+    Of each part that is lost it says why, up to MAX_LOST of them. Raises OSError.
+    """
+    whole, end, lost = file.stat().st_size, 0, 0
+    with file.open("rb") as content:
+        try:
+            tar = tarfile.TarFile(
+                fileobj=content, mode="r", tarinfo=_Header, ignore_zeros=True
+            )
+        except tarfile.TarError as error:
+            yield Lost(f"{error}")
+            return
+        known: dict[str, Member] = {}
+        while lost < MAX_LOST:
+            try:
+                header = tar.next()
+            except OSError:
+                raise
+            except Exception as error:  # a damaged header raises many types
+                yield Lost(_brief(error))
+                lost += 1
+                tar.offset = max(tar.offset, end) + BLOCK
+                end = tar.offset
+                continue
+            tar.members.clear()  # it would keep all
+            if header is None:
+                break
+            if _has_content(file, end, header.offset):
+                yield Lost(f"{header.offset - end:,} bytes at {end:,} are no header")
+                lost += 1
+            if header.size < 0 or (header.isreg() and _ends(header) > whole):
+                yield Lost(f"{header.name[:MAX_NAME]} is cut off")
+                return
+            end = tar.offset
+            if header.isfile() or header.islnk() or header.issym():
+                known[header.name] = member = _member(header, known)
+                yield member
+        yield from _lost_at_end(file, end, whole, empty=not known)
+
+
+def _ends(header: tarfile.TarInfo) -> int:
+    """Where the bytes of a regular file end, unless it is stored with holes."""
+    return header.offset_data + (0 if header.issparse() else header.size)
+
+
+def _member(header: tarfile.TarInfo, known: dict[str, Member]) -> Member:
+    if header.isreg() and not header.issparse():
+        return Member(header.name, header.offset_data, header.size)
+    target = header.linkname
+    if header.issym():
+        target = posixpath.join(posixpath.dirname(header.name), target)
+    found = known.get(target) or known.get(posixpath.normpath(target))
+    return Member(header.name, *(found[1:] if found else (-1, 0)))
+
+
+def _lost_at_end(file: Path, end: int, whole: int, empty: bool) -> Iterator[Lost]:
+    """What is wrong behind the last member: a whole tar ends with blocks of zeros."""
+    if _has_content(file, end, whole):
+        with file.open("rb") as content:
+            start = content.read(8)
+        kind = next((k for magic, k in MAGIC.items() if start.startswith(magic)), "")
+        if empty:
+            yield Lost(f"it is compressed with {kind}" if kind else "it is no tar")
+        else:
+            yield Lost(f"{whole - end:,} bytes at its end are no header, cut off")
+    elif whole - end < BLOCK:
+        yield Lost("it has no end mark, so it was cut off")
+
+
+def _has_content(file: Path, start: int, end: int) -> bool:
+    """Whether anything but zeros lies there."""
+    if end <= start:
+        return False
+    with file.open("rb") as content:
+        content.seek(start)
+        for place in range(start, end, CHUNK):
+            part = content.read(min(CHUNK, end - place))
+            if part.count(0) != len(part):
+                return True
+    return False
+
+
+def _brief(error: Exception) -> str:
+    return f"{error or type(error).__name__}"[:MAX_NAME]

@@ -1,0 +1,115 @@
+"""The 2015 Inception against recordings, its files, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixelflow_jax.teachers import graphdef, inception, inception_table
+from tests.teachers.inception_weights import Recording, parameters, tensors
+
+SIZES = ["64x64", "96x80", pytest.param("256x256", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def recording(golden):
+    return Recording(golden("eval_inception.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def program():
+    """Everything that the recordings hold, in one program."""
+
+    def run(params, images):
+        seen = inception.activations(params, images)
+        return seen, inception.outputs(params, images)
+
+    return jax.jit(run)
+
+
+def images_of(recording, size: str) -> np.ndarray:
+    return recording[f"in/{size}/images_uint8"].transpose(0, 2, 3, 1)
+
+
+def test_the_weights_of_the_rule_are_the_recorded_ones(recording):
+    keys = recording.config["weight_keys"]
+    own = tensors(recording.config["weights_salt"])
+    assert set(keys) == set(own)
+    sums = [
+        [own[k].sum(dtype=np.float64), np.abs(own[k]).sum(dtype=np.float64)]
+        for k in keys
+    ]
+    np.testing.assert_allclose(sums, recording["out/weights_checksums"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_resize_is_tensorflows_to_the_bit(recording, size):
+    image = images_of(recording, size)[:1]
+    rows = recording.config["resized_rows"]
+    ours = (np.asarray(inception.resize(jnp.asarray(image))) - 128) / 128
+    expected = recording[f"out/{size}/resized_rows_image0"]
+    np.testing.assert_array_equal(ours[0, rows].transpose(2, 0, 1), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_features_are_those_of_the_recording(recording, program, size):
+    params = parameters(recording.config["weights_salt"])
+    seen, out = program(params, images_of(recording, size))
+    out_of = lambda name: recording[f"out/{size}/{name}"]
+    for ours, name in (
+        (out.pool3, "pool3"),
+        (out.logits, "logits"),
+        (out.logits_unbiased, "logits_unbiased"),
+        (out.spatial, "spatial_nhwc"),
+        (seen["MaxPool_1"].mean((1, 2)), "mean64"),
+        (seen["MaxPool_2"].mean((1, 2)), "mean192"),
+        (seen["Mixed_6e"].mean((1, 2)), "mean768"),
+    ):
+        np.testing.assert_allclose(ours, out_of(name), atol=1e-5, err_msg=name)
+    for i, block in enumerate(recording.config["blocks"]):
+        x = np.asarray(seen[block.replace(".", "/")], np.float64)
+        x = x.reshape(len(x), *(x.shape[1:3] if x.ndim == 4 else (1, 1)), -1)
+        means = (x.mean((1, 2, 3)), np.abs(x).mean((1, 2, 3)), x[..., -1].mean((1, 2)))
+        names = ("block_mean", "block_absmean", "block_last_channel_mean")
+        for mean, name in zip(means, names, strict=True):
+            np.testing.assert_allclose(mean, out_of(name)[i], atol=1e-5, err_msg=block)
+        np.testing.assert_allclose(
+            corners(x[0]), out_of("block_corners_image0")[i], atol=1e-5, err_msg=block
+        )
+
+
+def corners(x: np.ndarray) -> np.ndarray:
+    """First and last channel: 2 x 2 pixels at the top left, then bottom right."""
+    channels = x[..., [0, -1]].transpose(2, 0, 1)
+    if x.shape[0] == 1:
+        return np.tile(channels.reshape(2, 1), (2, 4)).ravel()
+    return np.concatenate([channels[:, :2, :2].ravel(), channels[:, -2:, -2:].ravel()])
+
+
+def test_the_names_are_those_of_tensorflows_graph(golden):
+    expected = json.loads(golden("eval_tf_names.json").read_text())
+    ours = {"softmax/weights": "fc.weight", "softmax/biases": "fc.bias"}
+    for name, scope in inception_table.tensorflow_names().items():
+        ours[f"{scope}/conv2d_params"] = f"{name}.conv"
+        ours[f"{scope}/batchnorm"] = f"{name}.bn"
+    assert ours == expected
+
+
+def test_a_graph_is_read_as_tensorflow_reads_it(golden):
+    recording = Recording(golden("eval_graphdef.safetensors"))
+    graph = graphdef.nodes(golden(recording.config["pb"]).read_bytes())
+    held = graphdef.constants(graph)
+    for name in recording.names():
+        own = held[name.removeprefix("out/")]
+        assert own.dtype == recording[name].dtype
+        np.testing.assert_array_equal(own, recording[name], err_msg=name)
+    scaled = {
+        node.name.removesuffix("/batchnorm"): node.attributes[
+            "scale_after_normalization"
+        ]
+        for node in graph
+        if node.op == "BatchNormWithGlobalNormalization"
+    }
+    assert scaled == recording.config["scale_after_normalization"]

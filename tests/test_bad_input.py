@@ -1,0 +1,22 @@
+"""Bad inputs, one a row: each is refused in a few lines that name the remedy.
+
+The rows lie in tests/bad_input/, a file an area.
+"""
+
+import pytest
+
+from tests.bad_input import cli, data, values
+from tests.bad_input.row import Row, check
+
+ROWS = [*cli.ROWS, *values.ROWS, *data.ROWS]
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+def test_a_bad_input_is_refused_in_a_few_lines(row: Row, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check(row, tmp_path)
+
+
+def test_every_row_has_its_own_name():
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
