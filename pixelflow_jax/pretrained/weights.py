@@ -9,8 +9,8 @@ newest checkpoint.
 
 import contextlib
 import dataclasses
+import functools
 import json
-import logging
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -24,10 +24,11 @@ from pixelflow_jax import build, resources, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.loader import saved_class_names
-from pixelflow_jax.errors import DataError, PipelineError, WeightsError
+from pixelflow_jax.errors import PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.models.interface import shape_errors
+from pixelflow_jax.pretrained import class_names
 from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
 from pixelflow_jax.tensors import finite, hub, json_files, reader
 from pixelflow_jax.tensors import safetensors_files as safe
@@ -35,8 +36,8 @@ from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.paths import by_path, nested
 from pixelflow_jax.training import posthoc
 from pixelflow_jax.training.checkpoint import Checkpointer
+from pixelflow_jax.training.ema import in_words
 
-LOG = logging.getLogger(__name__)
 CONFIG, CARD = "config.json", "README.md"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("float32", "bfloat16")
@@ -121,7 +122,7 @@ class WeightsRef:
             return ema or self.averages[0]
         if alike := [one for one in self.averages if _is_same_decay(one, ema)]:
             return alike[0]
-        if self.posthoc and (name := _posthoc_name(ema)):
+        if self.posthoc and (name := posthoc.canonical(ema)):
             return name
         if self.averages == ("",):
             raise PipelineError(
@@ -130,8 +131,7 @@ class WeightsRef:
             )
         raise PipelineError(
             f"This run has no average {ema!r}; choose one of "
-            f"{', '.join(self.averages)}"
-            + (", posthoc:SIGMA_REL." if self.posthoc else ".")
+            f"{', '.join(self.averages)}{', posthoc:SIGMA_REL' * self.posthoc}."
         )
 
     def origin(self, ema: str) -> str:
@@ -139,11 +139,7 @@ class WeightsRef:
         if not ema:
             return self.description.origin
         step, name = self.description.step, self.description.config.name
-        which = f"average with decay {ema}"
-        if ema == RAW:
-            which = "without averaging"
-        elif ema.startswith(posthoc.PREFIX):
-            which = f"average of relative width {ema.removeprefix(posthoc.PREFIX)}"
+        which = "without averaging" if ema == RAW else in_words(ema)
         return f"step {step:,} of the run {name!r}, {which}"
 
 
@@ -224,24 +220,19 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
             (build.network(config).shapes(), constant_shapes(config)),
         )
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
-            if config.posthoc and ema not in averages:
-                kept = {
-                    name: by_path(saved.restore_weights(step, shapes, name))
-                    for name in config.posthoc.names
-                }
-                # Those of WORKDIR/best lie in WORKDIR.
-                inside = (workdir / posthoc.FOLDER).is_dir()
-                home = workdir if inside else workdir.parent
-                params = nested(posthoc.at_checkpoint(home, step, ema, kept))
+            read = functools.partial(saved.restore_weights, step, shapes)
+            if ema in averages:
+                params = read(ema)
             else:
-                params = saved.restore_weights(step, shapes, ema)
+                own = {n: read(n) for n in averages if n.startswith(posthoc.PREFIX)}
+                params = posthoc.at_checkpoint(workdir, step, ema, own)
             if constants:
-                own = saved.restore_constants(step, constants[CONSTANTS])
-                params |= {CONSTANTS: own}
+                prediction = saved.restore_constants(step, constants[CONSTANTS])
+                params |= {CONSTANTS: prediction}
         flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 
-    names = _class_names(config, own_names)
+    names = class_names.of_run(config, own_names)
     description = Description(config=config, class_names=names, step=step)
     averages = (*config.average_names, RAW)
     return WeightsRef(
@@ -258,23 +249,6 @@ def _posthoc_name(ema: str) -> str:
         return posthoc.canonical(ema)
     except ValueError as error:
         raise PipelineError(f"--ema={ema}: {error}") from error
-
-
-def _class_names(config: Experiment, saved: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The class names of a run: today's data may have others.
-
-    Runs of earlier versions did not save them: theirs are the data set's, or numbers
-    where that is not at hand.
-    """
-    if config.model.condition.reads_text:
-        return ()
-    if saved is not None:
-        return saved
-    try:
-        return config.data.class_names
-    except DataError as error:
-        LOG.warning("Classes go by their numbers, without the data set: %s", error)
-        return tuple(map(str, range(config.model.num_classes)))
 
 
 def _in_file(path: pathlib.Path) -> WeightsRef:
