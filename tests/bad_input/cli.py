@@ -241,7 +241,6 @@ CONVERT = {
     "convert from-torch {folder}/nope.ckpt out": "nope.ckpt",
     "convert from-torch x": "OUT_FOLDER",
     "convert from-torch x y --family=sdxl": "--family",
-    "convert from-torch x y --weights=best": "--weights",
     "convert from-torch x y --image-size=-4": "--image-size",
     "convert from-torch x y --image_size=4": "--image-size",
     "convert from-torch x y --set heads": "NAME=VALUE",
