@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     if verb in ("--help", "-h", "help"):
         print(verbs.overview())
         return 0
+    if verb == "evaluate" and rest[:1] == ["reference"]:
+        return _reference(rest[1:])
     if verb in verbs.VERBS:
         return _run(verb, rest)
     commands = {
@@ -29,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         "prepare": _prepare,
         "convert": _convert,
         "quickstart": _quickstart,
+        "reproduce": _reproduce,
     }
     if verb in commands:
         return commands[verb](rest)
@@ -106,6 +109,18 @@ def _prepare(arguments: list[str]) -> int:
 
 def _convert(arguments: list[str]) -> int:
     from pixelflow_jax.convert.__main__ import main
+
+    return main(arguments)
+
+
+def _reference(arguments: list[str]) -> int:
+    from pixelflow_jax.cli.reference import main
+
+    return main(arguments)
+
+
+def _reproduce(arguments: list[str]) -> int:
+    from pixelflow_jax.cli.reproduce import main
 
     return main(arguments)
 

@@ -5,19 +5,18 @@ Without a mode it trains.
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 import typing
 
-import jax
 from absl import app, flags
 
-from pixelflow_jax import backend, build, config_overrides
+from pixelflow_jax import backend, config_overrides
 from pixelflow_jax.cli import (
     arguments,
     blame,
     estimate,
+    evaluate,
     export,
     extending,
     shared,
@@ -30,27 +29,8 @@ from pixelflow_jax.config_files import EXAMPLE, load_config
 from pixelflow_jax.errors import ConfigError, PipelineError
 from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained.pipeline import Pipeline
-from pixelflow_jax.validate import validate_data
 
 MODE = flags.DEFINE_enum("mode", "train", list(verbs.VERBS), "What to do.")
-
-
-def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float]:
-    """Loss on held-out images, printed and written to WORKDIR/evaluations/STEP.json."""
-    shared.writable(workdir)
-    config = pipeline.config
-    shards = jax.device_count()
-    batch = -(-min(config.batch_size, 256) // shards) * shards
-    validate_data(config)
-    result = build.heldout_loss(config, pipeline.params, batch, pipeline.constants)
-    folder = workdir / "evaluations"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{pipeline.step:08d}.json"
-    path.write_text(json.dumps({"step": pipeline.step, **result}, indent=1))
-    for key, value in result.items():
-        print(f"{key:>14}  {value:.5f}")
-    print(f"Written to {path}.")
-    return result
 
 
 def _train(changes: list[str]) -> None:
@@ -103,13 +83,21 @@ def _estimate(pipeline: Pipeline, folder: pathlib.Path) -> None:
 
 
 def _evaluate(changes: list[str]) -> None:
-    workdir = shared.folder_of_run(shared.WORKDIR.value, "evaluate")
-    run_evaluation(_pipeline(workdir, changes), workdir)
+    out = pathlib.Path(shared.OUT.value).expanduser() if shared.OUT.value else None
+    workdir, apart = pathlib.Path(), shared.WEIGHTS.value is not None
+    if evaluate.needs_workdir(apart and out is not None):
+        workdir = shared.folder_of_run(shared.WORKDIR.value, "evaluate")
+    name = shared.WEIGHTS.value
+    weights = None if name is None else shared.chosen_weights(name)
+    code = evaluate.run(lambda: _pipeline(workdir, changes), workdir, out, weights)
+    if code:
+        sys.exit(code)
 
 
 def _export(changes: list[str]) -> None:
     if shared.OUT.value is None:
         raise ConfigError("`pixelflow export` needs --out, the folder to write.")
+    local_path(shared.OUT.value, "--out", ConfigError)  # before weights are read
     workdir = pathlib.Path()
     if shared.WEIGHTS.value is None:
         workdir = shared.folder_of_run(shared.WORKDIR.value, "export")

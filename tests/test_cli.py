@@ -27,7 +27,7 @@ MODULES = {
     "pixelflow_jax.convert.__main__": ["from-torch", "to-torch", "inspect"],
 }
 OTHER_COMMANDS = [
-    *("quickstart", "config", "prepare", "convert"),
+    *("quickstart", "config", "prepare", "convert", "reproduce"),
     *(f"prepare {name}" for name in ("shards", "preview", "text-features")),
     *(
         f"convert {name}"
