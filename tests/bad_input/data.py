@@ -390,7 +390,7 @@ PARQUETS = [
     parquet(
         "a caption of 256 MB",
         lambda: {"image": [h.picture()] * 2, "caption": ["a", "b" * 2**28]},
-        *("caption grows from", "268,435,"),
+        *("caption unpacks to", "268,435,"),
     ),
     parquet(
         "a caption of 5 MB",
