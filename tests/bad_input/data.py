@@ -98,6 +98,12 @@ def _named_pipe(place: pathlib.Path) -> object:
     return ImageFolder(path=str(place), labels=False, captions=True).open("train")[0]
 
 
+def _narrow(place: pathlib.Path) -> object:
+    h.put(place / "in", {"x.png": h.encoded(h.Image.new("RGB", (1, 65_000)))})
+    config = ImageFolder(path=str(place / "in"), labels=False)
+    return h.prepared(config, place / "out", Encoding(size=64))
+
+
 def _only_a_pipe(place: pathlib.Path) -> object:
     os.mkfifo(place / "x.png")
     return ImageFolder(path=str(place), labels=False).open("train")
@@ -217,6 +223,9 @@ FOLDERS = [
     folder("no pixels allowed", CLASS, "--max-pixels", max_pixels=0),
     folder("all pixels allowed", CLASS, "178,956,970", max_pixels=10**9),
     folder("no caption allowed", CLASS, "--max-caption", max_caption=0),
+    Row(
+        "folder: 1 x 65,000 pixels", _narrow, ("x.png: the image is 1x65000", "narrow")
+    ),
     Row("folder: only a pipe", _only_a_pipe, ("holds no images", "pipes")),
     Row("folder: an image of 3 GB", _huge_image, ("x.png cannot be read", "bytes")),
     source("no such split", ImageFolder(path="."), "train, test", split="dev"),
