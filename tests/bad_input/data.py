@@ -153,7 +153,7 @@ IMAGES = [
     image("svg", lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="4"/>'),
     image("html page", lambda: b"<!DOCTYPE html><html>404</html>"),
     image("pointer of git-lfs", lambda: b"version https://git-lfs.github.com/spec/v1"),
-    image("empty file", lambda: b""),
+    image("empty file", lambda: b"", "the file is empty"),
     image("zip", lambda: b"PK\x03\x04" + bytes(60)),
     image("heic", lambda: b"\0\0\0\x18ftypheic" + bytes(60)),
     image("ico", lambda: h.picture("ICO")),
