@@ -8,7 +8,7 @@ import jax
 from absl import flags
 
 from pixelflow_jax import build
-from pixelflow_jax.cli import measure, shared
+from pixelflow_jax.cli import measure, shared, sweep
 from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.errors import EvaluationError
 from pixelflow_jax.evaluation import metrics, record
@@ -39,16 +39,23 @@ PROMPTS = flags.DEFINE_string(
 )
 
 
-def run(open_pipeline: Open, workdir: pathlib.Path, out: pathlib.Path | None) -> int:
+def run(
+    open_pipeline: Open,
+    workdir: pathlib.Path,
+    out: pathlib.Path | None,
+    weights: str | pathlib.Path | None = None,
+) -> int:
     """Do what the flags ask for; returns the exit code.
 
     `open_pipeline` reads the weights, which not every mode needs; results go to `out`,
-    or below `workdir`. Raises EvaluationError.
+    or below `workdir`; `weights` say where other averages lie than the flags name
+    (None: in `workdir`). Raises EvaluationError.
     """
     modes = {
         "images": IMAGES.value,
         "compare": COMPARE.value,
         "suite": SUITE.value,
+        "sweep": sweep.SWEEP.value,
     }
     given = [name for name, value in modes.items() if value]
     if len(given) > 1:
@@ -65,6 +72,9 @@ def run(open_pipeline: Open, workdir: pathlib.Path, out: pathlib.Path | None) ->
         run_suite(SUITE.value, open_pipeline(), workdir if out is None else out)
     elif IMAGES.value:
         measure.run_images(METRICS.value, pathlib.Path(IMAGES.value), out)
+    elif sweep.SWEEP.value:
+        place = workdir if weights is None else weights
+        sweep.run_flags(METRICS.value, open_pipeline, place, out or workdir)
     elif METRICS.value:
         measure.run_metrics(METRICS.value, open_pipeline, out or workdir)
     else:
@@ -76,7 +86,7 @@ def needs_workdir(apart: bool) -> bool:
     """Whether the mode needs a run's folder; `apart`: weights and results lie apart."""
     if IMAGES.value or COMPARE.value:
         return False
-    return not (apart and (SUITE.value or METRICS.value))
+    return not (apart and (SUITE.value or METRICS.value or sweep.SWEEP.value))
 
 
 def run_heldout(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float]:

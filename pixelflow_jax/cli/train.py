@@ -10,7 +10,7 @@ from pixelflow_jax import backend, build
 from pixelflow_jax.cli import estimate, extending, shared
 from pixelflow_jax.errors import ConfigError, UserError
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.pretrained import weights as published
+from pixelflow_jax.pretrained.initial import initial_weights
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.validate import validate, validate_data
 
@@ -35,7 +35,7 @@ def run_training(
     enormous begin.
     """
     config = extending.resumed(config, workdir, extend)
-    start = functools.partial(published.initial, config) if config.init_from else None
+    start = functools.partial(initial_weights, config) if config.init_from else None
     validate(config)
     estimate.of_training(config).check(yes, workdir)
     _check_data(config)

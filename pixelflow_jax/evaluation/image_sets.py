@@ -15,8 +15,7 @@ from pixelflow_jax.data.listing import list_folder
 from pixelflow_jax.data.source import Source, decode_image
 from pixelflow_jax.errors import DataError, EvaluationError
 
-IMAGES = "arr_0"  # the name in a sample file, exactly as ADM's evaluator wants it
-LABELS = ("arr_1", "labels")  # their names in ADM's files and in ours
+IMAGES, LABELS = "arr_0", "arr_1"  # names in a sample file, as ADM's evaluator wants
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 Result = TypeVar("Result")
 DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -53,8 +52,8 @@ class ImageSet(Protocol):
 class NpzImages:
     """The images `arr_0` of an npz file, never in memory as a whole.
 
-    `labels` are its `arr_1` or `labels`. Raises EvaluationError where the file is
-    damaged or its images are not uint8 [n, h, w, 3].
+    `labels` are its `arr_1`. Raises EvaluationError where the file is damaged or its
+    images are not uint8 [n, h, w, 3].
     """
 
     def __init__(self, path: pathlib.Path):
@@ -106,8 +105,8 @@ class FileImages:
     labels = None
 
     def __init__(self, root: pathlib.Path):
-        self._root = root
-        self._files = list_folder(root, alias_classes=False).images
+        listing = list_folder(root, alias_classes=False)
+        self._root, self._files = root, listing.images
         self.name = str(root)
         height, width, _ = self._image(0).shape
         self.size = height, width
@@ -144,12 +143,21 @@ class FileImages:
 
 
 class SourceImages:
-    """The images of a data source, at its own size; every one must have that size."""
+    """The images of a data source, in its order, cut to one size.
 
-    def __init__(self, source: Source, name: str):
-        self._source, self.name = source, name
-        height, width, _ = source[0]["image"].shape
-        self.size = height, width
+    `crop` makes an image of any size one of `size`, (height, width); nothing is drawn
+    at random.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        size: tuple[int, int],
+        crop: Callable[[np.ndarray], np.ndarray],
+    ):
+        self._source, self._crop = source, crop
+        self.name, self.size = name, size
         labels = getattr(source, "labels", None)
         self.labels = None if labels is None else np.asarray(labels)
 
@@ -158,17 +166,13 @@ class SourceImages:
 
     def batches(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Batches of at most `size` images; DataError for one that cannot be read."""
-        for first in range(0, len(self), size):
-            numbers = range(first, min(first + size, len(self)))
-            images = [self._source[number]["image"] for number in numbers]
-            sizes = {image.shape[:2] for image in images} | {self.size}
-            if len(sizes) > 1:
-                raise EvaluationError(
-                    f"{self.name} holds images of several sizes "
-                    f"({', '.join(map(_size, sorted(sizes)))}): all images of a set "
-                    "must be of one size. Set an image size in the data's config."
-                )
-            yield first, np.stack(images)
+        with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as run:
+            for first in range(0, len(self), size):
+                numbers = range(first, min(first + size, len(self)))
+                yield first, np.stack(list(run.map(self._image, numbers)))
+
+    def _image(self, number: int) -> np.ndarray:
+        return self._crop(self._source[number]["image"])
 
 
 def open_images(path: str | os.PathLike) -> ImageSet:
@@ -244,11 +248,10 @@ def _array_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _labels(archive: zipfile.ZipFile) -> np.ndarray | None:
-    for name in LABELS:
-        if f"{name}.npy" in archive.namelist():
-            with archive.open(f"{name}.npy") as file:
-                return npy.read_array(file, allow_pickle=False)
-    return None
+    if f"{LABELS}.npy" not in archive.namelist():
+        return None
+    with archive.open(f"{LABELS}.npy") as file:
+        return npy.read_array(file, allow_pickle=False)
 
 
 def _size(size: tuple[int, ...]) -> str:

@@ -20,6 +20,14 @@ from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.flow.basis import BASIS, Gram, read_basis
 from pixelflow_jax.flow.path import Point, Stage, per_image
 from pixelflow_jax.flow.prediction import PLAIN, Images, Prediction, Times
+from pixelflow_jax.values import (
+    Count,
+    OptionalWidth,
+    Pixels,
+    Place,
+    Positive,
+    PositiveShare,
+)
 
 Timestep = Literal["data", "noise"]
 
@@ -42,14 +50,14 @@ class PredictAsymmetric(Prediction):
     the clamp of JiT's loss. Source: arXiv 2605.12964.
     """
 
-    rank: int = 8
-    patch: int = 16
-    basis: str = ""
-    images: int = 10_000
-    scale: float = 1.0
-    tau: float = 1e-6
-    sampling_tau: float = 0.04
-    loss_tau: float = 0.05
+    rank: OptionalWidth = 8
+    patch: Pixels = 16
+    basis: Place = ""
+    images: Count = 10_000
+    scale: Positive = 1.0
+    tau: PositiveShare = 1e-6
+    sampling_tau: PositiveShare = 0.04
+    loss_tau: PositiveShare = 0.05
     timestep: Timestep = "data"
 
     def velocity(

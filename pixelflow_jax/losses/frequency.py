@@ -1,7 +1,7 @@
 """Flow matching in the frequencies that the eye sees: DeCo's other half."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float
 
 from pixelflow_jax.losses.context import Context, Role, Term, weight_problems
+from pixelflow_jax.values import NonNegative, Range
 
 BLOCK = 8  # the side of JPEG's blocks
 # RGB to Y, Cb and Cr without their offsets (JFIF), one a row.
@@ -54,9 +55,9 @@ class FrequencyMatching(Term):
     so, as in `FlowMatching`.
     """
 
-    weight: float = 1.0
-    quality: int = 85
-    gamma: float = 1.0
+    weight: NonNegative = 1.0
+    quality: Annotated[int, Range(low=1, high=100)] = 85
+    gamma: NonNegative = 1.0
     role: ClassVar[Role] = "flow"
 
     def __call__(self, context: Context) -> Array:

@@ -1,4 +1,4 @@
-"""The keyword arguments of a `Pipeline`, with their types and ranges."""
+"""The arguments of a pipeline, by call, with the range of each."""
 
 import pathlib
 from collections.abc import Sequence
@@ -51,6 +51,7 @@ class Loading(TypedDict, total=False):
     revision: str | None
     text_encoder: str | pathlib.Path
     tokenizer: str | pathlib.Path
+    allow_nonfinite: bool
 
 
 class Publishing(TypedDict, total=False):

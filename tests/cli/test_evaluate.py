@@ -287,3 +287,20 @@ def test_a_suite_is_drawn_by_a_model_of_text(tmp_path, capsys):
     for file, image in zip(files, drawn, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
     assert "t2icompbench.json" in capsys.readouterr().out
+
+
+def test_a_sweep_in_one_line(pipeline, reference, tmp_path, capsys):
+    """From published weights: what a sweep needs besides its text has defaults."""
+    pipeline.save(tmp_path / "model.safetensors", dtype="float32")
+    weights = tmp_path / "model.safetensors"
+    given = {"reference": str(reference), "features": "lite0", "sample_steps": ["2"]}
+    with (
+        flagsaver.flagsaver(**given),
+        flagsaver.as_parsed(sweep="scale=1,2", num_samples=str(COUNT)),
+    ):
+        opened = lambda: Pipeline.from_pretrained(weights)
+        assert evaluate.run(opened, tmp_path, tmp_path / "out", weights) == 0
+    said = capsys.readouterr().out
+    assert "best fd_lite0" in said and "--guidance=" in said
+    (table,) = (tmp_path / "out").glob("sweeps/*/table.md")
+    assert table.read_text().count("\n") == 4

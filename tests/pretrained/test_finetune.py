@@ -18,7 +18,7 @@ from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.nn.embed import sincos_table
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.pretrained import weights as published
+from pixelflow_jax.pretrained.initial import initial_weights
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.validate import validated
 from tests.training import tiny
@@ -177,7 +177,7 @@ def tuning(places, **fields) -> Experiment:
 
 
 def begun(config: Experiment):
-    initial = published.initial(config)
+    initial = initial_weights(config)
     return build.training_run(validated(config), lambda: initial).fresh_state(initial)
 
 
@@ -229,7 +229,7 @@ def test_weights_and_averages_go_on_together(outcomes, places):
         tiny.assert_identical(begins.ema[decay], saved[decay])
     with pytest.raises(InitialError, match="cannot begin with.*no average '0.99'"):
         both = {"init_from": str(places["run"]), "init_ema": "both"}
-        published.initial(tuning(places, ema=(0.9, 0.99), **both))
+        initial_weights(tuning(places, ema=(0.9, 0.99), **both))
 
 
 @pytest.mark.parametrize("ema", ["", "0.5", "raw"])
@@ -254,11 +254,11 @@ def test_class_names_that_differ_are_reported(places, tmp_path):
     data["class_names"][1] = "banners"
     copy = shutil.copytree(places["pub"], tmp_path / "copy")
     (copy / "config.json").write_text(json.dumps(data))
-    report = published.initial(tuning(places, init_from=str(copy))).report
+    report = initial_weights(tuning(places, init_from=str(copy))).report
     assert report.splitlines()[-1] == "  class 1: 'banners' -> 'flags'"
     faster = tiny.model(stack=StackConfig(scan=False))
     config = tuning(places, init_from=str(places["pub"]), model=faster)
-    same = published.initial(config).report
+    same = initial_weights(config).report
     assert len(same.splitlines()) == 2
 
 
@@ -283,9 +283,9 @@ def test_another_text_encoder_begins_a_new_projection(tmp_path):
         init_from=str(tmp_path),
     )
     with pytest.raises(InitialError, match="text: trunk/text_embed/proj/kernel"):
-        published.initial(tuned)
+        initial_weights(tuned)
     tuned.init_reset = ("text",)
-    initial = published.initial(tuned)
+    initial = initial_weights(tuned)
     taken = initial.params["trunk"]["text_embed"]
     assert set(taken) == {"norm", "proj"} and set(taken["proj"]) == {"bias"}
     tiny.assert_identical(initial.params["decoder"], params["decoder"])

@@ -16,7 +16,7 @@ from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.frequency import FrequencyMatching
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.pretrained import weights as published
+from pixelflow_jax.pretrained.initial import initial_weights
 from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.validate import validate
@@ -79,7 +79,7 @@ def test_a_basis_goes_with_the_run(images, tmp_path):
     config = tiny.experiment(images, **fields())
     config.init_from = str(tmp_path / "published")
     config.prediction.images = 5
-    initial = published.initial(config)
+    initial = initial_weights(config)
     assert "prediction's, too: basis" in initial.report
     run = dataclasses.replace(first, constants=lambda: pytest.fail("computed anew"))
     state = run.fresh_state(initial)
