@@ -8,9 +8,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from pixelflow_jax.losses.context import Context, Role, Term, weight_problems
+from pixelflow_jax.losses.context import Context, Role, Term
 from pixelflow_jax.values import NonNegative, Range
 
+Quality = Annotated[int, Range(low=1, high=100)]  # of JPEG
 BLOCK = 8  # the side of JPEG's blocks
 # RGB to Y, Cb and Cr without their offsets (JFIF), one a row.
 YCBCR = np.array(
@@ -56,7 +57,7 @@ class FrequencyMatching(Term):
     """
 
     weight: NonNegative = 1.0
-    quality: Annotated[int, Range(low=1, high=100)] = 85
+    quality: Quality = 85
     gamma: NonNegative = 1.0
     role: ClassVar[Role] = "flow"
 
@@ -72,19 +73,6 @@ class FrequencyMatching(Term):
             weight = context.prediction.loss_weight(point)
             values.append(value if weight is None else weight * value)
         return jnp.concatenate(values)
-
-    def problems(self) -> list[str]:
-        """What is wrong with these fields."""
-        messages = weight_problems(self)
-        if not 1 <= self.quality <= 100:
-            messages.append(
-                f"FrequencyMatching.quality={self.quality} must lie in 1..100"
-            )
-        if not 0 <= self.gamma < float("inf"):
-            messages.append(
-                f"FrequencyMatching.gamma={self.gamma} must be finite and not negative"
-            )
-        return messages
 
 
 def frequencies(

@@ -67,12 +67,6 @@ class PixelMLPs:
         """The decoder module for `model`."""
         return PixelDecoder(self, model, rngs, precision)
 
-    def problems(self) -> list[str]:
-        """What is wrong with these fields."""
-        if min(self.width, self.depth) < 1:
-            return ["decoder.width and depth must be at least 1"]
-        return []
-
     def flops(self, model: Patches, pixels: int) -> float:
         """Forward operations for one image of that many pixels."""
         d = self.width
@@ -116,9 +110,7 @@ class DeCo(DenoiserConfig):
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        return self.decoder.problems() + trunk.problems(
-            self, height, width, also=("num_classes",)
-        )
+        return trunk.problems(self, height, width, also=("num_classes",))
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted)."""
