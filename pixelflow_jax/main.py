@@ -5,9 +5,9 @@ Without a mode it trains.
 """
 
 import dataclasses
-import errno
 import pathlib
 import sys
+import typing
 
 from absl import app, flags
 
@@ -24,16 +24,11 @@ from pixelflow_jax.cli import (
     verbs,
 )
 from pixelflow_jax.cli import sample as draw
-from pixelflow_jax.cli.terminal import accept_every_text, give_up
+from pixelflow_jax.cli.terminal import accept_every_text, give_up, refusing
 from pixelflow_jax.config_files import EXAMPLE, load_config
-from pixelflow_jax.errors import ConfigError, PipelineError, UserError
+from pixelflow_jax.errors import ConfigError, PipelineError
+from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained.pipeline import Pipeline
-
-DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-    *(errno.EROFS, errno.EACCES, errno.EPERM),
-)
-INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 MODE = flags.DEFINE_enum("mode", "train", list(verbs.VERBS), "What to do.")
 
@@ -50,18 +45,22 @@ def _train(changes: list[str]) -> None:
     config = load_config(name, changes)
     if any(change.startswith("--config.steps") for change in changes):
         config = extending.shrunk(config)
-    train.run_training(config, workdir, train.EXTEND.value, shared.YES.value)
+    extend = typing.cast(extending.Kind | None, train.EXTEND.value)
+    train.run_training(config, workdir, extend, shared.YES.value)
 
 
 def _sample(changes: list[str]) -> None:
     weights = shared.WEIGHTS.value
-    out = pathlib.Path(shared.OUT.value).expanduser() if shared.OUT.value else None
+    out = (
+        local_path(shared.OUT.value, "--out", ConfigError) if shared.OUT.value else None
+    )
     workdir = pathlib.Path()
     if weights is None or out is None:  # one of the two is asked of the run
         workdir = shared.folder_of_run(shared.WORKDIR.value, "sample")
     pipeline = _pipeline(workdir, changes)
-    _estimate(pipeline, workdir if out is None else out)
-    shared.writable(*((workdir,) if out is None else (out, "out")))
+    folder = workdir if out is None else out
+    _estimate(pipeline, folder)
+    shared.writable(folder, "workdir" if out is None else "out")
     try:
         paths = draw.run_sampling(pipeline, workdir, shared.EMA.value, out)
     except PipelineError as error:
@@ -98,6 +97,7 @@ def _evaluate(changes: list[str]) -> None:
 def _export(changes: list[str]) -> None:
     if shared.OUT.value is None:
         raise ConfigError("`pixelflow export` needs --out, the folder to write.")
+    local_path(shared.OUT.value, "--out", ConfigError)  # before weights are read
     workdir = pathlib.Path()
     if shared.WEIGHTS.value is None:
         workdir = shared.folder_of_run(shared.WORKDIR.value, "export")
@@ -126,21 +126,8 @@ def main(argv: list[str]) -> None:
     """Entry point; exits with 1 and one paragraph on errors a user can mend."""
     changes, _ = config_overrides.split(argv)
     backend.configure()
-    try:
+    with refusing(shared.OUT.value or shared.WORKDIR.value):
         RUNS[MODE.value](changes)
-    except UserError as error:
-        give_up(f"{type(error).__name__}: {error}")
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        folder = shared.OUT.value or shared.WORKDIR.value
-        give_up(
-            f"Writing {error.filename or f'to {folder}'} failed: {error.strerror}. "
-            "Mend that and give the same command again: training goes on from the last "
-            "checkpoint."
-        )
-    except KeyboardInterrupt:
-        give_up("Interrupted.", INTERRUPTED)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

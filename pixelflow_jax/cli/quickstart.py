@@ -15,16 +15,17 @@ import numpy as np
 from pixelflow_jax import backend, resources
 from pixelflow_jax.cli import extending
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
-from pixelflow_jax.cli.terminal import accept_every_text, give_up
+from pixelflow_jax.cli.terminal import accept_every_text, refusing
 from pixelflow_jax.cli.train import run_training
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.data.images import grid, save_png
-from pixelflow_jax.errors import UserError, WeightsError
+from pixelflow_jax.errors import ConfigError, WeightsError
 from pixelflow_jax.evaluation.extractors import open_extractor
 from pixelflow_jax.evaluation.features import FEATURES, Extractor
 from pixelflow_jax.evaluation.passes import set_features
 from pixelflow_jax.evaluation.statistics import frechet_distance
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.teachers import efficientnet
 
@@ -123,10 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--steps", type=at_least(1), help="train for fewer or more steps than 2,200")
     arguments, unknown = parser.parse_known_args(argv)
     parser.refuse_unknown(unknown)
-    try:
-        _tour(pathlib.Path(arguments.workdir).expanduser(), arguments.steps)
-    except UserError as error:
-        give_up(f"{type(error).__name__}: {error}")
+    with refusing(arguments.workdir):
+        workdir = local_path(arguments.workdir, "--workdir", ConfigError)
+        _tour(workdir, arguments.steps)
     return 0
 
 
@@ -135,6 +135,14 @@ def _tour(workdir: pathlib.Path, steps: int | None) -> None:
     config = load_config("emoji:demo")
     if steps is not None:
         config = extending.with_steps(config, steps)
+    run = extending.begun(workdir)
+    if run is not None and run.config.steps != config.steps:
+        raise ConfigError(
+            f"The run in {workdir} is one of {run.config.steps:,} steps: give "
+            f"--steps={run.config.steps}, or another --workdir. To make it longer: "
+            f"`pixelflow train --config=emoji:demo --workdir={workdir} "
+            "--config.steps=N`."
+        )
     started = time.monotonic()
     print(
         f"Training {config.name}: {config.steps} steps, about three minutes on 2 cores"

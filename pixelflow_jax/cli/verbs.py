@@ -90,7 +90,7 @@ VERBS = {
         modules=("pixelflow_jax.cli.sample",),
         fields=(*OPEN, *ENCODER),
         examples=(
-            "pixelflow sample --workdir=runs/demo --classes=smiles,flags --count=8 "
+            "pixelflow sample --workdir=runs/demo --classes=flags,food-drink --count=8 "
             "--guidance=2 --trajectory",
             "pixelflow sample --weights=emoji --out=drawn --classes=flags,food-drink "
             "--solver=heun --sample_steps=30",
@@ -116,7 +116,7 @@ VERBS = {
             "Text suites": ("suite", "prompts", "count"),
             "Besides": ("compare", "out"),
         },
-        modules=("pixelflow_jax.cli.evaluate",),
+        modules=("pixelflow_jax.cli.evaluate", "pixelflow_jax.cli.sweep"),
         fields=(*OPEN, *ENCODER, "data", "batch_size"),
         examples=(
             "pixelflow evaluate --workdir=runs/demo",
@@ -144,7 +144,7 @@ VERBS = {
         examples=(
             "pixelflow export --workdir=runs/demo --out=published",
             "pixelflow export --workdir=runs/demo --out=published --ema=0.995 "
-            "--samples --classes=flags,smiles",
+            "--samples --classes=flags,food-drink",
             "pixelflow export --workdir=runs/demo --out=half --dtype=bfloat16",
         ),
     ),

@@ -11,7 +11,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from pixelflow_jax import sharding
+from pixelflow_jax import backend, sharding
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.models.interface import DenoiserConfig, Network, frozen_shapes
@@ -194,7 +194,9 @@ class Generator:
         leaves, structure = jax.tree.flatten(arrays)
         key = (record, structure, *map(_kind, leaves))
         if key not in self._programs:
-            program = jax.jit(functools.partial(self.trace, record=record))
+            options = backend.loop_options()
+            trace = functools.partial(self.trace, record=record)
+            program = jax.jit(trace, compiler_options=options)
             self._programs[key] = program.lower(*arrays).compile()
         return self._programs[key]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelflow_jax.__main__ import main as pixelflow
 from pixelflow_jax.cli import reference as command
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.loader import Data
@@ -218,3 +219,38 @@ def test_kid_needs_as_many_images_as_its_subsets(npz):
     found = load_reference(npz("few.npz", **adm()))
     with pytest.raises(EvaluationError, match="subsets of 1000 images.*has 20"):
         measured(found, ("kid",))
+
+
+def test_the_command_writes_a_reference_and_says_so(npz, networks, tmp_path, capsys):
+    out, images = str(tmp_path / "own.npz"), npz("a.npz", arr_0=sets.images())
+    line = ["evaluate", "reference", out, f"--images={images}"]
+    assert pixelflow([*line, "--inception=weights.pth", "--rows=7"]) == 0
+    shown = capsys.readouterr().out
+    assert "inception: 20 images, 7 features" in shown
+    found = load_reference(out)
+    assert found.sha256 in shown
+    assert found.facts["metrics"] == ["fid", "sfid", "pr", "kid"]
+
+
+def test_the_command_reads_a_configs_data(networks, tmp_path, capsys):
+    line = ["evaluate", "reference", str(tmp_path / "own.npz"), "--config=emoji:demo"]
+    assert pixelflow([*line, "--split=test", "--config.data.image_size=16"]) == 0
+    assert "lite0: " in capsys.readouterr().out
+    assert load_reference(tmp_path / "own.npz").resolution == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["own.npz", "--images=absent.npz"], "There is no file absent.npz"),
+        (["own.npz", "--images={images}", "--metrics=fud"], "no metric called fud"),
+        (["own.npz", "--images={images}", "--metrics=is"], "with no reference"),
+        (["own.txt", "--images={images}"], "must end in .npz"),
+    ],
+)
+def test_the_command_refuses_briefly(npz, networks, capsys, options, says):
+    images = npz("a.npz", arr_0=sets.images())
+    line = [option.format(images=images) for option in options]
+    assert pixelflow(["evaluate", "reference", *line]) == 1
+    shown = capsys.readouterr().err
+    assert says in shown and len(shown.splitlines()) == 1
