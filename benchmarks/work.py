@@ -13,6 +13,7 @@ from benchmarks import harness
 from pixelflow_jax import backend, build, sharding
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.dopri5 import Dopri5
+from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.losses.perceptual import Lpips, PDino
@@ -82,7 +83,9 @@ def training(
         return step(state, batch, {**teachers, **frozen_params})
 
     def setup() -> tuple:
-        return fresh_state(objective, settings, mesh), jax.tree.map(_waves, teachers)
+        constants = jax.tree.map(_waves, objective.constant_shapes())
+        state = fresh_state(objective, settings, mesh, constants)
+        return state, jax.tree.map(_waves, teachers)
 
     def given() -> tuple:
         return frozen_params or {}, random_batch(config, mesh, conditions)
@@ -122,8 +125,11 @@ def sampling(config: Experiment, batch: int) -> Work:
         split = jax.device_put(split, sharding.batch_sharding(mesh))
         return *split, jax.device_put(np.uint32(0), sharding.replicated(mesh))
 
+    constants = config.prediction.constant_shapes(config.model.channels)
+
     def draw(params: dict, index: jax.Array, given: dict, seed: jax.Array) -> jax.Array:
-        return generator.trace(Weights(params), index, given, seed, False).images
+        weights = Weights(params, {CONSTANTS: jax.tree.map(_waves, constants)})
+        return generator.trace(weights, index, given, seed, False).images
 
     cost = sampling_cost(config)
     return Work(

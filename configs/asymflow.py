@@ -21,9 +21,11 @@ logit-normal times (-0.8, 0.8), EMA 0.9999, labels dropped with probability 0.1,
 whose weights --config.teachers.dino.weights names. The emoji's model has heads of 64.
 """
 
+import dataclasses
+
+from pixelflow_jax.config_files import load_config
 from pixelflow_jax.data.emoji.source import DRAWN, Emoji
 from pixelflow_jax.data.loader import Data
-from pixelflow_jax.data.tfds import Tfds
 from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.flow.asymmetric import PredictAsymmetric
 from pixelflow_jax.flow.time import LogitNormal
@@ -36,42 +38,19 @@ from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
 
-EPOCH = 1_281_167 // 1024
-# Layers not scanned, as in pixelgen.py.
-WRITTEN_OUT = StackConfig(remat="mlp", scan=False)
-# JiT's width, heads, depth, the block where class tokens enter, bottleneck and dropout.
-JIT = {
-    "b": (768, 12, 12, 4, 128, 0.0),
-    "l": (1024, 16, 24, 8, 128, 0.0),
-    "h": (1280, 16, 32, 10, 256, 0.2),
-}
-
 
 def imagenet(size: str, terms: list) -> Experiment:
-    """600 epochs of ImageNet at 256 pixels."""
-    width, heads, depth, start, bottleneck, dropout = JIT[size]
-    model = PixelGen(
-        width=width,
-        heads=heads,
-        depth=depth,
-        bottleneck=bottleneck,
-        context_start=start,
-        feature_layer=8,
-        dropout=dropout,
-        stack=WRITTEN_OUT,
-    )
-    source = Tfds(name="imagenet2012", data_dir="/data/tensorflow_datasets")
-    return Experiment(
+    """600 epochs of ImageNet at 256 pixels: the recipe of JiT, and its guidance."""
+    config = load_config(f"pixelgen:jit_{size}_256")
+    assert isinstance(config.model, PixelGen)
+    config.model.feature_layer = 8
+    return dataclasses.replace(
+        config,
         name=f"asymflow_{size}16_256",
-        steps=600 * EPOCH,
-        batch_size=1024,
-        data=Data(source=source, image_size=256, workers=16, threads=16),
-        model=model,
         prediction=PredictAsymmetric(),
-        time=LogitNormal(mean=-0.8, std=0.8),
         terms=terms,
-        optimizer=AdamW(lr=2e-4, b2=0.95, warmup=5 * EPOCH),
-        sampling=asymflow_heun50(JIT_SCALES[model.width]),
+        ema=(0.9999,),
+        sampling=asymflow_heun50(JIT_SCALES[config.model.width]),
     )
 
 

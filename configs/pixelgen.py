@@ -31,6 +31,7 @@ import functools
 from pixelflow_jax.data.emoji.source import EASY, Emoji
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.tfds import Tfds
+from pixelflow_jax.evaluation.paper import PaperRow
 from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Straight
@@ -196,6 +197,47 @@ VARIANTS = {
         for pixels in (256, 512)
     },
     **{name: functools.partial(large, name, *ABLATIONS[name]) for name in ABLATIONS},
+}
+
+
+# What `pixelflow reproduce` compares with; the first row is the usual one.
+PAPER = {
+    "xl_256": (
+        PaperRow(
+            source="Ma et al. 2026, with guidance, 160 epochs",
+            figures={"fid": 1.83},
+            sampling=PRESETS["pixelgen_heun50"](),
+        ),
+    ),
+    "xl_256_nocfg": (
+        PaperRow(
+            source="Ma et al. 2026, without guidance, 80 epochs",
+            figures={"fid": 5.11},
+            sampling=PRESETS["pixelgen_heun50_unguided"](),
+        ),
+    ),
+    **{
+        name: (
+            PaperRow(
+                source="Ma et al. 2026, Table 5",
+                figures={"fid": fid},
+                sampling=UNGUIDED,
+            ),
+        )
+        for name, fid in (("jit_l", 23.67), ("l_256", 7.53))
+    },
+    **{
+        f"jit_{size}_256": (
+            PaperRow(
+                source="Li & He 2025, JiT/16 at 256",
+                figures={"fid": fid},
+                sampling=jit_heun50(JIT[size][0]),
+                evaluator="jit",
+                notes=("the paper draws 50 images of each class, class after class",),
+            ),
+        )
+        for size, fid in (("b", 3.66), ("h", 1.86))
+    },
 }
 
 

@@ -41,11 +41,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def write(source: LabelledSource, arguments: argparse.Namespace, out: Path) -> None:
     """Write the basis of a source's images; DataError where it cannot be had."""
     size, patch = arguments.size, arguments.patch
-    if min(size, patch, arguments.images) < 1 or size % patch:
-        raise DataError(
-            f"--size={size} must be a multiple of --patch={patch}, and both and "
-            f"--images={arguments.images} at least 1."
-        )
+    if size % patch:
+        raise DataError(f"--size={size} must be a multiple of --patch={patch}.")
     if out.suffix != ".npz" or not out.absolute().parent.is_dir():
         raise DataError(f"{out} must be a .npz file in a folder that exists.")
     order = np.random.default_rng(arguments.seed).permutation(len(source))

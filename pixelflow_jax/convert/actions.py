@@ -16,7 +16,7 @@ from pixelflow_jax.flow.prediction import CONSTANTS, Prediction
 from pixelflow_jax.models.interface import DenoiserConfig, count
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import Description
-from pixelflow_jax.tensors import mapping, reader
+from pixelflow_jax.tensors import finite, mapping, reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -55,12 +55,14 @@ def understood(
     given: Fields | None = None,
     given_by: str = "--set",
     image_size: int = 0,
+    allow_nonfinite: bool = False,
 ) -> Understood:
     """The model in an official file or folder.
 
     `given` are fields of its config that tensors cannot tell, `image_size` another size
     than that of its stored positions (0: the same), which are then computed as the
-    official code does. Raises ConvertError with everything that does not fit,
+    official code does. NaN and infinities are refused as they are read, unless
+    `allow_nonfinite`. Raises ConvertError with everything that does not fit,
     WeightsError for files that cannot be read.
     """
     if published.is_ours(source):
@@ -100,7 +102,9 @@ def understood(
         model=model,
         architecture=architecture,
         family=family,
-        tensors=tensors,
+        tensors=tensors
+        if allow_nonfinite
+        else finite.checked(tensors, str(source), "--allow-nonfinite"),
         table=table,
         prediction=prediction,
         origin=" ".join(filter(None, [source.name, chosen.place])),

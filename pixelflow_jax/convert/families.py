@@ -7,7 +7,14 @@ from typing import Any
 from flax import nnx
 
 from pixelflow_jax.config_types import type_errors
-from pixelflow_jax.convert import asymflow, deco, pixelflow, pixelgen, pixnerd
+from pixelflow_jax.convert import (
+    asymflow,
+    deco,
+    pixeldit2,
+    pixelflow,
+    pixelgen,
+    pixnerd,
+)
 from pixelflow_jax.convert.architecture import Architecture
 from pixelflow_jax.convert.sizes import Fields, Sizes
 from pixelflow_jax.data.loader import Data
@@ -27,6 +34,7 @@ ARCHITECTURES = (
     *asymflow.ARCHITECTURES,  # before PixelGen, whose model it has
     *pixelgen.ARCHITECTURES,
     *deco.ARCHITECTURES,
+    *pixeldit2.ARCHITECTURES,
 )
 FAMILIES = tuple(dict.fromkeys(name for one in ARCHITECTURES for name in one.families))
 # How a model is computed: no tensor tells, and no result depends on it.

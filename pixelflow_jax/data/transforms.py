@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from pixelflow_jax.data.decoding import BAND
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.values import Ratio
 
@@ -114,8 +115,26 @@ def resize_to_cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
         target = (int(height * wide / tall), height)
     if target == (wide, tall):
         return image
-    resized = Image.fromarray(image).resize(target, Image.Resampling.LANCZOS)
-    return np.asarray(resized)
+    return np.asarray(resize(image, target, Image.Resampling.LANCZOS))
+
+
+def resize(
+    pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Pillow's resize of uint8 [h, w, 3] to width and height.
+
+    Pillow resizes rows before columns. Rows of a large image are resized part by part,
+    to the same bits, so that it is never copied whole.
+    """
+    tall, wide = pixels.shape[:2]
+    rows = max(1, BAND // wide)
+    if rows >= tall:
+        return Image.fromarray(pixels).resize(size, resample)
+    narrow = Image.new("RGB", (size[0], tall))
+    for top in range(0, tall, rows):
+        part = Image.fromarray(pixels[top : top + rows])
+        narrow.paste(part.resize((size[0], part.height), resample), (0, top))
+    return narrow.resize(size, resample)
 
 
 def center_crop(image: np.ndarray, height: int, width: int = 0) -> np.ndarray:
@@ -129,7 +148,11 @@ def center_crop(image: np.ndarray, height: int, width: int = 0) -> np.ndarray:
     width = width or height
     if image.shape[:2] == (height, width):
         return image
-    picture = Image.fromarray(image)
+    tall, wide = image.shape[:2]
+    if tall >= 2 * height and wide >= 2 * width:
+        picture = resize(image, (wide // 2, tall // 2), Image.Resampling.BOX)
+    else:
+        picture = Image.fromarray(image)
     while picture.height >= 2 * height and picture.width >= 2 * width:
         half = (picture.width // 2, picture.height // 2)
         picture = picture.resize(half, Image.Resampling.BOX)

@@ -8,7 +8,7 @@ data and low-rank noise. Rank 0 is clean prediction, full rank is velocity predi
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,14 @@ from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.flow.basis import BASIS, Gram, read_basis
 from pixelflow_jax.flow.path import Point, Stage, per_image
 from pixelflow_jax.flow.prediction import PLAIN, Images, Prediction, Times
+from pixelflow_jax.values import (
+    Count,
+    OptionalWidth,
+    Pixels,
+    Place,
+    Positive,
+    PositiveShare,
+)
 
 Timestep = Literal["data", "noise"]
 
@@ -42,14 +50,14 @@ class PredictAsymmetric(Prediction):
     the clamp of JiT's loss. Source: arXiv 2605.12964.
     """
 
-    rank: int = 8
-    patch: int = 16
-    basis: str = ""
-    images: int = 10_000
-    scale: float = 1.0
-    tau: float = 1e-6
-    sampling_tau: float = 0.04
-    loss_tau: float = 0.05
+    rank: OptionalWidth = 8
+    patch: Pixels = 16
+    basis: Place = ""
+    images: Count = 10_000
+    scale: Positive = 1.0
+    tau: PositiveShare = 1e-6
+    sampling_tau: PositiveShare = 0.04
+    loss_tau: PositiveShare = 0.05
     timestep: Timestep = "data"
 
     def velocity(
@@ -85,34 +93,15 @@ class PredictAsymmetric(Prediction):
         return dataclasses.replace(self, tau=self.sampling_tau)
 
     def problems(self, stages: tuple[Stage, ...]) -> list[str]:
-        """What is wrong with these fields, and with stages that end below 1."""
-        messages = []
-        if min(self.patch, self.images) < 1 or self.rank < 0:
-            messages.append(
-                f"prediction.patch={self.patch} and images={self.images} must be at "
-                f"least 1, rank={self.rank} at least 0"
-            )
-        positive = {"scale": self.scale, "tau": self.tau, "loss_tau": self.loss_tau}
-        positive["sampling_tau"] = self.sampling_tau
-        wrong = [
-            f"{name}={value}"
-            for name, value in positive.items()
-            if not 0 < value < math.inf
+        """Why stages that end below 1 do not fit."""
+        if all(stage.end == 1 for stage in stages):
+            return []
+        return [
+            "PredictAsymmetric needs stages that end at the data: where a stage ends "
+            "with noise in it, the output's part outside the subspace does not tell "
+            "the blurred image that the stage began with. Take one stage "
+            "(path=Straight()), or PredictClean for the cascade"
         ]
-        if wrong:
-            messages.append(f"prediction.{', '.join(wrong)} must be positive")
-        if self.timestep not in get_args(Timestep):
-            messages.append(
-                f'prediction.timestep must be "data" or "noise", not {self.timestep!r}'
-            )
-        if any(stage.end < 1 for stage in stages):
-            messages.append(
-                "PredictAsymmetric needs stages that end at the data: where a stage "
-                "ends with noise in it, the output's part outside the subspace does "
-                "not tell the blurred image that the stage began with. Take one stage "
-                "(path=Straight()), or PredictClean for the cascade"
-            )
-        return messages
 
     def constants(self, images: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
         """The basis, from the file or from the first images; none at the ends."""

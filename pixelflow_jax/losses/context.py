@@ -94,7 +94,9 @@ class Term(Protocol):
         """What the term asks of the teachers."""
         return RequiredFeatures()
 
-    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
+    def init_projector(
+        self, key: Array, model: DenoiserConfig, teachers: Teachers
+    ) -> dict:
         """Fresh parameters of the term's own; empty for most."""
         return {}
 

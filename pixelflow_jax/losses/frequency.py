@@ -1,15 +1,17 @@
 """Flow matching in the frequencies that the eye sees: DeCo's other half."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from pixelflow_jax.losses.context import Context, Role, Term, weight_problems
+from pixelflow_jax.losses.context import Context, Role, Term
+from pixelflow_jax.values import NonNegative, Range
 
+Quality = Annotated[int, Range(low=1, high=100)]  # of JPEG
 BLOCK = 8  # the side of JPEG's blocks
 # RGB to Y, Cb and Cr without their offsets (JFIF), one a row.
 YCBCR = np.array(
@@ -54,9 +56,9 @@ class FrequencyMatching(Term):
     so, as in `FlowMatching`.
     """
 
-    weight: float = 1.0
-    quality: int = 85
-    gamma: float = 1.0
+    weight: NonNegative = 1.0
+    quality: Quality = 85
+    gamma: NonNegative = 1.0
     role: ClassVar[Role] = "flow"
 
     def __call__(self, context: Context) -> Array:
@@ -71,19 +73,6 @@ class FrequencyMatching(Term):
             weight = context.prediction.loss_weight(point)
             values.append(value if weight is None else weight * value)
         return jnp.concatenate(values)
-
-    def problems(self) -> list[str]:
-        """What is wrong with these fields."""
-        messages = weight_problems(self)
-        if not 1 <= self.quality <= 100:
-            messages.append(
-                f"FrequencyMatching.quality={self.quality} must lie in 1..100"
-            )
-        if not 0 <= self.gamma < float("inf"):
-            messages.append(
-                f"FrequencyMatching.gamma={self.gamma} must be finite and not negative"
-            )
-        return messages
 
 
 def frequencies(

@@ -5,8 +5,10 @@ from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from pixelflow_jax.losses.adapter import MaskedAdapter
 from pixelflow_jax.losses.context import Context, Role, Term, weight_problems
 from pixelflow_jax.losses.points import split_round_robin
 from pixelflow_jax.models.interface import DenoiserConfig
@@ -15,7 +17,7 @@ from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers
 from pixelflow_jax.values import Layer, NonNegative, OptionalWidth, Pixels, Share
 
 LAST = -1  # the teacher's last block
-Grid = Literal["truncate", "resize"]
+Grid = Literal["truncate", "resize", "pool"]
 Gate = Literal["official", "paper"]
 
 
@@ -29,33 +31,58 @@ class Repa(Term):
     end if negative. The official code cuts the model's tokens off at the teacher's
     number, which is harmless where both grids agree (a patch of 16): grid="truncate".
     grid="resize" resamples them to the teacher's grid, as cascades and other patches
-    need.
+    need; grid="pool" resamples what the projector gives, by means where the teacher's
+    grid is coarser (PixelDiT2). A `projector` takes the linear layers' place
+    (PixelREPA; see `adapter`).
     """
 
     weight: NonNegative = 0.5
     hidden: OptionalWidth = 0
     teacher_layer: Layer = LAST
     grid: Grid = "truncate"
+    projector: MaskedAdapter | None = None
 
     def __call__(self, context: Context) -> Array:
         """1 - cosine for every image, float32 [b]."""
         features, points = context.output.features, context.points
         targets = context.targets.full[self.teacher_layer]
+        adapted = self._adapted(context) if self.projector else (None,) * len(points)
         values = []
-        for tokens, target, point in zip(
-            features, split_round_robin(targets, len(points)), points, strict=True
+        for tokens, target, point, own in zip(
+            features,
+            split_round_robin(targets, len(points)),
+            points,
+            adapted,
+            strict=True,
         ):
-            tokens = on_grid(tokens, point.x_t.shape, target.shape[1], self.grid)
-            projected = project(context.projectors["Repa"], tokens)
+            size, count = point.x_t.shape, target.shape[1]
+            if own is None and self.grid != "pool":
+                tokens = on_grid(tokens, size, count, self.grid)
+            if own is None:
+                own = project(context.projectors["Repa"], tokens)
+            projected = on_grid(own, size, count, self.grid)
             values.append(1 - cosine(projected, target).mean(-1))
         return jnp.concatenate(values)
+
+    def _adapted(self, context: Context) -> tuple[Array, ...]:
+        """What the projector makes of the tokens of every stage."""
+        assert self.projector is not None
+        params = context.projectors["Repa"]
+        parts = zip(
+            context.output.features, context.batch, context.keys_of(self), strict=True
+        )
+        return tuple(self.projector(params, *part) for part in parts)
 
     def required_features(self) -> RequiredFeatures:
         """One layer of the real images at full size."""
         return RequiredFeatures(full=(self.teacher_layer,))
 
-    def projector(self, key: Array, model: DenoiserConfig, teachers: Teachers) -> dict:
-        """The linear layers, with PyTorch's default initialisation."""
+    def init_projector(
+        self, key: Array, model: DenoiserConfig, teachers: Teachers
+    ) -> dict:
+        """The linear layers, with PyTorch's default initialisation, or the adapter."""
+        if self.projector:
+            return self.projector.init(key, model, teachers.dino.width)
         hidden = self.hidden or model.width
         widths = (model.width, hidden, hidden, teachers.dino.width)
         layers = {}
@@ -73,7 +100,7 @@ class Repa(Term):
         messages = weight_problems(self)
         if self.grid not in get_args(Grid):
             messages.append(
-                f'Repa.grid must be "truncate" or "resize", not {self.grid!r}'
+                f"Repa.grid must be one of {get_args(Grid)}, not {self.grid!r}"
             )
         if self.hidden < 0:
             messages.append(f"Repa.hidden={self.hidden} must not be negative")
@@ -96,7 +123,19 @@ def on_grid(tokens: Array, image: tuple[int, ...], count: int, grid: Grid) -> Ar
     rows, wanted = (round((m * height / width) ** 0.5) for m in (n, count))
     square = tokens.reshape(b, rows, n // rows, d).astype(jnp.float32)
     shape = (b, wanted, count // wanted, d)
-    return jax.image.resize(square, shape, "linear").reshape(b, count, d)
+    if grid == "resize" or count > n:
+        return jax.image.resize(square, shape, "linear").reshape(b, count, d)
+    down, across = _means(rows, wanted), _means(n // rows, count // wanted)
+    return jnp.einsum("Rr,Cc,brcd->bRCd", down, across, square).reshape(b, count, d)
+
+
+def _means(inputs: int, outputs: int) -> np.ndarray:
+    """The matrix [outputs, inputs] of PyTorch's adaptive average pooling."""
+    place, cell = np.arange(inputs), np.arange(outputs)[:, None]
+    first = cell * inputs // outputs
+    end = -(-(cell + 1) * inputs // outputs)
+    inside = (place >= first) & (place < end)
+    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
 def project(layers: dict, tokens: Array) -> Array:

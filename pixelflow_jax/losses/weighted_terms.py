@@ -44,7 +44,7 @@ class WeightedTerms:
         projectors = {}
         for number, term in enumerate(self.terms, 1):
             own = jax.random.fold_in(key, number)
-            projectors[term_name(term)] = term.projector(own, model, self.teachers)
+            projectors[term_name(term)] = term.init_projector(own, model, self.teachers)
         return {name: params for name, params in projectors.items() if params}
 
     def carry(self) -> dict:

@@ -32,6 +32,7 @@ from pixelflow_jax.nn.layers import (
 from pixelflow_jax.nn.patch import patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig
+from pixelflow_jax.values import Depth, OptionalDepth, Pixels, Width
 
 PAPER = Paper(
     title="DeCo: Frequency-Decoupled Pixel Diffusion for End-to-End Image Generation",
@@ -54,8 +55,8 @@ class PixelMLPs:
     batches that do not fit otherwise.
     """
 
-    width: int = 32
-    depth: int = 3
+    width: Width = 32
+    depth: Depth = 3
     stack: StackConfig = dataclasses.field(
         default_factory=lambda: StackConfig(remat="none", scan=False)
     )
@@ -65,12 +66,6 @@ class PixelMLPs:
     ) -> "PixelDecoder":
         """The decoder module for `model`."""
         return PixelDecoder(self, model, rngs, precision)
-
-    def problems(self) -> list[str]:
-        """What is wrong with these fields."""
-        if min(self.width, self.depth) < 1:
-            return ["decoder.width and depth must be at least 1"]
-        return []
 
     def flops(self, model: Patches, pixels: int) -> float:
         """Forward operations for one image of that many pixels."""
@@ -89,13 +84,13 @@ class DeCo(DenoiserConfig):
     """
 
     paper: ClassVar[Paper] = PAPER
-    num_classes: int = 1000
-    channels: int = 3
-    patch: int = 16
-    width: int = 1152
-    heads: int = 16
-    depth: int = 28
-    feature_layer: int = 8
+    num_classes: Width = 1000
+    channels: Width = 3
+    patch: Pixels = 16
+    width: Width = 1152
+    heads: Width = 16
+    depth: Depth = 28
+    feature_layer: OptionalDepth = 8
     decoder: PixelMLPs = dataclasses.field(default_factory=PixelMLPs)
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
 
@@ -115,9 +110,7 @@ class DeCo(DenoiserConfig):
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
-        return self.decoder.problems() + trunk.problems(
-            self, height, width, also=("num_classes",)
-        )
+        return trunk.problems(self, height, width, also=("num_classes",))
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image (2 a multiply-add; norms not counted)."""

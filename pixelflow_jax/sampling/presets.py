@@ -94,6 +94,14 @@ def asymflow_heun50(scale: float = 2.2) -> Sampling:
     return Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance)
 
 
+def pixeldit2_heun50() -> Sampling:
+    """PixelDiT2-H: Heun, 50 steps, CFG 2.4 on (0.125, 0.9) at each evaluation."""
+    guidance = ClassifierFree(
+        scale=2.4, low=0.125, high=0.9, interval_time="evaluation"
+    )
+    return Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance)
+
+
 def adams25_cfg4() -> Sampling:
     """PixNerd and PixelGen with text: Adams-Bashforth 2, 25 steps, CFG 4, shift 3.
 
@@ -113,6 +121,19 @@ def euler10_cfg4() -> Sampling:
     return Sampling(solver=Euler(), grid=grid, guidance=guidance, batch_size=8)
 
 
+def emoji_adams20() -> Sampling:
+    """The shipped emoji model, by FD-lite0: Adams-Bashforth 2, 20 steps, CFG 3.
+
+    No finer than `PredictClean.t_eps` = 1 / 20: the clamp leaves noise in images whose
+    last step is shorter (docs/evaluation.md, "Sweep").
+    """
+    return Sampling(
+        solver=AdamsBashforth(order=2),
+        grid=Grid(steps=20),
+        guidance=ClassifierFree(scale=3.0, low=0.1, high=1.0),
+    )
+
+
 PRESETS: dict[str, Callable[[], Sampling]] = {
     "euler30_cfg1.5": euler30_cfg15,
     "dopri5_cfg1.5": dopri5_cfg15,
@@ -125,6 +146,8 @@ PRESETS: dict[str, Callable[[], Sampling]] = {
     "pixelgen_heun50_unguided": pixelgen_heun50_unguided,
     "jit_heun50": jit_heun50,
     "asymflow_heun50": asymflow_heun50,
+    "pixeldit2_heun50": pixeldit2_heun50,
     "adams25_cfg4": adams25_cfg4,
     "euler10_cfg4": euler10_cfg4,
+    "emoji_adams20": emoji_adams20,
 }

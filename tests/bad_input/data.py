@@ -19,6 +19,7 @@ from pixelflow_jax.data.source import decode_image
 from pixelflow_jax.data.tfds import Tfds
 from tests.bad_input import hostile as h
 from tests.bad_input.row import Row
+from tests.bad_input.row import command as verb
 
 GB = 2**30
 DEEP = b'{"caption": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -259,7 +260,7 @@ def _flipped(content: bytearray, start: int) -> bytearray:
     return content
 
 
-CLAIM = "max_pixels=120,000,000"
+CLAIM = "max_pixels=110,000,000"
 IMAGES = [
     image("postscript called .png", lambda: h.EPS),
     image("pdf", lambda: b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n"),
@@ -429,6 +430,20 @@ SHARDS = [
     Row("features: a bucket", lambda _: Features("gs://b/x"), ("gs://",)),
 ]
 NAN = float("nan")
+BUCKETS = [
+    Row(
+        f"bucket: {' '.join(words[:2])}",
+        lambda _, w=words: verb(*w),
+        ("://", "copy it"),
+    )
+    for words in (
+        ("train", "--workdir=gs://b/run", "--config=emoji:tiny"),
+        ("sample", "--workdir=s3://b/run"),
+        ("sample", "--out=gs://b/images", "--weights=x"),
+        ("export", "--out=s3://b/x", "--weights=shipped"),
+        ("quickstart", "--workdir=gs://b/run"),
+    )
+]
 OPTIONS = [
     option("no workers", lambda: ShardOptions(workers=0), "--workers is 0", "least 1"),
     option("shards below 0", lambda: ShardOptions(shards=-2), "--shards is -2"),
@@ -447,8 +462,8 @@ OPTIONS = [
     command("preview of nothing", "preview {0}/in {0}/x.png --rows 0", "at least 1"),
     command("preview of all", "preview {0}/in {0}/x.png --size 90000", "keep it below"),
     command("shards to a bucket", "shards {0}/in gs://b/x --size 8", "gs://", "OUT"),
-    command("no workers", "shards {0}/in {0}/o --workers 0", "--workers is 0"),
-    command("shards below 0", "shards {0}/in {0}/o --shards -2", "--shards is -2"),
+    command("no workers", "shards {0}/in {0}/o --workers 0", "--workers: '0'"),
+    command("shards below 0", "shards {0}/in {0}/o --shards -2", "--shards: '-2'"),
     command("no pixels", "shards {0}/in {0}/o --max-pixels 0", "--max-pixels"),
     command("no OUT", "shards {0}/in", "Give SOURCE and OUT"),
     Row("prepare: OUT is another's", _not_ours, ("choose another OUT",)),
@@ -457,10 +472,10 @@ OPTIONS = [
     Row("prepare: nothing but damage", _all_bad, ("None of the 1 images", "x.png")),
 ]
 LOADERS = [
-    loader("no pixels", "image_size must be at least 1", image_size=0),
-    loader("no threads", "threads and prefetch must be at least 1", threads=0),
-    loader("workers below 0", "workers must be at least 0", workers=-3),
-    loader("max_corrupt", "max_corrupt must be a share", max_corrupt=5),
+    loader("no pixels", "data.image_size=0 must be a whole", image_size=0),
+    loader("no threads", "data.threads=0 must be a whole number", threads=0),
+    loader("workers below 0", "data.workers=-3 must be a whole number", workers=-3),
+    loader("max_corrupt", "data.max_corrupt=5 must be a finite", max_corrupt=5),
     loader("no batch", "must be a positive multiple", {"batch_size": 0}),
     loader("a seed below 0", "seed must be at least 0", {"seed": -1}),
 ]
@@ -471,6 +486,7 @@ ROWS: list[Row] = [
     *TARS,
     *PARQUETS,
     *SHARDS,
+    *BUCKETS,
     *OPTIONS,
     *LOADERS,
 ]

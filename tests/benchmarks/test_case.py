@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import cascade, harness, perceptual, scaling, speed
+from benchmarks import cascade, harness, methods, perceptual, scaling, speed
 from benchmarks.case import Case, changes
 from pixelflow_jax import build
 from pixelflow_jax.flow.solver import Heun
@@ -14,6 +14,7 @@ WORDS = "train configs/pixelgen.py:emoji_clean 8 terms=flow scan=1 remat=full"
 def all_cases() -> dict[str, Case]:
     """Every case that some command measures by default."""
     found = {row.case.name: row.case for row in speed.ROWS}
+    found |= {case.name: case for case in methods.CASES}
     found |= {text: cascade.case(text) for text in cascade.CASES}
     for name in scaling.AXES:
         found |= {case.name: case for case in scaling.axis(name).values()}

@@ -16,7 +16,7 @@ from benchmarks.case import Case
 from pixelflow_jax.training.throughput import queued_seconds
 
 SMALL = "configs/pixelgen.py:emoji_clean"
-COMMANDS = ("speed", "scaling", "kernels", "train_step", "sample", "profile")
+COMMANDS = ("speed", "methods", "scaling", "kernels", "train_step", "sample", "profile")
 COMMANDS += ("cascade", "perceptual", "worker", "against")
 # One device, whatever the other tests ask for, and programs that compile soon.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

@@ -442,23 +442,25 @@ def official_projector(heads: dict) -> dict[str, np.ndarray]:
     return official_repa(heads, "0")
 
 
-def repa_layers(official: dict[str, np.ndarray], prefix: str) -> dict:
+def repa_layers(official: dict[str, np.ndarray], prefix: str, dot: str = ".") -> dict:
     """The same of layers called `prefix`.0, .2 and .4."""
     return {
         "Repa": {
             f"linear{i}": {
-                "kernel": jax.numpy.asarray(official[f"{prefix}.{2 * i}.weight"].T),
-                "bias": jax.numpy.asarray(official[f"{prefix}.{2 * i}.bias"]),
+                "kernel": jax.numpy.asarray(official[f"{prefix}{dot}{2 * i}.weight"].T),
+                "bias": jax.numpy.asarray(official[f"{prefix}{dot}{2 * i}.bias"]),
             }
             for i in range(3)
         }
     }
 
 
-def official_repa(heads: dict, prefix: str) -> dict[str, np.ndarray]:
+def official_repa(heads: dict, prefix: str, dot: str = ".") -> dict[str, np.ndarray]:
     """The inverse of `repa_layers`."""
     return {
-        f"{prefix}.{2 * i}.{theirs}": np.asarray(heads["Repa"][f"linear{i}"][ours]).T
+        f"{prefix}{dot}{2 * i}.{theirs}": np.asarray(
+            heads["Repa"][f"linear{i}"][ours]
+        ).T
         for i in range(3)
         for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
     }

@@ -74,19 +74,6 @@ def test_a_prediction_weighs_it():
     np.testing.assert_allclose(half, whole / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"quality": 0}, "quality=0"),
-        ({"gamma": -1.0}, "gamma=-1"),
-        ({"weight": -1.0}, "weight=-1"),
-    ],
-)
-def test_wrong_fields_are_named(changes, message):
-    (problem,) = FrequencyMatching(**changes).problems()
-    assert message in problem
-
-
 def test_what_is_smaller_than_its_padding_is_refused_before_a_run():
     config = load_config("deco:emoji")
     config.path = Pyramid(num_stages=2)

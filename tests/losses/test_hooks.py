@@ -117,7 +117,7 @@ class Masked(Term):
             values.append(jnp.where(hidden, own, seen))
         return jnp.concatenate(values)
 
-    def projector(self, key, model, teachers):
+    def init_projector(self, key, model, teachers):
         return {"mask": jax.random.normal(key, (model.width,))}
 
 

@@ -186,7 +186,7 @@ def test_the_official_gate_acts_only_when_all_are_noisy():
 
 def test_repa_resamples_other_grids_and_refuses_to_guess():
     points = at_times([0.5, 0.5])
-    head = Repa(hidden=8).projector(jax.random.key(0), PixNerd(width=16), TEACHERS)
+    head = Repa(hidden=8).init_projector(jax.random.key(0), PixNerd(width=16), TEACHERS)
     tokens = jax.random.normal(jax.random.key(1), (2, 64, 16))  # 8 x 8 for 2 x 2
 
     def value(tokens, grid):

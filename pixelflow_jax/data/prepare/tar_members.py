@@ -83,7 +83,7 @@ def members(file: Path) -> Iterator[Member | Lost]:
                 tar.offset = max(tar.offset, end) + BLOCK
                 end = tar.offset
                 continue
-            tar.members.clear()  # it would keep all
+            tar.members.clear()  # pyright: ignore (it would keep all)
             if header is None:
                 break
             if _has_content(file, end, header.offset):
