@@ -28,7 +28,7 @@ MODULES = {
 }
 OTHER_COMMANDS = [
     *("quickstart", "config", "prepare", "convert", "reproduce"),
-    *(f"prepare {name}" for name in ("shards", "preview", "text-features")),
+    *(f"prepare {name}" for name in ("shards", "preview", "basis", "text-features")),
     *(
         f"convert {name}"
         for name in ("from-torch", "to-torch", "to-safetensors", "inspect")
