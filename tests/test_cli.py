@@ -89,7 +89,7 @@ def own_flags() -> list[flags.Flag]:
 @pytest.mark.parametrize("asked", ["--help", "-h"])
 def test_the_help_of_a_verb_shows_its_flags_and_no_others(verb, asked, capsys):
     text = said(capsys, verb, asked)
-    shown = set(re.findall(r"^  --([a-z_]+)\b", text, re.MULTILINE))
+    shown = set(re.findall(r"^  --([a-z0-9_]+)\b", text, re.MULTILINE))
     assert shown == {*verbs.VERBS[verb].flags(), "config"}
     assert text.count(f"  pixelflow {verb} ") == 3
     assert max(map(len, text.splitlines())) <= verbs.WIDTH
