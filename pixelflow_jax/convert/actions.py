@@ -86,10 +86,8 @@ def understood(
         *(f"unexpected: {key}" for key in checkpoint.stray),
     ]
     if problems:
-        raise ConvertError(
-            f"{source} ({chosen.place or 'its tensors'}) does not hold the weights of "
-            f"{described(model)}:" + "".join(f"\n  {problem}" for problem in problems)
-        )
+        where = f"{source} ({chosen.place or 'its tensors'})"
+        raise ConvertError(_unlike(where, model, problems))
     family = family or architecture.family(chosen.place)
     notes = (
         f"{described(model)}, {count(_shapes(model, None)):,} parameters",
@@ -102,15 +100,18 @@ def understood(
         model=model,
         architecture=architecture,
         family=family,
-        tensors=tensors
-        if allow_nonfinite
-        else finite.checked(tensors, str(source), "--allow-nonfinite"),
+        tensors=finite.checked(tensors, str(source), allow_nonfinite),
         table=table,
         prediction=prediction,
         origin=" ".join(filter(None, [source.name, chosen.place])),
         step=checkpoint.step,
         notes=notes,
     )
+
+
+def _unlike(where: str, model: DenoiserConfig, problems: list[str]) -> str:
+    listed = "".join(f"\n  {problem}" for problem in problems)
+    return f"{where} does not hold the weights of {described(model)}:{listed}"
 
 
 def _left_out(

@@ -31,14 +31,19 @@ def refuse(counts: Mapping[str, int], where: str, remedy: str) -> None:
 
 
 def checked(
-    tensors: Mapping[str, LazyTensor], where: str, remedy: str
+    tensors: Mapping[str, LazyTensor], where: str, allowed: bool
 ) -> dict[str, LazyTensor]:
-    """The same tensors, which raise WeightsError when such numbers are read."""
+    """The same tensors, which raise WeightsError when such numbers are read.
+
+    Not where they are `allowed`.
+    """
+    if allowed:
+        return dict(tensors)
 
     def guarded(name: str, tensor: LazyTensor) -> LazyTensor:
         def fetch(i: int | None) -> np.ndarray:
             part = tensor.fetch(i)
-            refuse({name: count_nonfinite(part)}, where, remedy)
+            refuse({name: count_nonfinite(part)}, where, "--allow-nonfinite")
             return part
 
         return dataclasses.replace(tensor, fetch=fetch)

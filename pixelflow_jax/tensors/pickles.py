@@ -167,7 +167,11 @@ def load(file: IO[bytes], storage: Callable[[tuple], Any]) -> Any:
     return content
 
 
-class _Unpickler(pickle._Unpickler):
+_Base: Any = pickle._Unpickler
+_OPCODES: dict[int, Any] = _Base.dispatch
+
+
+class _Unpickler(_Base):
     """Python's own: that in C reserves as much memory as a pickle says it needs."""
 
     storage: Callable[[tuple], Any]
@@ -192,8 +196,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         """Give an object its state: only those of this file, and none of a class."""
-        stack: list = self.stack  # pyright: ignore[reportAttributeAccessIssue]
-        state, made = stack.pop(), stack[-1]
+        state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, Inert | Dtype | Array):
             made.__setstate__(state)
         elif isinstance(made, argparse.Namespace) and isinstance(state, dict):
@@ -204,8 +207,8 @@ class _Unpickler(pickle._Unpickler):
     def load_bytearray8(self) -> None:
         raise ValueError("it holds a bytearray, which no weights need")
 
-    dispatch = {
-        **pickle._Unpickler.dispatch,  # pyright: ignore[reportAttributeAccessIssue]
+    dispatch: dict[int, Any] = {
+        **_OPCODES,
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray8,
     }

@@ -123,7 +123,8 @@ def _legacy(path: pathlib.Path) -> Any:
 
         if head() != MAGIC:
             raise ValueError("it is no file of PyTorch's")
-        head(), head()  # the version, and what the machine was like
+        for _ in ("the version", "what the machine was like"):
+            head()
 
         def storage(pid: tuple) -> Storage:
             _, kind, key, _, count, *view = pid

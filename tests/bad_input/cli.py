@@ -200,7 +200,7 @@ FIELDS = {
 SETTLED = ("steps=3", "model.width=8", "optimizer.lr=1", "data.source.path=x")
 
 PREPARE = {
-    "prepare": "shards,preview,text-features",
+    "prepare": "{shards,preview,",
     "prepare shards": "SOURCE",
     "prepare shards x": "SOURCE",
     "prepare shards {folder}/nope out": "does not exist",
@@ -241,7 +241,6 @@ CONVERT = {
     "convert from-torch {folder}/nope.ckpt out": "nope.ckpt",
     "convert from-torch x": "OUT_FOLDER",
     "convert from-torch x y --family=sdxl": "--family",
-    "convert from-torch x y --weights=best": "--weights",
     "convert from-torch x y --image-size=-4": "--image-size",
     "convert from-torch x y --image_size=4": "--image-size",
     "convert from-torch x y --set heads": "NAME=VALUE",
