@@ -23,7 +23,7 @@ from benchmarks import harness  # before jax: it sets the compiler's flags
 from pixelflow_jax.evaluation import extractors, manifold  # isort: skip
 from pixelflow_jax.teachers.inception_table import WIDTH
 
-SIZE, IMAGES, BATCH = 256, 8192, 256
+SIZE, IMAGES, BATCH = 256, 4096, 256
 SAMPLE, REFERENCE = 50_000, 10_000
 FEATURES_OF = ["2048", "logits_unbiased"]
 PARTS = (

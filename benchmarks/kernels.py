@@ -135,8 +135,7 @@ def attentions() -> Iterator[tuple[str, Entry]]:
 def neural_fields() -> Iterator[tuple[str, Entry]]:
     """A block of PixNerd-XL's field for 32 images: products and the kernel."""
     patches, pixels, width, hidden = 32 * 256, 256, 64, 128
-    z, first, second = (pixels, width), (width, hidden), (hidden, width)
-    shapes = [(patches, *shape) for shape in (z, first, second)]
+    shapes = [(patches, pixels, width), (patches, 2 * width * hidden)]
     flops = 4.0 * patches * pixels * width * hidden
     forward = {
         name: functools.partial(_field, Kernels(field=choice))
@@ -157,9 +156,9 @@ def neural_fields() -> Iterator[tuple[str, Entry]]:
     )
 
 
-def _field(kernels: Kernels, z: Array, first: Array, second: Array) -> Array:
+def _field(kernels: Kernels, z: Array, weights: Array) -> Array:
     gain = jnp.ones(z.shape[-1], jnp.float32)
-    mlp = GeneratedMLP(first[None], second[None], (True, True))
+    mlp = GeneratedMLP(weights[None], z.shape[-1], (True, True))
     with choose(kernels):
         return neural_field(z[None], gain, mlp)[0]
 

@@ -29,9 +29,9 @@ from pixelflow_jax.pretrained.pipeline import Pipeline
 
 METRICS = ("fd_lite0", "kid_lite0")  # statistics, and the features of every image
 SWEEPS = (
-    "scale=1,1.25,1.5,1.75,2,2.5,3;interval=all,0.1:1,0.1:0.9",
-    "solver=adams2,heun,euler;steps=10,20,40",
-    "shift=0.5,0.75,1,1.5,2",
+    "solver=adams2,heun;steps=10,15,20,40",
+    "scale=1,1.5,2,2.5,3,4;interval=all,0.1:1",
+    "shift=0.75,1,1.5",
 )
 
 
@@ -59,7 +59,7 @@ def main() -> None:
             averages=("",),
             ema="",
             wanted=np.resize(labels, args.count).tolist(),
-            seed=0,
+            options={"seed": 0},
             extractors={"lite0": network},
             metrics=METRICS,
             judge=judge,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from pixelflow_jax import build, sharding
+from pixelflow_jax import backend, build, sharding
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.dopri5 import Dopri5
 from pixelflow_jax.flow.prediction import CONSTANTS
@@ -133,7 +133,7 @@ def sampling(config: Experiment, batch: int) -> Work:
 
     cost = sampling_cost(config)
     return Work(
-        program=jax.jit(draw),
+        program=jax.jit(draw, compiler_options=backend.loop_options()),
         setup=jax.jit(setup, out_shardings=(layout,)),
         given=given,
         shapes=(jax.tree.map(_placed, shapes, layout), *_shapes(given())),

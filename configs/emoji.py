@@ -13,6 +13,7 @@ from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
@@ -42,11 +43,7 @@ def shipped() -> Experiment:
         ema=(0.999,),
         checkpoint=Checkpointing(every=10_000, keep=1),
         log=Logging(every=250, preview_every=5000, preview_count=72),
-        sampling=Sampling(
-            solver=AdamsBashforth(order=2),
-            grid=Grid(steps=40),
-            guidance=ClassifierFree(scale=1.5, low=0.1, high=1.0),
-        ),
+        sampling=PRESETS["emoji_adams20"](),
     )
 
 

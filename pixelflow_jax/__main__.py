@@ -5,6 +5,7 @@ import json
 import sys
 
 from pixelflow_jax.cli import terminal, verbs
+from pixelflow_jax.paths import printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,9 +17,13 @@ def main(argv: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    if verb == "help" and rest:
+        verb, rest = rest[0], ["--help"]
     if verb in ("--help", "-h", "help"):
         print(verbs.overview())
         return 0
+    if verb == "evaluate" and rest[:1] == ["reference"]:
+        return _reference(rest[1:])
     if verb in verbs.VERBS:
         return _run(verb, rest)
     commands = {
@@ -26,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         "prepare": _prepare,
         "convert": _convert,
         "quickstart": _quickstart,
+        "reproduce": _reproduce,
     }
     if verb in commands:
         return commands[verb](rest)
@@ -35,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _unknown(verb: str, known: list[str]) -> str:
-    verb = terminal.printable(verb)
+    verb = printable(verb)
     if verb.startswith("-"):
         return f"A verb comes first: `pixelflow VERB {verb}`, of {', '.join(known)}."
     near = difflib.get_close_matches(verb, known, 1)
@@ -103,6 +109,18 @@ def _prepare(arguments: list[str]) -> int:
 
 def _convert(arguments: list[str]) -> int:
     from pixelflow_jax.convert.__main__ import main
+
+    return main(arguments)
+
+
+def _reference(arguments: list[str]) -> int:
+    from pixelflow_jax.cli.reference import main
+
+    return main(arguments)
+
+
+def _reproduce(arguments: list[str]) -> int:
+    from pixelflow_jax.cli.reproduce import main
 
     return main(arguments)
 

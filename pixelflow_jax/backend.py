@@ -27,6 +27,10 @@ FLAGS = {
     },
     "tpu": {},
 }
+COMMAND_BUFFER = "--xla_gpu_enable_command_buffer"
+# What a GPU launches as one graph: XLA's own choice, and whole loops.
+COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION"
+LOOPS = "CONDITIONAL,WHILE"
 VARIABLES = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
 # "off", or the folder of compiled programs.
 CACHE = "PIXELFLOW_COMPILE_CACHE"
@@ -48,6 +52,18 @@ def configure() -> None:
         if added:
             os.environ[variable] = " ".join([*given, *added])
     _hush()
+
+
+def loop_options() -> dict[str, str]:
+    """XLA's options for a program that is one long loop, as a sampler is.
+
+    On GPUs the loop is launched as a whole, and the host has no part in its steps.
+    Empty elsewhere, and where XLA_FLAGS says what is launched so. Starts JAX.
+    """
+    said = COMMAND_BUFFER in os.environ.get("XLA_FLAGS", "")
+    if said or jax.default_backend() != "gpu":
+        return {}
+    return {COMMAND_BUFFER.removeprefix("--"): f"{COMMANDS},{LOOPS}"}
 
 
 def _hush() -> None:

@@ -11,7 +11,10 @@ from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.data.plan import Batching
 from pixelflow_jax.data.source import spread_captions
 from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.evaluation.extractors import open_extractor
 from pixelflow_jax.evaluation.heldout import HeldoutLoss
+from pixelflow_jax.evaluation.online import OnlineEvaluation, first_of, reference_of
+from pixelflow_jax.evaluation.references import Reference, load_reference
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Stage
@@ -120,6 +123,7 @@ def training_run(
         checkpointing=config.checkpoint,
         logging=config.log,
         posthoc=config.posthoc,
+        online=online_evaluation(config),
         config=config.to_dict(),
         read_config=lambda saved: Experiment.from_dict(saved).to_dict(),
         initial=initial,
@@ -178,9 +182,7 @@ def _preview(config: Experiment) -> Preview:
     Without guidance where it would need a second model.
     """
     size, count = config.data.image_size, config.log.preview_count
-    if config.sampling.guidance.guide_weights() is not None:
-        plain = dataclasses.replace(config.sampling, guidance=ClassifierFree())
-        config = dataclasses.replace(config, sampling=plain)
+    config = _without_guide(config)
     reader, prompts = config.conditioner.caption_encoder(), ()
     if reader is None:
         labels = np.arange(count, dtype=np.int32) % config.model.num_classes
@@ -194,6 +196,57 @@ def _preview(config: Experiment) -> Preview:
         prompts=prompts,
         seed=config.seed,
     )
+
+
+def _without_guide(config: Experiment) -> Experiment:
+    """The config without guidance where that would need a second model."""
+    if config.sampling.guidance.guide_weights() is None:
+        return config
+    plain = dataclasses.replace(config.sampling, guidance=ClassifierFree())
+    return dataclasses.replace(config, sampling=plain)
+
+
+def online_evaluation(config: Experiment) -> OnlineEvaluation | None:
+    """What `config.online` measures in training; its network is read here and now.
+
+    It draws for the classes or captions of training images. Raises EvaluationError or
+    WeightsError for a reference or a network that is absent or does not fit.
+    """
+    policy, size = config.online, config.data.image_size
+    if policy is None:
+        return None
+    extractor = open_extractor(policy.extractor, policy.weights)
+    if policy.reference:
+        known = load_reference(policy.reference)
+        known.check_images(size, size)
+        known.check_extractor(extractor)
+
+    def compared() -> Reference:
+        if policy.reference:
+            return load_reference(policy.reference)
+        with _one_pass(config) as batches:
+            return reference_of(batches, policy.metric, extractor)
+
+    read = config.conditioner.example(1)
+    with _one_pass(config) as batches:
+        given = first_of(batches, read, policy.num_samples)
+    return OnlineEvaluation(
+        policy=policy,
+        generator=generator(_without_guide(config), size, size),
+        given=given,
+        seed=config.seed,
+        extractor=extractor,
+        compared=compared,
+    )
+
+
+def _one_pass(config: Experiment) -> BatchLoader:
+    """All training images once, in an order of their own, on every process."""
+    batching = Batching(
+        split="train", batch_size=config.batch_size, seed=config.seed, repeat=False
+    )
+    captions = config.conditioner.caption_encoder()
+    return config.data.loader(batching, caption_encoder=captions)
 
 
 def heldout_loss(

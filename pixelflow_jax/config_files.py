@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pixelflow_jax import config_overrides, renamed, resources
 from pixelflow_jax.config_types import is_node, unknown_field
 from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.evaluation.paper import PaperRow
 from pixelflow_jax.experiment import Experiment, node_classes
 
 EXAMPLE = "--config=emoji or --config=pixnerd:xl16_256"
@@ -55,6 +56,26 @@ def variants(name: str) -> tuple[str, ...]:
     path, _ = find(name)
     with _explained(path):
         return tuple(getattr(_module(path), "VARIANTS", ()))
+
+
+def paper_rows(name: str) -> tuple[PaperRow, ...]:
+    """The rows of its paper that a config file lists for a variant in its `PAPER`.
+
+    Raises ConfigError, which names the variants that have some.
+    """
+    path, variant = find(name)
+    with _explained(path):
+        module = _module(path)
+        listed = getattr(module, "PAPER", {})
+        if variant is None:
+            (parameter,) = inspect.signature(module.get_config).parameters.values()
+            variant = parameter.default
+    if variant not in listed:
+        have = ", ".join(f"{path.stem}:{one}" for one in listed) or "none of this file"
+        raise ConfigError(
+            f"No figures of a paper are listed for {name}: {have} can be reproduced."
+        )
+    return tuple(listed[variant])
 
 
 def described(name: str) -> list[str]:

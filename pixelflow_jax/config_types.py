@@ -23,7 +23,8 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def without_range(annotation: Any) -> Any:
     """An annotation's type alone, also inside unions, lists and tuples."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    origin: Any = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
         return without_range(arguments[0])
     if origin not in (*UNIONS, list, tuple):

@@ -5,19 +5,18 @@ Without a mode it trains.
 """
 
 import dataclasses
-import errno
-import json
 import pathlib
 import sys
+import typing
 
-import jax
 from absl import app, flags
 
-from pixelflow_jax import backend, build, config_overrides
+from pixelflow_jax import backend, config_overrides
 from pixelflow_jax.cli import (
     arguments,
     blame,
     estimate,
+    evaluate,
     export,
     extending,
     shared,
@@ -25,37 +24,13 @@ from pixelflow_jax.cli import (
     verbs,
 )
 from pixelflow_jax.cli import sample as draw
-from pixelflow_jax.cli.terminal import accept_every_text, give_up
+from pixelflow_jax.cli.terminal import accept_every_text, give_up, refusing
 from pixelflow_jax.config_files import EXAMPLE, load_config
-from pixelflow_jax.errors import ConfigError, PipelineError, UserError
+from pixelflow_jax.errors import ConfigError, PipelineError
+from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained.pipeline import Pipeline
-from pixelflow_jax.validate import validate_data
-
-DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-    *(errno.EROFS, errno.EACCES, errno.EPERM),
-)
-INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 MODE = flags.DEFINE_enum("mode", "train", list(verbs.VERBS), "What to do.")
-
-
-def run_evaluation(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float]:
-    """Loss on held-out images, printed and written to WORKDIR/evaluations/STEP.json."""
-    shared.writable(workdir)
-    config = pipeline.config
-    shards = jax.device_count()
-    batch = -(-min(config.batch_size, 256) // shards) * shards
-    validate_data(config)
-    result = build.heldout_loss(config, pipeline.params, batch, pipeline.constants)
-    folder = workdir / "evaluations"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{pipeline.step:08d}.json"
-    path.write_text(json.dumps({"step": pipeline.step, **result}, indent=1))
-    for key, value in result.items():
-        print(f"{key:>14}  {value:.5f}")
-    print(f"Written to {path}.")
-    return result
 
 
 def _train(changes: list[str]) -> None:
@@ -70,18 +45,22 @@ def _train(changes: list[str]) -> None:
     config = load_config(name, changes)
     if any(change.startswith("--config.steps") for change in changes):
         config = extending.shrunk(config)
-    train.run_training(config, workdir, train.EXTEND.value, shared.YES.value)
+    extend = typing.cast(extending.Kind | None, train.EXTEND.value)
+    train.run_training(config, workdir, extend, shared.YES.value)
 
 
 def _sample(changes: list[str]) -> None:
     weights = shared.WEIGHTS.value
-    out = pathlib.Path(shared.OUT.value).expanduser() if shared.OUT.value else None
+    out = (
+        local_path(shared.OUT.value, "--out", ConfigError) if shared.OUT.value else None
+    )
     workdir = pathlib.Path()
     if weights is None or out is None:  # one of the two is asked of the run
         workdir = shared.folder_of_run(shared.WORKDIR.value, "sample")
     pipeline = _pipeline(workdir, changes)
-    _estimate(pipeline, workdir if out is None else out)
-    shared.writable(*((workdir,) if out is None else (out, "out")))
+    folder = workdir if out is None else out
+    _estimate(pipeline, folder)
+    shared.writable(folder, "workdir" if out is None else "out")
     try:
         paths = draw.run_sampling(pipeline, workdir, shared.EMA.value, out)
     except PipelineError as error:
@@ -104,13 +83,21 @@ def _estimate(pipeline: Pipeline, folder: pathlib.Path) -> None:
 
 
 def _evaluate(changes: list[str]) -> None:
-    workdir = shared.folder_of_run(shared.WORKDIR.value, "evaluate")
-    run_evaluation(_pipeline(workdir, changes), workdir)
+    out = pathlib.Path(shared.OUT.value).expanduser() if shared.OUT.value else None
+    workdir, apart = pathlib.Path(), shared.WEIGHTS.value is not None
+    if evaluate.needs_workdir(apart and out is not None):
+        workdir = shared.folder_of_run(shared.WORKDIR.value, "evaluate")
+    name = shared.WEIGHTS.value
+    weights = None if name is None else shared.chosen_weights(name)
+    code = evaluate.run(lambda: _pipeline(workdir, changes), workdir, out, weights)
+    if code:
+        sys.exit(code)
 
 
 def _export(changes: list[str]) -> None:
     if shared.OUT.value is None:
         raise ConfigError("`pixelflow export` needs --out, the folder to write.")
+    local_path(shared.OUT.value, "--out", ConfigError)  # before weights are read
     workdir = pathlib.Path()
     if shared.WEIGHTS.value is None:
         workdir = shared.folder_of_run(shared.WORKDIR.value, "export")
@@ -139,21 +126,8 @@ def main(argv: list[str]) -> None:
     """Entry point; exits with 1 and one paragraph on errors a user can mend."""
     changes, _ = config_overrides.split(argv)
     backend.configure()
-    try:
+    with refusing(shared.OUT.value or shared.WORKDIR.value):
         RUNS[MODE.value](changes)
-    except UserError as error:
-        give_up(f"{type(error).__name__}: {error}")
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        folder = shared.OUT.value or shared.WORKDIR.value
-        give_up(
-            f"Writing {error.filename or f'to {folder}'} failed: {error.strerror}. "
-            "Mend that and give the same command again: training goes on from the last "
-            "checkpoint."
-        )
-    except KeyboardInterrupt:
-        give_up("Interrupted.", INTERRUPTED)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

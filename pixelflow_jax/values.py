@@ -83,11 +83,11 @@ class Words:
 
     empty: bool = True
 
-    def holds(self, value: str) -> bool:
+    def holds(self, value: Any) -> bool:
         """Whether a text is one of those."""
         return "\0" not in value and (self.empty or bool(value.strip()))
 
-    def words(self, kind: type = str, value: str = "") -> str:
+    def words(self, kind: type, value: Any = "") -> str:
         """What a value must be."""
         return "a text without NUL bytes" if self.empty else "a text that is not empty"
 
@@ -217,10 +217,10 @@ def parser(annotation: Any) -> Callable[[str], Any]:
     return parse
 
 
-def show(value: object) -> str:
+def show(value: Any) -> str:
     """A value as a message shows it."""
-    if isinstance(value, numbers.Number) and hasattr(value, "item"):
-        value = value.item()
+    if isinstance(value, numbers.Number):  # those of numpy show their type otherwise
+        value = getattr(value, "item", lambda: value)()
     return repr(value)[:200]
 
 

@@ -104,3 +104,15 @@ def test_what_was_kept_is_found_by_the_next_process(kept, tmp_path):
     finally:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     assert any(folder.iterdir())
+
+
+def test_samplers_are_launched_as_loops_on_gpus_alone(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert backend.loop_options() == {}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    ((name, commands),) = backend.loop_options().items()
+    assert name == "xla_gpu_enable_command_buffer" and "WHILE" in commands.split(",")
+    # This XLA knows the option and all of its words.
+    jax.jit(lambda a: a + 1, compiler_options={name: commands}).lower(1.0).compile()
+    monkeypatch.setenv("XLA_FLAGS", f"{backend.COMMAND_BUFFER}=FUSION")
+    assert backend.loop_options() == {}

@@ -13,6 +13,7 @@ from absl import flags
 from pixelflow_jax import __main__ as commands
 from pixelflow_jax import __version__, main
 from pixelflow_jax.cli import foreign_flags, terminal, verbs
+from pixelflow_jax.paths import printable
 from tests.bad_input.row import command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ MODULES = {
     "pixelflow_jax.convert.__main__": ["from-torch", "to-torch", "inspect"],
 }
 OTHER_COMMANDS = [
-    *("quickstart", "config", "prepare", "convert"),
+    *("quickstart", "config", "prepare", "convert", "reproduce"),
     *(f"prepare {name}" for name in ("shards", "preview", "text-features")),
     *(
         f"convert {name}"
@@ -88,7 +89,7 @@ def own_flags() -> list[flags.Flag]:
 @pytest.mark.parametrize("asked", ["--help", "-h"])
 def test_the_help_of_a_verb_shows_its_flags_and_no_others(verb, asked, capsys):
     text = said(capsys, verb, asked)
-    shown = set(re.findall(r"^  --([a-z_]+)\b", text, re.MULTILINE))
+    shown = set(re.findall(r"^  --([a-z0-9_]+)\b", text, re.MULTILINE))
     assert shown == {*verbs.VERBS[verb].flags(), "config"}
     assert text.count(f"  pixelflow {verb} ") == 3
     assert max(map(len, text.splitlines())) <= verbs.WIDTH
@@ -130,8 +131,9 @@ def test_words_of_other_tools_are_answered_with_flags_that_there_are(verb):
 
 
 def test_texts_that_a_terminal_would_obey_are_escaped():
-    assert terminal.printable("a\x1b[31mb\u202ec\n") == "a\\x1b[31mb\\u202ec\n"
-    assert terminal.printable("naïve 猫 🐈") == "naïve 猫 🐈"
+    text = printable("a\x1b[31mb\u202ec\n", terminal.KEPT)
+    assert text == "a\\x1b[31mb\\u202ec\n"
+    assert printable("naïve 猫 🐈") == "naïve 猫 🐈"
 
 
 def test_a_terminal_of_another_encoding_is_no_error():

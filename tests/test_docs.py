@@ -6,8 +6,12 @@ import runpy
 import shlex
 
 import pytest
+from absl.testing import flagsaver
 
-from pixelflow_jax import renamed
+from pixelflow_jax import main, renamed  # noqa: F401  defines the flags
+from pixelflow_jax.cli import arguments, prepare, shared, verbs
+from pixelflow_jax.config_files import load_config
+from pixelflow_jax.convert import __main__ as convert
 from tests.strangers.house import House
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -56,6 +60,33 @@ def test_the_method_of_the_page_for_authors_runs(tmp_path):
     house.run([words[1:] for words in lines])
     assert list(tmp_path.glob("runs/again/samples/*/images/*.png"))
     assert "peebles2023dit" in (tmp_path / "mini/README.md").read_text()
+
+
+def commands_of_the_readme() -> list[list[str]]:
+    """The words of every `pixelflow ...` in the README's blocks for a shell."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    shell = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(shell).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[1:] for line in words if line[:1] == ["pixelflow"]]
+
+
+@pytest.mark.parametrize("words", commands_of_the_readme(), ids=" ".join)
+def test_the_commands_of_the_readme_can_be_read(words):
+    """Their verbs, flags, configs and fields are those that there are."""
+    verb, *rest = words
+    if verb == "quickstart":
+        assert rest == ["--workdir=runs/demo"]
+        return
+    if verb not in verbs.VERBS:
+        parser = {"prepare": prepare, "convert": convert}[verb]._parser()
+        _, unknown = parser.parse_known_args(rest)
+        assert all(word.startswith("--config.") for word in unknown)
+        return
+    with flagsaver.flagsaver():
+        line = arguments.read(rest, verb)
+        if verb == "train" and shared.CONFIG.value != "my_config.py":
+            load_config(shared.CONFIG.value, line.changes)
 
 
 def test_the_page_on_migration_names_all_that_is_called_otherwise():

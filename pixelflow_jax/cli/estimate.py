@@ -154,7 +154,8 @@ def _free_disk(folder: pathlib.Path) -> float:
     path = folder.absolute()
     while not path.exists():
         path = path.parent
-    return float(shutil.disk_usage(path).free)
+    usage = shutil.disk_usage(path)
+    return float(usage.free) if usage.total else math.inf  # no disk at all: /proc
 
 
 def _devices() -> str:

@@ -1,11 +1,10 @@
 """`pixelflow export`: a folder to publish."""
 
-import pathlib
-
 from absl import flags
 
 from pixelflow_jax.cli import sample, shared
 from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.pipeline import Pipeline
 
@@ -21,7 +20,7 @@ SAMPLES = flags.DEFINE_bool(
 
 def run_export(pipeline: Pipeline, out: str) -> None:
     """Write the published folder `out`, and say where it is."""
-    folder = pathlib.Path(out).expanduser()
+    folder = local_path(out, "--out", ConfigError)
     classes = pipeline.class_names
     spread = classes[:: max(1, len(classes) // SHOWN)][:SHOWN]
     asked = sample.PROMPTS.value if pipeline.reads_text else sample.classes(pipeline)

@@ -7,6 +7,7 @@ import pathlib
 from typing import Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from pixelflow_jax.cli.shared import SAVED
 from pixelflow_jax.errors import ConfigError
@@ -155,7 +156,7 @@ def _offer(config: Experiment, run: Begun, workdir: pathlib.Path) -> str:
 
 def _rate(config: Experiment, step: int) -> float:
     """The learning rate of a step."""
-    return float(config.optimizer.learning_rate(config.steps)(step))
+    return float(np.asarray(config.optimizer.learning_rate(config.steps)(step)))
 
 
 def _say(text: str) -> None:

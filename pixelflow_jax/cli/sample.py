@@ -169,8 +169,10 @@ def classes(pipeline: Pipeline) -> list[str]:
     """
     parts, wanted = list(CLASSES.value or ()), []
     slugs = {slug(name) for name in pipeline.class_names}
+    most = 1 + max((name.count(",") for name in pipeline.class_names), default=0)
     while parts:
-        joined = [", ".join(parts[:end]) for end in range(len(parts), 0, -1)]
+        longest = min(most, len(parts))
+        joined = [", ".join(parts[:end]) for end in range(longest, 0, -1)]
         whole = next((name for name in joined if slug(name) in slugs), parts[0])
         wanted.append(whole)
         del parts[: len(joined) - joined.index(whole)]

@@ -6,6 +6,7 @@ import pathlib
 from absl import flags
 
 from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.paths import local_path
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -46,7 +47,7 @@ def folder_of_run(name: str | None, verb: str) -> pathlib.Path:
             "--workdir is missing: name the folder of the run, as in `pixelflow "
             f"{verb} --workdir=runs/mine`."
         )
-    path = pathlib.Path(name).expanduser()
+    path = local_path(name, "--workdir", ConfigError)
     run = _run_above(path)
     if run is not None:
         raise ConfigError(
@@ -87,9 +88,8 @@ def writable(folder: pathlib.Path, flag: str = "workdir") -> None:
 
 
 def _run_above(path: pathlib.Path) -> pathlib.Path | None:
-    """The run that a path lies in the checkpoints of, or is the checkpoints of."""
-    for part in (path, path.parent):
-        inside = part.name == SAVED and (part.is_dir() or path != part)
-        if inside and (part == path or path.name.isdigit()):
-            return part.parent
-    return None
+    """The run that a path is a checkpoint of, or holds the checkpoints of."""
+    if path.parent.name == SAVED and path.name.isdigit():
+        return path.parent.parent
+    steps = path.iterdir() if path.name == SAVED and path.is_dir() else ()
+    return path.parent if any(step.name.isdigit() for step in steps) else None

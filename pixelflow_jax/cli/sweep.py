@@ -13,6 +13,7 @@ from absl import flags
 from tqdm import tqdm
 
 from pixelflow_jax.atomic import atomic_write
+from pixelflow_jax.cli import judge, measure, shared
 from pixelflow_jax.cli.sample import SOLVERS
 from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.data.images import save_png
@@ -22,10 +23,12 @@ from pixelflow_jax.evaluation.features import Extractor
 from pixelflow_jax.evaluation.passes import set_features
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.pretrained import weights as published
+from pixelflow_jax.pretrained.options import DrawOptions
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.ema import posthoc_name
 
+COUNT = 10_000  # images a point, unless told
 OWN = "config"  # a solver that has no name on the command line
 
 SWEEP = flags.DEFINE_string(
@@ -41,15 +44,16 @@ class Sweep:
     """All that a sweep does at each of its points.
 
     `open_pipeline` reads the weights of an average by its name; `averages` are those
-    there are. `wanted` holds the classes or prompts to draw, `judge` makes results of
-    what `extractors` saw for `metrics`, and `compared` says with what, for the record.
+    there are. `wanted` holds the classes or prompts to draw, `options` how besides the
+    sampling settings, `judge` makes results of what `extractors` saw for `metrics`, and
+    `compared` says with what, for the record.
     """
 
     open_pipeline: Callable[[str], Pipeline]
     averages: tuple[str, ...]
     ema: str
     wanted: Sequence[int | str]
-    seed: int
+    options: DrawOptions
     extractors: Mapping[str, Extractor]
     metrics: tuple[str, ...]
     judge: Callable[[dict[str, SetFeatures]], sweep.Row]
@@ -88,11 +92,10 @@ class Sweep:
             "step": self.pipeline.step,
             "weights": _digest(self.pipeline.params),
             "sampling": to_dict(config.sampling),
-            "size": config.data.image_size,
             "precision": to_dict(config.precision),
             "count": len(self.wanted),
             "wanted": hashlib.sha256(listed.encode()).hexdigest(),
-            "seed": self.seed,
+            "options": {"size": config.data.image_size, **self.options},
             "metrics": list(self.metrics),
             "networks": {n: one.weights_digest for n, one in self.extractors.items()},
             "compared": dict(self.compared),
@@ -133,17 +136,10 @@ class Sweep:
     def _held(self) -> list[str]:
         return [self.ema]
 
-    def prepare(self, point: sweep.Point) -> None:
-        """Compile what draws at a point; programs do not depend on the average."""
-        sampling = self.sampling(point)
-        most = sampling.batch_size * jax.device_count()
-        self.pipeline.compile(min(most, len(self.wanted)), sampling=sampling)
-
     def measure(self, point: sweep.Point) -> sweep.Row:
         """The results at a point."""
-        stream = self.at(point).stream(
-            self.wanted, seed=self.seed, sampling=self.sampling(point)
-        )
+        options: DrawOptions = {**self.options, "sampling": self.sampling(point)}
+        stream = self.at(point).stream(self.wanted, **options)
 
         def shown():
             with tqdm(total=stream.draw.count, unit="image", leave=False) as bar:
@@ -169,9 +165,7 @@ def run_sweep(task: Sweep, text: str, workdir: pathlib.Path) -> dict[str, pathli
     ledger = sweep.Ledger(folder / "results.jsonl", facts, main)
     say: Callable[[str], object] = tqdm.write if main else (lambda line: None)
     say(f"{len(wanted)} points of {len(task.wanted)} images, to {folder}")
-    # Threads of several processes would not keep one order.
-    prepare = task.prepare if jax.process_count() == 1 else None
-    sweep.run(wanted, ledger, task.measure, prepare=prepare, say=say)
+    sweep.run(wanted, ledger, task.measure, say)
     return report(ledger, axes, folder, say) if main else {}
 
 
@@ -211,15 +205,57 @@ def flags_of(point: sweep.Point) -> str:
     return " ".join(parts)
 
 
+def run_flags(
+    names: Sequence[str],
+    open_pipeline: Callable[[], Pipeline],
+    place: str | pathlib.Path,
+    out: pathlib.Path,
+) -> dict[str, pathlib.Path]:
+    """The sweep that --sweep and the flags of `evaluate` ask for, to OUT/sweeps.
+
+    `place` is where the weights lie, for the other averages. Measures `names` (fid
+    where there are none) of 10,000 images, unless --num_samples says more or fewer:
+    enough to rank settings. Raises EvaluationError.
+    """
+    names = judge.metric_names(names or ["fid"])
+    source = published.find(place)
+    pipeline = open_pipeline()
+    shared.writable(out, "out")
+    options = measure.drawing_options(pipeline)
+    sampling = options.pop("sampling", None) or pipeline.config.sampling
+    config = dataclasses.replace(pipeline.config, sampling=sampling)
+    pipeline = dataclasses.replace(pipeline, config=config)
+    size = pipeline.config.data.image_size
+    sides = options.get("height") or size, options.get("width") or size
+    judged = judge.judge(names, sides)
+    own = source.choose(shared.EMA.value)
+
+    def opened(name: str) -> Pipeline:
+        return pipeline if name == own else Pipeline.from_pretrained(place, name)
+
+    reference = judged.reference
+    count = judge.COUNT.value if judge.COUNT.present else COUNT
+    task = Sweep(
+        open_pipeline=opened,
+        averages=averages_of(source),
+        ema=own,
+        wanted=measure.evaluation_set(pipeline, count),
+        options=options,
+        extractors=judged.extractors,
+        metrics=judged.names,
+        judge=judged,
+        compared={"reference": reference.sha256 if reference else ""},
+    )
+    paths = run_sweep(task, SWEEP.value or "", out)
+    for kind, path in paths.items():
+        print(f"{kind:>10}: {path}")
+    return paths
+
+
 def averages_of(source: published.WeightsRef) -> tuple[str, ...]:
     """What the axis `ema` chooses of: all averages, and widths of post-hoc ones."""
     widths = sweep.POSTHOC_WIDTHS if source.posthoc else ()
     return tuple(dict.fromkeys([*source.averages, *map(posthoc_name, widths)]))
-
-
-def balanced(num_classes: int, count: int) -> list[int]:
-    """Image i has class i modulo their number, so that any beginning is balanced."""
-    return [i % num_classes for i in range(count)]
 
 
 def _digest(params: dict) -> str:

@@ -1,11 +1,20 @@
 """What the commands say, on terminals of every encoding."""
 
+import contextlib
+import errno
 import io
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
+from pixelflow_jax.errors import UserError
 from pixelflow_jax.paths import printable
 
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+)
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 LINES = 3  # of a message
 ITEMS = 8  # of a list in one
 KEPT = "\n\t\u00a0"  # besides what is printable
@@ -35,3 +44,25 @@ def give_up(paragraph: str, code: int = 1) -> NoReturn:
     """Say why a command ends, on standard error, and end it."""
     print(f"\n{printable(folded(paragraph), KEPT)}", file=sys.stderr)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def refusing(folder: object) -> Iterator[None]:
+    """Ends a command with one paragraph on errors that a user can mend.
+
+    `folder` is where it writes.
+    """
+    try:
+        yield
+    except UserError as error:
+        give_up(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        give_up(
+            f"Writing {error.filename or f'to {folder}'} failed: {error.strerror}. "
+            "Mend that and give the same command again: training goes on from the last "
+            "checkpoint."
+        )
+    except KeyboardInterrupt:
+        give_up("Interrupted.", INTERRUPTED)

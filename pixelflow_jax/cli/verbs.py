@@ -90,7 +90,7 @@ VERBS = {
         modules=("pixelflow_jax.cli.sample",),
         fields=(*OPEN, *ENCODER),
         examples=(
-            "pixelflow sample --workdir=runs/demo --classes=smiles,flags --count=8 "
+            "pixelflow sample --workdir=runs/demo --classes=flags,food-drink --count=8 "
             "--guidance=2 --trajectory",
             "pixelflow sample --weights=emoji --out=drawn --classes=flags,food-drink "
             "--solver=heun --sample_steps=30",
@@ -99,18 +99,37 @@ VERBS = {
         ),
     ),
     "evaluate": Verb(
-        summary="Measure the loss of a run's newest checkpoint on held-out images.",
-        usage="--workdir=RUN [--config.data.FIELD=VALUE ...]",
+        summary="Measure a model: the loss on held-out images, or --metrics of images.",
+        usage="--workdir=RUN [--metrics=fid,sfid,is,pr --reference=NPZ ...]",
         groups={
             "Which weights": (*WEIGHTS, *ENCODERS),
+            "What to measure": (
+                *("metrics", "num_samples", "allow_n", "images", "reference"),
+                *("inception", "dinov2", "features"),
+            ),
+            "How images are drawn": (
+                *("prompts_file", "negative_prompt", "sample_seed", "height", "width"),
+                *("preset", "solver", "sample_steps", "guidance", "guidance_interval"),
+                *("guide", "shift", "png"),
+            ),
+            "Many settings": ("sweep",),
+            "Text suites": ("suite", "prompts", "count"),
+            "Besides": ("compare", "out"),
         },
-        modules=("pixelflow_jax.cli.evaluate",),
+        modules=("pixelflow_jax.cli.evaluate", "pixelflow_jax.cli.sweep"),
         fields=(*OPEN, *ENCODER, "data", "batch_size"),
         examples=(
             "pixelflow evaluate --workdir=runs/demo",
-            "pixelflow evaluate --workdir=runs/demo --ema=raw",
-            "pixelflow evaluate --workdir=runs/mine "
-            "--config.data.source.path=/data/elsewhere",
+            "pixelflow evaluate --workdir=runs/imagenet --metrics=fid,sfid,is,pr "
+            "--reference=VIRTUAL_imagenet256_labeled.npz --inception=inception.pth",
+            "pixelflow evaluate reference reference.npz --images=real_images",
+            "pixelflow evaluate --images=samples.npz --metrics=fid --features=lite0 "
+            "--reference=reference.npz --num_samples=5000 --allow_n",
+            "pixelflow evaluate --workdir=runs/imagenet --sweep=ema,scale "
+            "--reference=VIRTUAL_imagenet256_labeled.npz --inception=inception.pth",
+            "pixelflow evaluate --compare=ours.json,theirs.json",
+            "pixelflow evaluate --workdir=runs/text --suite=geneval "
+            "--prompts=evaluation_metadata.jsonl --out=geneval",
         ),
     ),
     "export": Verb(
@@ -126,7 +145,7 @@ VERBS = {
         examples=(
             "pixelflow export --workdir=runs/demo --out=published",
             "pixelflow export --workdir=runs/demo --out=published --ema=0.995 "
-            "--samples --classes=flags,smiles",
+            "--samples --classes=flags,food-drink",
             "pixelflow export --workdir=runs/demo --out=half --dtype=bfloat16",
         ),
     ),
@@ -136,6 +155,7 @@ OTHERS = {
     "prepare": "Write a data set as shards, look at it, or encode its captions.",
     "convert": "Make official weights ours, and ours official.",
     "quickstart": "Train a tiny model and draw from it: the first minutes.",
+    "reproduce": "Do official weights give their paper's figures? Draw and measure.",
 }
 
 

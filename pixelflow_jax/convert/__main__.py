@@ -23,8 +23,8 @@ from pixelflow_jax.paths import printable
 
 COMMAND = "pixelflow convert"
 DESCRIPTION = """Converts the official weights of PixelFlow, PixNerd, PixelGen and JiT
-to the format of pixelflow_jax and back, bit for bit. Reading and writing PyTorch's
-files needs torch: pip install 'pixelflow_jax[teachers]'."""
+to the format of pixelflow_jax and back, bit for bit. Writing PyTorch's files needs
+torch: pip install 'pixelflow_jax[teachers]'."""
 EXAMPLES = f"""examples:
   {COMMAND} inspect model.ckpt
   {COMMAND} from-torch pixnerd.ckpt weights/pixnerd --family=pixnerd --ema
@@ -145,6 +145,7 @@ def _understood(
         given=given,
         given_by=given_by,
         image_size=image_size,
+        allow_nonfinite=arguments.allow_nonfinite,
     )
     print(*weights.notes, sep="\n")
     return weights
@@ -233,9 +234,15 @@ def _add_choice(add) -> None:
     add("--family", choices=FAMILIES, default="", help="default: by the tensors")
     add(
         "--weights",
-        choices=PREFERENCE,
         default="",
-        help="which of a checkpoint's weights (default: its first average, if any)",
+        metavar="NAME",
+        help=f"which of a checkpoint's weights: {', '.join(PREFERENCE)}, or the name "
+        "of their dictionary (default: its first average, if any)",
+    )
+    add(
+        "--allow-nonfinite",
+        action="store_true",
+        help="take weights that hold NaN or infinities, too",
     )
     add("--ema", dest="weights", action="store_const", const="ema", help="the average")
 

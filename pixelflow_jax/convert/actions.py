@@ -16,7 +16,7 @@ from pixelflow_jax.flow.prediction import CONSTANTS, Prediction
 from pixelflow_jax.models.interface import DenoiserConfig, count
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import Description
-from pixelflow_jax.tensors import mapping, reader
+from pixelflow_jax.tensors import finite, mapping, reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
 from pixelflow_jax.tensors.lazy import LazyTensor
@@ -55,12 +55,14 @@ def understood(
     given: Fields | None = None,
     given_by: str = "--set",
     image_size: int = 0,
+    allow_nonfinite: bool = False,
 ) -> Understood:
     """The model in an official file or folder.
 
     `given` are fields of its config that tensors cannot tell, `image_size` another size
     than that of its stored positions (0: the same), which are then computed as the
-    official code does. Raises ConvertError with everything that does not fit,
+    official code does. NaN and infinities are refused as they are read, unless
+    `allow_nonfinite`. Raises ConvertError with everything that does not fit,
     WeightsError for files that cannot be read.
     """
     if published.is_ours(source):
@@ -84,10 +86,8 @@ def understood(
         *(f"unexpected: {key}" for key in checkpoint.stray),
     ]
     if problems:
-        raise ConvertError(
-            f"{source} ({chosen.place or 'its tensors'}) does not hold the weights of "
-            f"{described(model)}:" + "".join(f"\n  {problem}" for problem in problems)
-        )
+        where = f"{source} ({chosen.place or 'its tensors'})"
+        raise ConvertError(_unlike(where, model, problems))
     family = family or architecture.family(chosen.place)
     notes = (
         f"{described(model)}, {count(_shapes(model, None)):,} parameters",
@@ -100,13 +100,18 @@ def understood(
         model=model,
         architecture=architecture,
         family=family,
-        tensors=tensors,
+        tensors=finite.checked(tensors, str(source), allow_nonfinite),
         table=table,
         prediction=prediction,
         origin=" ".join(filter(None, [source.name, chosen.place])),
         step=checkpoint.step,
         notes=notes,
     )
+
+
+def _unlike(where: str, model: DenoiserConfig, problems: list[str]) -> str:
+    listed = "".join(f"\n  {problem}" for problem in problems)
+    return f"{where} does not hold the weights of {described(model)}:{listed}"
 
 
 def _left_out(

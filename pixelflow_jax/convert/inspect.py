@@ -50,16 +50,22 @@ def report(path: pathlib.Path, *, every: bool = False) -> Iterator[str]:
     yield from (f"besides: {note}" for note in checkpoint.notes)
 
 
-def flat(content: object, prefix: str = "") -> dict[str, LazyTensor]:
-    """All tensors of nested dicts and lists, by the path that leads to each."""
-    if isinstance(content, LazyTensor):
-        return {prefix: content}
-    if isinstance(content, list):
-        content = dict(enumerate(content))
+def flat(content: object) -> dict[str, LazyTensor]:
+    """All tensors of nested dicts and lists, by the path that leads to each.
+
+    A dict or list that stands in several places is looked into once.
+    """
     tensors: dict[str, LazyTensor] = {}
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            tensors |= flat(value, f"{prefix}: {key}" if prefix else str(key))
+    waiting, seen = [("", content)], set()
+    while waiting:
+        prefix, one = waiting.pop()
+        if isinstance(one, LazyTensor):
+            tensors[prefix] = one
+        elif id(one) not in seen and isinstance(one, Mapping | list):
+            seen.add(id(one))
+            items = one.items() if isinstance(one, Mapping) else enumerate(one)
+            named = [(f"{prefix}: {k}" if prefix else str(k), v) for k, v in items]
+            waiting += reversed(named)
     return tensors
 
 

@@ -7,10 +7,12 @@ whatever a file is called: its readers of PostScript and the like run other prog
 import io
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+
+from pixelflow_jax.values import Range
 
 # The suffixes that are read, and the formats that a file of any such name may have.
 SUFFIXES = (
@@ -28,9 +30,13 @@ OTHER_SUFFIXES = frozenset(
     ".jpf .jpc .jxr .wdp .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .mpo .flif "
     ".bpg .dcm .mp4 .webm .mov .avi .mkv".split()
 )
-MAX_PIXELS = 120_000_000  # a camera of 100 megapixels has 102; some 8 bytes each
-PILLOW_MAX = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # where Pillow itself refuses
-MAX_FILE_BYTES = 2**29
+MAX_PIXELS = 110_000_000  # a camera of 100 megapixels has 102; some 8 bytes each
+# How much more memory than others some take for a pixel while they are decoded.
+WEIGHTS = {"TIFF": 1.15, "AVIF": 1.5, "WEBP": 2.25, "JPEG2000": 2.5}
+PROGRESSIVE_JPEG = 1.4
+PILLOW_MAX = 178_956_970  # where Pillow itself refuses
+PixelLimit = Annotated[int, Range(low=1, high=PILLOW_MAX)]
+MAX_FILE_BYTES = 400_000_000  # of one image
 BAND = 2**22  # pixels converted at once: large images would take several copies
 ORIENTATION = 0x0112
 WHITE = 255
@@ -58,12 +64,17 @@ def decode(encoded: bytes, max_pixels: int) -> np.ndarray:
     the header says before anything is decoded, and for kinds of pixels without a rule;
     damage raises whatever Pillow raises.
     """
+    pixels, orientation = _decoded(encoded, max_pixels)
+    return np.ascontiguousarray(_upright(pixels, orientation))
+
+
+def _decoded(encoded: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
+    """Pixels as they are stored, and their orientation; Pillow's own copy is gone."""
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            check_pixels(image.size, max_pixels)
+            check_pixels(image, max_pixels)
             image.load()
-            pixels = _by_bands(image, _conversion(image))
-            return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+            return _by_bands(image, _conversion(image)), _orientation(image)
     except Image.DecompressionBombError as error:
         raise UnfitImage(_too_large(f"more than {PILLOW_MAX:,}", max_pixels)) from error
 
@@ -77,16 +88,24 @@ def image_size(encoded: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
-    """Raises UnfitImage where width x height is more than `max_pixels`."""
-    width, height = size
-    if width * height > max_pixels:
-        said = f"{width} x {height} = {width * height:,}"
+def check_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Raises UnfitImage where an image, opened and not decoded, has too many pixels.
+
+    They are weighed by the memory that a format takes for them.
+    """
+    weight = WEIGHTS.get(image.format or "", 1.0)
+    if image.info.get("progressive"):  # JPEG alone has that
+        weight = PROGRESSIVE_JPEG
+    pixels = image.width * image.height
+    if pixels * weight > max_pixels:
+        said = f"{image.width} x {image.height} = {pixels:,}"
+        if weight != 1:
+            said = f"{said} (of this format, each counts {weight} times)"
         raise UnfitImage(_too_large(said, max_pixels))
 
 
 def _too_large(said: str, max_pixels: int) -> str:
-    return f"it has {said} pixels, above max_pixels={max_pixels:,}"
+    return f"its pixels are {said}, above max_pixels={max_pixels:,}"
 
 
 def _by_bands(image: Image.Image, convert: Convert) -> np.ndarray:

@@ -29,7 +29,9 @@ def find_files(pattern: str, suffix: str) -> list[Path]:
     paths: list[Path] = []
     compressed: list[Path] = []
     whole = str(local_path(pattern, f"The path of {suffix} files", DataError))
-    for name in [whole] if os.path.exists(whole) else _alternatives(whole):
+    known, rest = _known(whole)
+    for ending in _alternatives(rest):
+        name = known + ending
         path = Path(name)
         if path.is_dir():
             below = [path / file for file in _below(path)]
@@ -38,7 +40,8 @@ def find_files(pattern: str, suffix: str) -> list[Path]:
         elif path.is_file():
             paths.append(path)
         else:
-            matches = [Path(match) for match in _matches(name)]
+            pattern_below = glob.escape(known) + ending
+            matches = [Path(m) for m in glob.glob(pattern_below, recursive=True)]
             if not matches:
                 raise DataError(
                     f"There is no file {printable(name)!r}: give a file, a folder, a "
@@ -58,16 +61,18 @@ def find_files(pattern: str, suffix: str) -> list[Path]:
     return files
 
 
-def read_whole(path: Path, most: int) -> bytes:
+def read_whole(path: Path, most: int, limit: str = "") -> bytes:
     """The content of a file; OSError where it is none, or has more than `most` bytes.
 
+    `limit` is the field that says so, for the message.
     A pipe by the name of a file would otherwise be waited for, for ever.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError("it is a pipe, socket, device or folder")
     if found.st_size > most:
-        raise OSError(f"it has {found.st_size:,} bytes, above {most:,}")
+        reason = f", for {limit}" if limit else ""
+        raise OSError(f"it has {found.st_size:,} bytes, above {most:,}{reason}")
     return path.read_bytes()
 
 
@@ -86,18 +91,20 @@ def _once(paths: Iterable[Path]) -> list[Path]:
     return sorted(real.values())
 
 
-def _matches(pattern: str) -> list[str]:
-    """What a pattern stands for, below the part of it that is there as it is written.
+def _known(pattern: str) -> tuple[str, str]:
+    """The part of a pattern that is there as it is written, and what is left of it.
 
-    So brackets in the name of an outer folder are no pattern.
+    So brackets and braces in the name of an outer folder are no pattern.
     """
+    if os.path.exists(pattern):
+        return pattern, ""
     known, rest = "", pattern
     while "/" in rest:
         head, _, tail = rest.partition("/")
         if not os.path.isdir(f"{known}{head}/"):
             break
         known, rest = f"{known}{head}/", tail
-    return glob.glob(glob.escape(known) + rest, recursive=True)
+    return known, rest
 
 
 def _named(files: list[Path]) -> str:

@@ -15,7 +15,7 @@ from pixelflow_jax.data.captions import (
     lines,
     most_bytes,
 )
-from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES
+from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES, PixelLimit
 from pixelflow_jax.data.encoded import EncodedSource, say_first_frames
 from pixelflow_jax.data.files import read_whole
 from pixelflow_jax.data.limits import Limits
@@ -56,7 +56,7 @@ class ImageFolder(SourceConfig):
     captions: bool = False
     allow_missing: bool = False
     holdout: Rate = 0.0
-    max_pixels: Count = MAX_PIXELS
+    max_pixels: PixelLimit = MAX_PIXELS
     max_caption: Count = MAX_CAPTION
 
     def open(self, split: Split, image_size: int = 0) -> EncodedSource:
@@ -195,7 +195,8 @@ class FolderImages:
 
 def _file_captions(file: Path, name: str, max_caption: int) -> tuple[str, ...]:
     try:
-        content = read_whole(file, most_bytes(max_caption))
+        limit = f"max_caption={max_caption:,}"
+        content = read_whole(file, most_bytes(max_caption), limit)
     except OSError as error:
         raise NoCaption(
             f"{printable(name)}: {printable(file.name)} cannot be read "

@@ -135,7 +135,10 @@ class Plan:
         one = dataclasses.replace(prepare, bucket=bucket)
         records = order.random_map(one) if own.repeat else order.map(one)
         # Batches of the local size, dealt out in turn: number k * count + index.
-        local = records.batch(own.local_size, batch_fn=collate)
+        if own.local_size == 1:  # grain cannot count so many batches without end
+            local = records.map(Single(collate))
+        else:
+            local = records.batch(own.local_size, batch_fn=collate)
         mine = local.slice(slice(own.process_index, None, own.process_count))
         return mine.slice(slice(0, None if own.repeat else self._batches_of(bucket)))
 
@@ -211,3 +214,14 @@ class Collate:
         if self.encoder is not None:
             batch |= self.encoder([example["caption"] for example in examples])
         return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Single:
+    """A record -> a batch of it alone."""
+
+    collate: Collate
+
+    def __call__(self, example: Example) -> dict[str, Any]:
+        """What `collate` makes of one record."""
+        return self.collate([example])

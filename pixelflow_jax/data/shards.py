@@ -20,7 +20,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore (compiled)
 
 from pixelflow_jax.atomic import atomic_write
-from pixelflow_jax.data.decoding import MAX_PIXELS
+from pixelflow_jax.data.decoding import MAX_PIXELS, PixelLimit
 from pixelflow_jax.data.index import (
     IndexedFile,
     IndexFormat,
@@ -40,7 +40,7 @@ from pixelflow_jax.data.source import (
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.paths import local_path
-from pixelflow_jax.values import Count, Place
+from pixelflow_jax.values import Place
 
 FORMAT = IndexFormat(
     name="dataset.json",
@@ -73,7 +73,7 @@ class StoredRecord(NamedTuple):
     def unpack(cls, content: bytes) -> "StoredRecord":
         """A record as it lay in a shard; an exception of any kind where it is none."""
         fields: dict[str, Any] = msgpack.unpackb(content)
-        record = cls(**fields | {"captions": tuple(fields["captions"])})
+        record = cls(**{**fields, "captions": tuple(fields["captions"])})
         texts = (*record.captions, record.name, record.origin)
         if not record.captions or not all(isinstance(text, str) for text in texts):
             raise ValueError("its captions, name or origin are no texts")
@@ -119,7 +119,7 @@ class Shards(SourceConfig):
 
     path: Place = ""
     test_path: Place = ""
-    max_pixels: Count = MAX_PIXELS
+    max_pixels: PixelLimit = MAX_PIXELS
 
     def open(self, split: Split, image_size: int = 0) -> "ShardSource":
         """Opens one split; see the class for its errors."""
@@ -170,7 +170,9 @@ class ShardSource:
             )
         shards: list[IndexedShard] = index["shards"]
         self.class_names = tuple(index["class_names"])
-        self.labels = np.concatenate([np.int32(shard["labels"]) for shard in shards])
+        self.labels = np.concatenate(
+            [np.array(shard["labels"], np.int32) for shard in shards]
+        )
         self.sizes = np.concatenate([_sizes(shard) for shard in shards])
         self._max_pixels = max_pixels
         self.shards = {shard["file"]: shard["count"] for shard in shards}

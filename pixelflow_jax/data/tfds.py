@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pixelflow_jax.data.decoding import MAX_PIXELS
+from pixelflow_jax.data.decoding import MAX_PIXELS, PixelLimit
 from pixelflow_jax.data.index import RecordFile
 from pixelflow_jax.data.limits import Limits
 from pixelflow_jax.data.records import Records
@@ -20,7 +20,7 @@ from pixelflow_jax.data.source import (
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.paths import local_path
-from pixelflow_jax.values import Count, Name, Place
+from pixelflow_jax.values import Name, Place
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,7 +40,7 @@ class Tfds(SourceConfig):
     label_key: Name = "label"
     train_split: Name = "train"
     test_split: Name = "validation"
-    max_pixels: Count = MAX_PIXELS
+    max_pixels: PixelLimit = MAX_PIXELS
 
     def open(self, split: Split, image_size: int = 0) -> "TfdsSource":
         """Opens one split; see the class for its errors."""

@@ -8,10 +8,13 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from pixelflow_jax.data.decoding import BAND
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.values import Ratio
 
 Small = Literal["upscale", "error"]
+# An image may be enlarged to so many pixels, or to so many times what is cut out of it.
+SMALL_TARGET, MAX_ASPECT = 2**26, 16
 Size = tuple[int, int]  # height and width
 Rng = np.random.Generator | None
 
@@ -93,6 +96,20 @@ def _check_small(
         )
 
 
+def _check_growth(image: np.ndarray, target: tuple[int, int], size: Size) -> None:
+    """Raises for an image so narrow that covering `size` would take all memory.
+
+    `target` is the width and height that it would be resized to.
+    """
+    height, width = size
+    if target[0] * target[1] > max(SMALL_TARGET, MAX_ASPECT * height * width):
+        raise UnreadableImage(
+            f"the image is {image.shape[1]}x{image.shape[0]}, so narrow that it would "
+            f"be enlarged to {target[0]}x{target[1]} to cover {width}x{height} pixels. "
+            "Remove it, or crop it."
+        )
+
+
 def resize_short_side(image: np.ndarray, short: int) -> np.ndarray:
     """The image resized (Lanczos) so that its short side is `short`.
 
@@ -114,8 +131,27 @@ def resize_to_cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
         target = (int(height * wide / tall), height)
     if target == (wide, tall):
         return image
-    resized = Image.fromarray(image).resize(target, Image.Resampling.LANCZOS)
-    return np.asarray(resized)
+    _check_growth(image, target, (height, width))
+    return np.asarray(resize(image, target, Image.Resampling.LANCZOS))
+
+
+def resize(
+    pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Pillow's resize of uint8 [h, w, 3] to width and height.
+
+    Pillow resizes rows before columns. Rows of a large image are resized part by part,
+    to the same bits, so that it is never copied whole.
+    """
+    tall, wide = pixels.shape[:2]
+    rows = max(1, BAND // wide)
+    if rows >= tall:
+        return Image.fromarray(pixels).resize(size, resample)
+    narrow = Image.new("RGB", (size[0], tall))
+    for top in range(0, tall, rows):
+        part = Image.fromarray(pixels[top : top + rows])
+        narrow.paste(part.resize((size[0], part.height), resample), (0, top))
+    return narrow.resize(size, resample)
 
 
 def center_crop(image: np.ndarray, height: int, width: int = 0) -> np.ndarray:
@@ -129,12 +165,17 @@ def center_crop(image: np.ndarray, height: int, width: int = 0) -> np.ndarray:
     width = width or height
     if image.shape[:2] == (height, width):
         return image
-    picture = Image.fromarray(image)
+    tall, wide = image.shape[:2]
+    if tall >= 2 * height and wide >= 2 * width:
+        picture = resize(image, (wide // 2, tall // 2), Image.Resampling.BOX)
+    else:
+        picture = Image.fromarray(image)
     while picture.height >= 2 * height and picture.width >= 2 * width:
         half = (picture.width // 2, picture.height // 2)
         picture = picture.resize(half, Image.Resampling.BOX)
     scale = max(height / picture.height, width / picture.width)
     resized = (round(picture.width * scale), round(picture.height * scale))
+    _check_growth(image, resized, (height, width))
     pixels = np.asarray(picture.resize(resized, Image.Resampling.BICUBIC))
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]

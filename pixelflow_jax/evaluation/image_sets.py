@@ -143,12 +143,21 @@ class FileImages:
 
 
 class SourceImages:
-    """The images of a data source, at its own size; every one must have that size."""
+    """The images of a data source, in its order, cut to one size.
 
-    def __init__(self, source: Source, name: str):
-        self._source, self.name = source, name
-        height, width, _ = source[0]["image"].shape
-        self.size = height, width
+    `crop` makes an image of any size one of `size`, (height, width); nothing is drawn
+    at random.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        size: tuple[int, int],
+        crop: Callable[[np.ndarray], np.ndarray],
+    ):
+        self._source, self._crop = source, crop
+        self.name, self.size = name, size
         labels = getattr(source, "labels", None)
         self.labels = None if labels is None else np.asarray(labels)
 
@@ -157,17 +166,13 @@ class SourceImages:
 
     def batches(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Batches of at most `size` images; DataError for one that cannot be read."""
-        for first in range(0, len(self), size):
-            numbers = range(first, min(first + size, len(self)))
-            images = [self._source[number]["image"] for number in numbers]
-            sizes = {image.shape[:2] for image in images} | {self.size}
-            if len(sizes) > 1:
-                raise EvaluationError(
-                    f"{self.name} holds images of several sizes "
-                    f"({', '.join(map(_size, sorted(sizes)))}): all images of a set "
-                    "must be of one size. Set an image size in the data's config."
-                )
-            yield first, np.stack(images)
+        with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as run:
+            for first in range(0, len(self), size):
+                numbers = range(first, min(first + size, len(self)))
+                yield first, np.stack(list(run.map(self._image, numbers)))
+
+    def _image(self, number: int) -> np.ndarray:
+        return self._crop(self._source[number]["image"])
 
 
 def open_images(path: str | os.PathLike) -> ImageSet:

@@ -23,10 +23,19 @@ def set_features(
     features of all.
     """
     seen = Accumulator(required(names))
+    look(seen, batches, extractors)
+    return seen.gathered().features(count)
+
+
+def look(
+    seen: Accumulator,
+    batches: Iterable[tuple[int, np.ndarray]],
+    extractors: Mapping[str, Extractor],
+) -> None:
+    """Add this process' part of each batch to what it has seen."""
     own = sharding.MeshShape().build(jax.local_devices())
     for place, images in batches:
         cuts = np.linspace(0, len(images), jax.process_count() + 1).astype(int)
         start, end = cuts[jax.process_index() : jax.process_index() + 2]
         with jax.set_mesh(own):  # extractors know nothing of the mesh of a run
             seen.add(extractors, images[start:end], place + int(start))
-    return seen.gathered().features(count)

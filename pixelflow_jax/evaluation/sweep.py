@@ -6,8 +6,6 @@ same classes at every point; each result is a line of a file, so that a sweep th
 cut goes on where it was.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import itertools
 import json
@@ -15,7 +13,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.errors import EvaluationError
@@ -27,7 +25,6 @@ Row = dict[str, float]  # results by metric
 # From the slowest to the fastest: other weights are loaded as seldom as can be.
 AXES = ("ema", "solver", "steps", "shift", "interval", "scale")
 ALWAYS = "all"  # the interval without ends
-AHEAD = 3  # points whose programs are compiled while another one is measured
 HIGHER = ("is", "precision", "recall", "density", "coverage")  # is better
 POSTHOC_WIDTHS = (0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2)
 
@@ -205,22 +202,19 @@ def run(
     wanted: Sequence[Point],
     ledger: Ledger,
     measure: Callable[[Point], Row],
-    *,
-    prepare: Callable[[Point], object] | None = None,
     say: Callable[[str], object] = print,
 ) -> None:
     """Measure the points that `ledger` lacks, one after the other, and say so.
 
-    `prepare` compiles what a point needs, in threads, while earlier ones are measured.
     The time left is told from the points measured in this sitting. Raises what
-    `measure` or `prepare` raises, and EvaluationError for a result that is not finite.
+    `measure` raises, and EvaluationError for a result that is not finite.
     """
     waiting = [point for point in wanted if ledger.get(point) is None]
     before = len(wanted) - len(waiting)
     if before:
         say(f"{before} of {len(wanted)} points were measured before")
     began = time.monotonic()
-    for done, point in enumerate(_prepared(waiting, prepare), 1):
+    for done, point in enumerate(waiting, 1):
         started = time.monotonic()
         results = measure(point)
         _check_finite(point, results)
@@ -232,26 +226,6 @@ def run(
             f"[{before + done}/{len(wanted)}] {words(point)}: {shown} "
             f"({now - started:.0f} s, about {_duration(left)} left)"
         )
-
-
-def _prepared(
-    waiting: Sequence[Point], prepare: Callable[[Point], object] | None
-) -> Iterator[Point]:
-    """The points in order, each when it is prepared; a few are ahead."""
-    if prepare is None:
-        yield from waiting
-        return
-    with concurrent.futures.ThreadPoolExecutor(AHEAD) as threads:
-        running = collections.deque(threads.submit(prepare, p) for p in waiting[:AHEAD])
-        try:
-            for number, point in enumerate(waiting):
-                running.popleft().result()
-                if number + AHEAD < len(waiting):
-                    running.append(threads.submit(prepare, waiting[number + AHEAD]))
-                yield point
-        finally:
-            for future in running:
-                future.cancel()
 
 
 def _check_finite(point: Point, results: Row) -> None:

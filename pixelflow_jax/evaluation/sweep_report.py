@@ -79,7 +79,7 @@ def heat_map(
         grid,
         [_text(value) for value in rows],
         [_text(value) for value in axes[across]],
-        (title, f"{across} →" + (f"   {down[0]} ↓" if down else "")),
+        (title, f"{across} across" + (f", {down[0]} down" if down else "")),
         sign,
     )
 

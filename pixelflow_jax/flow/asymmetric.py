@@ -20,7 +20,14 @@ from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.flow.basis import BASIS, Gram, read_basis
 from pixelflow_jax.flow.path import Point, Stage, per_image
 from pixelflow_jax.flow.prediction import PLAIN, Images, Prediction, Times
-from pixelflow_jax.values import Count, OptionalWidth, Pixels, Place, Positive
+from pixelflow_jax.values import (
+    Count,
+    OptionalWidth,
+    Pixels,
+    Place,
+    Positive,
+    PositiveShare,
+)
 
 Timestep = Literal["data", "noise"]
 
@@ -48,9 +55,9 @@ class PredictAsymmetric(Prediction):
     basis: Place = ""
     images: Count = 10_000
     scale: Positive = 1.0
-    tau: Positive = 1e-6
-    sampling_tau: Positive = 0.04
-    loss_tau: Positive = 0.05
+    tau: PositiveShare = 1e-6
+    sampling_tau: PositiveShare = 0.04
+    loss_tau: PositiveShare = 0.05
     timestep: Timestep = "data"
 
     def velocity(

@@ -8,9 +8,11 @@ import jax
 from flax import nnx, traverse_util
 from jax import Array
 
-from pixelflow_jax.nn.kernels.choice import Kernels, choose
+from pixelflow_jax.nn.kernels.choice import Kernels, choose, is_half_on_gpu
+from pixelflow_jax.nn.mlp import gate_up_together
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import unstack_layers, written_out_blocks
+from pixelflow_jax.sharding import tensor_shards
 
 
 class Condition(NamedTuple):
@@ -201,7 +203,10 @@ def network(
             return merge(params).precompute(batch)
 
     def cast_for_inference(params: dict) -> dict:
-        return unstack_layers(precision.cast(params), stacks)
+        params = unstack_layers(precision.cast(params), stacks)
+        # Few tokens leave large GPUs without work, the less so the wider a product.
+        wider = is_half_on_gpu(precision.dtype) and tensor_shards() == 1
+        return gate_up_together(params) if wider else params
 
     return Network(init, apply, cast_for_inference, precompute)
 

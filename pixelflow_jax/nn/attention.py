@@ -35,13 +35,16 @@ def attend(
     mask: Bool[Array, "b m"] | None = None,
     implementation: Attention = "auto",
     drop: Drop | None = None,
+    length: int | None = None,
 ) -> Float[Array, "b n heads head_width"]:
     """Softmax attention with scale head_width^-0.5, in q's type; softmax in float32.
 
     `mask` is True for what is attended to. `implementation` "auto" takes cuDNN's flash
     attention where it is available and right, XLA elsewhere; "xla" and "cudnn" insist.
     `drop` acts on the probabilities [b, heads, n, m], which only the plain formula
-    writes out. Raises ValueError where "cudnn" is asked for what it cannot do.
+    writes out. Of queries and keys alike only the first `length` are looked at; what
+    comes out behind them has no meaning. cuDNN needs no mask for that. Raises
+    ValueError where "cudnn" is asked for what it cannot do.
 
     For the backward pass stacks keep the result under the name "attention", or all that
     cuDNN's own backward pass needs (`nn.stack`).
@@ -52,6 +55,11 @@ def attend(
     if implementation == "auto":
         fits = cudnn_fits(q) and mask is None
         implementation = "cudnn" if fits else "xla"
+    if implementation == "cudnn" and length is not None:
+        return _attend_first(q, k, v, (length, length))
+    if length is not None:
+        inside = jnp.arange(k.shape[1]) < length
+        mask = inside[None] if mask is None else mask & inside
     if mask is not None:
         mask = mask[:, None, None, :]
     if drop is not None:
@@ -88,13 +96,24 @@ def _attend_padded(q: Array, k: Array, v: Array) -> Array:
 
     To a multiple of 128: its backward pass has known faults for other padded lengths.
     """
-    true = {"query_seq_lengths": q, "key_value_seq_lengths": k}
-    true = {name: jnp.full(len(a), a.shape[1], jnp.int32) for name, a in true.items()}
-    padded = (
+    lengths = q.shape[1], k.shape[1]
+    q, k, v = (
         jnp.pad(a, ((0, 0), (0, -a.shape[1] % 128), (0, 0), (0, 0))) for a in (q, k, v)
     )
-    mixed = jax.nn.dot_product_attention(*padded, **true, implementation="cudnn")
-    return mixed[:, : q.shape[1]]
+    return _attend_first(q, k, v, lengths)[:, : lengths[0]]
+
+
+def _attend_first(q: Array, k: Array, v: Array, lengths: tuple[int, int]) -> Array:
+    """cuDNN's attention of the first queries to the first keys, as many as given."""
+    queries, keys = (jnp.full(len(q), length, jnp.int32) for length in lengths)
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        query_seq_lengths=queries,
+        key_value_seq_lengths=keys,
+        implementation="cudnn",
+    )
 
 
 def _attend_dropping(

@@ -118,7 +118,6 @@ class FieldBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.width = width
-        self.hidden = hidden
         self.unit = (WEIGHTS[0] in normalised, WEIGHTS[1] in normalised)
         self.norm = RMSNorm(width)
         self.generator = linear(condition_width, 2 * width * hidden, precision, rngs)
@@ -129,23 +128,12 @@ class FieldBlock(nnx.Module):
         condition: Float[Array, "b n condition_width"],
     ) -> Float[Array, "b n pixels width"]:
         """Pixels of patches under the condition that each patch's MLP comes from."""
-        mlp = GeneratedMLP(*self.generated(condition), self.unit)
+        mlp = GeneratedMLP(self.generated(condition), self.width, self.unit)
         return neural_field(z, self.norm.weight[...], mlp)
 
     def generated(
         self, condition: Float[Array, "b n condition_width"]
-    ) -> tuple[Float[Array, "b n width hidden"], Float[Array, "b n hidden width"]]:
-        """The weights of each patch's MLP.
-
-        From two products, so that neither has to be cut out of a common array.
-        """
+    ) -> Float[Array, "b n weights"]:
+        """The weights of each patch's MLP, both matrices as `GeneratedMLP` has them."""
         kernel, bias = cast_weights(self.generator, condition.dtype)
-        kernels, biases = jnp.split(kernel, 2, -1), jnp.split(bias, 2)
-
-        def weight(i: int, *shape: int) -> Array:
-            flat = condition @ kernels[i] + biases[i]
-            whole = flat.reshape(*condition.shape[:-1], *shape)
-            return checkpoint_name(whole, "generated")
-
-        first = weight(0, self.width, self.hidden)
-        return first, weight(1, self.hidden, self.width)
+        return checkpoint_name(condition @ kernel + bias, "generated")

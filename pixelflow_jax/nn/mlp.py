@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -52,7 +54,9 @@ class MLP(nnx.Module):
         function a group.
         """
         first = (self.gate, self.up) if self.kind == "swiglu" else (self.up,)
-        products = (matmul_no_bias(layer, x) for layer in first)
+        # Matrices that `gate_up_together` has emptied have nothing to multiply.
+        full = (layer for layer in first if layer.kernel[...].size)
+        products = (matmul_no_bias(layer, x) for layer in full)
         biases = (bias_of(layer) for layer in first)
         return activate_and_project(
             self.kind,
@@ -62,3 +66,23 @@ class MLP(nnx.Module):
             packing,
             dropouts,
         )
+
+
+def gate_up_together(params: dict) -> dict:
+    """Parameters in which every MLP's gate and up are one matrix, and so one product.
+
+    It is the gate's; up's has no columns left. Stacked layers may be `Unstacked`. Where
+    this is done already, nothing changes. For sampling alone: it is no parameters file.
+    """
+    if not isinstance(params, dict):
+        return params
+    params = {name: gate_up_together(node) for name, node in params.items()}
+    if not {"gate", "up", "down"} <= set(params):
+        return params
+    gate, up = params["gate"]["kernel"], params["up"]["kernel"]
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], -1), gate, up)
+    none = jax.tree.map(lambda a: a[..., :0], up)
+    return params | {
+        "gate": params["gate"] | {"kernel": both},
+        "up": params["up"] | {"kernel": none},
+    }

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Shaped
@@ -51,13 +52,17 @@ class Packing:
         """The inverse of `join`."""
         if len(self.batches) == 1:
             return [tokens]
-        groups, start = [], 0
-        for batch, length in zip(self.batches, self.lengths, strict=True):
-            size = length if self.aligned else batch * length
-            part = tokens[:, start : start + size]
-            groups.append(part.reshape(batch, length, *tokens.shape[2:]))
-            start += size
-        return groups
+        sizes = self.lengths
+        if not self.aligned:
+            pairs = zip(self.batches, self.lengths, strict=True)
+            sizes = tuple(batch * length for batch, length in pairs)
+        # Its gradient is one concatenation, where that of slices is a sum of paddings.
+        parts = jax.lax.split(tokens, sizes, axis=1)
+        groups = zip(parts, self.batches, self.lengths, strict=True)
+        return [
+            part.reshape(batch, length, *tokens.shape[2:])
+            for part, batch, length in groups
+        ]
 
     def broadcast(
         self, vectors: Sequence[Shaped[Array, "_ width"]]

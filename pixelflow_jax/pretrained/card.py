@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
-from pixelflow_jax import build, sharding
+from pixelflow_jax import build, sharding, values
+from pixelflow_jax.config_types import fits
 from pixelflow_jax.errors import ConfigError, PipelineError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count
+from pixelflow_jax.values import Natural
 
 FORMAT = "pixelflow_jax"
 # Of the format; raised when older code could not read it. Configs of version 1 have
@@ -47,7 +49,7 @@ class Description:
         """
         # Single files of before the format had a version are of the first one.
         version = data.get("version", 1)
-        if version not in range(1, VERSION + 1):
+        if not isinstance(version, int) or version not in range(1, VERSION + 1):
             raise PipelineError(
                 f"{where} is of version {version} of the format; this pixelflow_jax "
                 f"reads up to version {VERSION}: install the one that wrote it, or a "
@@ -59,11 +61,20 @@ class Description:
                 f"{where} lacks {', '.join(missing)}: it is damaged. Fetch or export "
                 "the weights again."
             )
+        names, step = data["class_names"], data["step"]
+        origin = data.get("origin", "")
+        wrong = values.problems("step", step, Natural) if fits(step, int) else ["step"]
+        if wrong or not fits(names, list[str]) or not isinstance(origin, str):
+            raise PipelineError(
+                f"{where} is damaged: class_names must be a list of texts, step a "
+                "whole number of at least 0, origin a text. Fetch or export the "
+                "weights again."
+            )
         return Description(
-            config=on_any_devices(data["config"]),
-            class_names=tuple(data["class_names"]),
-            step=data["step"],
-            origin=data.get("origin", ""),
+            config=on_any_devices(data["config"], where),
+            class_names=tuple(names),
+            step=step,
+            origin=origin,
         )
 
     def card(self, name: str, dtype: str, picture: bool) -> str:
@@ -167,13 +178,16 @@ Not stated: add `license:` to the front matter of this file.
 """
 
 
-def on_any_devices(config: dict) -> Experiment:
+def on_any_devices(config: dict, where: str = "the checkpoint") -> Experiment:
     """The config that weights came with, for the devices that are there."""
     try:
         experiment = Experiment.from_dict(config)
+    except RecursionError as error:
+        raise PipelineError(f"The config in {where} is nested too deeply.") from error
     except ConfigError as error:
         raise PipelineError(
-            f"These weights belong to another version of pixelflow_jax: {error}"
+            f"The config in {where} is damaged, or of another version of "
+            f"pixelflow_jax: {error}"
         ) from error
     experiment.mesh = sharding.MeshShape()
     return experiment

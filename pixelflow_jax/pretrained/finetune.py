@@ -12,6 +12,7 @@ Projectors of loss terms and the optimizer's state always begin anew.
 
 import dataclasses
 import re
+import tempfile
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -79,10 +80,11 @@ class Compatibility:
             unexplained = changed_fields(
                 {"model": self.theirs}, {"model": self.ours}, EXPLAINED
             )
+            fields = [f"field {line}" for line in unexplained]
+            parameters = [f"parameter {one}" for one in strange]
             raise InitialError(
-                "Their model differs from this run's in more than may begin anew. "
-                f"Fields (theirs -> ours):{_listed(unexplained)}\n"
-                f"Parameters:{_listed(map(str, strange))}"
+                "Their model differs from this run's in more than may begin anew "
+                f"(theirs -> ours):{_listed([*fields, *parameters])}"
             )
         wanted = {kind for d in self.differences for kind in d.kinds} - {COMPUTED}
         if not wanted <= set(reset):
@@ -205,8 +207,14 @@ def _joined(shapes: dict[str, Shape]) -> dict[str, Shape]:
     return whole
 
 
-def _listed(lines: Iterable[str], most: int = 20) -> str:
-    """Lines, indented, each on its own; not more than `most` of them."""
+def _listed(lines: Iterable[str], most: int = 3) -> str:
+    """The first ones in a line; where there are more, all of them in a file."""
     lines = list(lines)
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return "".join(f"\n  {line}" for line in [*lines[:most], *more])
+    shown = f"\n  {'; '.join(lines[:most])}"
+    if len(lines) <= most:
+        return shown
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix="differences-", suffix=".txt", delete=False
+    ) as file:
+        file.write("\n".join(lines) + "\n")
+    return f"{shown}; all {len(lines)} are in {file.name}"

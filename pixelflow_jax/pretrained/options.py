@@ -51,6 +51,7 @@ class Loading(TypedDict, total=False):
     revision: str | None
     text_encoder: str | pathlib.Path
     tokenizer: str | pathlib.Path
+    allow_nonfinite: bool
 
 
 class Publishing(TypedDict, total=False):

@@ -88,6 +88,7 @@ class Pipeline:
         revision: str | None = None,
         text_encoder: str | pathlib.Path = "",
         tokenizer: str | pathlib.Path = "",
+        allow_nonfinite: bool = False,
     ) -> "Pipeline":
         """Weights from a folder, a file, a run's workdir, or the Hugging Face Hub.
 
@@ -95,17 +96,19 @@ class Pipeline:
         of ours, a workdir, or "organisation/name" on the Hub, at `revision`. From a
         workdir the newest checkpoint is taken: the average with decay `ema` (such as
         "0.9999"; "" the first one, "raw" the weights themselves). For models of text,
-        `text_encoder` and `tokenizer` name other files than their config. Raises
+        `text_encoder` and `tokenizer` name other files than their config. Weights that
+        hold NaN or infinities are refused, unless `allow_nonfinite`. Raises
         PipelineError, or CheckpointError for a damaged checkpoint.
         """
         files = {"text_encoder": text_encoder, "tokenizer": tokenizer}
-        checked({"ema": ema, "revision": revision, **files}, Loading)
+        loading = {"ema": ema, "revision": revision, **files}
+        checked({**loading, "allow_nonfinite": allow_nonfinite}, Loading)
         path_of("path", path)
         source = published.find(path, revision)
         chosen, about = source.choose(str(ema)), source.description
         pipeline = cls(
             config=about.config,
-            params=source.read(chosen),
+            params=source.read(chosen, allow_nonfinite),
             class_names=about.class_names,
             step=about.step,
             origin=source.origin(chosen),

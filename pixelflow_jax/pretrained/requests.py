@@ -48,7 +48,7 @@ def refuse(problems: Sequence[str]) -> None:
         raise PipelineError("; ".join(problems) + ".")
 
 
-def listed(wanted: object) -> list[int | str]:
+def listed(wanted: Any) -> list[int | str]:
     """What a call is asked to draw, one by one; PipelineError for what cannot be.
 
     Classes by name or number, or prompts: one alone, or several. Truth values and

@@ -9,11 +9,12 @@ newest checkpoint.
 
 import contextlib
 import dataclasses
+import functools
 import json
-import logging
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +24,20 @@ from pixelflow_jax import build, resources, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.loader import saved_class_names
-from pixelflow_jax.errors import DataError, PipelineError, WeightsError
+from pixelflow_jax.errors import PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.models.interface import shape_errors
+from pixelflow_jax.pretrained import class_names
 from pixelflow_jax.pretrained.card import FORMAT, PICTURE, Description, on_any_devices
-from pixelflow_jax.tensors import hub, reader
+from pixelflow_jax.tensors import finite, hub, json_files, reader
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.paths import by_path, nested
 from pixelflow_jax.training import posthoc
 from pixelflow_jax.training.checkpoint import Checkpointer
+from pixelflow_jax.training.ema import in_words
 
-LOG = logging.getLogger(__name__)
 CONFIG, CARD = "config.json", "README.md"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("float32", "bfloat16")
@@ -77,23 +79,30 @@ class WeightsRef:
         }
 
     def _checked_tensors(self, ema: str) -> Mapping[str, LazyTensor]:
-        try:
+        with _as_pipeline_error():
             tensors = self.tensors(ema)
-        except WeightsError as error:
-            raise PipelineError(str(error)) from error
         config = self.description.config
         shapes = build.network(config).shapes() | constant_shapes(config)
         if problems := shape_errors(dict(tensors), shapes):
             raise PipelineError(
                 f"{self.where} does not hold the weights of the model its own config "
-                "describes:\n  " + "\n  ".join(problems)
+                f"describes:\n  {'; '.join(problems[:3])}"
+                + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
             )
         return tensors
 
-    def read(self, ema: str) -> dict:
-        """A set's parameters as a nested dict, float32; raises what `open` does."""
-        opened = self.open(ema).items()
-        flat = {name: jnp.asarray(tensor.read(), "float32") for name, tensor in opened}
+    def read(self, ema: str, allow_nonfinite: bool = False) -> dict:
+        """A set's parameters as a nested dict, float32; raises what `open` does.
+
+        Numbers that are NaN or infinite are refused, unless allowed.
+        """
+        flat, counts = {}, {}
+        for name, tensor in self.open(ema).items():
+            array = np.asarray(tensor.read())
+            counts[name] = 0 if allow_nonfinite else finite.count_nonfinite(array)
+            flat[name] = jnp.asarray(array, "float32")
+        with _as_pipeline_error():
+            finite.refuse(counts, self.where, "allow_nonfinite=True in Python")
         return nested(flat)
 
     def constants(self) -> dict:
@@ -113,7 +122,7 @@ class WeightsRef:
             return ema or self.averages[0]
         if alike := [one for one in self.averages if _is_same_decay(one, ema)]:
             return alike[0]
-        if self.posthoc and (name := _posthoc_name(ema)):
+        if self.posthoc and (name := posthoc.canonical(ema)):
             return name
         if self.averages == ("",):
             raise PipelineError(
@@ -122,8 +131,7 @@ class WeightsRef:
             )
         raise PipelineError(
             f"This run has no average {ema!r}; choose one of "
-            f"{', '.join(self.averages)}"
-            + (", posthoc:SIGMA_REL." if self.posthoc else ".")
+            f"{', '.join(self.averages)}{', posthoc:SIGMA_REL' * self.posthoc}."
         )
 
     def origin(self, ema: str) -> str:
@@ -131,11 +139,7 @@ class WeightsRef:
         if not ema:
             return self.description.origin
         step, name = self.description.step, self.description.config.name
-        which = f"average with decay {ema}"
-        if ema == RAW:
-            which = "without averaging"
-        elif ema.startswith(posthoc.PREFIX):
-            which = f"average of relative width {ema.removeprefix(posthoc.PREFIX)}"
+        which = "without averaging" if ema == RAW else in_words(ema)
         return f"step {step:,} of the run {name!r}, {which}"
 
 
@@ -216,24 +220,19 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
             (build.network(config).shapes(), constant_shapes(config)),
         )
         with contextlib.closing(Checkpointer(workdir / "checkpoints", None)) as saved:
-            if config.posthoc and ema not in averages:
-                kept = {
-                    name: by_path(saved.restore_weights(step, shapes, name))
-                    for name in config.posthoc.names
-                }
-                # Those of WORKDIR/best lie in WORKDIR.
-                inside = (workdir / posthoc.FOLDER).is_dir()
-                home = workdir if inside else workdir.parent
-                params = nested(posthoc.at_checkpoint(home, step, ema, kept))
+            read = functools.partial(saved.restore_weights, step, shapes)
+            if ema in averages:
+                params = read(ema)
             else:
-                params = saved.restore_weights(step, shapes, ema)
+                own = {n: read(n) for n in averages if n.startswith(posthoc.PREFIX)}
+                params = posthoc.at_checkpoint(workdir, step, ema, own)
             if constants:
-                own = saved.restore_constants(step, constants[CONSTANTS])
-                params |= {CONSTANTS: own}
+                prediction = saved.restore_constants(step, constants[CONSTANTS])
+                params |= {CONSTANTS: prediction}
         flat = by_path(params)
         return {name: LazyTensor.of(array) for name, array in flat.items()}
 
-    names = _class_names(config, own_names)
+    names = class_names.of_run(config, own_names)
     description = Description(config=config, class_names=names, step=step)
     averages = (*config.average_names, RAW)
     return WeightsRef(
@@ -252,29 +251,11 @@ def _posthoc_name(ema: str) -> str:
         raise PipelineError(f"--ema={ema}: {error}") from error
 
 
-def _class_names(config: Experiment, saved: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The class names of a run: today's data may have others.
-
-    Runs of earlier versions did not save them: theirs are the data set's, or numbers
-    where that is not at hand.
-    """
-    if config.model.condition.reads_text:
-        return ()
-    if saved is not None:
-        return saved
-    try:
-        return config.data.class_names
-    except DataError as error:
-        LOG.warning("Classes go by their numbers, without the data set: %s", error)
-        return tuple(map(str, range(config.model.num_classes)))
-
-
 def _in_file(path: pathlib.Path) -> WeightsRef:
-    try:
+    with _as_pipeline_error():
         tensors = reader.tensors(path)
-    except WeightsError as error:
-        raise PipelineError(str(error)) from error
-    data = _parsed(safe.metadata(path).get(FORMAT, "null"), path)
+    with _as_pipeline_error():
+        data = json_files.parsed(safe.metadata(path).get(FORMAT, "null"), path)
     if not isinstance(data, dict):
         raise PipelineError(
             f"{path} was not written by Pipeline.save: its metadata hold no "
@@ -298,19 +279,20 @@ def _in_folder(folder: pathlib.Path) -> WeightsRef:
     )
 
 
-def _parsed(content: str | bytes, where: pathlib.Path) -> object:
+@contextlib.contextmanager
+def _as_pipeline_error() -> Iterator[None]:
+    """What is wrong with weights is told as whoever loads a pipeline expects."""
     try:
-        return json.loads(content)
-    except ValueError as error:
-        raise PipelineError(
-            f"{where} cannot be read ({error}): fetch or export the weights again."
-        ) from error
+        yield
+    except WeightsError as error:
+        raise PipelineError(str(error)) from error
 
 
 def _read_config(folder: pathlib.Path) -> dict:
     """What config.json says; PipelineError where it is absent or not ours."""
     try:
-        content = (folder / CONFIG).read_bytes()
+        with _as_pipeline_error():
+            data = json_files.read(folder / CONFIG)
     except FileNotFoundError:
         foreign = [p.name for p in folder.iterdir() if p.suffix in FOREIGN]
         only = f" (only {', '.join(sorted(foreign)[:5])})" if foreign else ""
@@ -319,7 +301,6 @@ def _read_config(folder: pathlib.Path) -> dict:
             " published folder has one, and is written anew where writing was cut "
             f"short; a training run's workdir holds checkpoints/. {CONVERT}"
         ) from None
-    data = _parsed(content, folder / CONFIG)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise PipelineError(
             f"{folder}/{CONFIG} is not of the format {FORMAT!r}: no published folder of"
@@ -334,7 +315,8 @@ def is_ours(path: pathlib.Path) -> bool:
         return True
     try:
         if (path / CONFIG).is_file():
-            return json.loads((path / CONFIG).read_text("utf-8"))["format"] == FORMAT
+            data: Any = json_files.read(path / CONFIG)
+            return data["format"] == FORMAT
         return path.suffix == ".safetensors" and FORMAT in safe.metadata(path)
     except Exception:  # whoever opens it next says what is wrong
         return False

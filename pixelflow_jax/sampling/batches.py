@@ -11,14 +11,13 @@ from jax import Array
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from pixelflow_jax import sharding
+from pixelflow_jax import backend, sharding
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.models.interface import DenoiserConfig, Network, frozen_shapes
 from pixelflow_jax.sampling.fields import Net
 from pixelflow_jax.sampling.sampler import Sampler, Samples, image_keys
 
-STEP = 8  # between the sizes of programs
 Given = np.ndarray | dict[str, np.ndarray]  # labels [n], or arrays [n, ...] by name
 
 
@@ -130,13 +129,14 @@ class Generator:
         size = per_device * sharding.batch_shards(self.mesh)
         count = request.count
         starts = range(start - start % per_device, count, size)
-        running = self._dispatch(weights, request, starts[0], size) if starts else None
+        if not starts:
+            return
+        running = [self._dispatch(weights, request, starts[0], size)]
         for place in starts:
             # Waits; one batch at a time lies on the devices.
-            drawn = _on_host(running, max(start - place, 0), count - place)
-            running = None
+            drawn = _on_host(running.pop(), max(start - place, 0), count - place)
             if place + size < count:
-                running = self._dispatch(weights, request, place + size, size)
+                running.append(self._dispatch(weights, request, place + size, size))
             yield max(start, place), drawn
 
     def _dispatch(
@@ -170,7 +170,7 @@ class Generator:
         The fixed batch of the program, on which the last bits of an image depend. On
         the CPU it is one, which costs a tenth more time: there images depend on neither
         the count, nor the devices, nor `batch_size`. Elsewhere it is `batch_size`; a
-        set that is smaller takes the next power of eight, so that it does not wait for
+        set that is smaller takes the next power of two, so that it does not wait for
         images that nobody wants.
         """
         if self.mesh.devices.flat[0].platform == "cpu":
@@ -178,7 +178,7 @@ class Generator:
         share = -(-count // sharding.batch_shards(self.mesh))
         batch = 1
         while batch < min(share, self.batch_size):
-            batch *= STEP
+            batch *= 2
         return min(batch, self.batch_size)
 
     def _batch(
@@ -194,7 +194,9 @@ class Generator:
         leaves, structure = jax.tree.flatten(arrays)
         key = (record, structure, *map(_kind, leaves))
         if key not in self._programs:
-            program = jax.jit(functools.partial(self.trace, record=record))
+            options = backend.loop_options()
+            trace = functools.partial(self.trace, record=record)
+            program = jax.jit(trace, compiler_options=options)
             self._programs[key] = program.lower(*arrays).compile()
         return self._programs[key]
 

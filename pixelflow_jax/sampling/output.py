@@ -121,7 +121,7 @@ def write_samples(
         discard(folder)
     elif leads:
         writer = _Writer(folder, about)
-    start = _agreed(writer.start if writer else len(about.names))
+    start = agreed(writer.start if writer else len(about.names))
     bar = tqdm(
         total=len(about.names),
         initial=start,
@@ -140,7 +140,7 @@ def write_samples(
     return paths
 
 
-def _agreed(start: int) -> int:
+def agreed(start: int) -> int:
     """Where the first process, which has the files, says that drawing begins."""
     if jax.process_count() == 1:
         return start

@@ -121,6 +121,19 @@ def euler10_cfg4() -> Sampling:
     return Sampling(solver=Euler(), grid=grid, guidance=guidance, batch_size=8)
 
 
+def emoji_adams20() -> Sampling:
+    """The shipped emoji model, by FD-lite0: Adams-Bashforth 2, 20 steps, CFG 3.
+
+    No finer than `PredictClean.t_eps` = 1 / 20: the clamp leaves noise in images whose
+    last step is shorter (docs/evaluation.md, "Sweep").
+    """
+    return Sampling(
+        solver=AdamsBashforth(order=2),
+        grid=Grid(steps=20),
+        guidance=ClassifierFree(scale=3.0, low=0.1, high=1.0),
+    )
+
+
 PRESETS: dict[str, Callable[[], Sampling]] = {
     "euler30_cfg1.5": euler30_cfg15,
     "dopri5_cfg1.5": dopri5_cfg15,
@@ -136,4 +149,5 @@ PRESETS: dict[str, Callable[[], Sampling]] = {
     "pixeldit2_heun50": pixeldit2_heun50,
     "adams25_cfg4": adams25_cfg4,
     "euler10_cfg4": euler10_cfg4,
+    "emoji_adams20": emoji_adams20,
 }

@@ -78,7 +78,7 @@ class Spool:
         with self.explained():
             # At their own place, so that writing them twice changes nothing.
             self._file.seek(place * self._bytes)
-            self._file.write(np.ascontiguousarray(images).reshape(-1).view(np.uint8))
+            self._file.write(np.ascontiguousarray(images).reshape(-1).data)
             reached = place + len(images)
             late = time.monotonic() - self._noted > SAFE_SECONDS
             if late or reached == self.count or not place:

@@ -119,7 +119,7 @@ def array_digest(array: np.ndarray | Sequence) -> str:
     """SHA-256 of an array's shape, type and content, hex."""
     array = np.ascontiguousarray(array)
     total = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    total.update(array.reshape(-1).view(np.uint8))
+    total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """DINOv2 (Oquab et al. 2023), frozen: the features of REPA and P-DINO."""
 
 import dataclasses
+import functools
 import typing
 from typing import Literal, NamedTuple
 
@@ -10,8 +11,9 @@ import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn.attention import attend
-from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.nn.activations import gelu
+from pixelflow_jax.nn.attention import attend, cudnn_fits
+from pixelflow_jax.nn.kernels.choice import Attention, is_half_on_gpu
 from pixelflow_jax.nn.layers import gated, layer_normalise, split_heads
 from pixelflow_jax.nn.patch import patchify
 from pixelflow_jax.nn.precision import Precision
@@ -32,6 +34,7 @@ from pixelflow_jax.values import OptionalWidth, Pixels, Place
 # Of ImageNet's pixels in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+WHOLE_TOKENS = 16  # padded to a multiple; products like their rows in tiles
 
 Position = Literal["hub", "transformers"]
 
@@ -126,13 +129,14 @@ class DinoV2:
         blocks = {layer: self._block_number(layer) for layer in layers}
         with jax.default_matmul_precision(self.precision.matmul):
             x = self.embedded(params, self.prepared(images))
-            x = x.astype(self.precision.dtype)
+            x, length = x.astype(self.precision.dtype), x.shape[1]
+            x, block = self._padded(x), functools.partial(self._block, length)
             behind, start = {}, 0
             for end in sorted(set(blocks.values())):
                 part = _between(params["blocks"], start, end + 1)
                 run = part if self.stack.scan else layers_of(part)
-                x = run_layers(self._block, run, x, self.stack)
-                behind[end] = self._finished(params, x)
+                x = run_layers(block, run, x, self.stack)
+                behind[end] = self._finished(params, x[:, :length])
                 start = end + 1
         return {layer: behind[block] for layer, block in blocks.items()}
 
@@ -254,13 +258,29 @@ class DinoV2:
             )
         return layer % depth
 
-    def _block(self, params: dict, x: Array) -> Array:
-        """Attention and MLP before which x is normalised, [b, n, width]."""
+    def _padded(self, x: Array) -> Array:
+        """Tokens [b, n, width] with some behind them, where cuDNN wants an even number.
+
+        Once for all blocks: queries, keys and values would be copied in each.
+        """
+        head = jax.ShapeDtypeStruct((x.shape[-1] // self.sizes.heads,), x.dtype)
+        by_cudnn = {"auto": cudnn_fits(head), "cudnn": True, "xla": False}
+        if x.shape[1] % 2 == 0 or not by_cudnn[self.attention]:
+            return x
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % WHOLE_TOKENS), (0, 0)))
+
+    def _block(self, length: int, params: dict, x: Array) -> Array:
+        """Attention and MLP before which x is normalised, [b, n, width].
+
+        Tokens from `length` on are padding.
+        """
         z = _norm(params["norm1"], x)
         qkv = checkpoint_name(_linear(params["attention"]["qkv"], z), "qkv")
         heads = self.sizes.heads
         q, k, v = (split_heads(part, heads) for part in jnp.split(qkv, 3, -1))
-        mixed = attend(q, k, v, implementation=self.attention).reshape(x.shape)
+        padded = length if length < x.shape[1] else None
+        mixed = attend(q, k, v, implementation=self.attention, length=padded)
+        mixed = mixed.reshape(x.shape)
         x = gated(x, params["scale1"], _linear(params["attention"]["out"], mixed))
         x = checkpoint_name(x, "residual")
         hidden = _linear(params["mlp"]["up"], _norm(params["norm2"], x))
@@ -273,6 +293,8 @@ class DinoV2:
         if self.sizes.gated:
             gate, up = jnp.split(wide, 2, -1)
             return (jax.nn.silu(gate) * up).astype(hidden.dtype)
+        if is_half_on_gpu(hidden.dtype):
+            return gelu(wide).astype(hidden.dtype)
         return jax.nn.gelu(wide, approximate=False).astype(hidden.dtype)
 
     def _finished(self, params: dict, x: Array) -> Tokens:

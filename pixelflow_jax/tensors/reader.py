@@ -1,16 +1,22 @@
 """Opens weight files of any kind by their path: one file, or a folder of shards."""
 
-import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 from pixelflow_jax.errors import WeightsError
+from pixelflow_jax.tensors import json_files, split_folders
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors import torch_files as pytorch
 from pixelflow_jax.tensors.lazy import LazyTensor
 
 # What transformers and diffusers call the weights in a folder.
-WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+WHOLE = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+)
 
 READERS: dict[str, Callable[[pathlib.Path], object]] = {
     ".safetensors": safe.opened,
@@ -34,6 +40,8 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
         index = path / f"{name}.index.json"
         if index.is_file():
             return _shards(index)
+    if meaning := split_folders.meaning(path):
+        raise WeightsError(meaning)
     candidates = sorted(file for file in path.iterdir() if file.suffix in READERS)
     if len(candidates) == 1:
         return candidates
@@ -47,9 +55,10 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     """The files that an index names; none may be missing."""
     try:
-        where = json.loads(index.read_text("utf-8"))["weight_map"]
+        where: Any = json_files.read(index)
+        where = where["weight_map"]
         names = sorted({str(name) for name in where.values()})
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{index} cannot be read ({first_line(error)}): is it whole? Download it "
             "again."

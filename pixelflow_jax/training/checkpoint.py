@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -52,6 +53,8 @@ FREE = (
 
 # Which arrays a state holds depends on these: no other value can go on from it.
 ARRAYS = ("model", "ema", "class")
+# What TensorStore writes below such a name, it does not find again.
+PATTERN = re.compile(r"\[[^/]*\]|\\")
 MOST, SHOWN = 6, 200  # differing fields in a message, and characters of each
 
 
@@ -82,6 +85,12 @@ class Checkpointer:
     def __init__(self, directory: pathlib.Path, policy: Checkpointing | None):
         """Without a `policy`, for reading only."""
         self.directory = pathlib.Path(directory).absolute()
+        if pattern := PATTERN.search(str(self.directory)):
+            raise CheckpointError(
+                f"{self.directory} has {pattern[0]!r} in its name, which the library "
+                "that writes checkpoints takes for a pattern and could not read again: "
+                "rename the folder, or name another --workdir."
+            )
         self._allowed = () if policy is None else policy.allow
         options = ocp.CheckpointManagerOptions(
             read_only=True, enable_async_checkpointing=False

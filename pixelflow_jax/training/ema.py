@@ -89,6 +89,13 @@ def average_called(name: str) -> ConstantDecay | PowerFunction:
     return average
 
 
+def in_words(name: str) -> str:
+    """An average for people."""
+    width = name.removeprefix(PREFIX)
+    kind = f"with decay {name}" if width == name else f"of relative width {width}"
+    return f"average {kind}"
+
+
 def start_ema(params: dict, names: tuple[str, ...]) -> dict[str, dict]:
     """Averages that begin as copies of the parameters, under their names."""
     return {name: jax.tree.map(jnp.copy, params) for name in names}

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pixelflow_jax.errors import CheckpointError
+from pixelflow_jax.errors import CheckpointError, PipelineError
 from pixelflow_jax.tensors import safetensors_files as safe
 from pixelflow_jax.tensors.lazy import LazyTensor
-from pixelflow_jax.tensors.paths import by_path
+from pixelflow_jax.tensors.paths import by_path, nested
 from pixelflow_jax.training.ema import (
     PREFIX,
     WIDEST,
@@ -189,21 +189,19 @@ def reconstruct(
 
 
 def at_checkpoint(
-    workdir: pathlib.Path,
-    step: int,
-    name: str,
-    own: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, LazyTensor]:
-    """The average called `name` (`canonical`) after `step` steps of a run.
+    workdir: pathlib.Path, step: int, name: str, own: Mapping[str, dict]
+) -> dict:
+    """The parameters of the average called `name` after `step` steps of a run.
 
-    It is made of the snapshots up to that step, and of `own`, the averages in the
-    checkpoint itself, by name.
+    They are made of the snapshots up to that step, and of `own`, the checkpoint's own
+    averages by name. The snapshots of WORKDIR/best lie in WORKDIR.
     """
-    stored = dict(stored_averages(workdir, step))
-    for average, arrays in own.items():
-        flat = {path: LazyTensor.of(array) for path, array in arrays.items()}
+    inside = (workdir / FOLDER).is_dir()
+    stored = stored_averages(workdir if inside else workdir.parent, step)
+    for average, params in own.items():
+        flat = {path: LazyTensor.of(array) for path, array in by_path(params).items()}
         stored[_profile(step, average)] = flat
-    return reconstruct(stored, _profile(step, name))
+    return nested(reconstruct(stored, _profile(step, name)))
 
 
 def stored_averages(
@@ -237,11 +235,14 @@ def _snapshots(folder: pathlib.Path) -> dict[int, pathlib.Path]:
 def canonical(name: str) -> str:
     """The one way to write a post-hoc average's name; "" for other names.
 
-    Raises ValueError for a width that is none.
+    Raises PipelineError for a width that is none.
     """
     if not name.startswith(PREFIX):
         return ""
-    kind = average_called(name)
+    try:
+        kind = average_called(name)
+    except ValueError as error:
+        raise PipelineError(f"--ema={name}: {error}") from error
     return posthoc_name(kind.sigma_rel) if isinstance(kind, PowerFunction) else ""
 
 

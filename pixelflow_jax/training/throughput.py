@@ -55,7 +55,7 @@ def matmul_rate(dtype: str) -> float:
     n = 8192 if large else 1024
     a = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
     product = jax.jit(lambda a, b: a @ b)
-    return 2 * n**3 / queued_seconds(lambda: product(a, a), 30 if large else 4)
+    return 2 * n**3 / queued_seconds(lambda: product(a, a), 12 if large else 4)
 
 
 def utilisation(images_per_second: float, forward_flops: float, dtype: str) -> float:

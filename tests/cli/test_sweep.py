@@ -46,8 +46,8 @@ def task(config):
         open_pipeline=opened,
         averages=("0.9", "raw"),
         ema="0.9",
-        wanted=command.balanced(3, COUNT),
-        seed=5,
+        wanted=[i % 3 for i in range(COUNT)],
+        options={"seed": 5},
         extractors=extractors,
         metrics=("fd_lite0",),
         judge=lambda seen: evaluate(["fd_lite0"], seen, reference),
@@ -64,7 +64,7 @@ def test_every_point_is_what_a_call_with_its_settings_draws(task, tmp_path):
     assert len(rows) == 4 and len({r["results"]["fd_lite0"] for r in rows}) == 4
     pipeline = task.open_pipeline("raw")
     guidance = dataclasses.replace(pipeline.config.sampling.guidance, scale=3.0)
-    drawn = pipeline(command.balanced(3, COUNT), seed=5, guidance=guidance)
+    drawn = pipeline([i % 3 for i in range(COUNT)], seed=5, guidance=guidance)
     again = task.judge(set_features([(0, drawn)], ["fd_lite0"], task.extractors))
     (row,) = [r for r in rows if r["point"] == {"ema": "raw", "scale": 3.0}]
     assert row["results"]["fd_lite0"] == pytest.approx(again["fd_lite0"], rel=1e-3)
@@ -72,7 +72,7 @@ def test_every_point_is_what_a_call_with_its_settings_draws(task, tmp_path):
     before = task.extractors["lite0"].calls
     command.run_sweep(dataclasses.replace(task), text, tmp_path)
     assert task.extractors["lite0"].calls == before
-    other = dataclasses.replace(task, seed=6)
+    other = dataclasses.replace(task, options={"seed": 6})
     command.run_sweep(other, "scale=3", tmp_path)
     assert len(list((tmp_path / "sweeps").iterdir())) == 2
 
@@ -98,7 +98,3 @@ def test_flags_that_draw_so():
         "--guidance_interval=0.1,1 --guidance=1.5"
     )
     assert command.flags_of({"interval": "all"}) == "--guidance_interval=-inf,inf"
-
-
-def test_sets_begin_balanced():
-    assert command.balanced(3, 7) == [0, 1, 2, 0, 1, 2, 0]

@@ -7,10 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 from PIL import Image
 
+from pixelflow_jax import config_overrides
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.transforms import CenterCrop
@@ -326,16 +325,13 @@ def test_a_closed_loader_yields_nothing(folder):
 
 def test_the_command_line_overrides_every_node():
     importlib.import_module("pixelflow_jax.config_io")  # how flags read a choice
-    argv = ["x", "--data.source.path=/b", "--data.source.labels=false"]
-    argv += ["--data.crop.small=error", "--data.workers=3", "--data.max_corrupt=0.2"]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dataclass(
-        "data", Data(source=ImageFolder(path="a")), flag_values=values, sys_argv=argv
-    )
-    values(argv)
-    assert values.data.source == ImageFolder(path="/b", labels=False)
-    assert values.data.crop.small == "error"
-    assert values.data.workers == 3 and values.data.max_corrupt == 0.2
+    changes = ["--config.source.path=/b", "--config.source.labels=false"]
+    changes += ["--config.source.max_pixels=99", "--config.crop.small=error"]
+    changes += ["--config.workers=3", "--config.max_corrupt=0.2"]
+    data = config_overrides.apply(Data(source=ImageFolder(path="a")), changes)
+    assert data.source == ImageFolder(path="/b", labels=False, max_pixels=99)
+    assert data.crop.small == "error"
+    assert data.workers == 3 and data.max_corrupt == 0.2
 
 
 SCRIPT = """

@@ -110,26 +110,6 @@ def test_a_result_that_is_no_number_is_refused(tmp_path):
     assert ledger.rows == {}
 
 
-def test_points_are_prepared_ahead_and_measured_in_order(tmp_path):
-    wanted, ready = sweep.points(AXES), []
-
-    def checked(point):
-        assert point in ready
-        return measure(point)
-
-    ledger = sweep.Ledger(tmp_path / "results.jsonl", FACTS, True)
-    ledger.add(wanted[1], measure(wanted[1]))
-    sweep.run(wanted, ledger, checked, prepare=ready.append, say=lambda line: None)
-    assert len(ledger.rows) == 6 and len(ready) == 5 and wanted[1] not in ready
-
-    def refuse(point):
-        raise EvaluationError("cannot be drawn")
-
-    other = sweep.Ledger(tmp_path / "other.jsonl", FACTS, True)
-    with pytest.raises(EvaluationError, match="cannot be drawn"):
-        sweep.run(wanted, other, checked, prepare=refuse)
-
-
 @pytest.fixture
 def ledger(tmp_path):
     ledger = sweep.Ledger(tmp_path / "results.jsonl", FACTS, True)

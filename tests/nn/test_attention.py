@@ -197,3 +197,15 @@ def test_every_token_meets_its_images_vector_and_its_groups_table(batches):
         np.testing.assert_array_equal(group, expected)
     for group, table in zip(tiled, tables, strict=True):
         np.testing.assert_array_equal(group, jnp.broadcast_to(table, group.shape))
+
+
+def test_only_the_first_tokens_are_looked_at():
+    draws = np.random.default_rng(5).standard_normal((3, 2, 8, 2, 4))
+    q, k, v = jnp.asarray(draws, jnp.float32)
+    alone = attend(*(a[:, :5] for a in (q, k, v)))
+    np.testing.assert_allclose(attend(q, k, v, length=5)[:, :5], alone, atol=1e-6)
+    mask = jnp.arange(8) != 2
+    seen = jnp.broadcast_to(mask, (2, 8))
+    masked = attend(q[:, :5], k[:, :5], v[:, :5], seen[:, :5])
+    both = attend(q, k, v, seen, length=5)[:, :5]
+    np.testing.assert_allclose(both, masked, atol=1e-6)

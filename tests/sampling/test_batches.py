@@ -102,7 +102,7 @@ def test_an_iteration_begins_anywhere_in_the_same_rows_of_the_same_program(
 
 @pytest.mark.parametrize(
     ("count", "devices", "expected"),
-    [(1, 1, 1), (2, 1, 8), (9, 1, 20), (500, 1, 20), (16, 8, 8), (8, 8, 1)],
+    [(1, 1, 1), (3, 1, 4), (17, 1, 20), (500, 1, 20), (16, 8, 2), (8, 8, 1)],
 )
 def test_programs_of_an_accelerator_have_few_sizes(count, devices, expected):
     device = types.SimpleNamespace(platform="gpu")

@@ -13,6 +13,7 @@ from pixelflow_jax import sharding
 from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.teachers import dinov2
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import VARIANTS, Geometry, table
 from pixelflow_jax.tensors.mapping import load
@@ -396,3 +397,20 @@ def test_wrong_calls_are_refused():
         NET.features(default()[0], images(), (-4,))
     with pytest.raises(ValueError, match="RGB"):
         NET.prepared(jnp.zeros((1, 32, 32, 1)))
+
+
+def test_padding_for_cudnn_changes_nothing(monkeypatch):
+    params, x = default()[0], images(32, 64)  # 8 patches and the class token
+
+    def run() -> tuple:
+        features = lambda x: NET.features(params, x)[-1]
+        total = lambda x: jnp.sum(features(x) ** 3)
+        return jax.jit(features)(x), jax.jit(jax.grad(total))(x)
+
+    plain = run()
+    monkeypatch.setattr(dinov2, "cudnn_fits", lambda q: True)
+    assert NET._padded(jnp.ones((2, 9, 24))).shape == (2, 16, 24)
+    assert NET._padded(jnp.ones((2, 10, 24))).shape == (2, 10, 24)
+    for ours, theirs in zip(run(), plain, strict=True):
+        scale = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * scale)

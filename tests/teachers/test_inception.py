@@ -80,6 +80,74 @@ def test_features_are_those_of_the_recording(recording, program, size):
         )
 
 
+# What a wrong network would say of the same images, from what the right one says.
+MISTAKES = {
+    "logits with bias": lambda out: out._replace(logits_unbiased=out.logits),
+    "channels before places": lambda out: out._replace(
+        spatial=out.spatial.reshape(-1, 289, 7).swapaxes(1, 2).reshape(-1, 2023)
+    ),
+    "the next seven channels": lambda out: out._replace(spatial=out.spatial[:, ::-1]),
+}
+
+
+@pytest.fixture(scope="module")
+def right(recording, program):
+    """What the right network says of the smallest images."""
+    params = parameters(recording.config["weights_salt"])
+    return program(params, images_of(recording, "64x64"))[1]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_seen(recording, right, mistake):
+    compare(recording, right)
+    with pytest.raises(AssertionError):
+        compare(recording, MISTAKES[mistake](right))
+
+
+def test_another_order_of_colours_is_seen(recording, program):
+    params = parameters(recording.config["weights_salt"])
+    images = images_of(recording, "64x64")[..., ::-1]
+    with pytest.raises(AssertionError):
+        compare(recording, program(params, images)[1])
+
+
+def test_half_pixels_are_seen(recording):
+    image = images_of(recording, "64x64")[:1].astype(np.float32)
+    wrong = jax.image.resize(image, (1, 299, 299, 3), "linear", antialias=False)
+    rows = (np.asarray(wrong)[0, recording.config["resized_rows"]] - 128) / 128
+    expected = recording["out/64x64/resized_rows_image0"]
+    assert np.abs(rows.transpose(2, 0, 1) - expected).max() > 0.1
+
+
+def compare(recording, out: inception.Outputs) -> None:
+    """What evaluators read against the recording, of the smallest images."""
+    for ours, name in (
+        (out.pool3, "pool3"),
+        (out.logits_unbiased, "logits_unbiased"),
+        (out.spatial, "spatial_nhwc"),
+    ):
+        expected = recording[f"out/64x64/{name}"]
+        np.testing.assert_allclose(ours, expected, atol=1e-5, err_msg=name)
+
+
+def pool_by_nine(x: jax.Array) -> jax.Array:
+    return inception._sums(x) / 9
+
+
+@pytest.mark.parametrize("wrong", ["means by nine", "a last block of means"])
+def test_a_wrong_pool_is_seen(recording, monkeypatch, wrong):
+    if wrong == "means by nine":
+        monkeypatch.setattr(inception, "mean_pool", pool_by_nine)
+    else:
+        last = inception_table._block_e("Mixed_7c", "mean")
+        blocks = (*inception.BLOCKS[:-1], last)
+        monkeypatch.setattr(inception, "BLOCKS", blocks)
+    params = parameters(recording.config["weights_salt"])
+    out = jax.jit(inception.outputs)(params, images_of(recording, "64x64")[:1])
+    differs = np.abs(out.pool3 - recording["out/64x64/pool3"][:1]).max()
+    assert differs > 1e-3
+
+
 def corners(x: np.ndarray) -> np.ndarray:
     """First and last channel: 2 x 2 pixels at the top left, then bottom right."""
     channels = x[..., [0, -1]].transpose(2, 0, 1)

@@ -62,17 +62,16 @@ def test_a_truncated_file_is_refused(archive, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["cut.pt"]
 
 
-def test_torch_is_asked_for_where_it_is_absent(tmp_path, capsys, monkeypatch):
+def test_torch_is_needed_to_write_and_not_to_read(tmp_path, capsys, monkeypatch):
     source = checkpoints.save(official(PIXNERD), tmp_path / "x.safetensors")
     run("from-torch", source, tmp_path / "ours", "--image-size=16")
-    torch.save({}, tmp_path / "x.pt")
+    run("to-torch", tmp_path / "ours", tmp_path / "x.pt")
     monkeypatch.setitem(sys.modules, "torch", None)
-    for command in (
-        ("from-torch", tmp_path / "x.pt", tmp_path / "out"),
-        ("to-torch", tmp_path / "ours", tmp_path / "out.ckpt"),
-    ):
-        assert "pip install 'pixelflow_jax[teachers]'" in refused(capsys, *command)
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.ckpt").exists()
+    run("to-safetensors", tmp_path / "x.pt", tmp_path / "back.safetensors")
+    checkpoints.identical(load_file(tmp_path / "back.safetensors"), official(PIXNERD))
+    message = refused(capsys, "to-torch", tmp_path / "ours", tmp_path / "out.ckpt")
+    assert "pip install 'pixelflow_jax[teachers]'" in message
+    assert not (tmp_path / "out.ckpt").exists()
 
 
 @pytest.fixture

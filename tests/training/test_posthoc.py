@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import values
+from pixelflow_jax.config_files import load_config
 from pixelflow_jax.errors import CheckpointError, PipelineError
+from pixelflow_jax.evaluation.online import OnlineMetric
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.tensors.paths import by_path
 from pixelflow_jax.training import posthoc
@@ -238,3 +240,12 @@ def test_a_name_says_which_average():
     assert average_called("0.999").decay == 0.999
     assert average_called("posthoc:0.07").sigma_rel == 0.07
     assert jax.tree.leaves(update_ema({}, {}, 1)) == []
+
+
+def test_flags_switch_it_on_and_set_its_fields():
+    changes = ["--config.posthoc=build", "--config.posthoc.sigma_rel=(0.06,0.12)"]
+    changes += ["--config.online=build", "--config.online.metric=fd_lite0"]
+    config = load_config("emoji:demo", [*changes, "--config.posthoc.every=7"])
+    assert config.posthoc == PostHocEMA(sigma_rel=(0.06, 0.12), every=7)
+    assert config.online == OnlineMetric(metric="fd_lite0")
+    assert config.average_names == ("0.995", "posthoc:0.06", "posthoc:0.12")

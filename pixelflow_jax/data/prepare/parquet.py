@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pixelflow_jax.data.captions import MAX_CAPTION, clean, most_bytes
-from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS
+from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, PixelLimit
 from pixelflow_jax.data.encoded import EncodedSource
 from pixelflow_jax.data.files import find_files
 from pixelflow_jax.data.limits import Limits
@@ -42,7 +42,7 @@ class Parquet:
     caption_column: str = ""
     allow_missing: bool = False
     holdout: float = 0.0
-    max_pixels: int = MAX_PIXELS
+    max_pixels: PixelLimit = MAX_PIXELS
     max_caption: int = MAX_CAPTION
 
     def open(self, split: Split, image_size: int = 0) -> EncodedSource:
@@ -205,7 +205,7 @@ def _check_growth(group: Any, columns: tuple[str, str]) -> None:
         is_text = chunk.path_in_schema.split(".")[0] == columns[1]
         if whole > (MAX_TEXTS if is_text else max(SMALL_CHUNK, MAX_GROWTH * stored)):
             raise ValueError(
-                f"{chunk.path_in_schema} grows from {stored:,} to {whole:,} bytes"
+                f"{chunk.path_in_schema} unpacks to {whole:,} bytes in one group"
             )
 
 

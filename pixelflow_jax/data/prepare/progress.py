@@ -8,10 +8,10 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from pixelflow_jax.atomic import atomic_write, partials
-from pixelflow_jax.data.index import find_damage
+from pixelflow_jax.data.index import IndexedFile, find_damage
 from pixelflow_jax.data.shards import FORMAT
 from pixelflow_jax.errors import DataError
 
@@ -43,7 +43,8 @@ def begin(
                 "to start anew, another OUT, or the earlier source and options."
             )
         finished = {line["file"]: line for line in lines[1:]}
-        done = {f: x for f, x in finished.items() if not find_damage(out, x)}
+        entries = {f: cast(IndexedFile, x) for f, x in finished.items()}
+        done = {f: x for f, x in entries.items() if not find_damage(out, x)}
         _rewrite(progress, [header, *done.values()])
         for file in _partials(out):
             file.unlink()

@@ -20,10 +20,15 @@ from pixelflow_jax.data.images import encode_image
 from pixelflow_jax.data.index import write_index
 from pixelflow_jax.data.prepare.processes import run_tasks
 from pixelflow_jax.data.prepare.progress import Header, begin, note
+from pixelflow_jax.data.prepare.report import (
+    SHOWN,
+    WrittenShard,
+    check_share,
+    name_bare,
+)
 from pixelflow_jax.data.shards import (
     FORMAT,
     DatasetIndex,
-    IndexedShard,
     StoredRecord,
     shard_name,
     whole_file,
@@ -35,7 +40,6 @@ from pixelflow_jax.paths import printable
 
 MAX_SIZE = 8192  # pixels of a side: larger ones are typing errors
 MAX_REASON = 200  # characters of an error in a message
-SHOWN = 20  # names or reasons a message lists
 StoredFormat = Literal["png", "jpeg", "webp", "keep"]
 FORMATS: tuple[StoredFormat, ...] = typing.get_args(StoredFormat)
 Sources = Mapping[str, ListedSource]  # by split
@@ -119,16 +123,6 @@ class Task:
         return f"{self.split}/{shard_name(self.number, self.count)}"
 
 
-class WrittenShard(IndexedShard):
-    """A shard as progress.jsonl notes it, with its path below the output folder.
-
-    The names of the first images without a caption, and why others are left out.
-    """
-
-    bare_names: list[str]
-    unreadable: list[str]
-
-
 def write_shards(
     sources: Sources,
     out: Path,
@@ -160,8 +154,8 @@ def write_shards(
                 done[shard["file"]] = shard
                 note(out, shard)
                 bar.update(shard["count"] + len(shard["unreadable"]))
-        _check_share(done, total, options.max_corrupt)
-        _name_bare(done)
+        check_share(done, total, options.max_corrupt)
+        name_bare(done)
         indices = {}
         for split, source in sources.items():
             shards = [done[task.file] for task in tasks if task.split == split]
@@ -238,7 +232,10 @@ def _make_record(
     original_height, original_width = image.shape[:2]
     if encoding.size is not None:
         crop = resize_short_side if encoding.keep_aspect else center_crop
-        image = crop(image, encoding.size)
+        try:
+            image = crop(image, encoding.size)
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{printable(record['name'])}: {error}") from error
     if encoding.format == "keep":
         encoded = source.read(index)
     else:
@@ -281,35 +278,6 @@ def _listing_hash(sources: Sources) -> str:
         for line in source.listing():
             digest.update(f"{split} {line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def _check_share(
-    done: Mapping[str, WrittenShard], total: int, max_corrupt: float
-) -> None:
-    unreadable = [text for shard in done.values() for text in shard["unreadable"]]
-    for text in unreadable:
-        tqdm.write(f"skipped: {text}")
-    if len(unreadable) == total:
-        raise DataError(
-            f"None of the {total} images can be used: {' '.join(unreadable[:SHOWN])}"
-        )
-    if len(unreadable) > max_corrupt * total:
-        raise DataError(
-            f"{len(unreadable)} of {total} images cannot be used, more than "
-            f"--max-corrupt {max_corrupt}: {' '.join(unreadable[:SHOWN])} Repair them "
-            "and use --overwrite, or raise --max-corrupt to leave them out."
-        )
-
-
-def _name_bare(done: Mapping[str, WrittenShard]) -> None:
-    """Names images without captions, where others have some."""
-    shards = done.values()
-    bare = sum(shard["bare"] for shard in shards)
-    if bare and any(shard["captions"] for shard in shards):
-        names = [name for shard in shards for name in shard["bare_names"]]
-        more = " ..." if bare > SHOWN else ""
-        shown = ", ".join(map(printable, names[:SHOWN]))
-        tqdm.write(f"without caption: {shown}{more}")
 
 
 def _index(

@@ -59,11 +59,11 @@ def activate_and_project(
 
     `products` are one ("gelu", in its tanh form) or two ("swiglu": gate and up) of
     packed tokens [rows, n, hidden], without their `biases` [hidden], of which there
-    may be none; `matrix` [hidden, width]; `dropouts` one function a group. Returns
-    [rows, n, width].
+    may be none; gate and up may also lie side by side in one [rows, n, 2 * hidden].
+    `matrix` [hidden, width]; `dropouts` one function a group. Returns [rows, n, width].
     """
     first = products[0]
-    supported = packing.aligned and supports(packing.lengths, first.shape[-1])
+    supported = packing.aligned and supports(packing.lengths, len(matrix))
     fuse = use_kernel("blocks", supported, f"{SIZES}, not {first.shape}", first.dtype)
     # Of matrices that are split over devices, hidden values lie here and there.
     compute = fused if fuse and tensor_shards() == 1 else reference
@@ -79,11 +79,18 @@ def reference(
     dropouts: tuple[Dropout, ...] | None = None,
 ) -> Array:
     """`activate_and_project` as separate operations."""
+    products = _apart(kind, products)
     if biases:
         pairs = zip(products, biases, strict=True)
         products = tuple(a + bias.astype(a.dtype) for a, bias in pairs)
     hidden = ACTIVATIONS[kind](*products)
     return drop_packed(hidden, packing, dropouts) @ matrix
+
+
+def _apart(kind: Kind, products: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Gate and up as two products, also where they lie side by side."""
+    together = kind == "swiglu" and len(products) == 1
+    return tuple(jnp.split(products[0], 2, -1)) if together else products
 
 
 def supports(lengths: tuple[int, ...], hidden: int) -> bool:
@@ -102,6 +109,8 @@ def fused(
     """`activate_and_project` as a kernel on each device, and a product behind it."""
     seeds = None if dropouts is None else stacked_seeds(dropouts)
     spec = Spec(kind, packing.lengths)
+    if len(products) < len(_apart(kind, products)):
+        return _fused_together(spec, products[0], seeds, biases, matrix)
     return _fused(spec, Arrays(products, seeds, biases), matrix)
 
 
@@ -126,12 +135,12 @@ class Arrays(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused(spec: Spec, arrays: Arrays, matrix: Array) -> Array:
-    structure = jax.tree.structure(arrays)
+    structure, width = jax.tree.structure(arrays), len(matrix)
 
     def hidden(*leaves: Array) -> Array:
         arrays = jax.tree.unflatten(structure, leaves)
         first = arrays.products[0]
-        out = jax.ShapeDtypeStruct(first.shape, first.dtype)
+        out = jax.ShapeDtypeStruct((*first.shape[:-1], width), first.dtype)
         return _launch(_forward_kernel, spec, arrays, (), [out], [])[0]
 
     split = jax.tree.leaves(arrays[:-1])
@@ -161,6 +170,29 @@ def _backward(spec: Spec, kept: tuple[Arrays, Array], cotangent: Array) -> tuple
 _fused.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused_together(
+    spec: Spec, both: Array, seeds: Array | None, biases: tuple, matrix: Array
+) -> Array:
+    """`_fused` of gate and up [b, n, 2 * hidden], which the kernel reads in place."""
+    return _fused(spec, Arrays((both, both), seeds, biases), matrix)
+
+
+def _forward_together(
+    spec: Spec, both: Array, seeds: Array | None, biases: tuple, matrix: Array
+) -> tuple:
+    arrays = Arrays(_apart(spec.kind, (both,)), seeds, biases)
+    return _forward(spec, arrays, matrix)
+
+
+def _backward_together(spec: Spec, kept: tuple, cotangent: Array) -> tuple:
+    arrays, dmatrix = _backward(spec, kept, cotangent)
+    return jnp.concatenate(arrays.products, -1), None, arrays.biases, dmatrix
+
+
+_fused_together.defvjp(_forward_together, _backward_together)
+
+
 def _gradients(spec: Spec, arrays: Arrays, dhidden: Array) -> tuple:
     """The hidden values, and gradients of products and of biases, [1, hidden] each."""
     first, count = arrays.products[0], len(arrays.products)
@@ -175,11 +207,18 @@ def _gradients(spec: Spec, arrays: Arrays, dhidden: Array) -> tuple:
 
 
 def _launch(kernel, spec, arrays, cotangents, outs, sums):
-    """One program for each tile of tokens and block of columns."""
-    b, n, hidden = arrays.products[0].shape
+    """One program for each tile of tokens and block of columns.
+
+    Of products that are wider than the first output, each is a part of the same array.
+    """
+    b, n, hidden = outs[0].shape
     columns, count = math.gcd(hidden, COLUMNS), len(arrays.biases)
-    tokens, vector = block((None, TILE, columns), 0, 1, 2), block((columns,), 2)
-    inputs = [(a, tokens) for a in arrays.products]
+    tile = (None, TILE, columns)
+    tokens, vector = block(tile, 0, 1, 2), block((columns,), 2)
+    inputs = []
+    for number, a in enumerate(arrays.products):
+        start = number * hidden // columns if a.shape[-1] > hidden else 0
+        inputs.append((a, block(tile, 0, 1, 2, start=(0, 0, start))))
     if arrays.seeds is not None:
         inputs.append((arrays.seeds, block((None, *arrays.seeds.shape[1:]), 0)))
     inputs += [(a, vector) for a in arrays.biases]

@@ -77,16 +77,21 @@ def is_interpreted() -> bool:
     return jax.default_backend() != "gpu"
 
 
-def block(shape: tuple[int | None, ...], *axes: int | None) -> "pl.BlockSpec":
+def block(
+    shape: tuple[int | None, ...], *axes: int | None, start: tuple[int, ...] = ()
+) -> "pl.BlockSpec":
     """The part of an array that one program sees.
 
     Its dimension i is cut along axis `axes[i]` of the grid, or not where that is None
-    or left out; a size of None is one that the program does not see.
+    or left out; a size of None is one that the program does not see. `start`: so many
+    blocks further on, for each dimension.
     """
     along = (*axes, *[None] * (len(shape) - len(axes)))
+    first = start or (0,) * len(shape)
 
     def place(*program: Any) -> tuple:
-        return tuple(0 if axis is None else program[axis] for axis in along)
+        pairs = zip(along, first, strict=True)
+        return tuple(i if axis is None else program[axis] + i for axis, i in pairs)
 
     return pl.BlockSpec(shape, place)
 

@@ -24,9 +24,10 @@ from pixelflow_jax.nn.layers import rms_norm
 from pixelflow_jax.sharding import by_device
 
 SHORTEST = 1e-24  # a column's squared length is at least this
-# Pixels at a time. More of them spill the sums of the backward pass out of registers.
-FORWARD_ROWS, BACKWARD_ROWS = 64, 32
-WARPS = 4
+# Pixels at a time, and warps. More pixels spill the sums of the backward pass out of
+# registers.
+FORWARD, BACKWARD = (64, 4), (32, 4)
+FORWARD_ROWS = FORWARD[0]
 SIZES = (
     f"powers of two, at least {FORWARD_ROWS} pixels a patch and widths of at least 16 "
     "whose product is at most 8192"
@@ -34,11 +35,30 @@ SIZES = (
 
 
 class GeneratedMLP(NamedTuple):
-    """The weights of every patch's MLP, and which of them get columns of length one."""
+    """The weights of every patch's MLP, and which of them get columns of length one.
 
-    first: Array  # [b, n, width, hidden]
-    second: Array  # [b, n, hidden, width]
+    `weights` [b, n, 2 * width * hidden] are both matrices row by row, one behind the
+    other, as they are generated: to cut them apart would copy them.
+    """
+
+    weights: Array
+    width: int
     unit: tuple[bool, bool] = (False, False)
+
+    @property
+    def hidden(self) -> int:
+        """The hidden width."""
+        return self.weights.shape[-1] // 2 // self.width
+
+    @property
+    def matrices(self) -> tuple[Array, Array]:
+        """[b, n, width, hidden] and [b, n, hidden, width]."""
+        first, second = jnp.split(self.weights, 2, -1)
+        shape = self.weights.shape[:-1]
+        return (
+            first.reshape(*shape, self.width, self.hidden),
+            second.reshape(*shape, self.hidden, self.width),
+        )
 
 
 def neural_field(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
@@ -46,7 +66,7 @@ def neural_field(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
 
     `gain` [width] are the weights of the RMS norm; sums in float32.
     """
-    pixels, (width, hidden) = z.shape[-2], mlp.first.shape[-2:]
+    pixels, width, hidden = z.shape[-2], mlp.width, mlp.hidden
     given = f"{pixels} pixels, width {width} and hidden width {hidden}"
     supported = supports(pixels, width, hidden)
     fuse = use_kernel("field", supported, f"{SIZES}, not {given}", z.dtype)
@@ -55,8 +75,9 @@ def neural_field(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
 
 def reference(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
     """`neural_field` as separate products."""
-    first = unit_columns(mlp.first) if mlp.unit[0] else mlp.first
-    second = unit_columns(mlp.second) if mlp.unit[1] else mlp.second
+    first, second = mlp.matrices
+    first = unit_columns(first) if mlp.unit[0] else first
+    second = unit_columns(second) if mlp.unit[1] else second
     hidden = jnp.einsum("bnpd,bndh->bnph", rms_norm(z, gain), first)
     return z + jnp.einsum("bnph,bnhd->bnpd", jax.nn.silu(hidden), second)
 
@@ -84,22 +105,20 @@ def supports(pixels: int, width: int, hidden: int) -> bool:
 def fused(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
     """`neural_field` as one kernel, on each device's part of the batch."""
 
-    def run(z: Array, first: Array, second: Array, gain: Array) -> Array:
+    def run(z: Array, weights: Array, gain: Array) -> Array:
         # All patches one after the other.
         flat = lambda a: a.reshape(-1, *a.shape[2:])
-        out: Array = _fused(mlp.unit, flat(z), gain, flat(first), flat(second))
+        out: Array = _fused(mlp.unit, flat(z), gain, flat(weights))
         return out.reshape(z.shape)
 
-    return by_device(run, z, mlp.first, mlp.second, whole=(gain,))
+    return by_device(run, z, mlp.weights, whole=(gain,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(
-    unit: tuple[bool, bool], z: Array, gain: Array, first: Array, second: Array
-) -> Array:
+def _fused(unit: tuple[bool, bool], z: Array, gain: Array, weights: Array) -> Array:
     out = jax.ShapeDtypeStruct(z.shape, z.dtype)
-    arrays = (z, gain, first, second)
-    return _launch(_forward_kernel, unit, arrays, [out], FORWARD_ROWS)[0]
+    arrays = (z, gain, weights)
+    return _launch(_forward_kernel, unit, arrays, [out], FORWARD)[0]
 
 
 def _forward(unit: tuple[bool, bool], *arrays: Array) -> tuple:
@@ -107,28 +126,40 @@ def _forward(unit: tuple[bool, bool], *arrays: Array) -> tuple:
 
 
 def _backward(unit: tuple[bool, bool], arrays: tuple, cotangent: Array) -> tuple:
-    z, gain, first, second = arrays
-    outs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (z, first, second)]
+    z, gain, weights = arrays
+    width = z.shape[-1]
+    by_row = (len(z), weights.shape[-1] // width, width)
+    outs = [jax.ShapeDtypeStruct(shape, z.dtype) for shape in (z.shape, by_row)]
     outs.append(jax.ShapeDtypeStruct((len(z), *gain.shape), jnp.float32))
-    dz, dfirst, dsecond, dgain = _launch(
-        _backward_kernel, unit, (*arrays, cotangent), outs, BACKWARD_ROWS
-    )
-    return dz, dgain.sum(0).astype(gain.dtype), dfirst, dsecond
+    arrays = (*arrays, cotangent)
+    dz, dweights, dgain = _launch(_backward_kernel, unit, arrays, outs, BACKWARD)
+    dweights = dweights.reshape(weights.shape)
+    return dz, dgain.sum(0).astype(gain.dtype), dweights
 
 
 _fused.defvjp(_forward, _backward)
 
 
-def _launch(kernel, unit, arrays, outs, rows):
-    """One program a patch; the gain is the same for all."""
+def _launch(kernel, unit, arrays, outs, size):
+    """One program a patch; the gain is the same for all.
+
+    The weights are handed over twice, each time in the shape of one of the matrices.
+    """
     patch = lambda a: (a, block((None, *a.shape[1:]), 0))
-    z, gain, *others = arrays
+    (rows, warps), (z, gain, weights, *others) = size, arrays
+    n, width = len(z), z.shape[-1]
+    hidden = weights.shape[-1] // 2 // width
+    first = (weights.reshape(n, 2 * width, hidden), block((None, width, hidden), 0))
+    second = (
+        weights.reshape(n, 2 * hidden, width),
+        block((None, hidden, width), 0, None, start=(0, 1, 0)),
+    )
     return launch(
         functools.partial(kernel, unit=unit, rows=rows),
-        (len(z),),
-        [patch(z), (gain, block(gain.shape)), *map(patch, others)],
+        (n,),
+        [patch(z), (gain, block(gain.shape)), first, second, *map(patch, others)],
         list(map(patch, outs)),
-        warps=WARPS,
+        warps=warps,
         name=f"neural_field{kernel.__name__}",
     )
 
@@ -154,7 +185,7 @@ def _forward_kernel(*references, unit: tuple[bool, bool], rows: int):
 
 def _backward_kernel(*references, unit: tuple[bool, bool], rows: int):
     z_ref, gain_ref, first_ref, second_ref, cotangent_ref, *outs = references
-    dz_ref, dfirst_ref, dsecond_ref, dgain_ref = outs
+    dz_ref, dweights_ref, dgain_ref = outs
     dtype = z_ref.dtype
     gain = gain_ref[...].astype(jnp.float32)
     first, scale1 = _columns(first_ref[...], unit[0])
@@ -184,8 +215,12 @@ def _backward_kernel(*references, unit: tuple[bool, bool], rows: int):
     steps = z_ref.shape[0] // rows
     dgain, dfirst, dsecond = jax.lax.fori_loop(0, steps, tile, zeros)
     dgain_ref[...] = dgain
-    dfirst_ref[...] = _through_columns(dfirst, first, scale1).astype(dtype)
-    dsecond_ref[...] = _through_columns(dsecond, second, scale2).astype(dtype)
+    dfirst = _through_columns(dfirst, first, scale1).astype(dtype)
+    dsecond = _through_columns(dsecond, second, scale2).astype(dtype)
+    # Row by row, the first matrix fills as many rows of the second's width.
+    hidden = len(second)
+    dweights_ref[pl.ds(0, hidden), :] = dfirst.reshape(dsecond.shape)
+    dweights_ref[pl.ds(hidden, hidden), :] = dsecond
 
 
 def _sigmoid(x: Array) -> Array:

@@ -5,6 +5,7 @@ and takes what the gradients of gains and biases sum over the tokens on the way.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,10 +29,13 @@ from pixelflow_jax.nn.layers import rms_norm, split_heads
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.sharding import by_device, tensor_shards
 
-# A token at a time is little work for a program: small ones, and many.
+# A token at a time is little work for a program: small ones, and many. One for each
+# part, whose sums in the backward pass then fit into registers.
 WARPS = 2
 TILE = 8  # tokens a program of the backward pass
-QUERY, KEY, VALUE = range(3)
+PARTS, VALUE = 3, 2  # queries, keys, values; these are neither normalised nor turned
+# What a program reads or writes: its part of all heads, all of one part, its own sums.
+WHOLE, PART, SUMS = "whole", "part", "sums"
 SIZES = (
     "head widths in multiples of 8, images in multiples of 8 tokens, and groups of "
     "alike batches"
@@ -139,8 +143,8 @@ class Arrays(NamedTuple):
 def _fused(spec: Spec, arrays: Arrays) -> tuple[Array, Array, Array]:
     b, n, _, head_width = arrays.qkv.shape
     one = jax.ShapeDtypeStruct((b, n, spec.heads, head_width), arrays.qkv.dtype)
-    tile = forward_tile(n, b)
-    q, k, v = _launch(_forward_kernel, spec, arrays, (), [one] * 3, [], tile)
+    outs, tile = [(one, PART)] * 3, forward_tile(n, b * PARTS)
+    q, k, v = _launch(_forward_kernel, spec, arrays, (), outs, tile)
     return q, k, v
 
 
@@ -150,23 +154,22 @@ def _forward(spec: Spec, arrays: Arrays) -> tuple:
 
 def _backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> tuple[Arrays]:
     qkv, heads = arrays.qkv, spec.heads
-    rows = 2 * heads + (0 if arrays.bias is None else 3 * heads)
-    shape = (len(qkv), qkv.shape[1] // TILE, rows, qkv.shape[-1])
-    outs = [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)]
-    sums = [jax.ShapeDtypeStruct(shape, jnp.float32)]
-    dqkv, parts = _launch(_backward_kernel, spec, arrays, cotangents, outs, sums, TILE)
-    sums = parts.sum((0, 1))
+    count = 1 if arrays.bias is None else 2
+    shape = len(qkv), qkv.shape[1] // TILE, PARTS, count, heads, qkv.shape[-1]
+    outs = [
+        (jax.ShapeDtypeStruct(qkv.shape, qkv.dtype), WHOLE),
+        (jax.ShapeDtypeStruct(shape, jnp.float32), SUMS),
+    ]
+    dqkv, sums = _launch(_backward_kernel, spec, arrays, cotangents, outs, TILE)
+    sums = sums.sum((0, 1))  # [parts, gains and biases, heads, head_width]
     dbias = None
     if arrays.bias is not None:
-        dbias = sums[2 * heads :].astype(arrays.bias.dtype)
+        dbias = sums[:, 1].reshape(arrays.bias.shape).astype(arrays.bias.dtype)
     no_angles = (
         a if a is None else jnp.zeros_like(a) for a in (arrays.cos, arrays.sin)
     )
-    pairs = zip(
-        (sums[:heads], sums[heads : 2 * heads]),
-        (arrays.q_gain, arrays.k_gain),
-        strict=True,
-    )
+    gains = (arrays.q_gain, arrays.k_gain)
+    pairs = zip(sums[:VALUE, 0], gains, strict=True)
     dgains = (d if len(a) > 1 else d.sum(0, keepdims=True) for d, a in pairs)
     return (Arrays(dqkv, dbias, *dgains, *no_angles),)
 
@@ -174,28 +177,39 @@ def _backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> tuple[Arrays]:
 _fused.defvjp(_forward, _backward)
 
 
-def _launch(kernel, spec, arrays, cotangents, outs, sums, tile):
-    """One program for each tile of tokens of each image.
+def _launch(kernel, spec, arrays, cotangents, outs, tile):
+    """One program for each tile of tokens of each image, and each of the three parts.
 
-    `outs` are written for every token, `sums` for every tile.
+    `outs` are shapes, and what of them a program writes.
     """
-    tokens = lambda a: block((None, tile, *a.shape[2:]), 0, 1)
-    whole = lambda a: block(a.shape)
-    table = lambda a: block((tile, a.shape[1]), 1)
-    kinds = (tokens, whole, whole, whole, table, table)
-    pairs = zip(arrays, kinds, strict=True)
-    inputs = [(a, kind(a)) for a, kind in pairs if a is not None]
+    width = arrays.qkv.shape[-1]
+    kinds = {
+        WHOLE: block((None, tile, spec.heads, width), 0, 1, 2),
+        PART: block((None, tile, spec.heads, width), 0, 1),
+        SUMS: lambda a: block((None, None, None, *a.shape[3:]), 0, 1, 2),
+    }
+    whole = lambda a: None if a is None else block(a.shape)
+    table = block((tile, width // 2), 1)
+    blocks = (
+        *(kinds[WHOLE], block((spec.heads, width), 2)),
+        *(whole(arrays.q_gain), whole(arrays.k_gain), table, table),
+    )
+    inputs = [(a, own) for a, own in zip(arrays, blocks, strict=True) if a is not None]
+    grid = len(arrays.qkv), arrays.qkv.shape[1] // tile, PARTS
     return launch(
         functools.partial(kernel, spec, jax.tree.structure(arrays), tile),
-        (len(arrays.qkv), arrays.qkv.shape[1] // tile),
-        [*inputs, *((a, tokens(a)) for a in cotangents)],
-        [
-            *((a, tokens(a)) for a in outs),
-            *((a, block((None, None, *a.shape[2:]), 0, 1)) for a in sums),
-        ],
+        grid,
+        [*inputs, *((a, kinds[PART]) for a in cotangents)],
+        [(a, kinds[SUMS](a) if kind == SUMS else kinds[kind]) for a, kind in outs],
         warps=WARPS,
         name=f"qkv_norm_rope{kernel.__name__}",
     )
+
+
+def _each_part(function: Callable[[int], None]) -> None:
+    """`function(part)` for the part that is this program's."""
+    for part in range(PARTS):
+        pl.when(pl.program_id(2) == part)(functools.partial(function, part))
 
 
 def _forward_kernel(spec: Spec, structure: Any, tile: int, *references):
@@ -203,64 +217,64 @@ def _forward_kernel(spec: Spec, structure: Any, tile: int, *references):
     width = arrays.qkv.shape[-1]
     places = _places(spec.heads, width)
 
-    def row(i, nothing):
-        for part, out in enumerate(outs):
-            x = _load(arrays, i, part, spec.heads, places)
+    def compute(part: int) -> None:
+        def row(i, nothing):
+            x = _load(arrays, i, places)
             if part != VALUE:
                 unit, _ = _unit(x, spec, width)
                 x = each(jnp.multiply, unit, _gain(arrays, part, places))
                 x = _rotated(arrays, i, x, places)
-            for (heads, lanes), value in zip(places, x, strict=True):
-                out[i, pl.ds(*heads), pl.ds(*lanes)] = value.astype(out.dtype)
-        return nothing
+            _write(outs[part], i, places, x)
+            return nothing
 
-    jax.lax.fori_loop(0, tile, row, None)
+        jax.lax.fori_loop(0, tile, row, None)
+
+    _each_part(compute)
 
 
 def _backward_kernel(spec: Spec, structure: Any, tile: int, *references):
     arrays, rest = take_references(structure, references)
-    dq, dk, dv, out, sums_ref = rest
+    *cotangents, out, sums_ref = rest
     width, has_bias = arrays.qkv.shape[-1], arrays.bias is not None
     places = _places(spec.heads, width)
 
-    def one(i, part, cotangent):
-        """The gradient of a part, and what it adds to that of the gains."""
+    def gradient(i, part: int) -> tuple[list, list]:
+        """The gradient of a token's part, and what it adds to that of the gains."""
         d = [
-            cotangent[i, pl.ds(*heads), pl.ds(*lanes)].astype(jnp.float32)
+            cotangents[part][i, pl.ds(*heads), pl.ds(*lanes)].astype(jnp.float32)
             for heads, lanes in places
         ]
         if part == VALUE:
             return d, []
-        unit, inverse = _unit(_load(arrays, i, part, spec.heads, places), spec, width)
+        unit, inverse = _unit(_load(arrays, i, places), spec, width)
         d = _rotated(arrays, i, d, places, back=True)
         gained = each(jnp.multiply, d, unit)
         d = each(jnp.multiply, d, _gain(arrays, part, places))
         along = _means(each(jnp.multiply, d, unit), spec, width)
         return each(lambda d, u, n, a: n * (d - u * a), d, unit, inverse, along), gained
 
-    def row(i, sums):
-        added = []
-        for part, cotangent in enumerate((dq, dk, dv)):
-            d, gained = one(i, part, cotangent)
-            added += gained + (d if has_bias else [])
-            for (heads, lanes), value in zip(places, d, strict=True):
-                at = part * spec.heads + heads[0]
-                rows = pl.ds(at, heads[1])
-                out[i, rows, pl.ds(*lanes)] = value.astype(out.dtype)
-        return each(jnp.add, sums, added)
+    def compute(part: int) -> None:
+        def row(i, sums):
+            d, gained = gradient(i, part)
+            _write(out, i, places, d)
+            return each(jnp.add, sums, gained + (d if has_bias else []))
 
-    zeros = [jnp.zeros((h[1], w[1]), jnp.float32) for h, w in places]
-    count = 2 + 3 * has_bias
-    sums = jax.lax.fori_loop(0, tile, row, zeros * count)
-    # In the order of `row`: the gains of a part, then its bias.
-    first = {QUERY: 0, KEY: spec.heads}
-    starts = []
-    for part in range(3):
-        starts += [first[part]] if part in first else []
-        starts += [(2 + part) * spec.heads] if has_bias else []
-    blocks = [(start, *place) for start in starts for place in places]
-    for (start, heads, lanes), value in zip(blocks, sums, strict=True):
-        sums_ref[pl.ds(start + heads[0], heads[1]), pl.ds(*lanes)] = value
+        numbers = ([0] if part != VALUE else []) + ([1] if has_bias else [])
+        zeros = [jnp.zeros((h[1], w[1]), jnp.float32) for h, w in places]
+        sums = jax.lax.fori_loop(0, tile, row, zeros * len(numbers))
+        at = [(number, *place) for number in numbers for place in places]
+        for (number, heads, lanes), value in zip(at, sums, strict=True):
+            sums_ref[number, pl.ds(*heads), pl.ds(*lanes)] = value
+        if part == VALUE:  # it has no gain; what is not written may be anything
+            for (heads, lanes), zero in zip(places, zeros, strict=True):
+                sums_ref[0, pl.ds(*heads), pl.ds(*lanes)] = zero
+
+    _each_part(compute)
+
+
+def _write(ref, i, places: list, values: list[Array]) -> None:
+    for (heads, lanes), value in zip(places, values, strict=True):
+        ref[i, pl.ds(*heads), pl.ds(*lanes)] = value.astype(ref.dtype)
 
 
 def _places(heads: int, width: int) -> list[tuple]:
@@ -268,13 +282,13 @@ def _places(heads: int, width: int) -> list[tuple]:
     return [(h, w) for h in cuts(heads) for w in cuts(width)]
 
 
-def _load(arrays: Arrays, i, part: int, heads: int, places: list) -> list[Array]:
+def _load(arrays: Arrays, i, places: list) -> list[Array]:
+    """A token's heads of the program's part, with their bias."""
     parts = []
-    for (start, count), lanes in places:
-        rows = pl.ds(part * heads + start, count)
-        x = arrays.qkv[i, rows, pl.ds(*lanes)].astype(jnp.float32)
+    for heads, lanes in places:
+        x = arrays.qkv[i, pl.ds(*heads), pl.ds(*lanes)].astype(jnp.float32)
         if arrays.bias is not None:
-            x += arrays.bias[rows, pl.ds(*lanes)].astype(jnp.float32)
+            x += arrays.bias[pl.ds(*heads), pl.ds(*lanes)].astype(jnp.float32)
         parts.append(x)
     return parts
 

@@ -73,6 +73,20 @@ def test_the_kernel_computes_the_formula_and_its_gradients(kind, lengths, bias, 
         assert np.abs(without[0][1] - kernel[0][1]).max() > 0.1
 
 
+@pytest.mark.parametrize("function", [reference, fused], ids=["plain", "kernel"])
+def test_gate_and_up_may_lie_side_by_side(function):
+    packing, arrays = Packing((2,), (32,)), given("swiglu", 32)
+    joined = arrays | {"products": (jnp.concatenate(arrays["products"], -1),)}
+    (_, out), apart = gradients(reference, arrays, "swiglu", packing, 0.3)
+    (_, same), found = gradients(function, joined, "swiglu", packing, 0.3)
+    apart["products"] = (jnp.concatenate(apart["products"], -1),)
+
+    def close(ours, theirs):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6 * np.abs(theirs).max())
+
+    jax.tree.map(close, (same, found), (out, apart))
+
+
 def test_the_kernel_runs_on_each_device_s_part_of_a_batch():
     arrays, packing = given("swiglu", 16, b=4), Packing((4,), (16,))
     alone = gradients(fused, arrays, "swiglu", packing, 0.3)

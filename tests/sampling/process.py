@@ -1,0 +1,77 @@
+"""One of two processes that draw and measure a set together.
+
+python process.py INDEX PORT FOLDER
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from pixelflow_jax import backend, build
+from pixelflow_jax.evaluation.image_sets import NpzImages
+from pixelflow_jax.evaluation.metrics import evaluate
+from pixelflow_jax.evaluation.passes import set_features
+from pixelflow_jax.evaluation.references import Reference
+from pixelflow_jax.pretrained.pipeline import Pipeline
+from pixelflow_jax.sampling.output import Described, write_samples
+from pixelflow_jax.sharding import MeshShape
+
+if __name__ == "__main__":
+    import tiny
+
+    sys.path.append(str(tiny.ROOT / "tests" / "evaluation"))
+    from pixels import Pixels
+else:
+    from tests.evaluation.pixels import Pixels
+    from tests.training import tiny
+
+COUNT = 21
+METRICS = ("fd_lite0",)
+
+
+def pipeline(mesh: MeshShape) -> Pipeline:
+    """A model of random weights, the same in every process."""
+    config = tiny.experiment("unused", mesh=mesh)
+    fresh = jax.jit(build.network(config).init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: np.asarray(leaf) + rng.normal(0, 0.1, leaf.shape).astype("f4"),
+        jax.device_get(fresh),
+    )
+    return Pipeline(config=config, params=params, class_names=tiny.CLASSES, step=1)
+
+
+def draw(folder: pathlib.Path, model: Pipeline) -> dict[str, float]:
+    """Write the set to `folder`, and measure it against a part of itself."""
+    stream = model.stream([i % 3 for i in range(COUNT)], seed=4)
+    about = Described(
+        shape=stream.shape,
+        digest=stream.draw.digest,
+        names=stream.draw.names,
+        columns=3,
+        labels=stream.draw.request.given["label"],
+    )
+    paths = write_samples(folder, stream.recorded, about)
+    network, images = {"lite0": Pixels()}, NpzImages(paths["npz"])
+    batches = list(images.batches(8))
+    seen = set_features(batches, METRICS, network, COUNT)
+    theirs = set_features(batches[:1], METRICS, network)
+    reference = Reference("itself", "", "pixelflow", theirs)
+    return evaluate(METRICS, seen, reference)
+
+
+def main(index: int, port: int, folder: str) -> None:
+    """Join the other process and draw."""
+    backend.configure()
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+    assert jax.process_count() == 2 and jax.device_count() == 8
+    results = draw(pathlib.Path(folder), pipeline(MeshShape()))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
