@@ -5,9 +5,9 @@ python -m benchmarks.against --only 'pixnerd-*' --cache CACHE
 
 What the official code takes is kept as data, results/official.jsonl: a line a baseline,
 with what it is. Several may stand for a case; the fastest is the one to beat. Ours is
-the newest row of results/against.jsonl, and where another commit was measured beside it
-in the same sitting, `interleave` has put that there as well. Shares of the matmul rate
-are of the same rate for both sides, that of our newest row.
+the newest row of results/against.jsonl; rows whose "which" is "before" are of another
+commit, measured in turns with it in the same sitting. Shares of the matmul rate are of
+the same rate for both sides, that of our newest row.
 """
 
 import argparse
@@ -18,11 +18,13 @@ import pathlib
 
 from benchmarks import harness, markdown, perceptual, speed, suite
 from benchmarks.case import FLOW, SAMPLE, TRAIN, Case
+from benchmarks.worker import COUNT
 
 OFFICIAL = harness.RESULTS / "official.jsonl"
 RESULTS = harness.RESULTS / "against.jsonl"
-COLUMNS = ["case", "official", "strongest official", "ours before", "**ours now**"]
-COLUMNS += ["queued", "times the strongest", "MFU: strongest", "ours", "must", "aim"]
+COLUMNS = ["case", "official", "strongest official", "ours before: waited", "queued"]
+COLUMNS += ["**ours now**: waited", "queued", "times the strongest"]
+COLUMNS += ["MFU: strongest", "ours, queued", "must", "aim"]
 BEFORE, NOW = "before", "now"
 
 
@@ -81,14 +83,14 @@ def baselines(path: pathlib.Path = OFFICIAL) -> dict[str, list[dict]]:
 def line(goal: Goal, official: list[dict], ours: dict[str, dict]) -> list[object]:
     """The cells of a case; `ours` holds what was measured, "before" and "now"."""
     strongest, slowest = official[0], official[-1]
-    now = ours.get(NOW, {})
+    before, now = ours.get(BEFORE, {}), ours.get(NOW, {})
     unit = _seconds if goal.case.what == SAMPLE else _milliseconds
     cells = [goal.case.name, unit(slowest["ms"])]
     cells.append(unit(strongest["ms"]) if len(official) > 1 else "the same")
-    cells += [unit(ours.get(BEFORE, {}).get("ms")), f"**{unit(now.get('ms'))}**"]
-    cells.append(unit(now.get("queued_ms")))
+    cells += [unit(before.get("ms")), unit(before.get("queued_ms"))]
+    cells += [f"**{unit(now.get('ms'))}**", unit(now.get("queued_ms"))]
     cells.append(f"{strongest['ms'] / now['ms']:.2f}" if now else "")
-    cells += [_share(now, strongest["ms"]), _share(now, now.get("ms"))]
+    cells += [_share(now, strongest["ms"]), _share(now, now.get("queued_ms"))]
     return [*cells, unit(goal.must), unit(goal.aim)]
 
 
@@ -148,6 +150,8 @@ def main() -> None:
     if not args.markdown:
         names = speed.matching([goal.case.name for goal in goals()], args.only)
         suite.run([g.case for g in goals() if g.case.name in names], args)
+    if args.phase == COUNT and not args.markdown:
+        return
     counts = speed.newest(harness.read(speed.OPERATIONS))
     text = render(harness.read(args.json), counts)
     if args.into:

@@ -20,12 +20,13 @@ from benchmarks import harness  # first: it sets the compiler's flags
 from pixelflow_jax.evaluation.accumulator import Accumulator, SetFeatures
 from pixelflow_jax.evaluation.extractors import open_extractor
 from pixelflow_jax.evaluation.features import FEATURES, LOGITS, Extractor
+from pixelflow_jax.evaluation.kernel_distance import kernel_distance
 from pixelflow_jax.evaluation.metrics import evaluate, required
 from pixelflow_jax.evaluation.references import Reference
 
 NAME = "inception-v3-compat"
 SIZES = ((64, 64, 22), (96, 80, 22), (256, 256, 20))  # height, width, images
-METRICS = ("fid", "is", "pr", "kid")
+METRICS = ("fid", "is", "pr")
 # Ours, theirs.
 PAIRS = {
     "fid": "frechet_inception_distance",
@@ -62,6 +63,8 @@ def random_weights(path: pathlib.Path, seed: int = 0) -> None:
         n = torch.randn_like(value)
         if key.endswith("conv.weight"):
             value = n * (2 / value[0].numel()) ** 0.5
+        elif key == "fc.weight":
+            value = 2 * n  # predictions that differ, for the Inception Score
         elif key.endswith("bn.weight"):
             value = 1 + 0.1 * n
         elif key.endswith("running_var"):
@@ -149,6 +152,7 @@ def compare_metrics(
         isc=True,
         fid=True,
         kid=True,
+        kid_subset_size=args.subset,
         prc=True,
         feature_extractor=NAME,
         feature_extractor_weights_path=str(weights),
@@ -158,6 +162,9 @@ def compare_metrics(
     sets = [set_features(ours, array, 1024) for array in (generated, real)]
     reference = Reference("memory", "", "adm", {"inception": sets[1]})
     found = evaluate(METRICS, {"inception": sets[0]}, reference)
+    rows = [seen.rows[FEATURES] for seen in sets]
+    kid = kernel_distance(*rows, subset_size=args.subset)
+    found |= {"kid": kid.mean, "kid_std": kid.deviation}
     return [
         {
             "compared": name,
@@ -178,6 +185,7 @@ def main() -> None:
     """Compare, print and record."""
     parser = harness.parser(__doc__)
     parser.add_argument("--images", type=int, default=2000, help="in each set")
+    parser.add_argument("--subset", type=int, default=1000, help="of KID")
     parser.add_argument("--size", type=int, default=64, help="their sides in pixels")
     parser.add_argument("--batch", type=int, default=256)
     args = parser.parse_args()

@@ -55,7 +55,7 @@ from pixelflow_jax.training.optimizer import AdamW
 IMAGES = 1_281_167
 EPOCH = IMAGES // 256
 # Layers not scanned: faster, compiles longer. All that the backward pass needs is kept:
-# 5 GB more at 32 images a device than what remat="mlp" keeps.
+# 4 GB more at 32 images a device than what remat="mlp" keeps.
 WRITTEN_OUT = StackConfig(remat="none", scan=False)
 XL = PixelGen(stack=WRITTEN_OUT)
 L = dataclasses.replace(XL, width=1024, depth=24, bottleneck=128, dropout=0.0)

@@ -56,11 +56,10 @@ def examples(source: LabelledSource, layout: Layout) -> np.ndarray:
     orders = [rng.permutation(np.flatnonzero(source.labels == c)) for c in chosen]
     blank = np.full((layout.size, layout.size, 3), 255, np.uint8)
     cells = []
-    for records in [_readable(source, order) for order in orders]:
+    for records in [_readable(source, order, layout.size) for order in orders]:
         for _ in range(layout.columns):
             record = next(records, None)
-            image = blank if record is None else record["image"]
-            cells.append(center_crop(image, layout.size))
+            cells.append(blank if record is None else record["image"])
     names = [printable(source.class_names[int(label)]) for label in chosen]
     return grid(np.stack(cells), layout.columns, names, scale=layout.scale)
 
@@ -69,19 +68,22 @@ def _captioned_examples(
     source: LabelledSource, layout: Layout, order: np.ndarray
 ) -> np.ndarray:
     wanted = range(layout.rows * layout.columns)
-    records = [r for _, r in zip(wanted, _readable(source, order), strict=False)]
+    readable = _readable(source, order, layout.size)
+    records = [record for _, record in zip(wanted, readable, strict=False)]
     if not records:
         raise DataError("None of the images can be used: there is nothing to show.")
-    images = np.stack([center_crop(r["image"], layout.size) for r in records])
+    images = np.stack([record["image"] for record in records])
     captions = [" / ".join(record["captions"]) for record in records]
     if not any(captions):
         return grid(images, layout.columns, scale=layout.scale)
     return captioned_grid(images, captions, layout.columns, scale=layout.scale)
 
 
-def _readable(source: LabelledSource, order: np.ndarray) -> Iterator[Record]:
+def _readable(source: LabelledSource, order: np.ndarray, size: int) -> Iterator[Record]:
+    """Records whose images are cropped at once: as they are they may be large."""
     for index in order:
         try:
-            yield source[int(index)]
+            record = source[int(index)]
+            yield {**record, "image": center_crop(record["image"], size)}
         except UnreadableImage as error:
             print(f"skipped: {error}", file=sys.stderr)

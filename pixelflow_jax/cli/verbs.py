@@ -105,7 +105,7 @@ VERBS = {
             "Which weights": (*WEIGHTS, *ENCODERS),
             "What to measure": (
                 *("metrics", "num_samples", "allow_n", "images", "reference"),
-                *("inception", "dinov2", "features"),
+                *("inception", "dinov2", "lite0", "features"),
             ),
             "How images are drawn": (
                 *("prompts_file", "negative_prompt", "sample_seed", "height", "width"),
@@ -122,6 +122,7 @@ VERBS = {
             "pixelflow evaluate --workdir=runs/demo",
             "pixelflow evaluate --workdir=runs/imagenet --metrics=fid,sfid,is,pr "
             "--reference=VIRTUAL_imagenet256_labeled.npz --inception=inception.pth",
+            "pixelflow evaluate reference reference.npz --images=real_images",
             "pixelflow evaluate --images=samples.npz --metrics=fid --features=lite0 "
             "--reference=reference.npz --num_samples=5000 --allow_n",
             "pixelflow evaluate --workdir=runs/imagenet --sweep=ema,scale "

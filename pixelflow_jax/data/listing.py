@@ -19,7 +19,7 @@ TEXT = ".txt"
 # What lies beside images on purpose, or is put there by systems: not worth a word.
 COMPANIONS = frozenset(
     ".txt .json .jsonl .csv .tsv .md .rst .xml .yaml .yml .html .caption .npy .npz .pt "
-    ".pkl .safetensors .parquet .db .ini .log .py .sh .toml .cls".split()
+    ".pkl .array_record .safetensors .parquet .db .ini .log .py .sh .toml .cls".split()
 )
 SHOWN = 3  # names of each kind that a message lists
 

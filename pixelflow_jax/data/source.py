@@ -181,6 +181,8 @@ def decode_image(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.
     Raises UnreadableImage with the record's name. Pillow reports damage through many
     exception types (OSError, SyntaxError, ValueError, struct.error, ...), so all count.
     """
+    if not encoded:
+        raise _unreadable(name, "the file is empty")
     try:
         return decode(encoded, max_pixels)
     except UnidentifiedImageError as error:

@@ -13,6 +13,8 @@ from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.values import Ratio
 
 Small = Literal["upscale", "error"]
+# An image may be enlarged to so many pixels, or to so many times what is cut out of it.
+SMALL_TARGET, MAX_ASPECT = 2**26, 16
 Size = tuple[int, int]  # height and width
 Rng = np.random.Generator | None
 
@@ -94,6 +96,20 @@ def _check_small(
         )
 
 
+def _check_growth(image: np.ndarray, target: tuple[int, int], size: Size) -> None:
+    """Raises for an image so narrow that covering `size` would take all memory.
+
+    `target` is the width and height that it would be resized to.
+    """
+    height, width = size
+    if target[0] * target[1] > max(SMALL_TARGET, MAX_ASPECT * height * width):
+        raise UnreadableImage(
+            f"the image is {image.shape[1]}x{image.shape[0]}, so narrow that it would "
+            f"be enlarged to {target[0]}x{target[1]} to cover {width}x{height} pixels. "
+            "Remove it, or crop it."
+        )
+
+
 def resize_short_side(image: np.ndarray, short: int) -> np.ndarray:
     """The image resized (Lanczos) so that its short side is `short`.
 
@@ -115,6 +131,7 @@ def resize_to_cover(image: np.ndarray, height: int, width: int) -> np.ndarray:
         target = (int(height * wide / tall), height)
     if target == (wide, tall):
         return image
+    _check_growth(image, target, (height, width))
     return np.asarray(resize(image, target, Image.Resampling.LANCZOS))
 
 
@@ -158,6 +175,7 @@ def center_crop(image: np.ndarray, height: int, width: int = 0) -> np.ndarray:
         picture = picture.resize(half, Image.Resampling.BOX)
     scale = max(height / picture.height, width / picture.width)
     resized = (round(picture.width * scale), round(picture.height * scale))
+    _check_growth(image, resized, (height, width))
     pixels = np.asarray(picture.resize(resized, Image.Resampling.BICUBIC))
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]

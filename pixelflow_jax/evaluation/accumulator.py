@@ -177,7 +177,8 @@ def _of_all_processes(state: dict[str, np.ndarray]) -> list[dict[str, np.ndarray
         return [state]
     # As bytes: arrays on devices would lose their double precision.
     with io.BytesIO() as buffer:
-        np.savez(buffer, **{key.replace("/", "|"): a for key, a in state.items()})
+        plain = {key.replace("/", "|"): array for key, array in state.items()}
+        np.savez(buffer, **plain)  # type: ignore[arg-type]
         own = np.frombuffer(buffer.getvalue(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([len(own)], np.int32)).ravel()
     padded = np.zeros(int(sizes.max()), np.uint8)

@@ -97,20 +97,23 @@ def _attend_padded(q: Array, k: Array, v: Array) -> Array:
     To a multiple of 128: its backward pass has known faults for other padded lengths.
     """
     lengths = q.shape[1], k.shape[1]
-    padded = (
+    q, k, v = (
         jnp.pad(a, ((0, 0), (0, -a.shape[1] % 128), (0, 0), (0, 0))) for a in (q, k, v)
     )
-    return _attend_first(*padded, lengths)[:, : lengths[0]]
+    return _attend_first(q, k, v, lengths)[:, : lengths[0]]
 
 
 def _attend_first(q: Array, k: Array, v: Array, lengths: tuple[int, int]) -> Array:
     """cuDNN's attention of the first queries to the first keys, as many as given."""
-    names = ("query_seq_lengths", "key_value_seq_lengths")
-    true = {
-        name: jnp.full(len(q), length, jnp.int32)
-        for name, length in zip(names, lengths, strict=True)
-    }
-    return jax.nn.dot_product_attention(q, k, v, **true, implementation="cudnn")
+    queries, keys = (jnp.full(len(q), length, jnp.int32) for length in lengths)
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        query_seq_lengths=queries,
+        key_value_seq_lengths=keys,
+        implementation="cudnn",
+    )
 
 
 def _attend_dropping(

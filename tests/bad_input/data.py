@@ -1,4 +1,4 @@
-"""Data that cannot be used: images, captions, folders, tars, parquet files, shards."""
+"""Data that cannot be used: images, captions, folders, options."""
 
 import os
 import pathlib
@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from pixelflow_jax.cli import prepare
 from pixelflow_jax.data.captions import from_json
-from pixelflow_jax.data.features import Features
 from pixelflow_jax.data.files import find_files
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
@@ -17,12 +16,10 @@ from pixelflow_jax.data.prepare.tars import Tars
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.source import decode_image
 from pixelflow_jax.data.tfds import Tfds
+from tests.bad_input import data_files
 from tests.bad_input import hostile as h
 from tests.bad_input.row import Row
 from tests.bad_input.row import command as verb
-
-GB = 2**30
-DEEP = b'{"caption": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
 def image(name: str, content: Callable[[], bytes], *says: str) -> Row:
@@ -67,53 +64,6 @@ def source(name: str, config: object, *says: str, split: str = "train") -> Row:
     return Row(f"source: {name}", lambda _: config.open(split), says)  # pyright: ignore
 
 
-def tar(name: str, make: Callable[[pathlib.Path], pathlib.Path], *says: str) -> Row:
-    """A tar of which so much is lost that it is not prepared."""
-
-    def run(place: pathlib.Path) -> object:
-        return h.prepared(Tars(path=str(make(place))), place / "out")
-
-    return Row(f"tar: {name}", run, says)
-
-
-def members(*found: tuple[str, bytes | str]) -> Callable:
-    """Makes a tar of them."""
-    return lambda place: h.tar(place / "a.tar", list(found))
-
-
-def damaged(change: Callable) -> Callable:
-    """Makes a tar of three samples and changes its bytes."""
-    return lambda place: h.edited(h.tar(place / "a.tar", h.samples()), change)
-
-
-def parquet(name: str, columns: Callable[[], dict], *says: str, **fields) -> Row:
-    """A parquet file of which so much is bad that it is not prepared."""
-
-    def run(place: pathlib.Path) -> object:
-        path = h.parquet(place / "a.parquet", columns())
-        return h.prepared(Parquet(path=str(path), **fields), place / "out")
-
-    return Row(f"parquet: {name}", run, says)
-
-
-def index(name: str, says: str, **changes: object) -> Row:
-    """Shards whose dataset.json is not true."""
-    return Row(
-        f"index: {name}",
-        lambda place: h.reindexed(place, **changes),
-        ("dataset.json is damaged", says, "--overwrite"),
-    )
-
-
-def shard(name: str, says: str, **changes: object) -> Row:
-    """Shards whose dataset.json is not true of one of them."""
-    return Row(
-        f"shard: {name}",
-        lambda place: h.reshard(place, **changes),
-        (says, "again"),
-    )
-
-
 def option(name: str, make: Callable[[], object], *says: str) -> Row:
     """An option of `prepare` out of its range."""
     return Row(f"option: {name}", lambda _: make(), says)
@@ -142,14 +92,16 @@ def loader(name: str, says: str, batch: dict | None = None, **fields) -> Row:
     return Row(f"loader: {name}", run, (says,))
 
 
-def _raises(place: pathlib.Path, *, of: Callable[[pathlib.Path], object]) -> object:
-    return of(place)
-
-
 def _named_pipe(place: pathlib.Path) -> object:
     h.put(place, {"x.png": h.picture()})
     os.mkfifo(place / "x.txt")
     return ImageFolder(path=str(place), labels=False, captions=True).open("train")[0]
+
+
+def _narrow(place: pathlib.Path) -> object:
+    h.put(place / "in", {"x.png": h.encoded(h.Image.new("RGB", (1, 65_000)))})
+    config = ImageFolder(path=str(place / "in"), labels=False)
+    return h.prepared(config, place / "out", Encoding(size=64))
 
 
 def _only_a_pipe(place: pathlib.Path) -> object:
@@ -158,47 +110,14 @@ def _only_a_pipe(place: pathlib.Path) -> object:
 
 
 def _huge_image(place: pathlib.Path) -> object:
-    h.sparse(place / "x.png", 3 * GB)
+    h.sparse(place / "x.png", 3 * h.GB)
     return ImageFolder(path=str(place), labels=False).open("train")[0]
 
 
 def _huge_caption(place: pathlib.Path) -> object:
     h.put(place, {"x.png": h.picture()})
-    h.sparse(place / "x.txt", 3 * GB)
+    h.sparse(place / "x.txt", 3 * h.GB)
     return ImageFolder(path=str(place), labels=False, captions=True).open("train")[0]
-
-
-def _huge_index(place: pathlib.Path) -> object:
-    h.sparse(place / "dataset.json", 3 * GB)
-    return Shards(path=str(place)).open("train")
-
-
-def _deep_index(place: pathlib.Path) -> object:
-    h.put(place, {"dataset.json": DEEP})
-    return Shards(path=str(place)).open("train")
-
-
-def _other_test_classes(place: pathlib.Path) -> object:
-    train, test = (h.shards(place / name, name) for name in ("abc", "ac"))
-    return Shards(path=str(train), test_path=str(test)).open("test")
-
-
-def _damaged_record(place: pathlib.Path) -> object:
-    (file,) = (h.shards(place) / "train").glob("*.array_record")
-    content = bytearray(file.read_bytes())
-    start = content.index(b"\x89PNG")
-    content[start : start + 64] = bytes(64)
-    file.write_bytes(content)
-    opened = Shards(path=str(place / "shards")).open("train")
-    return [opened[i] for i in range(4)]
-
-
-def _no_test_split(place: pathlib.Path) -> object:
-    return Shards(path=str(h.shards(place))).open("test")
-
-
-def _other_version(place: pathlib.Path) -> object:
-    return h.reindexed(place, version=99)
 
 
 def _not_ours(place: pathlib.Path) -> object:
@@ -226,48 +145,15 @@ def _all_bad(place: pathlib.Path) -> object:
     return h.prepared(config, place / "out", max_corrupt=1.0)
 
 
-def _claims_rows(place: pathlib.Path) -> object:
-    columns = {"image": [None] * 200_000, "caption": ["a"] * 200_000}
-    import pyarrow
-
-    columns["image"] = pyarrow.array(columns["image"], pyarrow.binary())
-    path = h.parquet(place / "a.parquet", columns)
-    return h.prepared(Parquet(path=str(path)), place / "out")
-
-
-def _no_parquet(place: pathlib.Path) -> object:
-    h.parquet(place / "ok.parquet", {"image": [h.picture()], "caption": ["a"]})
-    h.put(place, {"a.parquet": b"PAR1 no parquet"})
-    return h.prepared(Parquet(path=str(place)), place / "out")
-
-
-def _extended_header(content: bytearray, start: int) -> bytearray:
-    """An extended header that wants 8 GB of memory for the names in it."""
-    import tarfile
-
-    info = tarfile.TarInfo("x")
-    info.type, info.size = tarfile.XHDTYPE, 8 * GB - 1
-    return content[:start] + info.tobuf(tarfile.GNU_FORMAT) + content[start:]
-
-
-def _zeroed(content: bytearray, start: int) -> bytearray:
-    content[start : start + 512] = bytes(512)
-    return content
-
-
-def _flipped(content: bytearray, start: int) -> bytearray:
-    content[start + 5] ^= 1
-    return content
-
-
 CLAIM = "max_pixels=110,000,000"
+
 IMAGES = [
     image("postscript called .png", lambda: h.EPS),
     image("pdf", lambda: b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n"),
     image("svg", lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="4"/>'),
     image("html page", lambda: b"<!DOCTYPE html><html>404</html>"),
     image("pointer of git-lfs", lambda: b"version https://git-lfs.github.com/spec/v1"),
-    image("empty file", lambda: b""),
+    image("empty file", lambda: b"", "the file is empty"),
     image("zip", lambda: b"PK\x03\x04" + bytes(60)),
     image("heic", lambda: b"\0\0\0\x18ftypheic" + bytes(60)),
     image("ico", lambda: h.picture("ICO")),
@@ -286,7 +172,9 @@ IMAGES = [
     image("grey of 32 bits", lambda: h.grey_tiff("int32"), "32 bits", "white"),
     image("grey with a sign", h.signed_tiff, "a sign", "8 or 16 bits"),
 ]
+
 LONG = "x" * 1_000_001
+
 CAPTIONS = [
     caption("empty", "", "no caption"),
     caption("spaces", " \n\t\n", "no caption"),
@@ -297,7 +185,7 @@ CAPTIONS = [
     caption("a million characters", LONG, "1,000,001", "max_caption=1,000,000"),
     Row("caption: a pipe", _named_pipe, ("x.txt cannot be read", "pipe")),
     Row("caption: 3 GB", _huge_caption, ("x.txt", "3,221,225,472 bytes")),
-    in_json("nested deeply", DEEP, "nested too deeply"),
+    in_json("nested deeply", h.DEEP, "nested too deeply"),
     in_json("damaged", b'{"caption": ', "damaged"),
     in_json("a list", b"[1, 2]", "no object"),
     in_json("null", b'{"caption": null}', "no caption"),
@@ -309,8 +197,11 @@ CAPTIONS = [
     in_json("not UTF-8", b'{"caption": "\xff"}', "not UTF-8"),
     in_json("too many digits", b'{"caption": ' + b"1" * 9000 + b"}", "damaged"),
 ]
+
 PNG = {"x.png": h.picture()}
+
 CLASS = {"a/x.png": h.picture()}
+
 FOLDERS = [
     folder("absent", {}, "does not exist", sub="nowhere"),
     folder("a file", PNG, "is a file, not a folder", sub="x.png"),
@@ -332,6 +223,9 @@ FOLDERS = [
     folder("no pixels allowed", CLASS, "--max-pixels", max_pixels=0),
     folder("all pixels allowed", CLASS, "178,956,970", max_pixels=10**9),
     folder("no caption allowed", CLASS, "--max-caption", max_caption=0),
+    Row(
+        "folder: 1 x 65,000 pixels", _narrow, ("x.png: the image is 1x65000", "narrow")
+    ),
     Row("folder: only a pipe", _only_a_pipe, ("holds no images", "pipes")),
     Row("folder: an image of 3 GB", _huge_image, ("x.png cannot be read", "bytes")),
     source("no such split", ImageFolder(path="."), "train, test", split="dev"),
@@ -343,93 +237,9 @@ FOLDERS = [
     source("too many tars", Tars(path="{0..99999999}.tar"), "more than 1,000,000"),
     source("absent parquet", Parquet(path="x.parquet"), "no file 'x.parquet'"),
 ]
-TARS = [
-    tar("cut between members", damaged(lambda c, at: c[:at]), "no end mark, so it was"),
-    tar("cut in a header", damaged(lambda c, at: c[: at + 300]), "damaged", "cut off"),
-    tar("cut in an image", damaged(lambda c, at: c[: at + 520]), "1.png is cut off"),
-    tar("a zeroed header", damaged(_zeroed), "damaged", "are no header"),
-    tar("a flipped bit", damaged(_flipped), "damaged", "are no header"),
-    tar("8 GB of names", damaged(_extended_header), "8,589,934,591 bytes"),
-    tar("empty", lambda place: h.put(place, {"a.tar": b""}), "empty file"),
-    tar("a page", lambda p: h.put(p, {"a.tar": b"<html>" * 200}), "it is no tar"),
-    tar("gzip", lambda p: h.put(p, {"a.tar": b"\x1f\x8b" + b"x" * 900}), "gzip"),
-    tar(
-        "only compressed", lambda p: h.put(p, {"a.tar.gz": b"x"}), "unpack", "a.tar.gz"
-    ),
-    tar("no samples", members(("readme.md", "x")), "holds no samples"),
-    tar("one name twice", members(*h.samples(1), *h.samples(1)), "twice", "is taken"),
-    tar(
-        "two images of a key",
-        members(("a.png", h.picture()), ("a.jpg", h.picture()), ("a.txt", "x")),
-        *("a.tar:a has an image twice", ".png and .jpg"),
-    ),
-    tar(
-        "an image that is not read", members(("a.heic", b"x"), ("a.txt", "x")), ".heic"
-    ),
-    tar("no image", members(("a.txt", "x")), "a.tar:a has no image", "Pack"),
-    tar("no caption", members(("a.png", h.picture())), "a.tar:a has no caption"),
-    tar("deep json", members(("a.png", h.picture()), ("a.json", DEEP)), "too deeply"),
-]
-TEXTS = {"caption": ["a", "b", "c"]}
-PARQUETS = [
-    parquet(
-        "no images", lambda: TEXTS, "Which column holds the images", "caption (tex"
-    ),
-    parquet(
-        "no such column",
-        lambda: {"image": [b"x"] * 3, **TEXTS},
-        *("--image-column", "caption (text)"),
-        image_column="nope",
-    ),
-    parquet("junk", lambda: {"image": [b"x"] * 3, **TEXTS}, "a.parquet[0:0] cannot be"),
-    parquet(
-        "paths of images",
-        lambda: {"image": [{"bytes": None, "path": "x.png"}], "caption": ["a"]},
-        "holds no image bytes",
-    ),
-    parquet(
-        "a caption of 256 MB",
-        lambda: {"image": [h.picture()] * 2, "caption": ["a", "b" * 2**28]},
-        *("caption grows from", "268,435,"),
-    ),
-    parquet(
-        "a caption of 5 MB",
-        lambda: {"image": [h.picture()] * 2, "caption": ["a", "b" * 5_000_000]},
-        *("its caption has 5,000,000 bytes", "4,000,000"),
-    ),
-    Row("parquet: more rows than bytes", _claims_rows, ("200,000 rows",)),
-    Row("parquet: damaged", _no_parquet, ("a.parquet is damaged", "Fetch")),
-]
-SHARDS = [
-    index("no shards", "KeyError('shards')", shards=None),
-    index("shards of another type", "its list of files is none", shards=5),
-    index("class names of another type", "no list of names", class_names=5),
-    index("no class names", "not below 0 classes", class_names=[]),
-    index("another count", "images are not those of its shards", count=5),
-    Row(
-        "index: another version", _other_version, ("version 99", "newer pixelflow_jax")
-    ),
-    Row("index: 3 GB", _huge_index, ("dataset.json is damaged", "3,221,225,472 bytes")),
-    Row(
-        "index: nested deeply", _deep_index, ("dataset.json is damaged", "--overwrite")
-    ),
-    shard("1e9 images", "1,000,000,000 images", count=10**9, sizes=[[16, 16]]),
-    shard("labels of another class", "not below 2 classes", labels=[0, 0, 1, 7]),
-    shard("labels below 0", "not below 2 classes", labels=[0, 0, 1, -1]),
-    shard("labels of another type", "not below 2 classes", labels=["a"] * 4),
-    shard("fewer labels", "4 images but 1 labels", labels=[0]),
-    shard("other sizes", "other sizes", sizes=[[16, 16], [16, 16]]),
-    shard("sizes of nothing", "without pixels", sizes=[[0, 16]]),
-    shard("a file elsewhere", "does not lie below it", file="../../x"),
-    shard("a file that is gone", "is missing", file="gone.array_record"),
-    shard("another size", "instead of 7", bytes=7),
-    Row("shard: a damaged record", _damaged_record, ("Prepare the shards again",)),
-    Row("shard: no test split", _no_test_split, ("has no test split", "--holdout")),
-    Row("shard: other test classes", _other_test_classes, ("gone: b", "sub-folders")),
-    Row("features: absent", lambda p: Features(str(p)), ("text-features",)),
-    Row("features: a bucket", lambda _: Features("gs://b/x"), ("gs://",)),
-]
+
 NAN = float("nan")
+
 BUCKETS = [
     Row(
         f"bucket: {' '.join(words[:2])}",
@@ -444,6 +254,7 @@ BUCKETS = [
         ("quickstart", "--workdir=gs://b/run"),
     )
 ]
+
 OPTIONS = [
     option("no workers", lambda: ShardOptions(workers=0), "--workers is 0", "least 1"),
     option("shards below 0", lambda: ShardOptions(shards=-2), "--shards is -2"),
@@ -471,6 +282,7 @@ OPTIONS = [
     Row("prepare: other options", _other_options, ("--overwrite", "another OUT")),
     Row("prepare: nothing but damage", _all_bad, ("None of the 1 images", "x.png")),
 ]
+
 LOADERS = [
     loader("no pixels", "data.image_size=0 must be a whole", image_size=0),
     loader("no threads", "data.threads=0 must be a whole number", threads=0),
@@ -479,13 +291,12 @@ LOADERS = [
     loader("no batch", "must be a positive multiple", {"batch_size": 0}),
     loader("a seed below 0", "seed must be at least 0", {"seed": -1}),
 ]
+
 ROWS: list[Row] = [
     *IMAGES,
     *CAPTIONS,
     *FOLDERS,
-    *TARS,
-    *PARQUETS,
-    *SHARDS,
+    *data_files.ROWS,
     *BUCKETS,
     *OPTIONS,
     *LOADERS,

@@ -22,6 +22,9 @@ EPS = (
     b"(a program) print showpage\n"
 )
 
+GB = 2**30
+DEEP = b'{"caption": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
     """An image as a file."""

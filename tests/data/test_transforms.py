@@ -220,3 +220,17 @@ def test_normalise_is_exact():
     scaled = normalise(values)
     assert scaled.dtype == np.float32 and scaled[0] == -1 and scaled[255] == 1
     np.testing.assert_allclose(scaled, values / 127.5 - 1, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(1, 40_000, 3), (40_000, 1, 3)])
+def test_images_too_narrow_to_be_enlarged_are_unreadable(shape):
+    """They would take gigabytes; those up to 16 times as long as wide never do."""
+    narrow = np.zeros(shape, np.uint8)
+    for crop in (
+        lambda: center_crop(narrow, 256),
+        lambda: resize_short_side(narrow, 256),
+        lambda: RandomCrop()(narrow, (256, 256), None),
+    ):
+        with pytest.raises(UnreadableImage, match="so narrow that"):
+            crop()
+    assert center_crop(narrow[:900, :900], 64).shape == (64, 64, 3)

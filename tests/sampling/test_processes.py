@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 
+from benchmarks import draw_kills
 from pixelflow_jax import sharding
 from tests.sampling import process
 from tests.training import tiny
@@ -71,3 +72,14 @@ def eight():
 def mesh_of(devices):
     axes = (jax.sharding.AxisType.Auto,) * 3
     return jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=axes, devices=devices)
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_goes_on_in_the_same_bytes(tmp_path, monkeypatch):
+    for name, value in tiny.environment().items():
+        monkeypatch.setenv(name, value)
+    flags = ("--weights=emoji", *draw_kills.FLAGS, "--count=60")
+    assert draw_kills.start(tmp_path / "peace", flags).wait() == 0
+    reached = draw_kills.killed(tmp_path / "war", flags, kills=2, span=20, seed=1)
+    assert max(reached) < 60
+    assert content(tmp_path / "war") == content(tmp_path / "peace")

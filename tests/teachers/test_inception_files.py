@@ -143,5 +143,6 @@ def test_features_are_the_same_on_one_device_and_on_eight(named):
     assert len(one.file_sha256) == len(one.weights_digest) == 64
     theirs = many.extract(images)
     for key, array in one.extract(images).items():
-        np.testing.assert_allclose(theirs[key], array, atol=1e-6, err_msg=key)
+        rtol = 0 if key == FEATURES else 1e-5
+        np.testing.assert_allclose(theirs[key], array, rtol, atol=1e-6, err_msg=key)
     assert theirs[FEATURES].shape == (5, 2048)

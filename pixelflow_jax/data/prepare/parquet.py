@@ -205,7 +205,7 @@ def _check_growth(group: Any, columns: tuple[str, str]) -> None:
         is_text = chunk.path_in_schema.split(".")[0] == columns[1]
         if whole > (MAX_TEXTS if is_text else max(SMALL_CHUNK, MAX_GROWTH * stored)):
             raise ValueError(
-                f"{chunk.path_in_schema} grows from {stored:,} to {whole:,} bytes"
+                f"{chunk.path_in_schema} unpacks to {whole:,} bytes in one group"
             )
 
 

@@ -232,7 +232,10 @@ def _make_record(
     original_height, original_width = image.shape[:2]
     if encoding.size is not None:
         crop = resize_short_side if encoding.keep_aspect else center_crop
-        image = crop(image, encoding.size)
+        try:
+            image = crop(image, encoding.size)
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{printable(record['name'])}: {error}") from error
     if encoding.format == "keep":
         encoded = source.read(index)
     else:

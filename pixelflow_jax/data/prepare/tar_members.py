@@ -9,7 +9,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 2**20
@@ -63,40 +63,48 @@ def members(file: Path) -> Iterator[Member | Lost]:
     Of each part that is lost it says why, up to MAX_LOST of them. Raises OSError.
     """
     whole, end, lost = file.stat().st_size, 0, 0
-    with file.open("rb") as content:
-        try:
-            tar = tarfile.TarFile(
-                fileobj=content, mode="r", tarinfo=_Header, ignore_zeros=True
-            )
-        except tarfile.TarError as error:
-            yield Lost(f"{error}")
-            return
-        known: dict[str, Member] = {}
-        while lost < MAX_LOST:
+    known: dict[str, Member] = {}
+    with file.open("rb") as content, file.open("rb") as beside:
+        tar: tarfile.TarFile | None = None
+        start = _content_from(beside, 0, whole)
+        while start < whole and lost < MAX_LOST:
             try:
-                header = tar.next()
+                tar, header = _header(tar, content, start)
             except OSError:
                 raise
             except Exception as error:  # a damaged header raises many types
                 yield Lost(_brief(error))
                 lost += 1
-                tar.offset = max(tar.offset, end) + BLOCK
-                end = tar.offset
+                end = start = start + BLOCK
                 continue
-            tar.members.clear()  # pyright: ignore (it would keep all)
             if header is None:
                 break
-            if _has_content(file, end, header.offset):
+            if _content_from(beside, end, header.offset) < header.offset:
                 yield Lost(f"{header.offset - end:,} bytes at {end:,} are no header")
                 lost += 1
             if header.size < 0 or (header.isreg() and _ends(header) > whole):
                 yield Lost(f"{header.name[:MAX_NAME]} is cut off")
                 return
-            end = tar.offset
+            end, start = tar.offset, _content_from(beside, tar.offset, whole)
             if header.isfile() or header.islnk() or header.issym():
                 known[header.name] = member = _member(header, known)
                 yield member
-        yield from _lost_at_end(file, end, whole, empty=not known)
+        yield from _lost_at_end(beside, end, whole, empty=not known)
+
+
+def _header(
+    tar: tarfile.TarFile | None, content: BinaryIO, start: int
+) -> tuple[tarfile.TarFile, tarfile.TarInfo | None]:
+    """The next header from `start` on, in a tar that is opened for the first."""
+    if tar is None:
+        content.seek(start)
+        options: Any = {"tarinfo": _Header, "ignore_zeros": True}
+        tar = tarfile.TarFile(fileobj=content, mode="r", **options)
+    else:
+        tar.offset = start
+    header = tar.next()
+    tar.members.clear()  # pyright: ignore (it would keep all)
+    return tar, header
 
 
 def _ends(header: tarfile.TarInfo) -> int:
@@ -114,11 +122,15 @@ def _member(header: tarfile.TarInfo, known: dict[str, Member]) -> Member:
     return Member(header.name, *(found[1:] if found else (-1, 0)))
 
 
-def _lost_at_end(file: Path, end: int, whole: int, empty: bool) -> Iterator[Lost]:
+def _lost_at_end(
+    content: BinaryIO, end: int, whole: int, empty: bool
+) -> Iterator[Lost]:
     """What is wrong behind the last member: a whole tar ends with blocks of zeros."""
-    if _has_content(file, end, whole):
-        with file.open("rb") as content:
-            start = content.read(8)
+    if not whole:
+        yield Lost("empty file")
+    elif _content_from(content, end, whole) < whole:
+        content.seek(0)
+        start = content.read(8)
         kind = next((k for magic, k in MAGIC.items() if start.startswith(magic)), "")
         if empty:
             yield Lost(f"it is compressed with {kind}" if kind else "it is no tar")
@@ -128,17 +140,18 @@ def _lost_at_end(file: Path, end: int, whole: int, empty: bool) -> Iterator[Lost
         yield Lost("it has no end mark, so it was cut off")
 
 
-def _has_content(file: Path, start: int, end: int) -> bool:
-    """Whether anything but zeros lies there."""
-    if end <= start:
-        return False
-    with file.open("rb") as content:
-        content.seek(start)
-        for place in range(start, end, CHUNK):
-            part = content.read(min(CHUNK, end - place))
-            if part.count(0) != len(part):
-                return True
-    return False
+def _content_from(content: BinaryIO, start: int, end: int) -> int:
+    """The first block, from `start` to `end`, that holds more than zeros, or `end`."""
+    content.seek(start)
+    size = BLOCK  # most often the first one does
+    while start < end:
+        part = content.read(min(size, end - start))
+        if part != bytes(len(part)):
+            zeros = len(part) - len(part.lstrip(b"\0"))
+            return start + zeros // BLOCK * BLOCK
+        start += max(len(part), 1)
+        size = CHUNK
+    return end
 
 
 def _brief(error: Exception) -> str:
