@@ -203,7 +203,7 @@ def test_classes_by_name_slug_or_number(pipeline, asked, label):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (["dogs"], "There is no class 'dogs'; the classes are Cats & Dogs, flags"),
+        (["dogs"], "There is no class 'dogs'. The classes are Cats & Dogs, flags"),
         ([""], "There is no class ''"),
         ([3, 3], r"labels \[3\] are out of range: .* 0 to 2: Cats & Dogs, flags"),
         (["-1"], r"labels \[-1\] are out of range"),
