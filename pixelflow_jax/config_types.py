@@ -32,8 +32,8 @@ def without_range(annotation: Any) -> Any:
     inside = tuple(without_range(one) for one in arguments)
     if inside == arguments:
         return annotation
-    kind: Any = Union if origin in UNIONS else origin
-    return kind[inside]
+    generic: Any = Union if origin in UNIONS else origin
+    return generic[inside]
 
 
 def is_node(value: object) -> bool:

@@ -9,7 +9,6 @@ import dataclasses
 import errno
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -20,7 +19,7 @@ from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import CONSTANTS
-from pixelflow_jax.paths import PlainAlias
+from pixelflow_jax.paths import PATTERN, PlainAlias
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.versions import as_today, as_written
 from pixelflow_jax.values import Count, Name, Natural
@@ -53,8 +52,6 @@ FREE = (
 
 # Which arrays a state holds depends on these: no other value can go on from it.
 ARRAYS = ("model", "ema", "class")
-# What TensorStore writes below such a name, it does not find again.
-PATTERN = re.compile(r"\[[^/]*\]|\\")
 MOST, SHOWN = 6, 200  # differing fields in a message, and characters of each
 
 
@@ -85,10 +82,11 @@ class Checkpointer:
     def __init__(self, directory: pathlib.Path, policy: Checkpointing | None):
         """Without a `policy`, for reading only."""
         self.directory = pathlib.Path(directory).absolute()
-        if pattern := PATTERN.search(str(self.directory)):
+        pattern = PATTERN.search(str(self.directory))
+        if pattern and jax.process_count() > 1:  # one alone reads it by a link
             raise CheckpointError(
                 f"{self.directory} has {pattern[0]!r} in its name, which the library "
-                "that writes checkpoints takes for a pattern and could not read again: "
+                "that writes checkpoints of several processes takes for a pattern: "
                 "rename the folder, or name another --workdir."
             )
         self._allowed = () if policy is None else policy.allow

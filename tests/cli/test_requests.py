@@ -5,6 +5,7 @@ import math
 import pathlib
 import types
 
+import jax
 import pytest
 from absl.testing import flagsaver
 
@@ -120,7 +121,10 @@ def test_a_run_may_lie_in_a_folder_called_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a[x]", "b\\c"])
-def test_a_folder_that_could_not_be_read_again_is_refused(name, tmp_path):
+def test_a_folder_that_several_processes_cannot_read_is_refused(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     for policy in (None, Checkpointing()):
         with pytest.raises(CheckpointError, match="rename the folder"):
             Checkpointer(tmp_path / name / "checkpoints", policy)

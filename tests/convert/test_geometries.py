@@ -266,9 +266,12 @@ def found_in(shapes: Shapes) -> list[str]:
     tensors = stored(shapes)
     architecture = families.guess(tensors)
     model = families.infer(architecture, tensors, {}, "").model
-    if repr(model) not in KNOWN:
-        KNOWN[repr(model)] = families.shapes_of(model)
-    return tables.problems(architecture.table(model), tensors, KNOWN[repr(model)])
+    known = f"{architecture.families} {model!r}"
+    if known not in KNOWN:
+        KNOWN[known] = families.shapes_of(model)
+        if prediction := architecture.prediction(model, tensors):
+            KNOWN[known][CONSTANTS] = prediction.constant_shapes(model.channels)
+    return tables.problems(architecture.table(model), tensors, KNOWN[known])
 
 
 KNOWN: dict[str, dict] = {}
