@@ -2,19 +2,19 @@
 
 pixelflow train --config=pixeldit2:h16_256 --workdir=runs/pixeldit2 \\
     --config.data.source.data_dir=/data/tensorflow_datasets \\
-    --config.model.encoder.weights=/data/dinov2_vits14_pretrain.pth \\
+    --config.model.encoder.weights=/data/dinov3-vits16/model.safetensors \\
     --config.teachers.dino.weights=/data/dinov2_vitb14_pretrain.pth
 
 | variant | params | epochs | hardware | sampler | CFG, interval     | FID (JiT's way) |
 |---------|--------|--------|----------|---------|-------------------|-----------------|
 | h16_256 | 986M   | 600    | 32 GPUs  | Heun-50 | 2.4, (0.125, 0.9) | 1.46            |
 
-The paper looks at its noisy images through DINOv3-S, this config through DINOv2-S,
-whose figures nobody has measured. Either's weights, and their licences, are the user's
-to get. Batch 1024, AdamW 2e-4 (0.9, 0.95) without decay, 6255 steps of warm-up, EMA
-0.9999, logit-normal times (-0.8, 0.8), REPA at block 8 with DINOv2-B. Class and
-grounding are dropped independently, with probability 0.1 each; guidance drops both. The
-paper's dropout of 0.2 is left out.
+It looks at its noisy images through DINOv3-S, whose weights, and their licence, are the
+user's to get; any DINOv2 serves as well, with figures of its own. Batch 1024, AdamW
+2e-4 (0.9, 0.95) without decay, 6255 steps of warm-up, EMA 0.9999, logit-normal times
+(-0.8, 0.8), REPA at block 8 with DINOv2-B. Class and grounding are dropped
+independently, with probability 0.1 each; guidance drops both. The paper's dropout of
+0.2 is left out.
 """
 
 from pixelflow_jax.conditioning.grounded import GroundedLabels
@@ -28,7 +28,7 @@ from pixelflow_jax.losses.perceptual import Repa
 from pixelflow_jax.models.pixeldit2 import PixelDiT2
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.presets import pixeldit2_heun50
-from pixelflow_jax.teachers.dinov2 import DinoV2
+from pixelflow_jax.teachers.dinov3 import DinoV3
 from pixelflow_jax.training.optimizer import AdamW
 
 
@@ -41,7 +41,7 @@ def h16_256() -> Experiment:
         batch_size=1024,
         data=Data(source=source, image_size=256, workers=16, threads=16),
         model=PixelDiT2(
-            encoder=DinoV2(variant="vits14"),
+            encoder=DinoV3(variant="vits16"),
             stack=StackConfig(remat="full"),
         ),
         prediction=PredictClean(),

@@ -5,10 +5,10 @@ The rows lie in tests/bad_input/, a file an area.
 
 import pytest
 
-from tests.bad_input import cli, data, values
+from tests.bad_input import cli, data, evaluation, values
 from tests.bad_input.row import Row, check
 
-ROWS = [*cli.ROWS, *values.ROWS, *data.ROWS]
+ROWS = [*cli.ROWS, *values.ROWS, *data.ROWS, *evaluation.ROWS]
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])

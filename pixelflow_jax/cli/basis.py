@@ -26,7 +26,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "patches of randomly chosen images to OUT.npz, for training with "
         "--config.prediction.basis=OUT.npz. Any rank can be taken from one file.",
         epilog="examples:\n  pixelflow prepare basis ~/photos photos.npz --size 256\n"
-        "  pixelflow prepare basis --emoji emoji.npz --size 64 --patch 8",
+        "  pixelflow prepare basis --emoji emoji.npz --size 64 --patch 8\n"
+        "  pixelflow prepare basis --shards /data/photos photos.npz --size 256",
     )
     add_source(parser, "SOURCE OUT.npz", written=True)
     add = parser.add_argument

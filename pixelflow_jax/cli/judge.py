@@ -41,6 +41,9 @@ INCEPTION = flags.DEFINE_string(
 DINOV2 = flags.DEFINE_string(
     "dinov2", None, "Weights of DINOv2 for fd_dinov2, fd_dinov2_b and prdc."
 )
+LITE0 = flags.DEFINE_string(
+    "lite0", None, "Weights of EfficientNet-Lite0. Default: the installed package's."
+)
 FEATURES = flags.DEFINE_enum(
     "features",
     "inception",
@@ -75,6 +78,7 @@ def judge(names: Sequence[str], size: tuple[int, int] | None) -> Judge:
     needed = dict.fromkeys(metrics.required(chosen))
     files = {"inception": INCEPTION.value or ""}
     files |= dict.fromkeys(("dinov2", "dinov2_b"), DINOV2.value or "")
+    weights = {**files, "lite0": LITE0.value or ""}
     for name in needed:
         if name in files and not files[name]:
             flag = "inception" if name == "inception" else "dinov2"
@@ -83,7 +87,7 @@ def judge(names: Sequence[str], size: tuple[int, int] | None) -> Judge:
                 f"not in the package: name their file with --{flag}, or take "
                 "--features=lite0 for an FD-lite0, which needs none."
             )
-    extractors = open_extractors(needed, files)
+    extractors = open_extractors(needed, weights)
     if reference:
         for extractor in extractors.values():
             reference.check_extractor(extractor)

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,11 +64,11 @@ def run_metrics(
     judge.check_count(judge.COUNT.value)
     judge.metric_names(names)
     pipeline = open_pipeline()
-    shared.writable(out, "out")
     stream = pipeline.stream(
         evaluation_set(pipeline, judge.COUNT.value), **drawing_options(pipeline)
     )
     judged = judge.judge(names, stream.generator.size)
+    shared.writable(out, "out")
     words = f"step{pipeline.step:08d}-n{judge.COUNT.value}-seed{draw.SEED.value}"
     folder = out / "evaluations" / stream.draw.folder(words)
     timer = _Timer(stream)
@@ -97,7 +98,7 @@ def run_metrics(
         features,
         folder / f"result-{_signature(judged)}.json",
         facts=facts,
-        model=model_facts(pipeline),
+        model={**model_facts(pipeline), "weights": stream.draw.weights},
         sampling=sampling_facts(stream),
         seconds_per_image=timer.seconds_per_image,
     )
@@ -129,11 +130,14 @@ def drawing_options(pipeline: Pipeline) -> DrawOptions:
 
 def model_facts(pipeline: Pipeline) -> dict[str, Any]:
     """What a record says of the weights."""
+    usual = str(pipeline.config.ema[0]) if pipeline.config.ema else "raw"
+    # The origin of a run's or published weights ends in words on the average.
+    average = pipeline.origin.rsplit(", ", 1)[-1] or shared.EMA.value or usual
     return {
         "name": pipeline.config.name,
         "origin": pipeline.origin,
         "step": pipeline.step,
-        "ema": shared.EMA.value or "the usual",
+        "ema": average,
         "precision": to_dict(pipeline.config.precision),
         "config": to_dict(pipeline.config.model),
     }
@@ -245,6 +249,11 @@ def _report(
 ) -> pathlib.Path:
     """Compute, print and record the results."""
     results = judged(features)
+    if wrong := [name for name, value in results.items() if not math.isfinite(value)]:
+        raise EvaluationError(
+            f"{', '.join(wrong)} came out as no number: these images are too few, or "
+            "all alike. Measure more of them, or look at them first."
+        )
     protocol = record.Protocol(
         images=facts,
         extractors=judged.extractors,

@@ -105,7 +105,7 @@ VERBS = {
             "Which weights": (*WEIGHTS, *ENCODERS),
             "What to measure": (
                 *("metrics", "num_samples", "allow_n", "images", "reference"),
-                *("inception", "dinov2", "features"),
+                *("inception", "dinov2", "lite0", "features"),
             ),
             "How images are drawn": (
                 *("prompts_file", "negative_prompt", "sample_seed", "height", "width"),

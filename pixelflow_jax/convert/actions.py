@@ -80,14 +80,10 @@ def understood(
     prediction = architecture.prediction(model, resized.tensors)
     table, buffers = architecture.table(model), architecture.buffers(model, prediction)
     tensors = {k: a for k, a in resized.tensors.items() if k not in buffers}
-    problems = [
-        *mapping.problems(table, tensors, _shapes(model, prediction)),
-        *_differing(buffers, resized.tensors),
-        *(f"unexpected: {key}" for key in checkpoint.stray),
-    ]
-    if problems:
-        where = f"{source} ({chosen.place or 'its tensors'})"
-        raise ConvertError(_unlike(where, model, problems))
+    problems = mapping.problems(table, tensors, _shapes(model, prediction))
+    problems += _differing(buffers, resized.tensors)
+    problems += [f"unexpected: {key}" for key in checkpoint.stray]
+    _refuse_unlike(f"{source} ({chosen.place or 'its tensors'})", model, problems)
     family = family or architecture.family(chosen.place)
     notes = (
         f"{described(model)}, {count(_shapes(model, None)):,} parameters",
@@ -109,9 +105,12 @@ def understood(
     )
 
 
-def _unlike(where: str, model: DenoiserConfig, problems: list[str]) -> str:
-    listed = "".join(f"\n  {problem}" for problem in problems)
-    return f"{where} does not hold the weights of {described(model)}:{listed}"
+def _refuse_unlike(where: str, model: DenoiserConfig, problems: list[str]) -> None:
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise ConvertError(
+            f"{where} does not hold the weights of {described(model)}:{listed}"
+        )
 
 
 def _left_out(

@@ -24,6 +24,8 @@ from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.time import LogitNormal
 from pixelflow_jax.models.pixeldit2 import PixelDiT2
 from pixelflow_jax.sampling import presets
+from pixelflow_jax.teachers.dinov2_table import Geometry
+from pixelflow_jax.teachers.dinov3 import VARIANTS, DinoV3
 from pixelflow_jax.tensors.layouts import leading, patch_inputs
 from pixelflow_jax.tensors.mapping import Row, linear_rows
 
@@ -53,9 +55,20 @@ def infer(sizes: Sizes, given: Fields) -> InferredConfig:
     assumed = patch_and_channels(inputs, given) | {
         "feature_layer": feature_layer(PixelDiT2.feature_layer, depth),
         "context_start": min(PixelDiT2.context_start, max(depth - 1, 0)),
+        "encoder": _encoder(sizes.axis((f"{GROUND}.input_proj.weight", 1))),
         "mlp_multiple": hidden and (0 if hidden == plain else _multiple(hidden, plain)),
     }
     return InferredConfig.of(from_tensors, assumed)
+
+
+def _encoder(width: int | None) -> DinoV3 | None:
+    """The DINOv3 whose tokens are that wide; where none is published, a block of it."""
+    if width is None:
+        return None
+    for variant, geometry in VARIANTS.items():
+        if geometry.width == width:
+            return DinoV3(variant=variant)
+    return DinoV3(geometry=Geometry(width=width, heads=1, depth=1, patch=16))
 
 
 def _multiple(hidden: int, plain: int) -> int:

@@ -47,7 +47,7 @@ from pixelflow_jax.nn.patch import unpatchify
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig
 from pixelflow_jax.teachers.dinov2 import DinoV2
-from pixelflow_jax.teachers.dinov2_table import VARIANTS
+from pixelflow_jax.teachers.dinov3 import VARIANTS, DinoV3
 from pixelflow_jax.values import Depth, OptionalDepth, OptionalWidth, Pixels, Width
 
 TIME_PERIOD = 10.0  # as PixNerd's, and every token grid spans 0..16
@@ -72,7 +72,7 @@ PAPER = Paper(
 class Encoder:
     """The config's encoder as a frozen network."""
 
-    vit: DinoV2
+    vit: DinoV2 | DinoV3
 
     def load(self) -> dict:
         """Its parameters (numpy); WeightsError where its file cannot be read."""
@@ -109,8 +109,8 @@ class PixelDiT2(DenoiserConfig):
     context_start: OptionalDepth = 8
     mlp_multiple: OptionalWidth = 0
     single_silu: bool = False
-    encoder: DinoV2 = dataclasses.field(
-        default_factory=lambda: DinoV2(geometry=dataclasses.replace(VARIANTS["vits14"]))
+    encoder: DinoV2 | DinoV3 = dataclasses.field(
+        default_factory=lambda: DinoV3(geometry=dataclasses.replace(VARIANTS["vits16"]))
     )
     ground_depth: OptionalDepth = 1
     ground_heads: OptionalWidth = 0
@@ -134,7 +134,7 @@ class PixelDiT2(DenoiserConfig):
         return min(self.feature_layer, start), max(self.feature_layer, start)
 
     @property
-    def vit(self) -> DinoV2:
+    def vit(self) -> DinoV2 | DinoV3:
         """The encoder, for patches like the model's."""
         return dataclasses.replace(self.encoder, base_patch=self.patch)
 

@@ -104,7 +104,8 @@ def test_its_record_holds_the_protocol(measured, reference):
     assert guidance == {"scale": 2.0, "low": 0.1, "high": 1.0}
     assert sampling["guidance"]["interval"] == "()" and sampling["seed"] == 2
     assert sampling["grid"]["shift"] == 1.0
-    assert record["model"]["step"] == 6
+    assert record["model"]["step"] == 6 and len(record["model"]["weights"]) == 64
+    assert record["model"]["ema"] == "0.9"
     assert record["model"]["precision"]["compute"] == "float32"
     assert record["reference"]["sha256"] == references.file_sha256(reference)
     assert record["networks"]["lite0"]["weights_digest"] == "d" * 64

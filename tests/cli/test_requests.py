@@ -9,8 +9,9 @@ import pytest
 from absl.testing import flagsaver
 
 from pixelflow_jax import main
-from pixelflow_jax.cli import blame, estimate, sample, shared
-from pixelflow_jax.errors import CheckpointError, ConfigError
+from pixelflow_jax.cli import blame, estimate, sample, shared, train
+from pixelflow_jax.errors import CheckpointError, ConfigError, DataError
+from pixelflow_jax.losses.perceptual import Repa
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from tests.training import tiny
 
@@ -134,3 +135,16 @@ def test_sampling_settings_of_weights_may_be_set():
         pipeline = main._pipeline(pathlib.Path(), changes)
     assert pipeline.config.sampling.grid.steps == 3
     assert pipeline.config.precision.compute == "float32"
+
+
+def test_missing_data_and_missing_teachers_are_told_together(experiment):
+    source = dataclasses.replace(experiment.data.source, path="/nowhere")
+    data = dataclasses.replace(experiment.data, source=source)
+    config = dataclasses.replace(experiment, data=data, terms=[Repa()])
+    with pytest.raises(ConfigError) as caught:
+        train._check_data(config)
+    message = str(caught.value)
+    assert "/nowhere" in message and "teachers.dino.weights" in message
+    assert len(message.splitlines()) <= 3
+    with pytest.raises(DataError, match="/nowhere"):
+        train._check_data(dataclasses.replace(experiment, data=data))

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.errors import EvaluationError
-from pixelflow_jax.evaluation import extractors, metrics
+from pixelflow_jax.evaluation import accumulator, extractors, metrics
 from pixelflow_jax.evaluation.accumulator import Accumulator, Kept
 from pixelflow_jax.evaluation.features import FEATURES, LOGITS, check_images
 from pixelflow_jax.evaluation.manifold import Blocks, prdc
 from pixelflow_jax.evaluation.statistics import Statistics
 from pixelflow_jax.teachers.dinov2 import MEAN, STD, DinoV2
+from pixelflow_jax.teachers.dinov2_table import table
+from pixelflow_jax.tensors.mapping import load
 from tests.evaluation import sets
 from tests.teachers import official
 
@@ -97,6 +99,20 @@ def test_a_set_is_the_same_in_any_pieces_merged_or_stored():
                 np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
+def test_processes_hand_their_states_on_to_the_last_bit(monkeypatch):
+    monkeypatch.setattr(accumulator.jax, "process_count", lambda: 2)
+    gather = lambda array: np.stack([array, array])
+    monkeypatch.setattr(accumulator.multihost_utils, "process_allgather", gather)
+    own = seen([], [0])
+    states = accumulator._of_all_processes(own.state())
+    assert len(states) == 2
+    for state in states:
+        assert state.keys() == own.state().keys()
+        for key, array in own.state().items():
+            assert state[key].dtype == array.dtype
+            np.testing.assert_array_equal(state[key], array)
+
+
 def test_rows_may_be_kept_of_some_images_only():
     whole = seen([], [0]).features()["inception"]
     some = seen([3, 11], [2, 0, 1], np.array([2, 3, 19])).features()["inception"]
@@ -123,9 +139,6 @@ def test_dinov2_looks_at_what_pillow_makes_of_an_image():
     image = sets.images(1, 40, 24)[0]
     prepared = network.prepare(image)
     assert prepared.shape == (224, 224, 3) and prepared.dtype == np.uint8
-    from pixelflow_jax.teachers.dinov2_table import table
-    from pixelflow_jax.tensors.mapping import load
-
     ours = load(table(official.TINY, 0), params)
     found = network.features(ours, prepared[None])[FEATURES]
     positions = np.asarray(net.positions(ours, 16, 16), np.float64)

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
 from pixelflow_jax.conditioning.grounded import GroundedLabels
 from pixelflow_jax.convert import pixeldit2
@@ -26,6 +27,7 @@ from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.tensors import mapping as tables
+from tests.convert import checkpoints
 from tests.golden import harness
 from tests.golden.test_training import Recorded
 
@@ -144,6 +146,24 @@ def test_forward(fixture, case):
     for name in set(recorded) - left:
         ours = np.asarray(found[name])[: len(recorded[name])]
         harness.close(ours, recorded[name], f"{case}/{name}", 2e-5)
+
+
+@harness.parametrize(KIND, None, lambda fixture: ["file"])
+def test_official_weights_there_and_back(fixture, case, tmp_path):
+    theirs, ours = fixture.under("params"), config(fixture, 4, 1)
+    source = checkpoints.save(theirs, tmp_path / "official.safetensors")
+    names = "feature_layer", "context_start"
+    flags = [x for n in names for x in ("--set", f"{n}={getattr(ours, n)}")]
+    checkpoints.run(
+        *("from-torch", source, tmp_path / "ours", "--image-size", 16), *flags
+    )
+    found, params = checkpoints.read(tmp_path / "ours")
+    model = dataclasses.replace(found.model, encoder=ours.encoder)
+    assert model == dataclasses.replace(ours, ground_heads=ours.heads)
+    assert found.conditioner == GroundedLabels() and len(jax.tree.leaves(params))
+    checkpoints.run("to-torch", tmp_path / "ours", tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    checkpoints.identical(back, theirs)
 
 
 @harness.parametrize(KIND, None, lambda fixture: fixture.config["train_cases"])
