@@ -16,12 +16,12 @@ import time
 import numpy as np
 
 from pixelflow_jax import backend
+from pixelflow_jax.cli.reference import images_of_data
 from pixelflow_jax.cli.sweep import Sweep, run_sweep
 from pixelflow_jax.evaluation import sweep
 from pixelflow_jax.evaluation.accumulator import SetFeatures
 from pixelflow_jax.evaluation.extractors import open_extractor
 from pixelflow_jax.evaluation.features import FEATURES
-from pixelflow_jax.evaluation.image_sets import SourceImages
 from pixelflow_jax.evaluation.kernel_distance import kernel_distance
 from pixelflow_jax.evaluation.passes import set_features
 from pixelflow_jax.evaluation.statistics import frechet_distance
@@ -74,11 +74,11 @@ def references(pipeline, network):
     """What judges a set, and the labels of the training images."""
     data, sets, labels = pipeline.config.data, {}, np.zeros(0, int)
     for split in ("train", "test"):
-        images = SourceImages(data.open(split), split)
+        images = images_of_data(data, split)
         batches = images.batches(256)
         found = set_features(batches, METRICS, {"lite0": network}, len(images))
         sets[split] = found["lite0"]
-        labels = images.labels if split == "train" else labels
+        labels = np.asarray(images.labels) if split == "train" else labels
     return functools.partial(judge, sets), labels
 
 
