@@ -64,10 +64,10 @@ class Judge(NamedTuple):
         return metrics.evaluate(self.names, features, self.reference)
 
 
-def judge(names: Sequence[str], size: tuple[int, int] | None) -> Judge:
+def judge(names: Sequence[str], size: tuple[int, int] | None, count: int) -> Judge:
     """What the flags ask for, with all files read; EvaluationError where one lacks.
 
-    `size` is that of the images to be measured, if it is known yet.
+    `size` is that of the `count` images to be measured, if it is known yet.
     """
     chosen = metric_names(names)
     reference = load_reference(REFERENCE.value) if REFERENCE.value else None
@@ -92,6 +92,7 @@ def judge(names: Sequence[str], size: tuple[int, int] | None) -> Judge:
         for extractor in extractors.values():
             reference.check_extractor(extractor)
         reference = reference.with_rows(extractors, metrics.required_rows(chosen))
+    metrics.check_enough(chosen, count, reference)
     return Judge(chosen, extractors, reference)
 
 

@@ -46,7 +46,7 @@ def run_images(
         raise EvaluationError("--images needs --metrics, such as --metrics=fid,is.")
     images = open_images(path)
     judge.check_count(len(images))
-    judged = judge.judge(names, images.size)
+    judged = judge.judge(names, images.size, len(images))
     place = path.expanduser().absolute()
     folder = out or place.parent
     with tqdm(total=len(images), unit="image", disable=jax.process_index() > 0) as bar:
@@ -67,7 +67,7 @@ def run_metrics(
     stream = pipeline.stream(
         evaluation_set(pipeline, judge.COUNT.value), **drawing_options(pipeline)
     )
-    judged = judge.judge(names, stream.generator.size)
+    judged = judge.judge(names, stream.generator.size, stream.draw.count)
     shared.writable(out, "out")
     words = f"step{pipeline.step:08d}-n{judge.COUNT.value}-seed{draw.SEED.value}"
     folder = out / "evaluations" / stream.draw.folder(words)

@@ -136,7 +136,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments, changes)
     except (UserError, OSError) as error:
-        print(f"error: {printable(folded(str(error)), KEPT)}", file=sys.stderr)
+        message = folded(str(error))
+        if isinstance(error, OSError):
+            message = (
+                f"{error.filename or arguments.out} failed: {error.strerror or error}. "
+                "Nothing was written: mend that, or name another file."
+            )
+        print(f"error: {printable(message, KEPT)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped: nothing was written.", file=sys.stderr)

@@ -15,7 +15,8 @@ from pixelflow_jax.data.listing import list_folder
 from pixelflow_jax.data.source import Source, decode_image
 from pixelflow_jax.errors import DataError, EvaluationError
 
-IMAGES, LABELS = "arr_0", "arr_1"  # names in a sample file, as ADM's evaluator wants
+IMAGES = "arr_0"  # the name in a sample file, as ADM's evaluator wants
+LABELS = ("arr_1", "labels")  # as ADM's sampler and as ours call them
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 Result = TypeVar("Result")
 DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -52,8 +53,8 @@ class ImageSet(Protocol):
 class NpzImages:
     """The images `arr_0` of an npz file, never in memory as a whole.
 
-    `labels` are its `arr_1`. Raises EvaluationError where the file is damaged or its
-    images are not uint8 [n, h, w, 3].
+    `labels` are its `arr_1` or `labels`, where that is a number an image. Raises
+    EvaluationError where the file is damaged or its images are not uint8 [n, h, w, 3].
     """
 
     def __init__(self, path: pathlib.Path):
@@ -67,7 +68,9 @@ class NpzImages:
                 "once."
             )
         self._shape = shape
-        self.labels: np.ndarray | None = read_npz(path, _labels)
+        labels = read_npz(path, _labels)
+        fits = labels is not None and labels.shape == shape[:1]
+        self.labels: np.ndarray | None = labels if fits else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -248,10 +251,12 @@ def _array_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _labels(archive: zipfile.ZipFile) -> np.ndarray | None:
-    if f"{LABELS}.npy" not in archive.namelist():
-        return None
-    with archive.open(f"{LABELS}.npy") as file:
-        return npy.read_array(file, allow_pickle=False)
+    """The class of each image; None where the file says none, or of other images."""
+    for name in LABELS:
+        if f"{name}.npy" in archive.namelist():
+            with archive.open(f"{name}.npy") as file:
+                return npy.read_array(file, allow_pickle=False)
+    return None
 
 
 def _size(size: tuple[int, ...]) -> str:
