@@ -1,6 +1,7 @@
 """Sets of images on disk, read a batch at a time: npz files, folders, data sources."""
 
 import concurrent.futures
+import io
 import os
 import pathlib
 import zipfile
@@ -10,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy
+from PIL import Image
 
 from pixelflow_jax.data.listing import list_folder
 from pixelflow_jax.data.source import Source, decode_image
@@ -18,6 +20,7 @@ from pixelflow_jax.errors import DataError, EvaluationError
 IMAGES = "arr_0"  # the name in a sample file, as ADM's evaluator wants
 LABELS = ("arr_1", "labels")  # as ADM's sampler and as ours call them
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # how files begin; the place of their depth
 Result = TypeVar("Result")
 DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
@@ -137,12 +140,19 @@ class FileImages:
     def _image(self, number: int) -> np.ndarray:
         path = self._root / self._files[number]
         try:
-            return decode_image(path.read_bytes(), str(path))
+            content = path.read_bytes()
         except OSError as error:
             raise DataError(
                 f"{path} cannot be read ({error.strerror}): check its permissions, or "
                 "remove it."
             ) from error
+        image = decode_image(content, str(path))
+        if _is_deep(content):
+            raise EvaluationError(
+                f"{path} has more than 8 bits a channel, and metrics are those of "
+                "uint8 images: round all images of the set to 8 bits once, and say how."
+            )
+        return image
 
 
 class SourceImages:
@@ -187,6 +197,11 @@ def open_images(path: str | os.PathLike) -> ImageSet:
     """
     place = pathlib.Path(path).expanduser()
     if place.suffix != ".npz":
+        if place.is_file():
+            raise EvaluationError(
+                f"{place} is neither a folder of images nor an npz file: store its "
+                f"images with np.savez(path, images), as {IMAGES}."
+            )
         return FileImages(place)
     if not place.is_file():
         raise DataError(
@@ -257,6 +272,14 @@ def _labels(archive: zipfile.ZipFile) -> np.ndarray | None:
             with archive.open(f"{name}.npy") as file:
                 return npy.read_array(file, allow_pickle=False)
     return None
+
+
+def _is_deep(content: bytes) -> bool:
+    """Whether an image file has more than 8 bits a channel, which decoding cuts."""
+    if content.startswith(PNG):
+        return content[PNG_DEPTH] > 8
+    with Image.open(io.BytesIO(content)) as image:  # reads the header alone
+        return image.mode[0] in "IF"
 
 
 def _size(size: tuple[int, ...]) -> str:

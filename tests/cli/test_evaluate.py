@@ -1,5 +1,6 @@
 """`pixelflow evaluate`: sets that are drawn and measured, others' images, refusals."""
 
+import errno
 import json
 import pathlib
 
@@ -11,7 +12,13 @@ from PIL import Image
 
 from pixelflow_jax import build, main
 from pixelflow_jax.cli import evaluate, judge
-from pixelflow_jax.errors import DataError, EvaluationError, PipelineError, UserError
+from pixelflow_jax.errors import (
+    ConfigError,
+    DataError,
+    EvaluationError,
+    PipelineError,
+    UserError,
+)
 from pixelflow_jax.evaluation import metrics, references
 from pixelflow_jax.evaluation.accumulator import Accumulator
 from pixelflow_jax.pretrained.pipeline import Pipeline
@@ -273,6 +280,41 @@ def test_images_of_two_sizes_are_refused(reference, tmp_path):
     with pytest.raises(EvaluationError, match="3.png is 24 x 24, but 0.png is 16 x 16"):
         run(None, tmp_path / "out", allow_n=True, **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_no_8_bit_images_is_refused(reference, tmp_path):
+    given = {"metrics": ["fd_lite0"], "reference": str(reference), "allow_n": True}
+    for name in ("a.png", "a.tif"):
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.fromarray(np.zeros((16, 16), np.uint16)).save(folder / name)
+        with pytest.raises(EvaluationError, match="more than 8 bits a channel"):
+            run(None, tmp_path / "out", images=str(folder), **given)
+    (tmp_path / "a.npy").write_bytes(b"")
+    with pytest.raises(EvaluationError, match="neither a folder of images nor an npz"):
+        run(None, tmp_path / "out", images=str(tmp_path / "a.npy"), **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_no_record_can_be_written_nothing_is_measured(
+    measured, reference, tmp_path, capsys, monkeypatch
+):
+    folder, _ = measured
+    given = {"metrics": ["fd_lite0"], "reference": str(reference), "allow_n": True}
+    given["images"] = str(folder / "samples.npz")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--out .*file/x .*file is a file"):
+        run(None, tmp_path / "file" / "x", **given)
+    assert "fd_lite0" not in capsys.readouterr().out
+
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(EvaluationError, match="No space left.*make room"):
+        run(None, tmp_path / "out", **given)
+    assert "fd_lite0" in capsys.readouterr().out  # the number is not lost
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_an_image_that_is_not_finite_is_refused(pipeline, reference, tmp_path):
