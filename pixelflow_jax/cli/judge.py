@@ -99,6 +99,7 @@ def judge(names: Sequence[str], size: tuple[int, int] | None, count: int) -> Jud
 def metric_names(names: Sequence[str]) -> tuple[str, ...]:
     """The metrics that --metrics and --features name; EvaluationError for none."""
     aliases = ALIASES.get(FEATURES.value, {})
+    names = [name for name in names if name]  # "fid," means fid
     unknown = [n for n in names if n not in (*aliases, *aliases.values())]
     if aliases and unknown:
         raise EvaluationError(
@@ -115,7 +116,7 @@ def _check_none_needed(names: Sequence[str]) -> None:
     needing = [n for n in names if metrics.METRICS[n].against != Kept()]
     if needing:
         raise EvaluationError(
-            f"{', '.join(needing)} compare with a reference: name one with "
+            f"For {', '.join(needing)} a reference is needed: name one with "
             "--reference, or make one with `pixelflow evaluate reference OUT.npz "
             "--images=FOLDER_OR_NPZ`."
         )

@@ -48,7 +48,7 @@ def run_images(
     judge.check_count(len(images))
     place = path.expanduser().absolute()
     folder = out or place.parent
-    shared.could_write(folder, "out")
+    shared.could_write(folder, "--out")
     judged = judge.judge(names, images.size, len(images))
     with tqdm(total=len(images), unit="image", disable=jax.process_index() > 0) as bar:
         batches = _counted(images.batches(BATCH), bar)

@@ -87,7 +87,7 @@ def writable(folder: pathlib.Path, flag: str = "workdir") -> None:
         ) from error
 
 
-def could_write(folder: pathlib.Path, flag: str) -> None:
+def could_write(folder: pathlib.Path, given: str) -> None:
     """Raises what `writable` raises, but makes no folder."""
     there = next(
         p for p in (folder.absolute(), *folder.absolute().parents) if p.exists()
@@ -96,8 +96,8 @@ def could_write(folder: pathlib.Path, flag: str) -> None:
         return
     reason = "Permission denied" if there.is_dir() else f"{there} is a file"
     raise ConfigError(
-        f"Cannot write to the --{flag} {folder} ({reason}): name a folder that this "
-        "user may write to."
+        f"Cannot write to {given} {folder} ({reason}): name a folder that this user "
+        "may write to."
     )
 
 

@@ -151,7 +151,10 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
         raise EvaluationError(
             f"{path} is no JSON ({error}): evaluate again, or name another record."
         ) from error
-    known = isinstance(record, dict) and isinstance(record.get("results"), dict)
+    results = record.get("results") if isinstance(record, dict) else None
+    known = isinstance(results, dict) and all(
+        isinstance(value, int | float) for value in results.values()
+    )
     if not known or record.get("format") != FORMAT:
         raise EvaluationError(
             f"{path} is no record of results of format {FORMAT}: name a file that "

@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from pixelflow_jax import build, main
-from pixelflow_jax.cli import evaluate, judge
+from pixelflow_jax.cli import arguments, evaluate, judge
 from pixelflow_jax.errors import (
     ConfigError,
     DataError,
@@ -168,6 +168,17 @@ def test_records_are_compared(measured, tmp_path, capsys):
     assert "not comparable" in printed
 
 
+def test_two_records_may_be_two_words(measured, capsys):
+    folder, _ = measured
+    (path,) = map(str, folder.glob("result-*.json"))
+    with flagsaver.flagsaver():
+        arguments.read(["--compare", path, "other.json"], "evaluate")
+        assert evaluate.COMPARE.value == [path, "other.json"]
+    with flagsaver.flagsaver(), pytest.raises(SystemExit):
+        arguments.read(["--compare", path, "b.json", "c.json"], "evaluate")
+    assert "Unknown arguments: b.json c.json" in capsys.readouterr().err
+
+
 def archive(path: pathlib.Path, *arrays: np.ndarray, **named: np.ndarray) -> str:
     np.savez(path, *arrays, **named)
     return str(path)
@@ -303,7 +314,7 @@ def test_where_no_record_can_be_written_nothing_is_measured(
     given = {"metrics": ["fd_lite0"], "reference": str(reference), "allow_n": True}
     given["images"] = str(folder / "samples.npz")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="--out .*file/x .*file is a file"):
+    with pytest.raises(ConfigError, match="--out .*file.x .*file is a file"):
         run(None, tmp_path / "file" / "x", **given)
     assert "fd_lite0" not in capsys.readouterr().out
 
