@@ -61,8 +61,9 @@ def _unpaired(words: list[str], verb: str) -> list[str]:
     """The words that are no flag's second value; that goes to its flag."""
     for name in set(PAIRED).intersection(verbs.VERBS[verb].flags()):
         flag = flags.FLAGS[name]
-        if flag.present and len(flag.value) == len(words) == 1:
-            flag.value, words = [*flag.value, *words], []
+        given = list(flag.value or ())
+        if flag.present and len(given) == len(words) == 1:
+            flag.value, words = [*given, *words], []
     return words
 
 
