@@ -11,7 +11,7 @@ import typing
 
 from absl import app, flags
 
-from pixelflow_jax import backend, config_overrides
+from pixelflow_jax import backend, config_overrides, validate
 from pixelflow_jax.cli import (
     arguments,
     blame,
@@ -119,6 +119,7 @@ def _pipeline(workdir: pathlib.Path, changes: list[str]) -> Pipeline:
     if not changes:
         return pipeline
     config = config_overrides.apply(pipeline.config, changes)
+    validate.validate_settings(config)
     return dataclasses.replace(pipeline, config=config)
 
 

@@ -27,7 +27,21 @@ def validate(config: Experiment) -> None:
         problems = _message(build.generator(config, size, size, guide).check)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise ConfigError(f"The config {config.name!r} cannot run:\n{listed}")
+        raise ConfigError(f"The config {config.name!r:.100} cannot run:\n{listed}")
+
+
+def validate_settings(config: Experiment) -> None:
+    """Raises ConfigError for fields that can be set after training, such as sampling's.
+
+    What the weights were trained with is not asked again.
+    """
+    problems = type_errors(config)
+    if not problems:
+        checks = (config.precision.check, config.kernels.check, config.mesh.build)
+        problems = [problem for check in checks for problem in _message(check)]
+    if problems:
+        listed = "; ".join(problem.rstrip(".") for problem in problems)
+        raise ConfigError(f"The config {config.name!r:.100} cannot be used: {listed}.")
 
 
 def validated(config: Experiment) -> Experiment:

@@ -80,8 +80,8 @@ STAGES = flags.DEFINE_bool(
     "stages", False, "Also write the states at the end of each stage, side by side."
 )
 RANGES = {
-    "guidance": values.NonNegative,
-    "shift": values.Positive,
+    "guidance": values.Scale,
+    "shift": values.Shift,
     "count": values.Count,
     "height": values.Pixels,
     "width": values.Pixels,

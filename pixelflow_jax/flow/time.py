@@ -11,7 +11,15 @@ from jaxtyping import Float
 
 from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse
-from pixelflow_jax.values import Count, Finite, Natural, Positive, PositiveShare, Share
+from pixelflow_jax.values import (
+    Count,
+    Finite,
+    Natural,
+    Positive,
+    PositiveShare,
+    Share,
+    Shift,
+)
 
 A = TypeVar("A", np.ndarray, Array)
 
@@ -41,7 +49,7 @@ class Uniform(TimeSampler):
     table of 1000 times a stage; 0 keeps it continuous.
     """
 
-    shift: Positive = 1.0
+    shift: Shift = 1.0
     levels: Natural = 0
 
     def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
@@ -61,7 +69,7 @@ class LogitNormal(TimeSampler):
 
     mean: Finite = 0.0
     std: Positive = 1.0
-    shift: Positive = 1.0
+    shift: Shift = 1.0
 
     def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
         """`n` times in (0, 1), float32."""
@@ -86,7 +94,7 @@ class Grid:
     steps: Count = 50
     stage_steps: tuple[Count, ...] = ()
     last_step: Share = 0.0
-    shift: Positive = 1.0
+    shift: Shift = 1.0
     timestep_scale: PositiveShare = 1.0
 
     def times(self, stage: int = 0) -> np.ndarray:
