@@ -94,6 +94,10 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
     A path wins where a file lies there. Raises ConfigError where there is none.
     """
     parts = name.split(":")
+    if len(parts) > 1 and not parts[-1] and not pathlib.Path(name).exists():
+        raise ConfigError(
+            f"{name} names no variant behind the colon: name one, or leave it away."
+        )
     for count in range(len(parts), 0, -1):
         path = pathlib.Path(":".join(parts[:count])).expanduser()
         if path.is_file() and path.suffix in (".py", ".json"):

@@ -11,6 +11,8 @@ from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import Experiment, unreadable
 from pixelflow_jax.pretrained.finetune import KINDS
 
+CHANNELS = 3  # of the images of every data source
+
 
 def validate(config: Experiment) -> None:
     """Raises ConfigError with all that is wrong, before anything is built."""
@@ -55,6 +57,11 @@ def validate_data(config: Experiment) -> None:
     """Raises ConfigError where the model cannot learn from the data set."""
     source = config.data.open("train")
     problems = config.conditioner.data_problems(source, config.model)
+    if config.model.channels != CHANNELS:
+        problems.append(
+            f"model.channels={config.model.channels} must be {CHANNELS}: images are "
+            "read in colour"
+        )
     if problems:
         raise ConfigError("\n".join(problems))
 

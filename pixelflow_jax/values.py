@@ -99,7 +99,8 @@ class Words:
         """What a value must be."""
         if len(value) > self.longest:
             return f"a text of at most {self.longest:,} characters"
-        return "a text without NUL bytes" if self.empty else "a text that is not empty"
+        without = self.empty or "\0" in value
+        return "a text without NUL bytes" if without else "a text that is not empty"
 
 
 Finite = Annotated[float, Range()]
@@ -114,6 +115,10 @@ Ratio = Annotated[float, Range(low=1, high=1000)]  # of a larger thing to a smal
 Time = Annotated[float, Range(low=0, high=1, also=INFINITIES)]
 Scale = Annotated[float, Range(low=0, high=1000)]  # of guidance; papers stay below 30
 Shift = Annotated[float, Range(low=0.001, high=1000)]  # of times, either way
+Steps = Annotated[int, Range(low=1, high=10_000)]  # of a solver: evaluations for each
+Spread = Annotated[float, Range(low=0, high=100, interval="(]")]  # a deviation
+Offset = Annotated[float, Range(low=-100, high=100)]  # of logits
+Decay = Annotated[float, Range(low=0, high=100)]  # of weights, times the learning rate
 # Adam moves every weight by about this much a step, so that more is never meant.
 LearningRate = Annotated[float, Range(low=0, high=1, interval="(]")]
 
@@ -274,4 +279,7 @@ def _is_kind(value: object, annotation: Any) -> bool:
     if base in (int, float):
         wanted = numbers.Integral if base is int else numbers.Real
         return isinstance(value, wanted) and not isinstance(value, bool)
-    return isinstance(base, type) and isinstance(value, base)
+    try:
+        return isinstance(base, type) and isinstance(value, base)
+    except TypeError:  # a protocol, which says nothing of ranges
+        return False

@@ -12,13 +12,13 @@ from jaxtyping import Float
 from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse
 from pixelflow_jax.values import (
-    Count,
-    Finite,
     Natural,
-    Positive,
+    Offset,
     PositiveShare,
-    Share,
+    Rate,
     Shift,
+    Spread,
+    Steps,
 )
 
 A = TypeVar("A", np.ndarray, Array)
@@ -67,8 +67,8 @@ class Uniform(TimeSampler):
 class LogitNormal(TimeSampler):
     """t = sigmoid(mean + std * normal), then shifted (Esser et al. 2024, eq. 19)."""
 
-    mean: Finite = 0.0
-    std: Positive = 1.0
+    mean: Offset = 0.0
+    std: Spread = 1.0
     shift: Shift = 1.0
 
     def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
@@ -91,9 +91,9 @@ class Grid:
     0.999 t instead of t: `timestep_scale`.
     """
 
-    steps: Count = 50
-    stage_steps: tuple[Count, ...] = ()
-    last_step: Share = 0.0
+    steps: Steps = 50
+    stage_steps: tuple[Steps, ...] = ()
+    last_step: Rate = 0.0
     shift: Shift = 1.0
     timestep_scale: PositiveShare = 1.0
 
