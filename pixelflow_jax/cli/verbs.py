@@ -113,7 +113,7 @@ VERBS = {
                 *("guide", "shift", "png"),
             ),
             "Many settings": ("sweep",),
-            "Text suites": ("suite", "prompts", "count"),
+            "Text suites": ("suite", "prompts", "prompt_seeds", "count"),
             "Besides": ("compare", "out"),
         },
         modules=("pixelflow_jax.cli.evaluate", "pixelflow_jax.cli.sweep"),
