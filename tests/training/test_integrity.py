@@ -15,8 +15,6 @@ from pixelflow_jax.training.integrity import METADATA, NAME, examine
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
-DAMAGES = 200
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
@@ -92,13 +90,14 @@ def meaning(folder) -> dict:
     return said
 
 
-def test_two_hundred_random_damages_are_all_seen(finished, tmp_path):
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_random_damages_are_all_seen(finished, tmp_path, count):
     """A whole one is good; with one damage it is not, unless nothing was changed."""
     whole = finished[0] / "checkpoints" / "6"
     expected, rng = meaning(whole), random.Random(0)
     assert examine(whole).state == "good"
     silent, seen = [], 0
-    for number in range(DAMAGES):
+    for number in range(count):
         folder = shutil.copytree(whole, tmp_path / str(number))
         done = damage(folder, rng)
         if examine(folder).state == "damaged":
@@ -106,7 +105,7 @@ def test_two_hundred_random_damages_are_all_seen(finished, tmp_path):
         elif meaning(folder) != expected:
             silent.append(done)
         shutil.rmtree(folder)
-    assert silent == [] and seen > 0.9 * DAMAGES
+    assert silent == [] and seen > 0.9 * count
 
 
 def test_what_is_wrong_is_named(copy):
