@@ -1,8 +1,12 @@
 """Digests of a checkpoint's files, and what to do where they do not agree.
 
 A bit that flips on a disk is restored as another number, without a word. So each
-checkpoint holds digests.json: the size and BLAKE2b digest of each of its files, written
-before the checkpoint is committed. It is read before anything else of it is.
+checkpoint holds digests.json: the size and digest of each of its files, written before
+the checkpoint is committed. It is read before anything else of it is.
+
+The digest is BLAKE2b over the CRC-32 of each block of 16 MiB. It is for accidents: all
+of one or two bits in a block are seen, larger ones but for one in 2^32. BLAKE2b over
+all bytes would take five times as long, a fifth of what the save does.
 """
 
 import concurrent.futures
@@ -16,6 +20,7 @@ import pathlib
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -26,10 +31,11 @@ NAME = "digests.json"
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's, in every checkpoint
 LATE = "commit_timestamp_nsecs"  # what is added to it when the digests are written
 # In that metadata: this checkpoint was written with digests.
-MARK = {"digests": "blake2b"}
+MARK = {"digests": "crc32-blake2b"}
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 DAMAGED = "damaged-"  # before the step, in the name of one that was set aside
 BLOCK = 1 << 24  # bytes that are hashed at once: large files are shared by threads
+PART = 1 << 18  # bytes that are read at once: they stay in the cache
 THREADS = 8
 SHOWN = 3  # files in a message
 
@@ -190,7 +196,7 @@ def _files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
 
 
 def _hashed(folder: pathlib.Path, names: list[str]) -> Iterator[tuple[int, str]]:
-    """Size and digest of each file: the digest of the digests of its blocks."""
+    """Size and digest of each file: BLAKE2b over the CRC-32 of its blocks."""
     threads = min(THREADS, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting = []
@@ -209,9 +215,13 @@ def _hashed(folder: pathlib.Path, names: list[str]) -> Iterator[tuple[int, str]]
 
 
 def _block(path: pathlib.Path, start: int) -> bytes:
-    with path.open("rb") as file:
+    check, left = 0, BLOCK
+    with path.open("rb", buffering=0) as file:
         file.seek(start)
-        return hashlib.blake2b(file.read(BLOCK), digest_size=32).digest()
+        while left and (part := file.read(min(left, PART))):
+            check = zlib.crc32(part, check)
+            left -= len(part)
+    return check.to_bytes(4, "big")
 
 
 def _metadata(path: pathlib.Path) -> bytes:
