@@ -155,6 +155,7 @@ OTHERS = {
     "prepare": "Write a data set as shards, look at it, or encode its captions.",
     "convert": "Make official weights ours, and ours official.",
     "quickstart": "Train a tiny model and draw from it: the first minutes.",
+    "verify": "Are a run's checkpoints what was written? Compare their digests.",
     "reproduce": "Do official weights give their paper's figures? Draw and measure.",
 }
 
