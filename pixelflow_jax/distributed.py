@@ -230,6 +230,10 @@ def join(joining: Joining, wait: int = WAIT) -> None:
     if "JAX_CPU_COLLECTIVES_IMPLEMENTATION" not in os.environ:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     known = joining.coordinator and joining.processes and joining.index is not None
+    # JAX aborts the program where time is over: this says why before.
+    clock = threading.Timer(wait, _give_up, [joining, wait])
+    clock.daemon = True
+    clock.start()
     try:
         jax.distributed.initialize(
             joining.coordinator,
@@ -237,18 +241,35 @@ def join(joining: Joining, wait: int = WAIT) -> None:
             joining.index,
             joining.local_device,
             cluster_detection_method="deactivate" if known else None,
-            initialization_timeout=wait,
+            initialization_timeout=wait + FAREWELL,
         )
     except (ValueError, RuntimeError, OSError) as error:
         if joining.launcher == "Cloud TPU" and isinstance(error, ValueError):
             return  # a host with TPUs that belongs to no pod
         first = str(error).strip().splitlines() or [type(error).__name__]
-        raise StartError(
-            f"The processes did not find each other ({joining.launcher}, coordinator "
-            f"{joining.coordinator or 'chosen by JAX'}): {first[0][:200]}. All must "
-            f"be started within {wait} s, each number once, and reach that host and "
-            "port (docs/launch.md)."
-        ) from error
+        raise StartError(_not_found(joining, wait, first[0][:200])) from error
+    finally:
+        clock.cancel()
+
+
+def _give_up(joining: Joining, wait: int) -> None:
+    """End a process that waits in vain; its main thread cannot, within JAX."""
+    reason = f"{wait} s are over"
+    print(f"\nStartError: {_not_found(joining, wait, reason)}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _not_found(joining: Joining, wait: int, reason: str) -> str:
+    who = "" if joining.index is None else f"Process {joining.index} of "
+    many = "the processes" if joining.processes is None else str(joining.processes)
+    text = (
+        f"{who}{many} did not find the others by {joining.launcher}, at "
+        f"{joining.coordinator or 'the coordinator that JAX chose'}: {reason}. All "
+        f"must be started within {wait} s, each number once, and reach process 0 at "
+        "that free port of its host (docs/launch.md)."
+    )
+    return text[0].upper() + text[1:]
 
 
 def is_main() -> bool:
