@@ -250,6 +250,10 @@ def join(joining: Joining, wait: int = WAIT) -> None:
         raise StartError(_not_found(joining, wait, first[0][:200])) from error
     finally:
         clock.cancel()
+    if jax.default_backend() == "cpu":
+        # Not every process finds a program that is kept, and the others compile for
+        # longer than the 30 s that gloo waits for them.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _give_up(joining: Joining, wait: int) -> None:

@@ -1,4 +1,4 @@
-"""Processes started by launch/local.sh, or as SLURM does, train as one process does."""
+"""Processes started by launch/local.sh, or as SLURM does, work as one process does."""
 
 import pathlib
 import socket
@@ -26,7 +26,7 @@ def start(command, **variables: str) -> subprocess.Popen:
     return subprocess.Popen(
         [str(word) for word in command],
         cwd=tiny.ROOT,
-        env=tiny.environment(devices=2) | variables,
+        env=tiny.environment(devices=2, cache=False) | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,49 +61,42 @@ def slurm(index: int, port: int) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, pathlib.Path]:
-    """The folders of three runs: one process, launch/local.sh, and SLURM's tasks."""
+def root(tmp_path_factory) -> pathlib.Path:
+    """The folder of images, the config, and `one`, the run of one process."""
     root = tmp_path_factory.mktemp("launch")
     images = tiny.write_images(root / "images")
-    config = tiny.write_config(root / "config.py", images, MESH)
+    tiny.write_config(root / "config.py", images, MESH)
     alone = build.training_run(validated(tiny.experiment(images)))
     train(alone, root / "one")
-    words = [*MAIN, f"--config={config}"]
-    line = [LAUNCH / "local.sh", *words, f"--workdir={root / 'local'}"]
-    (local,) = ended([start(line, CPU_DEVICES="2")])
-    port, line = free_port(), [*words, f"--workdir={root / 'slurm'}"]
-    tasks = ended([start(line, **slurm(index, port)) for index in range(2)])
-    for code, out, error in (local, *tasks):
-        assert code == 0, out + error
-    (root / "local.txt").write_text(local[2])
-    (root / "slurm.txt").write_text(tasks[0][2])
-    _, out, error = tasks[1]  # the first process alone reports
-    assert "found by" not in error and "62,027" not in out and "Checkpoints" not in out
-    return {name: root / name for name in ("one", "local", "slurm")}
+    return root
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["local", "slurm"])
-def test_processes_train_as_one_does(runs, name):
-    found, wanted = (tiny.history(runs[run]) for run in (name, "one"))
+def test_two_processes_on_this_machine_train_as_one_does(root, tmp_path):
+    words = [*MAIN, f"--config={root / 'config.py'}", f"--workdir={tmp_path}"]
+    (done,) = ended([start([LAUNCH / "local.sh", *words], CPU_DEVICES="2")])
+    assert done[0] == 0, done[1] + done[2]
+    found, wanted = tiny.history(tmp_path), tiny.history(root / "one")
     assert len(found) == len(wanted) == 6
     for line, other in zip(found, wanted, strict=True):
         assert line["step"] == other["step"]
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-5, abs=1e-5)
-    said = (runs[name].parent / f"{name}.txt").read_text()
-    launcher = {"local": "flags", "slurm": "SLURM"}[name]
-    words = f"2 processes on 1 host (found by {launcher}), 4 devices (cpu), 2 in each"
-    assert said.count(f"{words} process; mesh data=2, fsdp=2, tensor=1") == 1
+    words = "2 processes on 1 host (found by flags), 4 devices (cpu), 2 in each"
+    assert done[2].count(f"{words} process; mesh data=2, fsdp=2, tensor=1") == 1
+    # The first process alone reports.
+    assert done[1].count("62,027") == done[1].count("Checkpoints, curves") == 1
 
 
 @pytest.mark.slow
-def test_two_processes_draw_as_one_command(runs, tmp_path):
-    drawing = ["--mode=sample", f"--workdir={runs['one']}", f"--out={tmp_path}"]
-    words = [*MAIN, *drawing, "--classes=flags", "--count=5"]
-    (done,) = ended([start([LAUNCH / "local.sh", *words], CPU_DEVICES="1")])
-    assert done[0] == 0, done[2]
-    assert done[1].count("grid.png") == 1
-    assert "2 devices (cpu), 1 in each process; mesh data=2, fsdp=1" in done[2]
+def test_two_tasks_of_slurm_draw_together(root, tmp_path):
+    drawing = ["--mode=sample", f"--workdir={root / 'one'}", f"--out={tmp_path}"]
+    words, port = [*MAIN, *drawing, "--classes=flags", "--count=5"], free_port()
+    done = ended([start(words, **slurm(index, port)) for index in range(2)])
+    for code, out, error in done:
+        assert code == 0, out + error
+    assert "grid.png" in done[0][1] and "grid.png" not in done[1][1]
+    assert "found by SLURM), 4 devices (cpu), 2 in each process" in done[0][2]
+    assert "found by" not in done[1][2]
     assert len(list(tmp_path.glob("images/*.png"))) == 5
 
 
@@ -117,9 +110,13 @@ def test_a_process_that_waits_in_vain_says_for_whom():
 
 
 @pytest.mark.slow
-def test_processes_of_different_configs_are_refused(runs, tmp_path):
-    config, port = runs["one"].parent / "config.py", free_port()
-    flags = [f"--config={config}", f"--workdir={tmp_path}", "--num_processes=2"]
+def test_processes_of_different_configs_are_refused(root, tmp_path):
+    port = free_port()
+    flags = [
+        f"--config={root / 'config.py'}",
+        f"--workdir={tmp_path}",
+        "--num_processes=2",
+    ]
     flags += [f"--coordinator=localhost:{port}"]
     own = ([], ["--config.optimizer.lr=0.5"])
     words = [[*MAIN, *flags, *own[i], f"--process_id={i}"] for i in range(2)]
