@@ -28,6 +28,7 @@ from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.evaluation.paper import PaperRow
 from pixelflow_jax.experiment import Experiment, node_classes
 
+MOST = 2**25  # bytes of a config in JSON
 EXAMPLE = "--config=emoji or --config=pixnerd:xl16_256"
 
 
@@ -93,6 +94,10 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
     A path wins where a file lies there. Raises ConfigError where there is none.
     """
     parts = name.split(":")
+    if len(parts) > 1 and not parts[-1] and not pathlib.Path(name).exists():
+        raise ConfigError(
+            f"{name} names no variant behind the colon: name one, or leave it away."
+        )
     for count in range(len(parts), 0, -1):
         path = pathlib.Path(":".join(parts[:count])).expanduser()
         if path.is_file() and path.suffix in (".py", ".json"):
@@ -120,6 +125,11 @@ def _not_there(name: str) -> str:
 
 
 def _from_json(path: pathlib.Path) -> Experiment:
+    if (size := path.stat().st_size) > MOST:
+        raise ConfigError(
+            f"The config file {path} cannot be read: it has {size:,} bytes, which no "
+            "config has."
+        )
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -172,7 +182,9 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
     """Turns whatever goes wrong in a config file into a ConfigError that says where."""
     try:
         yield
-    except Exception as error:  # config files are code: anything may go wrong in them
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # config files are code, and may even call exit()
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path} cannot be used: {error}") from error
         frames = traceback.extract_tb(error.__traceback__)
@@ -186,7 +198,7 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _hint(error: Exception, path: pathlib.Path, line: int) -> str:
+def _hint(error: BaseException, path: pathlib.Path, line: int) -> str:
     """What a config file should say instead, where that is known."""
     if isinstance(error, ImportError):
         return _import_now(path, line)

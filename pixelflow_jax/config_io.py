@@ -72,7 +72,7 @@ def _node(data: dict, known: dict[str, type]) -> Any:
     name = values.pop(CLASS, None)
     if not isinstance(name, str) or name not in known:
         raise ConfigError(
-            f"This config holds a node of class {name!r}, which this version of "
+            f"This config holds a node of class {name!r:.100}, which this version of "
             f"pixelflow_jax does not know; it knows {', '.join(sorted(known))}."
         )
     cls = known[name]

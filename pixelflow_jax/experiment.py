@@ -40,7 +40,7 @@ from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
 from pixelflow_jax.training.posthoc import PostHocEMA
-from pixelflow_jax.values import Batch, Count, Name, Place, Rate, Seed
+from pixelflow_jax.values import Batch, Count, Name, Place, Rate, Seed, Title
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -62,7 +62,7 @@ class Experiment:
     may begin anew: see `pretrained.finetune`.
     """
 
-    name: Name
+    name: Title
     seed: Seed = 0
     steps: Count = 400_000
     batch_size: Batch = 256

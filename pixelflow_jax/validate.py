@@ -11,6 +11,8 @@ from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import Experiment, unreadable
 from pixelflow_jax.pretrained.finetune import KINDS
 
+CHANNELS = 3  # of the images of every data source
+
 
 def validate(config: Experiment) -> None:
     """Raises ConfigError with all that is wrong, before anything is built."""
@@ -27,7 +29,21 @@ def validate(config: Experiment) -> None:
         problems = _message(build.generator(config, size, size, guide).check)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise ConfigError(f"The config {config.name!r} cannot run:\n{listed}")
+        raise ConfigError(f"The config {config.name!r:.100} cannot run:\n{listed}")
+
+
+def validate_settings(config: Experiment) -> None:
+    """Raises ConfigError for fields that can be set after training, such as sampling's.
+
+    What the weights were trained with is not asked again.
+    """
+    problems = type_errors(config)
+    if not problems:
+        checks = (config.precision.check, config.kernels.check, config.mesh.build)
+        problems = [problem for check in checks for problem in _message(check)]
+    if problems:
+        listed = "; ".join(problem.rstrip(".") for problem in problems)
+        raise ConfigError(f"The config {config.name!r:.100} cannot be used: {listed}.")
 
 
 def validated(config: Experiment) -> Experiment:
@@ -41,6 +57,11 @@ def validate_data(config: Experiment) -> None:
     """Raises ConfigError where the model cannot learn from the data set."""
     source = config.data.open("train")
     problems = config.conditioner.data_problems(source, config.model)
+    if config.model.channels != CHANNELS:
+        problems.append(
+            f"model.channels={config.model.channels} must be {CHANNELS}: images are "
+            "read in colour"
+        )
     if problems:
         raise ConfigError("\n".join(problems))
 

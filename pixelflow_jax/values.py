@@ -22,6 +22,7 @@ UNIONS = (Union, types.UnionType)
 INFINITIES = (math.inf, -math.inf)
 # The most that any count may be: it fits an int32, which devices count with.
 MOST = 2**31 - 1
+SMALLEST, LARGEST = 2.0**-126, 2.0**128 - 2.0**104  # of the normal float32
 
 Interval = Literal["[]", "(]", "[)", "()"]
 
@@ -45,7 +46,7 @@ class Range:
         """Whether a number lies in the range."""
         if value in self.also:
             return True
-        if not _is_finite(value):
+        if not _is_finite(value) or not _fits_float32(value):
             return False
         above = value >= self.low if self.interval[0] == "[" else value > self.low
         below = value <= self.high if self.interval[1] == "]" else value < self.high
@@ -55,6 +56,8 @@ class Range:
     def words(self, kind: type, value: Any = 0) -> str:
         """The range of a number of that type, as what `value` must be."""
         noun = "a whole number" if kind is int else "a finite number"
+        if kind is float and _is_finite(value) and not _fits_float32(value):
+            noun = "a number of float32's range"
         if self.multiple_of > 1:
             noun = f"a multiple of {self.multiple_of}"
         also = "".join(f", or {number(one)}" for one in self.also)
@@ -79,17 +82,25 @@ class Range:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Words:
-    """The texts that a value may be: `empty` ones too, or not; none holds a NUL."""
+    """The texts that a value may be: `empty` ones too, or not; none holds a NUL.
+
+    None is longer than `longest`, which is what a system takes as a path.
+    """
 
     empty: bool = True
+    longest: int = 4095
 
     def holds(self, value: Any) -> bool:
         """Whether a text is one of those."""
-        return "\0" not in value and (self.empty or bool(value.strip()))
+        is_there = self.empty or bool(value.strip())
+        return "\0" not in value and is_there and len(value) <= self.longest
 
     def words(self, kind: type, value: Any = "") -> str:
         """What a value must be."""
-        return "a text without NUL bytes" if self.empty else "a text that is not empty"
+        if len(value) > self.longest:
+            return f"a text of at most {self.longest:,} characters"
+        without = self.empty or "\0" in value
+        return "a text without NUL bytes" if without else "a text that is not empty"
 
 
 Finite = Annotated[float, Range()]
@@ -102,6 +113,12 @@ Fraction = Annotated[float, Range(low=0, high=1, interval="()")]
 Ratio = Annotated[float, Range(low=1, high=1000)]  # of a larger thing to a smaller
 # A time of the path, or an infinity for no bound.
 Time = Annotated[float, Range(low=0, high=1, also=INFINITIES)]
+Scale = Annotated[float, Range(low=0, high=1000)]  # of guidance; papers stay below 30
+Shift = Annotated[float, Range(low=0.001, high=1000)]  # of times, either way
+Steps = Annotated[int, Range(low=1, high=10_000)]  # of a solver: evaluations for each
+Spread = Annotated[float, Range(low=0, high=100, interval="(]")]  # a deviation
+Offset = Annotated[float, Range(low=-100, high=100)]  # of logits
+Decay = Annotated[float, Range(low=0, high=100)]  # of weights, times the learning rate
 # Adam moves every weight by about this much a step, so that more is never meant.
 LearningRate = Annotated[float, Range(low=0, high=1, interval="(]")]
 
@@ -120,6 +137,7 @@ Processes = Annotated[int, Range(low=0, high=4096)]  # and threads
 AxisSize = Annotated[int, Range(low=1, high=2**20, also=(-1,))]  # -1: what is left
 
 Name = Annotated[str, Words(empty=False)]
+Title = Annotated[str, Words(empty=False, longest=200)]  # shown in every message
 Place = Annotated[str, Words()]  # a path, or "" for none
 
 
@@ -238,6 +256,16 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
+def _fits_float32(value: Any) -> bool:
+    """Whether a finite number neither overflows float32, which computes, nor vanishes.
+
+    Whole numbers are counted, not computed with.
+    """
+    if isinstance(value, numbers.Integral):
+        return True
+    return value == 0 or SMALLEST <= abs(value) <= LARGEST
+
+
 def _is_uniform(arguments: tuple) -> bool:
     """Whether all members of a list or tuple are of one kind."""
     return len(arguments) == 1 or (len(arguments) == 2 and arguments[1] is Ellipsis)
@@ -251,4 +279,7 @@ def _is_kind(value: object, annotation: Any) -> bool:
     if base in (int, float):
         wanted = numbers.Integral if base is int else numbers.Real
         return isinstance(value, wanted) and not isinstance(value, bool)
-    return isinstance(base, type) and isinstance(value, base)
+    try:
+        return isinstance(base, type) and isinstance(value, base)
+    except TypeError:  # a protocol, which says nothing of ranges
+        return False

@@ -17,7 +17,13 @@ from pixelflow_jax.paths import printable
 
 HELP = ("-h", "--h", "-help", "--help", "--helpshort", "--helpfull", "-?")
 # Flags that may be given without anything behind the equals sign.
-EMPTY = ("negative_prompt", "prompt", "ema", "text_encoder", "tokenizer")
+EMPTY = ("negative_prompt", "prompt")
+# How Python and absl say that a text is no value of a flag, and what one would be.
+MEANT = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    r"\('Non-boolean argument": "true or false",
+}
 # Flags whose second value may be a word of its own: --compare A.json B.json.
 PAIRED = ("compare",)
 LISTED = 3  # lines of a message
@@ -46,7 +52,7 @@ def read(argv: list[str], verb: str) -> CommandLine:
         refuse(problems, verb)
     try:
         _, *words = flags.FLAGS([verb, f"--mode={verb}", *others])
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # absl's own of "--noyes=3"
         refuse([_of_value(error)], verb)
     words = _unpaired(words, verb)
     if words and not verbs.VERBS[verb].words:
@@ -151,13 +157,15 @@ def _field_problems(changes: list[str], verb: str) -> Iterator[str]:
             )
 
 
-def _of_value(error: flags.Error) -> str:
+def _of_value(error: Exception) -> str:
     """absl's complaint about a value, as a sentence."""
     text = printable(str(error), KEPT).removeprefix("flag ").rstrip(".")
     choices = re.search(r"value should be one of <(.*)>", text)
     if choices:
         listed = choices[1].replace("|", ", ")
         text = f"{text[: choices.start()]}choose one of {listed}"
+    for theirs, meant in MEANT.items():
+        text = re.sub(f": {theirs}.*", f": must be {meant}", text)
     return f"{text}."
 
 

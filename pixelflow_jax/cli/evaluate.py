@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from pixelflow_jax import build
+from pixelflow_jax import build, distributed
 from pixelflow_jax.cli import measure, shared, sweep
 from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.errors import EvaluationError
@@ -112,6 +112,8 @@ def run_heldout(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float]:
     batch = -(-min(config.batch_size, 256) // shards) * shards
     validate_data(config)
     result = build.heldout_loss(config, pipeline.params, batch, pipeline.constants)
+    if not distributed.is_main():
+        return result
     folder = workdir / "evaluations"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{pipeline.step:08d}.json"
@@ -130,7 +132,8 @@ def run_comparison(paths: Sequence[str]) -> int:
             "B.json."
         )
     one, other = (record.read_record(pathlib.Path(path).expanduser()) for path in paths)
-    print(record.report(one, other, (paths[0], paths[1])))
+    if distributed.is_main():
+        print(record.report(one, other, (paths[0], paths[1])))
     return 0 if record.compare(one, other).comparable else 1
 
 
@@ -161,7 +164,7 @@ def run_suite(
     }
     shared.writable(out, "out")
     paths = draw_suite(name, items, stream, out, facts)
-    for kind, path in paths.items():
+    for kind, path in paths.items() if distributed.is_main() else ():
         print(f"{kind:>10}: {path}")
     return paths
 

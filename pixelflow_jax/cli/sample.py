@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from pixelflow_jax import values
+from pixelflow_jax import distributed, values
 from pixelflow_jax.conditioning.prompts import read_prompts
 from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.flow.dopri5 import Dopri5
@@ -80,8 +80,8 @@ STAGES = flags.DEFINE_bool(
     "stages", False, "Also write the states at the end of each stage, side by side."
 )
 RANGES = {
-    "guidance": values.NonNegative,
-    "shift": values.Positive,
+    "guidance": values.Scale,
+    "shift": values.Shift,
     "count": values.Count,
     "height": values.Pixels,
     "width": values.Pixels,
@@ -149,10 +149,11 @@ def _wanted(pipeline: Pipeline) -> list[str]:
         )
     if path:
         found = read_prompts(path)
-        print(
-            f"   prompts: {len(found.prompts)} in {path}, where {found.blank} blank "
-            f"lines and {found.comments} comments were skipped"
-        )
+        if distributed.is_main():
+            print(
+                f"   prompts: {len(found.prompts)} in {path}, where {found.blank} "
+                f"blank lines and {found.comments} comments were skipped"
+            )
         prompts += found.prompts
     if not prompts:
         raise PipelineError(
@@ -202,10 +203,10 @@ def _steps(text: list[str] | None) -> dict:
         numbers = tuple(int(part) for part in text)
     except ValueError:
         numbers = (0,)
-    if values.problems("", numbers, tuple[values.Count, ...]):
+    if values.problems("", numbers, tuple[values.Steps, ...]):
         raise PipelineError(
-            f"--sample_steps={','.join(text)} must be a number of at least 1, or one a "
-            "stage such as 10,20,30,30."
+            f"--sample_steps={','.join(text)} must be a number from 1 to 10,000, or "
+            "one a stage such as 10,20,30,30."
         )
     if len(numbers) == 1:
         return {"steps": numbers[0], "stage_steps": ()}

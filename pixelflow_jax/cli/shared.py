@@ -71,6 +71,11 @@ def chosen_weights(name: str, flag: str = "weights") -> str:
             f"--{flag}={name} is one checkpoint of a run, of which the newest is taken:"
             f" give the run's folder, --{flag}={run}."
         )
+    if "://" in name and not name.startswith("hf://"):
+        raise ConfigError(
+            f"--{flag}={name} is an address: give organisation/name for weights of the "
+            "Hugging Face Hub, or the path of files that you downloaded."
+        )
     return name.removeprefix("hf://")
 
 

@@ -46,6 +46,16 @@ def give_up(paragraph: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
+def told(error: BaseException) -> str:
+    """What an error says, with the path where the system says no more than a word."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return (
+            f"{error.filename} cannot be used ({error.strerror}): check the path, its "
+            "permissions and the room on its disk."
+        )
+    return str(error)
+
+
 @contextlib.contextmanager
 def refusing(folder: object) -> Iterator[None]:
     """Ends a command with one paragraph on errors that a user can mend.

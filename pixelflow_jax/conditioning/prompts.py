@@ -12,6 +12,8 @@ from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.data.plan import CaptionEncoder
 from pixelflow_jax.errors import DataError, PromptError
 
+MOST = 100_000_000  # bytes of a file of prompts: about a million of them
+
 
 class PromptFile(NamedTuple):
     """The prompts of a file, and how many of its lines hold none."""
@@ -28,11 +30,17 @@ def read_prompts(path: str | pathlib.Path) -> PromptFile:
     """
     path = pathlib.Path(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:  # a device may have no end
+            content = file.read(MOST + 1)
     except OSError as error:
         raise DataError(
             f"The prompts in {path} cannot be read: {error.strerror}."
         ) from error
+    if len(content) > MOST:
+        raise DataError(
+            f"{path} holds more than {MOST:,} bytes of prompts: draw from parts of it, "
+            "one after the other."
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
-from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded
+from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded, told
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.convert import actions, inspect
 from pixelflow_jax.convert.checkpoints import LAYOUTS, PREFERENCE
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (UserError, OSError) as error:
-        print(f"error: {printable(folded(str(error)), KEPT)}", file=sys.stderr)
+        print(f"error: {printable(folded(told(error)), KEPT)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped: nothing was written.", file=sys.stderr)

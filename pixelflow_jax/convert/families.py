@@ -24,6 +24,7 @@ from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.prediction import Prediction
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.paths import printable
 from pixelflow_jax.tensors.lazy import LazyTensor
 from pixelflow_jax.tensors.mapping import Row
 from pixelflow_jax.validate import size_problems
@@ -55,7 +56,7 @@ def architecture_of(tensors: Mapping[str, LazyTensor], family: str) -> Architect
     """That of a state dict; ConvertError for none, or one of another family."""
     architecture = guess(tensors)
     if architecture is None:
-        some = ", ".join(sorted(tensors)[:4])
+        some = ", ".join(printable(name)[:100] for name in sorted(tensors)[:4])
         raise ConvertError(
             f"These tensors are of none of the families {', '.join(FAMILIES)}: they "
             f"are called {some} and so on. Look at the file with `inspect`."

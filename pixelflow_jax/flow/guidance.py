@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse, unknown
 from pixelflow_jax.flow.path import per_image
-from pixelflow_jax.values import NonNegative, Place, Share, Time
+from pixelflow_jax.values import Place, Scale, Share, Time
 
 # (x, t, step) -> dx/dt. `t` is the time inside the stage, a scalar or one an image;
 # `step` is the time at which the solver's current step began. They differ in the second
@@ -155,7 +155,7 @@ class ClassifierFree(Guidance):
     PixelFlow section 3.4; Lin et al. 2024 for `rescale`.
     """
 
-    scale: NonNegative = 1.0
+    scale: Scale = 1.0
     low: Time = -np.inf
     high: Time = np.inf
     interval: Interval = "()"
@@ -206,7 +206,7 @@ class AutoGuidance(Guidance):
     are those of `ClassifierFree`. Source: Karras et al. 2024.
     """
 
-    scale: NonNegative = 1.0
+    scale: Scale = 1.0
     low: Time = -np.inf
     high: Time = np.inf
     interval: Interval = "()"

@@ -11,7 +11,15 @@ from jaxtyping import Float
 
 from pixelflow_jax import values
 from pixelflow_jax.flow.checks import refuse
-from pixelflow_jax.values import Count, Finite, Natural, Positive, PositiveShare, Share
+from pixelflow_jax.values import (
+    Natural,
+    Offset,
+    PositiveShare,
+    Rate,
+    Shift,
+    Spread,
+    Steps,
+)
 
 A = TypeVar("A", np.ndarray, Array)
 
@@ -41,7 +49,7 @@ class Uniform(TimeSampler):
     table of 1000 times a stage; 0 keeps it continuous.
     """
 
-    shift: Positive = 1.0
+    shift: Shift = 1.0
     levels: Natural = 0
 
     def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
@@ -59,9 +67,9 @@ class Uniform(TimeSampler):
 class LogitNormal(TimeSampler):
     """t = sigmoid(mean + std * normal), then shifted (Esser et al. 2024, eq. 19)."""
 
-    mean: Finite = 0.0
-    std: Positive = 1.0
-    shift: Positive = 1.0
+    mean: Offset = 0.0
+    std: Spread = 1.0
+    shift: Shift = 1.0
 
     def __call__(self, key: Array, n: int) -> Float[Array, " {n}"]:
         """`n` times in (0, 1), float32."""
@@ -83,10 +91,10 @@ class Grid:
     0.999 t instead of t: `timestep_scale`.
     """
 
-    steps: Count = 50
-    stage_steps: tuple[Count, ...] = ()
-    last_step: Share = 0.0
-    shift: Positive = 1.0
+    steps: Steps = 50
+    stage_steps: tuple[Steps, ...] = ()
+    last_step: Rate = 0.0
+    shift: Shift = 1.0
     timestep_scale: PositiveShare = 1.0
 
     def times(self, stage: int = 0) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What the arguments of a pipeline may be, told in one message before anything runs."""
 
+import itertools
 import os
 import pathlib
 import typing
@@ -18,6 +19,7 @@ from pixelflow_jax.config_types import (
 )
 from pixelflow_jax.errors import PipelineError
 
+MOST = 2**22  # classes or prompts of one call
 Wanted = int | str | Sequence[int | str]
 
 # How a part is written, for those who gave the word or the number in it.
@@ -59,7 +61,15 @@ def listed(wanted: Any) -> list[int | str]:
     no_list = isinstance(wanted, bytes | Mapping | Set) or not isinstance(
         wanted, Iterable
     )
-    each = [wanted] if no_list else list(wanted)
+    if getattr(wanted, "ndim", None) == 0:  # of numpy or JAX: a number, not an array
+        no_list, wanted = True, wanted.item()
+    # Lazy ones, such as a range, may have no end.
+    each = [wanted] if no_list else list(itertools.islice(wanted, MOST + 1))
+    if len(each) > MOST:
+        raise PipelineError(
+            f"More than {MOST:,} images were asked for at once: draw them in several "
+            "calls, with `first`."
+        )
     wrong = [one for one in each if not fits(one, int | str)]
     if wrong:
         raise PipelineError(

@@ -184,14 +184,14 @@ def _locate(name: str | pathlib.Path, revision: str | None) -> pathlib.Path:
     """The path that `name` is, or that the Hub's files of that name were saved to."""
     path = pathlib.Path(name).expanduser()
     shipped = resources.asset(str(name))
-    if shipped is not None and not path.exists():
-        return shipped
     named = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([^@]+))?", str(name))
-    if path.exists() and revision:
+    if revision and (path.exists() or shipped is not None):
         raise PipelineError(
             f"{name} lies on this disk and has no revision {revision!r}: leave the "
             "revision away."
         )
+    if shipped is not None and not path.exists():
+        return shipped
     if path.suffix == ".safetensors" and not path.exists():
         raise PipelineError(f"There is no file {path}.")
     if path.exists() or isinstance(name, pathlib.Path) or not named:

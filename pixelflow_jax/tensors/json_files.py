@@ -8,11 +8,18 @@ from pixelflow_jax.errors import WeightsError
 MOST = 2**25  # bytes: the names of a million tensors take less
 
 
+def refuse_pipes(path: pathlib.Path) -> None:
+    """Raises WeightsError for a named pipe or a device, which may be read for ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise WeightsError(f"{path} is a pipe or a device, not a file.")
+
+
 def read(path: pathlib.Path) -> object:
     """What a file says; raises WeightsError, and FileNotFoundError where there is none.
 
     A file may be sparse, and much larger than the disk that it lies on.
     """
+    refuse_pipes(path)
     with open(path, "rb") as file:
         content = file.read(MOST + 1)
     if len(content) > MOST:

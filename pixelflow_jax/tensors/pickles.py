@@ -49,6 +49,9 @@ STORAGES = {
 MOST = 2**28  # bytes that a pickle may have at once; tensors lie outside of it
 # The most numbers that a tensor may show of a storage of fewer, by strides of 0.
 EXPANDED = 2**20
+# The most tuples that one may hold, counted wherever they stand: hashing goes through
+# all of them, which a few bytes can make 2**60.
+NESTED = 10_000
 
 # Settings and state that training programs keep beside the tensors.
 SETTINGS = re.compile(
@@ -171,6 +174,19 @@ _Base: Any = pickle._Unpickler
 _OPCODES: dict[int, Any] = _Base.dispatch
 
 
+TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+
+
+def _counting(load: Callable) -> Callable:
+    """An opcode that makes a tuple, which is counted then."""
+
+    def load_and_count(reader: "_Unpickler") -> None:
+        load(reader)
+        reader.count_tuples()
+
+    return load_and_count
+
+
 class _Unpickler(_Base):
     """Python's own: that in C reserves as much memory as a pickle says it needs."""
 
@@ -179,6 +195,7 @@ class _Unpickler(_Base):
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         self.unknown: set[str] = set()
+        self.nested: dict[int, tuple[tuple, int]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}".replace("__builtin__.", "builtins.")
@@ -207,8 +224,20 @@ class _Unpickler(_Base):
     def load_bytearray8(self) -> None:
         raise ValueError("it holds a bytearray, which no weights need")
 
+    def count_tuples(self) -> None:
+        """Refuse a tuple, just made, that unfolds to too many."""
+        made = self.stack[-1]
+        inside = [item for item in made if type(item) is tuple]
+        if not inside:
+            return
+        count = sum(1 + self.nested.get(id(item), (item, 0))[1] for item in inside)
+        if count > NESTED:
+            raise ValueError("its tuples are nested too deeply")
+        self.nested[id(made)] = made, count  # held, so that its id stays its own
+
     dispatch: dict[int, Any] = {
         **_OPCODES,
+        **{code[0]: _counting(_OPCODES[code[0]]) for code in TUPLES},
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray8,
     }

@@ -18,6 +18,8 @@ WHOLE = (
     "diffusion_pytorch_model.bin",
 )
 
+MESSAGE = 300  # characters of another library's message
+
 READERS: dict[str, Callable[[pathlib.Path], object]] = {
     ".safetensors": safe.opened,
     ".pth": pytorch.opened,
@@ -80,6 +82,7 @@ def opened(path: pathlib.Path) -> object:
         raise WeightsError(
             f"{path} is of no known kind of weight file: {', '.join(READERS)}"
         )
+    json_files.refuse_pipes(path)
     try:
         return READERS[path.suffix](path)
     except WeightsError:
@@ -109,4 +112,5 @@ def tensors(path: pathlib.Path) -> dict[str, LazyTensor]:
 
 def first_line(error: Exception) -> str:
     """What an exception says, in one line."""
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    line = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    return line if len(line) <= MESSAGE else f"{line[:MESSAGE]} ..."

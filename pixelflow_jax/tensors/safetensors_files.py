@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.errors import WeightsError
+from pixelflow_jax.tensors import json_files
 from pixelflow_jax.tensors.lazy import DTYPES, LazyTensor
 
 LENGTH = 8  # bytes, of the header's length
@@ -45,6 +46,7 @@ def opened(path: pathlib.Path) -> dict[str, LazyTensor]:
 
 def metadata(path: pathlib.Path) -> dict[str, str]:
     """The texts that come with a file's tensors."""
+    json_files.refuse_pipes(path)
     with safe_open(path, "np") as file:
         return file.metadata() or {}
 

@@ -70,7 +70,8 @@ def _archive(path: pathlib.Path) -> Any:
             raise ValueError("it is an archive without a pickle of tensors")
         folder = main[0].removesuffix("data.pkl")
         if entries.get(f"{folder}byteorder"):
-            order = archive.read(f"{folder}byteorder")
+            with archive.open(f"{folder}byteorder") as said:
+                order = said.read(len(b"little") + 1)  # it may unpack to gigabytes
             if order != b"little":
                 raise ValueError(f"its numbers are in the order {order!r}")
 

@@ -9,6 +9,7 @@ import optax
 
 from pixelflow_jax.values import (
     Count,
+    Decay,
     Fraction,
     LearningRate,
     Natural,
@@ -51,7 +52,7 @@ class AdamW:
     b1: Rate = 0.9
     b2: Rate = 0.999
     eps: Fraction = 1e-8
-    weight_decay: NonNegative = 0.0
+    weight_decay: Decay = 0.0
     clip: NonNegative = 0.0
     warmup: Natural = 0
     schedule: Schedule = "constant"

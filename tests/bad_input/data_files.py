@@ -1,6 +1,8 @@
 """Files of many images that cannot be used: tars, parquet files, shards."""
 
+import io
 import pathlib
+import tarfile
 from collections.abc import Callable
 
 from pixelflow_jax.data.features import Features
@@ -23,6 +25,29 @@ def tar(name: str, make: Callable[[pathlib.Path], pathlib.Path], *says: str) -> 
 def members(*found: tuple[str, bytes | str]) -> Callable:
     """Makes a tar of them."""
     return lambda place: h.tar(place / "a.tar", list(found))
+
+
+def dotted(count: int) -> list[tuple[str, bytes | str]]:
+    """Samples as `tar .` names them."""
+    return [(f"./{name}", content) for name, content in h.samples(count)]
+
+
+def linked(*links: tuple[str, str]) -> Callable:
+    """Makes a tar of links, each with a text beside it."""
+
+    def make(place: pathlib.Path) -> pathlib.Path:
+        path = place / "a.tar"
+        with tarfile.open(path, "w") as file:
+            for name, target in links:
+                info = tarfile.TarInfo(name)
+                info.type, info.linkname = tarfile.SYMTYPE, target
+                file.addfile(info)
+                text = tarfile.TarInfo(name.replace("png", "txt"))
+                text.size = 1
+                file.addfile(text, io.BytesIO(b"x"))
+        return path
+
+    return make
 
 
 def damaged(change: Callable) -> Callable:
@@ -100,6 +125,12 @@ def _claims_rows(place: pathlib.Path) -> object:
     return h.prepared(Parquet(path=str(path)), place / "out")
 
 
+def _huge_footer(place: pathlib.Path) -> object:
+    content = b"PAR1" + bytes(99) + (2**31 - 1).to_bytes(4, "little") + b"PAR1"
+    h.put(place, {"a.parquet": content})
+    return Parquet(path=str(place)).open("train", 0)
+
+
 def _no_parquet(place: pathlib.Path) -> object:
     h.parquet(place / "ok.parquet", {"image": [h.picture()], "caption": ["a"]})
     h.put(place, {"a.parquet": b"PAR1 no parquet"})
@@ -108,8 +139,6 @@ def _no_parquet(place: pathlib.Path) -> object:
 
 def _extended_header(content: bytearray, start: int) -> bytearray:
     """An extended header that wants 8 GB of memory for the names in it."""
-    import tarfile
-
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 8 * h.GB - 1
     return content[:start] + info.tobuf(tarfile.GNU_FORMAT) + content[start:]
@@ -132,6 +161,13 @@ TARS = [
     tar("a zeroed header", damaged(_zeroed), "damaged", "are no header"),
     tar("a flipped bit", damaged(_flipped), "damaged", "are no header"),
     tar("8 GB of names", damaged(_extended_header), "8,589,934,591 bytes"),
+    tar("one name with ./", members(*h.samples(1), *dotted(1)), "twice", "is taken"),
+    tar("a few bytes of bzip2", lambda p: h.put(p, {"a.tar": b"BZh9x"}), "bzip2"),
+    tar("a loop of links", linked(("a.png", "b.png"), ("b.png", "a.png")), "a link to"),
+    tar("a link out", linked(("a.png", "/etc/passwd")), "a link to nothing"),
+    tar(
+        "1 TB of nothing", lambda p: h.sparse(p / "a.tar", 1 << 40), "holds no samples"
+    ),
     tar("empty", lambda place: h.put(place, {"a.tar": b""}), "empty file"),
     tar("a page", lambda p: h.put(p, {"a.tar": b"<html>" * 200}), "it is no tar"),
     tar("gzip", lambda p: h.put(p, {"a.tar": b"\x1f\x8b" + b"x" * 900}), "gzip"),
@@ -165,6 +201,7 @@ PARQUETS = [
         *("--image-column", "caption (text)"),
         image_column="nope",
     ),
+    Row("parquet: a footer of 2 GB", _huge_footer, ("a.parquet:", "again")),
     parquet("junk", lambda: {"image": [b"x"] * 3, **TEXTS}, "a.parquet[0:0] cannot be"),
     parquet(
         "paths of images",

@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,9 +75,10 @@ def _get(config: Experiment, path: str, name: str) -> Any:
     return getattr(dict(walk(config))[path], name)
 
 
-def together(name: str, says: str, **fields: object) -> Row:
+def together(title: str, says: str, **fields: object) -> Row:
     """Fields that are well alone, and not together."""
-    return Row(name, lambda _: validate(Experiment(name="x", **fields)), (says,))
+    fields = {"name": "x"} | fields
+    return Row(title, lambda _: validate(Experiment(**fields)), (says,))  # pyright: ignore
 
 
 TOGETHER = [
@@ -85,6 +88,10 @@ TOGETHER = [
         steps=6,
         optimizer=AdamW(warmup=9),
     ),
+    together("a name without end", "at most 200 characters", name="x" * 201),
+    together("a decay of weights", "to 100", optimizer=AdamW(weight_decay=1e9)),
+    together("a rate that vanishes", "float32", optimizer=AdamW(lr=1e-45)),
+    together("a norm beyond float32", "float32", optimizer=AdamW(clip=1e39)),
     together("a decay twice", "names a decay twice", ema=(0.9, 0.9)),
     together("a batch that no devices split", "must be a multiple", batch_size=251),
     together("parts of a batch", "must be a multiple", accumulate=100),
@@ -147,6 +154,13 @@ CALLS = [
     call("a number as progress", 0, "progress=1 must be of type", progress=1),
     call("a negative prompt", 0, "no negative prompts", negative_prompt="x"),
     call("negative prompts by number", 0, "negative_prompt=3", negative_prompt=3),
+    call("an endless range", range(10**12), "More than 4,194,304 images"),
+    call("an array of one fraction", np.float32(1.5), "1.5 cannot be drawn"),
+    call("an array that is none", np.array(1.5), "1.5 cannot be drawn"),
+    call("a billion steps", 0, "grid.steps=1000000000", grid=Grid(steps=10**9)),
+    call("a last step of all", 0, "grid.last_step=1.0", grid=Grid(last_step=1.0)),
+    call("a scale beyond sense", 0, "to 1,000", guidance=ClassifierFree(scale=1e9)),
+    call("no guide's weights", 0, "No weights", guidance=AutoGuidance(weights="no")),
     call("NaN as scale", 0, "guidance.scale=nan", guidance=NAN),
     call(
         "a reversed window",
@@ -184,6 +198,8 @@ CALLS = [
     load("a number", 3, "path=3 must be a path"),
     load("an empty path", "", "path=''"),
     load("a path with a NUL", "a\0b", "path="),
+    load("a revision of the shipped model", "emoji", "no revision", revision="x"),
+    load("a pipe", "/dev/zero", "No weights at /dev/zero"),
     load("an unknown path", "nope", "No weights at nope"),
     load("an average by list", SHIPPED, "ema=['0.9']", ema=["0.9"]),
     load("an absent average", SHIPPED, "holds one set of weights", ema="0.9"),
@@ -203,7 +219,16 @@ FLAGS = [
     flag("--guidance=nan", "--guidance=nan", "must be a finite number"),
     flag("--guidance=inf", "--guidance=inf", "must be a finite number"),
     flag("--guidance=-1", "--guidance=-1", "must be a finite number"),
-    flag("--shift=0", "--shift=0", "above 0"),
+    flag("--shift=0", "--shift=0", "from 0.001"),
+    flag("--guidance=1e308", "--guidance=1e+308", "from 0 to 1,000"),
+    flag("--shift=1e-320", "--shift=", "from 0.001 to 1,000"),
+    flag("--shift=1e30", "--shift=1e+30", "from 0.001 to 1,000"),
+    flag("--sample_steps=100000", "--sample_steps=100000", "10,000"),
+    flag("--sample_steps=nan", "--sample_steps=nan", "10,000"),
+    flag("--config.precision.compute=float8", "precision.compute", "'bfloat16'"),
+    flag("--config.mesh.fsdp=-1000", "mesh.fsdp=-1000", "whole number"),
+    flag("--config.mesh.tensor=7", "tensor=7", "the product of the sizes"),
+    flag("--config.sampling.batch_size=99999999999", "sampling.batch_size=99999999999"),
     flag("--shift=nan", "--shift=nan", "must be a finite number"),
     flag("--height=0", "--height=0"),
     flag("--height=60000", "--height=60000", "16,384"),
@@ -211,8 +236,8 @@ FLAGS = [
     flag("--guidance_interval=0.9,0.1", "0.9,0.1", "the earlier one first"),
     flag("--guidance_interval=-5,7", "-5,7", "two times from 0 to 1"),
     flag("--guidance_interval=0,nan", "0,nan", "two times from 0 to 1"),
-    flag("--sample_steps=0", "--sample_steps=0", "of at least 1"),
-    flag("--sample_steps=2.5", "--sample_steps=2.5", "of at least 1"),
+    flag("--sample_steps=0", "--sample_steps=0", "from 1 to 10,000"),
+    flag("--sample_steps=2.5", "--sample_steps=2.5", "from 1 to 10,000"),
 ]
 
 
@@ -312,6 +337,34 @@ def distributed(folder: pathlib.Path) -> None:
     (folder / ".metadata").write_bytes(dumped(table))
 
 
+def nested_key(folder: pathlib.Path) -> pathlib.Path:
+    """A dictionary with a key of 2**60 tuples: each of 60 holds the last one twice."""
+    twice = b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(60))
+    return archive(folder, b"\x80\x02}U\x01x" + twice + b"U\x01vs.")
+
+
+def byte_order(folder: pathlib.Path) -> pathlib.Path:
+    return archive(folder, b"\x80\x02N.", b"0" * 100_000_000)
+
+
+def archive(folder: pathlib.Path, pickled: bytes, order: bytes = b"little"):
+    """A file of PyTorch's with a pickle that is written by hand."""
+    path = folder / "x.pt"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickled)
+        file.writestr("archive/byteorder", order, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def pipe(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
+    """A named pipe, of which reading waits for ever."""
+    return lambda folder: os.mkfifo(folder / name) or folder / name
+
+
+def long_name(folder: pathlib.Path) -> pathlib.Path:
+    return save(folder / "x.pt", {"k" * 1_000_000: np.zeros(2, np.float32)})
+
+
 def write_nan(folder: pathlib.Path) -> Pipeline:
     path = folder / "x.safetensors"
     shutil.copy(SHIPPED, path)
@@ -353,6 +406,11 @@ CONVERTED = [
         lambda p: save(p / "x.pt", {"shadow_params": [np.zeros(2, np.float32)]}),
         "an average of 1 tensors without names",
     ),
+    convert("a dictionary that hashes for ever", nested_key, "nested too deeply"),
+    convert("a byte order that unpacks to 100 MB", byte_order, "in the order"),
+    convert("a named pipe", pipe("x.pt"), "is a pipe"),
+    convert("a named pipe of safetensors", pipe("x.safetensors"), "is a pipe"),
+    convert("a name of a million letters", long_name, "they are called kkk"),
     convert("an empty file", lambda p: _touched(p / "x.pt"), "cannot be read"),
     convert("a text", lambda p: _touched(p / "x.pt", b"hello\n"), "cannot be read"),
     convert("another suffix", lambda p: _touched(p / "x.h5"), "no known kind"),

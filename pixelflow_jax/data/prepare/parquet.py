@@ -70,11 +70,12 @@ class Parquet:
         only column of its type. Raises DataError, naming all columns, where there is
         none.
         """
-        parquet = _pyarrow()
+        parquet, why = _pyarrow(), ""
         for file in find_files(self.path, ".parquet"):
             try:
                 schema = parquet.ParquetFile(file).schema_arrow
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                why = why or f"{file.name}: {printable(str(error))[:200]}"
                 continue
             kinds: dict[str, Kind | None] = {f.name: _kind(f.type) for f in schema}
             return (
@@ -83,7 +84,10 @@ class Parquet:
                     "--caption-column", self.caption_column, kinds, "text", CAPTIONS
                 ),
             )
-        raise DataError(f"None of the parquet files of {self.path} can be read.")
+        raise DataError(
+            f"None of the parquet files of {self.path} can be read ({why}). Fetch them "
+            "again."
+        )
 
 
 class RowPlace(NamedTuple):

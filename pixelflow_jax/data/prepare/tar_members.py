@@ -5,6 +5,8 @@ header. What lies between members is looked at: zeros are the end of one tar, an
 else is a member whose header was damaged.
 """
 
+import errno
+import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
@@ -62,9 +64,20 @@ def members(file: Path) -> Iterator[Member | Lost]:
 
     Of each part that is lost it says why, up to MAX_LOST of them. Raises OSError.
     """
-    whole, end, lost = file.stat().st_size, 0, 0
     known: dict[str, Member] = {}
-    with file.open("rb") as content, file.open("rb") as beside:
+    ahead: list[tarfile.TarInfo] = []
+    yield from _found(file, known, ahead)
+    for header in reversed(ahead):  # one of them may lead to one behind it
+        known[_name(header)] = _member(header, known)
+    yield from (known[_name(header)] for header in ahead)
+
+
+def _found(
+    file: Path, known: dict[str, Member], ahead: list[tarfile.TarInfo]
+) -> Iterator[Member | Lost]:
+    """All but the links to what lies behind them, which are added to `ahead`."""
+    whole, end, lost = file.stat().st_size, 0, 0
+    with file.open("rb") as content, file.open("rb", buffering=0) as beside:
         tar: tarfile.TarFile | None = None
         start = _content_from(beside, 0, whole)
         while start < whole and lost < MAX_LOST:
@@ -73,6 +86,9 @@ def members(file: Path) -> Iterator[Member | Lost]:
             except OSError:
                 raise
             except Exception as error:  # a damaged header raises many types
+                if not known and (kind := _compression(beside)):
+                    yield Lost(f"it is compressed with {kind}")
+                    return
                 yield Lost(_brief(error))
                 lost += 1
                 end = start = start + BLOCK
@@ -87,7 +103,11 @@ def members(file: Path) -> Iterator[Member | Lost]:
                 return
             end, start = tar.offset, _content_from(beside, tar.offset, whole)
             if header.isfile() or header.islnk() or header.issym():
-                known[header.name] = member = _member(header, known)
+                member = _member(header, known)
+                if member.offset < 0 and not header.isfile():
+                    ahead.append(header)
+                    continue
+                known[member.name] = member
                 yield member
         yield from _lost_at_end(beside, end, whole, empty=not known)
 
@@ -112,14 +132,19 @@ def _ends(header: tarfile.TarInfo) -> int:
     return header.offset_data + (0 if header.issparse() else header.size)
 
 
+def _name(header: tarfile.TarInfo) -> str:
+    """A member's name, the same with and without a folder of "./" before it."""
+    return posixpath.normpath(header.name)
+
+
 def _member(header: tarfile.TarInfo, known: dict[str, Member]) -> Member:
     if header.isreg() and not header.issparse():
-        return Member(header.name, header.offset_data, header.size)
+        return Member(_name(header), header.offset_data, header.size)
     target = header.linkname
     if header.issym():
         target = posixpath.join(posixpath.dirname(header.name), target)
-    found = known.get(target) or known.get(posixpath.normpath(target))
-    return Member(header.name, *(found[1:] if found else (-1, 0)))
+    found = known.get(posixpath.normpath(target))
+    return Member(_name(header), *(found[1:] if found else (-1, 0)))
 
 
 def _lost_at_end(
@@ -129,10 +154,8 @@ def _lost_at_end(
     if not whole:
         yield Lost("empty file")
     elif _content_from(content, end, whole) < whole:
-        content.seek(0)
-        start = content.read(8)
-        kind = next((k for magic, k in MAGIC.items() if start.startswith(magic)), "")
         if empty:
+            kind = _compression(content)
             yield Lost(f"it is compressed with {kind}" if kind else "it is no tar")
         else:
             yield Lost(f"{whole - end:,} bytes at its end are no header, cut off")
@@ -140,8 +163,18 @@ def _lost_at_end(
         yield Lost("it has no end mark, so it was cut off")
 
 
+def _compression(content: BinaryIO) -> str:
+    """How a file is compressed, by its first bytes; "" where it is not."""
+    content.seek(0)
+    start = content.read(8)
+    return next((k for magic, k in MAGIC.items() if start.startswith(magic)), "")
+
+
 def _content_from(content: BinaryIO, start: int, end: int) -> int:
-    """The first block, from `start` to `end`, that holds more than zeros, or `end`."""
+    """The first block, from `start` to `end`, that holds more than zeros, or `end`.
+
+    `content` is not buffered, as holes are looked for behind Python's back.
+    """
     content.seek(start)
     size = BLOCK  # most often the first one does
     while start < end:
@@ -149,9 +182,21 @@ def _content_from(content: BinaryIO, start: int, end: int) -> int:
         if part != bytes(len(part)):
             zeros = len(part) - len(part.lstrip(b"\0"))
             return start + zeros // BLOCK * BLOCK
-        start += max(len(part), 1)
+        start = _behind_hole(content, start + max(len(part), 1), end)
+        content.seek(start)
         size = CHUNK
     return end
+
+
+def _behind_hole(content: BinaryIO, start: int, end: int) -> int:
+    """Where something is stored from `start` on: a sparse file may claim terabytes."""
+    if not hasattr(os, "SEEK_DATA"):
+        return start
+    try:
+        found = os.lseek(content.fileno(), start, os.SEEK_DATA)
+    except OSError as error:  # nothing is, or the file system cannot say
+        return end if error.errno == errno.ENXIO else start
+    return min(max(start, found // BLOCK * BLOCK), end)
 
 
 def _brief(error: Exception) -> str:
