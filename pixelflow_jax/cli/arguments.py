@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
 
