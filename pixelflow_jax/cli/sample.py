@@ -204,8 +204,8 @@ def _steps(text: list[str] | None) -> dict:
         numbers = (0,)
     if values.problems("", numbers, tuple[values.Steps, ...]):
         raise PipelineError(
-            f"--sample_steps={','.join(text)} must be a number from 1 to 10,000, or one "
-            "a stage such as 10,20,30,30."
+            f"--sample_steps={','.join(text)} must be a number from 1 to 10,000, or "
+            "one a stage such as 10,20,30,30."
         )
     if len(numbers) == 1:
         return {"steps": numbers[0], "stage_steps": ()}
