@@ -99,7 +99,7 @@ def emoji() -> Experiment:
         terms=[FlowMatching(), FrequencyMatching()],
         optimizer=AdamW(lr=1.5e-3, warmup=500, schedule="cosine", clip=1.0),
         ema=(0.999,),
-        checkpoint=Checkpointing(every=10_000, keep=1),
+        checkpoint=Checkpointing(every=10_000, keep=2),
         log=Logging(every=250, preview_every=5000, preview_count=72),
         sampling=Sampling(
             solver=AdamsBashforth(order=2),

@@ -41,7 +41,7 @@ def shipped() -> Experiment:
         time=LogitNormal(mean=-0.4),
         optimizer=AdamW(lr=1.5e-3, warmup=500, schedule="cosine", clip=1.0),
         ema=(0.999,),
-        checkpoint=Checkpointing(every=10_000, keep=1),
+        checkpoint=Checkpointing(every=10_000, keep=2),
         log=Logging(every=250, preview_every=5000, preview_count=72),
         sampling=PRESETS["emoji_adams20"](),
     )
@@ -72,7 +72,7 @@ def demo() -> Experiment:
         optimizer=AdamW(lr=2e-3, warmup=50, schedule="cosine", clip=1.0),
         ema=(0.995,),
         precision=Precision(compute="float32"),
-        checkpoint=Checkpointing(every=500, keep=1),
+        checkpoint=Checkpointing(every=500, keep=2),
         log=Logging(every=50, preview_every=500, preview_count=24),
         sampling=Sampling(
             solver=AdamsBashforth(order=2),

@@ -76,7 +76,7 @@ def demo() -> Experiment:
         time=LogitNormal(mean=-0.4),
         optimizer=AdamW(lr=1e-3, warmup=500, schedule="cosine", clip=1.0),
         ema=(0.999,),
-        checkpoint=Checkpointing(every=10_000, keep=1),
+        checkpoint=Checkpointing(every=10_000, keep=2),
         log=Logging(every=250, preview_every=5000, preview_count=64),
         sampling=Sampling(
             solver=AdamsBashforth(order=2),
@@ -106,7 +106,7 @@ def cpu() -> Experiment:
         optimizer=AdamW(lr=2e-3, warmup=100, schedule="cosine", clip=1.0),
         ema=(0.995,),
         precision=exact,
-        checkpoint=Checkpointing(every=1000, keep=1),
+        checkpoint=Checkpointing(every=1000, keep=2),
         log=Logging(every=50, preview_every=1000, preview_count=24),
         sampling=Sampling(
             solver=AdamsBashforth(order=2),

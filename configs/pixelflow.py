@@ -107,7 +107,7 @@ def emoji() -> Experiment:
         time=Uniform(),
         optimizer=AdamW(lr=1e-3, warmup=500, schedule="cosine", clip=1.0),
         ema=(0.999,),
-        checkpoint=Checkpointing(every=5000, keep=1),
+        checkpoint=Checkpointing(every=5000, keep=2),
         log=Logging(every=250, preview_every=5000, preview_count=72),
         sampling=Sampling(
             grid=Grid(steps=20, last_step=0.001),

@@ -174,7 +174,7 @@ def emoji(name: str, prediction: PredictClean | PredictVelocity) -> Experiment:
         optimizer=AdamW(lr=2e-3, warmup=100, schedule="cosine", clip=1.0),
         ema=(0.995,),
         precision=Precision(compute="float32"),
-        checkpoint=Checkpointing(every=1000, keep=1),
+        checkpoint=Checkpointing(every=1000, keep=2),
         log=Logging(every=50, preview_every=1000, preview_count=24),
         sampling=Sampling(
             solver=Heun(),

@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         "convert": _convert,
         "quickstart": _quickstart,
         "reproduce": _reproduce,
+        "verify": _verify,
     }
     if verb in commands:
         return commands[verb](rest)
@@ -121,6 +122,12 @@ def _reference(arguments: list[str]) -> int:
 
 def _reproduce(arguments: list[str]) -> int:
     from pixelflow_jax.cli.reproduce import main
+
+    return main(arguments)
+
+
+def _verify(arguments: list[str]) -> int:
+    from pixelflow_jax.cli.verify import main
 
     return main(arguments)
 

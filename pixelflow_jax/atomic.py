@@ -73,3 +73,13 @@ def partials(folder: Path, pattern: str) -> list[Path]:
 def _sync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def set_aside(path: Path, name: str) -> Path:
+    """Rename a file or folder to `name`, or name-2 and so on; returns its new path."""
+    target, number = path.with_name(name), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{name}-{number}")
+    os.rename(path, target)
+    return target

@@ -32,7 +32,15 @@ def migrate(data: Values) -> Values:
         )
     for step in STEPS[version - 1 :]:
         values = step(values)
-    return values
+    return _kept(values)
+
+
+def _kept(values: Values) -> Values:
+    """A run once could keep one checkpoint alone; it alters no step."""
+    policy = _part(values, "checkpoint")
+    if policy.get("keep") != 1:
+        return values
+    return {**values, "checkpoint": {**policy, "keep": 2}}
 
 
 FIELD_KERNELS = {"einsum": "xla"}  # the products of a neural field, apart

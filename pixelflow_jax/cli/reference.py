@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pixelflow_jax import backend, config_overrides
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
+from pixelflow_jax.cli.shared import could_write
 from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.data.loader import Data
@@ -100,6 +101,7 @@ def _shown(images: ImageSet, bar: tqdm) -> Iterator[tuple[int, np.ndarray]]:
 
 def _check(out: pathlib.Path, wanted: Wanted) -> None:
     metrics.check_names(wanted.metrics)
+    could_write(out.parent, "the folder of OUT,")
     if out.suffix != ".npz":
         raise EvaluationError(
             f"A reference is written as an npz file, so its name must end in .npz, "
@@ -136,7 +138,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments, changes)
     except (UserError, OSError) as error:
-        print(f"error: {printable(folded(str(error)), KEPT)}", file=sys.stderr)
+        message = folded(str(error))
+        if isinstance(error, OSError):
+            message = (
+                f"{error.filename or arguments.out} failed: {error.strerror or error}. "
+                "Nothing was written: mend that, or name another file."
+            )
+        print(f"error: {printable(message, KEPT)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped: nothing was written.", file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from pixelflow_jax import values
+from pixelflow_jax import distributed, values
 from pixelflow_jax.conditioning.prompts import read_prompts
 from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.flow.dopri5 import Dopri5
@@ -149,10 +149,11 @@ def _wanted(pipeline: Pipeline) -> list[str]:
         )
     if path:
         found = read_prompts(path)
-        print(
-            f"   prompts: {len(found.prompts)} in {path}, where {found.blank} blank "
-            f"lines and {found.comments} comments were skipped"
-        )
+        if distributed.is_main():
+            print(
+                f"   prompts: {len(found.prompts)} in {path}, where {found.blank} "
+                f"blank lines and {found.comments} comments were skipped"
+            )
         prompts += found.prompts
     if not prompts:
         raise PipelineError(

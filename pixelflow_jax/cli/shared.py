@@ -92,6 +92,20 @@ def writable(folder: pathlib.Path, flag: str = "workdir") -> None:
         ) from error
 
 
+def could_write(folder: pathlib.Path, given: str) -> None:
+    """Raises what `writable` raises, but makes no folder."""
+    there = next(
+        p for p in (folder.absolute(), *folder.absolute().parents) if p.exists()
+    )
+    if there.is_dir() and os.access(there, os.W_OK):
+        return
+    reason = "Permission denied" if there.is_dir() else f"{there} is a file"
+    raise ConfigError(
+        f"Cannot write to {given} {folder} ({reason}): name a folder that this user "
+        "may write to."
+    )
+
+
 def _run_above(path: pathlib.Path) -> pathlib.Path | None:
     """The run that a path is a checkpoint of, or holds the checkpoints of."""
     if path.parent.name == SAVED and path.name.isdigit():

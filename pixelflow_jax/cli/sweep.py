@@ -227,14 +227,14 @@ def run_flags(
     pipeline = dataclasses.replace(pipeline, config=config)
     size = pipeline.config.data.image_size
     sides = options.get("height") or size, options.get("width") or size
-    judged = judge.judge(names, sides)
+    count = judge.COUNT.value if judge.COUNT.present else COUNT
+    judged = judge.judge(names, sides, count)
     own = source.choose(shared.EMA.value)
 
     def opened(name: str) -> Pipeline:
         return pipeline if name == own else Pipeline.from_pretrained(place, name)
 
     reference = judged.reference
-    count = judge.COUNT.value if judge.COUNT.present else COUNT
     task = Sweep(
         open_pipeline=opened,
         averages=averages_of(source),

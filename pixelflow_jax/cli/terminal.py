@@ -71,8 +71,8 @@ def refusing(folder: object) -> Iterator[None]:
             raise
         give_up(
             f"Writing {error.filename or f'to {folder}'} failed: {error.strerror}. "
-            "Mend that and give the same command again: training goes on from the last "
-            "checkpoint."
+            "Mend that and give the same command again: it goes on from the last "
+            "checkpoint, or with what is not drawn yet."
         )
     except KeyboardInterrupt:
         give_up("Interrupted.", INTERRUPTED)

@@ -54,6 +54,7 @@ class Verb:
 
 WEIGHTS = ("workdir", "weights", "ema")
 ENCODERS = ("text_encoder", "tokenizer")
+TOGETHER = {"Several processes": ("coordinator", "num_processes", "process_id")}
 VERBS = {
     "train": Verb(
         summary="Train: go on from the run's newest checkpoint, or begin.",
@@ -62,6 +63,7 @@ VERBS = {
             "What to train": ("config",),
             "Where": ("workdir",),
             "How": ("extend", "yes"),
+            **TOGETHER,
         },
         fields=ALL,
         examples=(
@@ -86,6 +88,7 @@ VERBS = {
                 *("guide", "shift", "yes"),
             ),
             "Where, and what besides images": ("out", "trajectory", "stages"),
+            **TOGETHER,
         },
         modules=("pixelflow_jax.cli.sample",),
         fields=(*OPEN, *ENCODER),
@@ -113,8 +116,9 @@ VERBS = {
                 *("guide", "shift", "png"),
             ),
             "Many settings": ("sweep",),
-            "Text suites": ("suite", "prompts", "count"),
+            "Text suites": ("suite", "prompts", "prompt_seeds", "count"),
             "Besides": ("compare", "out"),
+            **TOGETHER,
         },
         modules=("pixelflow_jax.cli.evaluate", "pixelflow_jax.cli.sweep"),
         fields=(*OPEN, *ENCODER, "data", "batch_size"),
@@ -155,6 +159,7 @@ OTHERS = {
     "prepare": "Write a data set as shards, look at it, or encode its captions.",
     "convert": "Make official weights ours, and ours official.",
     "quickstart": "Train a tiny model and draw from it: the first minutes.",
+    "verify": "Are a run's checkpoints what was written? Compare their digests.",
     "reproduce": "Do official weights give their paper's figures? Draw and measure.",
 }
 

@@ -1,6 +1,7 @@
 """Sets of images on disk, read a batch at a time: npz files, folders, data sources."""
 
 import concurrent.futures
+import io
 import os
 import pathlib
 import zipfile
@@ -10,13 +11,16 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy
+from PIL import Image
 
 from pixelflow_jax.data.listing import list_folder
 from pixelflow_jax.data.source import Source, decode_image
 from pixelflow_jax.errors import DataError, EvaluationError
 
-IMAGES, LABELS = "arr_0", "arr_1"  # names in a sample file, as ADM's evaluator wants
+IMAGES = "arr_0"  # the name in a sample file, as ADM's evaluator wants
+LABELS = ("arr_1", "labels")  # as ADM's sampler and as ours call them
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # how files begin; the place of their depth
 Result = TypeVar("Result")
 DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
@@ -52,8 +56,8 @@ class ImageSet(Protocol):
 class NpzImages:
     """The images `arr_0` of an npz file, never in memory as a whole.
 
-    `labels` are its `arr_1`. Raises EvaluationError where the file is damaged or its
-    images are not uint8 [n, h, w, 3].
+    `labels` are its `arr_1` or `labels`, where that is a number an image. Raises
+    EvaluationError where the file is damaged or its images are not uint8 [n, h, w, 3].
     """
 
     def __init__(self, path: pathlib.Path):
@@ -67,7 +71,9 @@ class NpzImages:
                 "once."
             )
         self._shape = shape
-        self.labels: np.ndarray | None = read_npz(path, _labels)
+        labels = read_npz(path, _labels)
+        fits = labels is not None and labels.shape == shape[:1]
+        self.labels: np.ndarray | None = labels if fits else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -134,12 +140,19 @@ class FileImages:
     def _image(self, number: int) -> np.ndarray:
         path = self._root / self._files[number]
         try:
-            return decode_image(path.read_bytes(), str(path))
+            content = path.read_bytes()
         except OSError as error:
             raise DataError(
                 f"{path} cannot be read ({error.strerror}): check its permissions, or "
                 "remove it."
             ) from error
+        image = decode_image(content, str(path))
+        if _is_deep(content):
+            raise EvaluationError(
+                f"{path} has more than 8 bits a channel, and metrics are those of "
+                "uint8 images: round all images of the set to 8 bits once, and say how."
+            )
+        return image
 
 
 class SourceImages:
@@ -184,6 +197,11 @@ def open_images(path: str | os.PathLike) -> ImageSet:
     """
     place = pathlib.Path(path).expanduser()
     if place.suffix != ".npz":
+        if place.is_file():
+            raise EvaluationError(
+                f"{place} is neither a folder of images nor an npz file: store its "
+                f"images with np.savez(path, images), as {IMAGES}."
+            )
         return FileImages(place)
     if not place.is_file():
         raise DataError(
@@ -248,10 +266,20 @@ def _array_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _labels(archive: zipfile.ZipFile) -> np.ndarray | None:
-    if f"{LABELS}.npy" not in archive.namelist():
-        return None
-    with archive.open(f"{LABELS}.npy") as file:
-        return npy.read_array(file, allow_pickle=False)
+    """The class of each image; None where the file says none, or of other images."""
+    for name in LABELS:
+        if f"{name}.npy" in archive.namelist():
+            with archive.open(f"{name}.npy") as file:
+                return npy.read_array(file, allow_pickle=False)
+    return None
+
+
+def _is_deep(content: bytes) -> bool:
+    """Whether an image file has more than 8 bits a channel, which decoding cuts."""
+    if content.startswith(PNG):
+        return content[PNG_DEPTH] > 8
+    with Image.open(io.BytesIO(content)) as image:  # reads the header alone
+        return image.mode[0] in "IF"
 
 
 def _size(size: tuple[int, ...]) -> str:

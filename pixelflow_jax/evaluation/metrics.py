@@ -19,10 +19,11 @@ from pixelflow_jax.evaluation import manifold
 from pixelflow_jax.evaluation.accumulator import Kept, SetFeatures
 from pixelflow_jax.evaluation.features import FEATURES, LOGITS, SPATIAL
 from pixelflow_jax.evaluation.inception_score import (
+    JIT_SPLITS,
     adm_inception_score,
     jit_inception_score,
 )
-from pixelflow_jax.evaluation.kernel_distance import kernel_distance
+from pixelflow_jax.evaluation.kernel_distance import SUBSET_SIZE, kernel_distance
 from pixelflow_jax.evaluation.references import Reference
 from pixelflow_jax.evaluation.statistics import frechet_distance
 
@@ -34,13 +35,14 @@ class Metric:
     """How one metric is computed: of which extractor's arrays, and against what.
 
     `against` is what it asks of a reference: statistics, the rows of its images, or
-    nothing.
+    nothing. `fewest` images must be in a set, and in a reference whose rows count.
     """
 
     extractor: str
     kept: Kept
     against: Kept
     compute: Compute
+    fewest: int = 2
 
 
 def _frechet(extractor: str, key: str, result: str) -> Metric:
@@ -51,7 +53,9 @@ def _frechet(extractor: str, key: str, result: str) -> Metric:
     return Metric(extractor, Kept((key,)), Kept((key,)), compute)
 
 
-def _of_rows(extractor: str, compute: Callable[..., dict[str, float]]) -> Metric:
+def _of_rows(
+    extractor: str, compute: Callable[..., dict[str, float]], fewest: int
+) -> Metric:
     rows = Kept(rows=(FEATURES,))
     return Metric(
         extractor,
@@ -60,6 +64,7 @@ def _of_rows(extractor: str, compute: Callable[..., dict[str, float]]) -> Metric
         lambda sample, reference: compute(
             sample.rows[FEATURES], reference.rows[FEATURES]
         ),
+        fewest,
     )
 
 
@@ -98,15 +103,17 @@ def _inception_scores(sample: SetFeatures, _: SetFeatures) -> dict[str, float]:
 METRICS: dict[str, Metric] = {
     "fid": _frechet("inception", FEATURES, "fid"),
     "sfid": _frechet("inception", SPATIAL, "sfid"),
-    "is": Metric("inception", Kept(rows=(LOGITS,)), Kept(), _inception_scores),
-    "pr": _of_rows("inception", _pr()),
-    "kid": _of_rows("inception", _kid()),
+    "is": Metric(
+        "inception", Kept(rows=(LOGITS,)), Kept(), _inception_scores, JIT_SPLITS
+    ),
+    "pr": _of_rows("inception", _pr(), manifold.ADM_K + 1),
+    "kid": _of_rows("inception", _kid(), SUBSET_SIZE),
     "fd_dinov2": _frechet("dinov2", FEATURES, "fd_dinov2"),
     "fd_dinov2_b": _frechet("dinov2_b", FEATURES, "fd_dinov2_b"),
-    "prdc": _of_rows("dinov2", _prdc),
+    "prdc": _of_rows("dinov2", _prdc, manifold.PRDC_K + 1),
     "fd_lite0": _frechet("lite0", FEATURES, "fd_lite0"),
-    "pr_lite0": _of_rows("lite0", _pr("_lite0")),
-    "kid_lite0": _of_rows("lite0", _kid("_lite0")),
+    "pr_lite0": _of_rows("lite0", _pr("_lite0"), manifold.ADM_K + 1),
+    "kid_lite0": _of_rows("lite0", _kid("_lite0"), SUBSET_SIZE),
 }
 
 
@@ -119,6 +126,28 @@ def check_names(names: Iterable[str]) -> None:
             f"--metrics={','.join(names)} holds no metric called "
             f"{', '.join(unknown) or 'anything'}: choose of {', '.join(METRICS)}."
         )
+
+
+def check_enough(
+    names: Iterable[str], count: int, reference: Reference | None = None
+) -> None:
+    """Raises EvaluationError where a metric cannot be had of `count` images.
+
+    Nor of that `reference`: one that lacks what the metric compares with. Asked before
+    images are drawn, which may take hours.
+    """
+    for name in names:
+        metric = METRICS[name]
+        theirs = _of_reference(name, metric, reference)
+        sets = {"the set": count}
+        if FEATURES in metric.against.rows:
+            sets["the reference"] = len(theirs.rows[FEATURES])
+        for which, images in sets.items():
+            if images < metric.fewest:
+                raise EvaluationError(
+                    f"{name} needs {metric.fewest:,} images or more, and {which} has "
+                    f"{images:,}: take more, or leave {name} out of --metrics."
+                )
 
 
 def required(names: Iterable[str]) -> dict[str, Kept]:

@@ -125,11 +125,17 @@ def _commit() -> str | None:
 
 
 def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", "utf-8")
+    """Write a record as JSON, whole or not at all; EvaluationError where it cannot."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            partial.write_text(text + "\n", "utf-8")
+    except OSError as error:
+        raise EvaluationError(
+            f"The record {path} cannot be written ({error.strerror}): make room or "
+            "name another folder with --out, and give the command again."
+        ) from error
 
 
 def read_record(path: pathlib.Path) -> dict[str, Any]:
@@ -145,7 +151,10 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
         raise EvaluationError(
             f"{path} is no JSON ({error}): evaluate again, or name another record."
         ) from error
-    known = isinstance(record, dict) and isinstance(record.get("results"), dict)
+    results = record.get("results") if isinstance(record, dict) else None
+    known = isinstance(results, dict) and all(
+        isinstance(value, int | float) for value in results.values()
+    )
     if not known or record.get("format") != FORMAT:
         raise EvaluationError(
             f"{path} is no record of results of format {FORMAT}: name a file that "

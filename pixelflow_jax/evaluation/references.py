@@ -71,7 +71,7 @@ class Reference:
             )
 
     def check_extractor(self, extractor: Extractor) -> None:
-        """Raises EvaluationError where it was made with other weights."""
+        """Raises EvaluationError where other weights or another network made it."""
         theirs = self.digests.get(extractor.name)
         if theirs and theirs != extractor.weights_digest:
             raise EvaluationError(
@@ -80,6 +80,16 @@ class Reference:
                 f"{extractor.weights_digest[:12]}): name the file it was made with, or "
                 "make the reference again with `pixelflow evaluate reference`."
             )
+        own = self.sets.get(extractor.name)
+        for key, (mean, _) in own.gaussians.items() if own else ():
+            width = extractor.widths.get(key)
+            if width != len(mean):
+                raise EvaluationError(
+                    f"The reference {self.path} has statistics of {len(mean)} numbers "
+                    f"an image, but {extractor.name} gives {width} ({key}): it was "
+                    "made with another network. Name one of this network, or make one "
+                    "with `pixelflow evaluate reference`."
+                )
 
     def with_rows(
         self,
@@ -204,7 +214,7 @@ def file_sha256(path: str | pathlib.Path) -> str:
 
 
 def _own(path: pathlib.Path, digest: str) -> Reference:
-    meta = json.loads(_array(path, META).tobytes())
+    meta = _meta(path)
     if meta["format"] > FORMAT:
         raise EvaluationError(
             f"{path} is of format {meta['format']}, this version reads up to {FORMAT}: "
@@ -237,6 +247,21 @@ def _own(path: pathlib.Path, digest: str) -> Reference:
     )
 
 
+def _meta(path: pathlib.Path) -> dict[str, Any]:
+    """What a file of our own kind says of itself; EvaluationError for another kind."""
+    wanted = {"format", "count", "resolution", "digests", "facts"}
+    try:
+        meta = json.loads(_array(path, META).tobytes())
+    except ValueError:
+        meta = None
+    if not isinstance(meta, dict) or not wanted <= set(meta):
+        raise EvaluationError(
+            f"{path} holds an array {META!r} that no `pixelflow evaluate reference` "
+            "wrote: it is no reference. Make one with that command."
+        )
+    return meta
+
+
 def _gaussian(path: pathlib.Path, mean: str, covariance: str) -> Gaussian:
     found = Gaussian(
         _array(path, mean).astype(np.float64),
@@ -248,6 +273,11 @@ def _gaussian(path: pathlib.Path, mean: str, covariance: str) -> Gaussian:
             f"{path} holds {mean} of shape {list(found.mean.shape)} and {covariance} "
             f"of shape {list(found.covariance.shape)}, not [d] and [d, d]: it is no "
             "reference of this kind."
+        )
+    if not (np.isfinite(found.mean).all() and np.isfinite(found.covariance).all()):
+        raise EvaluationError(
+            f"{path} holds {mean} or {covariance} with numbers that are not finite: "
+            "download or make the reference again."
         )
     return found
 

@@ -121,11 +121,15 @@ def _manifest(
     name: str, items: Sequence[Item], stream: Stream, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     number, listed = stream.draw.request.first, []
+    seeds = stream.draw.request.seeds
     for item in items:
         step = item.images // len(item.files)  # images in a file
         for file in item.files:
             numbers = list(range(number, number + step))
-            listed.append({"file": file, "numbers": numbers, "prompt": item.prompt})
+            entry = {"file": file, "numbers": numbers, "prompt": item.prompt}
+            if seeds is not None:
+                entry["seeds"] = [int(seeds[place]) for place in numbers]
+            listed.append(entry)
             number += step
     draw = {"digest": stream.draw.digest, **stream.draw.facts()}
     return {"suite": name, **facts, "draw": draw, "images": listed}

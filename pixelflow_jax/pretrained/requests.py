@@ -58,13 +58,13 @@ def listed(wanted: Any) -> list[int | str]:
     """
     if fits(wanted, int | str):
         return [_plain(wanted)]
-    no_list = isinstance(wanted, bytes | Mapping | Set) or not isinstance(
-        wanted, Iterable
-    )
+    each: Any = wanted
     if getattr(wanted, "ndim", None) == 0:  # of numpy or JAX: a number, not an array
-        no_list, wanted = True, wanted.item()
+        each = [each.item()]
+    elif isinstance(wanted, bytes | Mapping | Set) or not isinstance(wanted, Iterable):
+        each = [wanted]
     # Lazy ones, such as a range, may have no end.
-    each = [wanted] if no_list else list(itertools.islice(wanted, MOST + 1))
+    each = list(itertools.islice(each, MOST + 1))
     if len(each) > MOST:
         raise PipelineError(
             f"More than {MOST:,} images were asked for at once: draw them in several "

@@ -51,12 +51,15 @@ class Request(NamedTuple):
 
     `given` is what the conditioner reads, arrays [n, ...] by name; image i's noise
     depends on (seed, first + i). `record` keeps the clean images of every step.
+    `seeds` [n] give each image a seed of its own instead, of which it is number
+    `first`: images of one seed come from the same noise.
     """
 
     given: dict[str, np.ndarray]
     seed: int = 0
     first: int = 0
     record: bool = False
+    seeds: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -147,7 +150,11 @@ class Generator:
         # What is over repeats, to fill the batch.
         rows = {name: a[number % request.count] for name, a in request.given.items()}
         with jax.set_mesh(self.mesh):
-            batch = self._batch(request.first + number, rows, request.seed)
+            numbers, seed = request.first + number, request.seed
+            if request.seeds is not None:
+                numbers = np.full_like(number, request.first)
+                seed = request.seeds[number % request.count]
+            batch = self._batch(numbers, rows, seed)
             arrays = (weights, *batch)
             return self._program(request.record, *arrays)(*arrays)
 
@@ -182,11 +189,14 @@ class Generator:
         return min(batch, self.batch_size)
 
     def _batch(
-        self, number: np.ndarray, given: dict[str, np.ndarray], seed: int
-    ) -> tuple[Array, dict[str, Array], np.uint32]:
+        self, number: np.ndarray, given: dict[str, np.ndarray], seed: int | np.ndarray
+    ) -> tuple[Array, dict[str, Array], np.uint32 | Array]:
         """The arguments of `trace` that belong to the images of those numbers."""
         arrays = (number.astype(np.uint32), given)
-        placed = jax.device_put(arrays, sharding.batch_sharding(self.mesh))
+        rows = sharding.batch_sharding(self.mesh)
+        placed = jax.device_put(arrays, rows)
+        if isinstance(seed, np.ndarray):
+            return (*placed, jax.device_put(seed.astype(np.uint32), rows))
         return (*placed, np.uint32(seed))
 
     def _program(self, record: bool, *arrays: object) -> Callable[..., Samples]:

@@ -175,6 +175,10 @@ def keyed_noise(
 
 
 def image_keys(seed: int | Array, indices: Array | np.ndarray) -> Key[Array, " b"]:
-    """The key of each image: a function of the seed and the image's number alone."""
-    root = jax.random.key(seed)
-    return jax.vmap(lambda index: jax.random.fold_in(root, index))(jnp.asarray(indices))
+    """The key of each image: a function of the seed and the image's number alone.
+
+    `seed` is that of all images, or an array [b] with each one's own.
+    """
+    own = 0 if jnp.ndim(seed) else None
+    make = lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)
+    return jax.vmap(make, (own, 0))(seed, jnp.asarray(indices))

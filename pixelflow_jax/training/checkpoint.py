@@ -13,16 +13,19 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.paths import PATTERN, PlainAlias
+from pixelflow_jax.training import integrity
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.versions import as_today, as_written
-from pixelflow_jax.values import Count, Name, Natural
+from pixelflow_jax.values import Count, Name, Natural, Several
 
 # What may change between two sittings of the same run: none of it alters a step.
 FREE = (
@@ -60,19 +63,22 @@ class Checkpointing:
     """When to save and what to keep.
 
     A checkpoint is written every `every` steps and at the end; the last `keep` stay,
-    and every `keep_period`-th step for good (0: none). `allow` names config fields that
-    may differ from the checkpoint's when a run resumes, such as ("optimizer.lr",).
+    and every `keep_period`-th step for good (0: none). At least two stay: where the
+    newest is damaged the run goes on from the one before. `allow` names config fields
+    that may differ from the checkpoint's when a run resumes, like ("optimizer.lr",).
     """
 
     every: Count = 5000
-    keep: Count = 3
+    keep: Several = 3
     keep_period: Natural = 0
     allow: tuple[Name, ...] = ()
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        if self.every < 1 or self.keep < 1 or self.keep_period < 0:
-            return ["checkpoint.every and keep must be at least 1, keep_period >= 0"]
+        if self.every < 1 or self.keep < 2 or self.keep_period < 0:
+            return [
+                "checkpoint.every must be at least 1, keep at least 2, keep_period >= 0"
+            ]
         return []
 
 
@@ -93,10 +99,18 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             read_only=True, enable_async_checkpointing=False
         )
+        self._writes = policy is not None
+        self._checked: set[int] = set()  # steps whose files are as written
         if policy is not None:
             self._check_writable()
+            if jax.process_index() == 0:
+                integrity.remove_unfinished(self.directory)
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=policy.keep, keep_period=policy.keep_period or None
+                max_to_keep=policy.keep,
+                keep_period=policy.keep_period or None,
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._write_digests
+                ),
             )
         self._alias = PlainAlias(self.directory)  # Orbax looks for steps with glob
         self._manager = ocp.CheckpointManager(
@@ -126,9 +140,37 @@ class Checkpointer:
         if needed > shutil.disk_usage(self.directory).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def _write_digests(self) -> None:
+        """In the background, before a complete save takes its place."""
+        for folder in integrity.unfinished(self.directory):
+            integrity.write(folder)
+
     def latest(self) -> int | None:
-        """The newest complete checkpoint's step, or None."""
-        return self._manager.latest_step()
+        """The newest complete checkpoint's step, or None; it skips damaged ones.
+
+        One that writes puts those aside, under another name. Raises CheckpointError
+        where all are damaged. All processes of a run that writes call it together.
+        """
+        together = self._writes and jax.process_count() > 1
+        step, problem = None, None
+        if jax.process_index() == 0 or not together:
+            steps = self._manager.all_steps()
+            try:
+                step = integrity.newest(self.directory, steps, aside=self._writes)
+            except CheckpointError as error:
+                problem = error
+        if together:
+            told = -2 if problem else -1 if step is None else step
+            told = int(multihost_utils.broadcast_one_to_all(np.array(told)))
+            step = None if told < 0 else told
+            if told == -2 and problem is None:
+                problem = CheckpointError("Process 0 cannot read the checkpoints.")
+        if problem:
+            raise problem
+        self._manager.reload()
+        if step is not None:
+            self._checked.add(step)
+        return step
 
     def save(self, step: int, state: TrainState, data: dict, config: dict) -> None:
         """Start writing a checkpoint; returns as soon as the arrays are copied.
@@ -144,7 +186,7 @@ class Checkpointer:
         )
         with self._writing():
             self._check_room(state)
-            self._manager.save(step, args=items)
+            self._manager.save(step, args=items, custom_metadata=integrity.MARK)
 
     def wait(self) -> None:
         """Return when everything is on disk; raises CheckpointError if it is not."""
@@ -283,10 +325,16 @@ class Checkpointer:
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         """Turns a failed read into a CheckpointError that says what to do."""
+        earlier = [s for s in self._manager.all_steps() if s < step]
+        if step not in self._checked:
+            folder = self.directory / str(step)
+            finding = integrity.examined(folder)
+            if finding.state == "damaged":
+                raise CheckpointError(integrity.unreadable(folder, finding, earlier))
+            self._checked.add(step)
         try:
             yield
         except Exception as error:
-            earlier = [s for s in self._manager.all_steps() if s < step]
             instead = f"go on from step {max(earlier)}" if earlier else "begin anew"
             cause = "it is damaged or incomplete"
             if self._allowed:

@@ -15,6 +15,8 @@ from pixelflow_jax.training.events import Events
 from pixelflow_jax.training.throughput import Workload, matmul_rate, utilisation
 from pixelflow_jax.values import Batch, Count, Natural
 
+ODD = "metrics.odd"  # what was found in metrics.jsonl and is none
+
 
 @dataclasses.dataclass(kw_only=True)
 class Logging:
@@ -64,7 +66,11 @@ class RunLog:
         self._start = start
         self._workload = workload
         self._history = workdir / "metrics.jsonl"
-        _truncate(self._history, start)
+        if odd := _truncate(self._history, start):
+            self.say(
+                f"{self._history} had {odd} lines that are no metrics, now kept "
+                f"in {ODD} beside it."
+            )
         self._file = self._history.open("a")
         self._events = Events(workdir / "tensorboard", start + 1)
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
@@ -127,9 +133,10 @@ class RunLog:
             self._events.text(name, indented, self._start)
 
     def say(self, line: str) -> None:
-        """Print a line without breaking the progress bar."""
+        """Print a line without breaking the progress bar, if anybody is there."""
         if self._main:
-            tqdm.write(line)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                tqdm.write(line)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -149,16 +156,33 @@ class RunLog:
             self._events.close()
 
 
-def _truncate(history: pathlib.Path, start: int) -> None:
-    """Drop the lines of steps that will be run again; the rest stays as it is."""
+def _truncate(history: pathlib.Path, start: int) -> int:
+    """Drop the lines of steps that will be run again; the rest stays as it is.
+
+    Lines that no run has written go to metrics.odd beside it; returns their number.
+    """
     if not history.exists():
-        return
-    kept = []
-    for line in history.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= start:
-                kept.append(line + "\n")
-        except ValueError:  # the line that a kill cut short
-            continue
+        return 0
+    kept, odd = [], []
+    lines = history.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        step = _step(line)
+        if step is not None and step <= start:
+            kept.append(line + b"\n")
+        elif step is None and line and number < len(lines):  # a kill cuts the last one
+            odd.append(line + b"\n")
+    if odd:
+        with history.with_name(ODD).open("ab") as file:
+            file.writelines(odd)
     with atomic_write(history) as partial:
-        partial.write_text("".join(kept))
+        partial.write_bytes(b"".join(kept))
+    return len(odd)
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a line of metrics; None where it is none."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if type(step) is int else None

@@ -20,6 +20,7 @@ from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.training.best import BestCheckpoint, OnlineCheck
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
+from pixelflow_jax.training.lock import only_run
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.posthoc import PostHocEMA, Snapshots
 from pixelflow_jax.training.signals import stop_signals
@@ -96,12 +97,13 @@ def train(run: TrainingRun, workdir: str | pathlib.Path) -> TrainState:
 
     Returns the last state. SIGTERM and Ctrl-C save and return at the next step. Raises
     DivergedError when a loss is not finite, CheckpointError when saving fails,
-    DataError for a batch the model cannot learn from, OSError when the log cannot be
-    written.
+    DataError for a batch the model cannot learn from, LockedError where another run is
+    at work in `workdir`, OSError when the log cannot be written.
     """
     workdir = pathlib.Path(workdir)
-    checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
     with contextlib.ExitStack() as closing:
+        closing.enter_context(only_run(workdir))
+        checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
         closing.callback(checkpointer.close)
         state, data = _begin(run, checkpointer, workdir)
         closing.callback(data.close)

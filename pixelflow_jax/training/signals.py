@@ -3,44 +3,54 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+HANGUP = getattr(signal, "SIGHUP", 0)  # 0: this system has none
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGTERM or Ctrl-C into a wish to stop; the second one kills.
 
-    Gives a function that tells whether to stop. With several processes all stop after
-    the same step.
+    So does the SIGHUP of a terminal that is closed, but a second one does not kill: it
+    comes from the shell and from the terminal at once. Where it is ignored, as under
+    nohup, it stays so. Gives a function that tells whether to stop. With several
+    processes all stop after the same step.
     """
     wish = [False]
     before = {}
 
-    def restore() -> None:
-        for number, handler in before.items():
+    def restore(numbers: Iterable[int]) -> None:
+        for number in numbers:
+            handler = before[number]
             # None: the handler was not set from Python and cannot be from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def note(number: int, frame: object) -> None:
         wish[0] = True
-        restore()
+        restore(before.keys() - {HANGUP})
         # Not print: a handler may run in the middle of another print.
         name = signal.Signals(number).name
-        os.write(2, f"\n{name}: saving after this step; again to kill\n".encode())
+        more = "" if number == HANGUP else "; again to kill"
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, f"\n{name}: saving after this step{more}\n".encode())
 
     def stop() -> bool:
         if jax.process_count() == 1:
             return wish[0]
         return bool(multihost_utils.process_allgather(np.array(wish[0])).any())
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.getsignal(number)
+    for number in (signal.SIGTERM, signal.SIGINT, HANGUP):
+        handler = signal.getsignal(number) if number else signal.SIG_IGN
+        if number == HANGUP and handler == signal.SIG_IGN:
+            continue
+        before[number] = handler
         signal.signal(number, note)
     try:
         yield stop
     finally:
-        restore()
+        restore(before)

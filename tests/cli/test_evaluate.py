@@ -1,5 +1,6 @@
 """`pixelflow evaluate`: sets that are drawn and measured, others' images, refusals."""
 
+import errno
 import json
 import pathlib
 
@@ -10,8 +11,14 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from pixelflow_jax import build, main
-from pixelflow_jax.cli import evaluate, judge
-from pixelflow_jax.errors import DataError, EvaluationError, PipelineError, UserError
+from pixelflow_jax.cli import arguments, evaluate, judge
+from pixelflow_jax.errors import (
+    ConfigError,
+    DataError,
+    EvaluationError,
+    PipelineError,
+    UserError,
+)
 from pixelflow_jax.evaluation import metrics, references
 from pixelflow_jax.evaluation.accumulator import Accumulator
 from pixelflow_jax.pretrained.pipeline import Pipeline
@@ -133,7 +140,8 @@ def test_a_sorted_set_is_warned_about(measured, tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
     for name, labels in (("sorted", np.arange(64) // 8), ("mixed", np.arange(64) % 8)):
         path = tmp_path / f"{name}.npz"
-        np.savez(path, arr_0=images, arr_1=labels)
+        key = "arr_1" if name == "mixed" else "labels"
+        np.savez(path, arr_0=images, **{key: labels})
         given = {"images": str(path), "metrics": ["is"], "allow_n": True}
         assert run(None, tmp_path / name, inception="file", **given) == 0
         assert ("class after class" in capsys.readouterr().out) == (name == "sorted")
@@ -158,6 +166,17 @@ def test_records_are_compared(measured, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "sampling.guidance.scale: 2.0 -> 3.0" in printed
     assert "not comparable" in printed
+
+
+def test_two_records_may_be_two_words(measured, capsys):
+    folder, _ = measured
+    (path,) = map(str, folder.glob("result-*.json"))
+    with flagsaver.flagsaver():
+        arguments.read(["--compare", path, "other.json"], "evaluate")
+        assert evaluate.COMPARE.value == [path, "other.json"]
+    with flagsaver.flagsaver(), pytest.raises(SystemExit):
+        arguments.read(["--compare", path, "b.json", "c.json"], "evaluate")
+    assert "Unknown arguments: b.json c.json" in capsys.readouterr().err
 
 
 def archive(path: pathlib.Path, *arrays: np.ndarray, **named: np.ndarray) -> str:
@@ -200,6 +219,21 @@ MISTAKES = {
         EvaluationError,
         "--images and --compare are different",
     ),
+    "fewer images than neighbours": (
+        {"metrics": ["pr_lite0"], "allow_n": True, "num_samples": 3},
+        EvaluationError,
+        "pr_lite0 needs 4 images or more, and the set has 3: take more",
+    ),
+    "a reference of fewer images": (
+        {"metrics": ["kid_lite0"], "allow_n": True, "num_samples": 2000},
+        EvaluationError,
+        "needs 1,000 images or more, and the reference has 20",
+    ),
+    "a reference without that network": (
+        {"metrics": ["fid"], "allow_n": True, "inception": "file"},
+        EvaluationError,
+        "holds no features of inception, which fid needs",
+    ),
     "no prompts": ({"suite": "dpg"}, EvaluationError, "--suite=dpg needs --prompts"),
     "a suite of classes": (
         {"suite": "dpg", "prompts": "x"},
@@ -222,11 +256,11 @@ def test_what_cannot_be_measured_is_told_before_anything_is_drawn(
     pipeline, reference, tmp_path, name
 ):
     given, error, words = MISTAKES[name]
-    if name == "size":
+    if name in ("size", "fewer images than neighbours") or "a reference" in name:
         given = {**given, "reference": str(reference)}
     assert issubclass(error, UserError)
     with pytest.raises(error, match=words):
-        run(pipeline, tmp_path, num_samples=7, **given)
+        run(pipeline, tmp_path, **{"num_samples": 7, **given})
     assert not any(tmp_path.iterdir())
 
 
@@ -251,12 +285,47 @@ def test_images_that_cannot_be_measured_are_refused(reference, tmp_path, arrays,
 def test_images_of_two_sizes_are_refused(reference, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
-    for i, size in enumerate((16, 16, 24)):
+    for i, size in enumerate((16, 16, 16, 24)):
         Image.new("RGB", (size, size)).save(folder / f"{i}.png")
     given = {"images": str(folder), "metrics": NAMES, "reference": str(reference)}
-    with pytest.raises(EvaluationError, match="2.png is 24 x 24, but 0.png is 16 x 16"):
+    with pytest.raises(EvaluationError, match="3.png is 24 x 24, but 0.png is 16 x 16"):
         run(None, tmp_path / "out", allow_n=True, **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_no_8_bit_images_is_refused(reference, tmp_path):
+    given = {"metrics": ["fd_lite0"], "reference": str(reference), "allow_n": True}
+    for name in ("a.png", "a.tif"):
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.fromarray(np.zeros((16, 16), np.uint16)).save(folder / name)
+        with pytest.raises(EvaluationError, match="more than 8 bits a channel"):
+            run(None, tmp_path / "out", images=str(folder), **given)
+    (tmp_path / "a.npy").write_bytes(b"")
+    with pytest.raises(EvaluationError, match="neither a folder of images nor an npz"):
+        run(None, tmp_path / "out", images=str(tmp_path / "a.npy"), **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_no_record_can_be_written_nothing_is_measured(
+    measured, reference, tmp_path, capsys, monkeypatch
+):
+    folder, _ = measured
+    given = {"metrics": ["fd_lite0"], "reference": str(reference), "allow_n": True}
+    given["images"] = str(folder / "samples.npz")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--out .*file.x .*file is a file"):
+        run(None, tmp_path / "file" / "x", **given)
+    assert "fd_lite0" not in capsys.readouterr().out
+
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(EvaluationError, match="No space left.*make room"):
+        run(None, tmp_path / "out", **given)
+    assert "fd_lite0" in capsys.readouterr().out  # the number is not lost
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_an_image_that_is_not_finite_is_refused(pipeline, reference, tmp_path):
@@ -264,7 +333,7 @@ def test_an_image_that_is_not_finite_is_refused(pipeline, reference, tmp_path):
     broken = Pipeline(config=pipeline.config, params=params, class_names=(), step=0)
     given = {"metrics": NAMES, "allow_n": True, "reference": str(reference)}
     with pytest.raises(PipelineError, match="Image number 0 holds NaN"):
-        run(broken, tmp_path, num_samples=2, **given)
+        run(broken, tmp_path, num_samples=4, **given)
     assert not list(tmp_path.rglob("samples.*"))
 
 
@@ -288,6 +357,34 @@ def test_a_suite_is_drawn_by_a_model_of_text(tmp_path, capsys):
     for file, image in zip(files, drawn, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
     assert "t2icompbench.json" in capsys.readouterr().out
+
+
+def test_each_image_of_a_prompt_may_have_its_official_seed(tmp_path):
+    """T2I-CompBench's scripts draw image n of every prompt from seed 42 + n."""
+    path = tmp_path / "color_val.txt"
+    path.write_text("a red apple\na green bench")
+    with texts.encoder_without_files():
+        pipeline = texts.pipeline("canvas")
+        given = {"suite": "t2icompbench", "prompts": str(path), "prompt_seeds": True}
+        with flagsaver.as_parsed(count="2"):
+            assert run(pipeline, tmp_path / "out", **given) == 0
+            with (
+                pytest.raises(EvaluationError, match="leave --sample_seed away"),
+                flagsaver.as_parsed(sample_seed="1"),
+            ):
+                run(pipeline, tmp_path / "out", **given)
+        drawn = {
+            prompt: [pipeline(prompt, seed=42 + n)[0] for n in range(2)]
+            for prompt in ("a red apple", "a green bench")
+        }
+    manifest = json.loads((tmp_path / "out/t2icompbench.json").read_text())
+    assert [one["seeds"] for one in manifest["images"]] == [[42], [43]] * 2
+    for one in manifest["images"]:
+        image = np.asarray(Image.open(tmp_path / "out/t2icompbench" / one["file"]))
+        expected = drawn[one["prompt"]][one["seeds"][0] - 42]
+        np.testing.assert_array_equal(image, expected)
+    with pytest.raises(EvaluationError, match="--suite=t2icompbench, or leave it"):
+        run(pipeline, tmp_path, suite="dpg", prompts="x", prompt_seeds=True)
 
 
 def test_a_sweep_in_one_line(pipeline, reference, tmp_path, capsys):

@@ -118,6 +118,7 @@ def test_an_order_misleads_only_the_inception_score(written):
         (None, "cannot be read .No such file"),
         ("{", "is no JSON"),
         ("[]", "is no record"),
+        ('{"results": {"fid": "x"}, "format": 1}', "is no record of results"),
         ('{"results": {}, "format": 99}', "is no record of results of format 1"),
     ],
 )

@@ -141,6 +141,15 @@ def test_files_that_are_no_reference_are_refused(npz, tmp_path):
     wrong = adm() | {"sigma": np.zeros((3, 4))}
     with pytest.raises(EvaluationError, match=r"\[3, 4\], not \[d\] and \[d, d\]"):
         load_reference(npz("wrong.npz", **wrong))
+    for broken in ({"mu": np.full(6, np.nan)}, {"sigma": np.full((6, 6), np.inf)}):
+        with pytest.raises(EvaluationError, match="not finite: download"):
+            load_reference(npz("broken.npz", **adm() | broken))
+    for meta in (b"no JSON", b"{}", b"[]"):
+        with pytest.raises(EvaluationError, match="no `pixelflow evaluate reference`"):
+            load_reference(npz("meta.npz", meta=np.frombuffer(meta, np.uint8)))
+    other = adm() | {"mu": np.zeros(7), "sigma": np.eye(7)}
+    with pytest.raises(EvaluationError, match=r"of 7 numbers an image, but .* gives 6"):
+        load_reference(npz("other.npz", **other)).check_extractor(sets.extractor())
     path = tmp_path / "cut.npz"
     path.write_bytes(open(npz("whole.npz", **adm()), "rb").read()[:-200])
     with pytest.raises(EvaluationError, match="cut short or no npz"):

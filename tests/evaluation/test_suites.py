@@ -22,7 +22,7 @@ class Drawn:
     """A stream whose image number i is of the shade i."""
 
     def __init__(self, count, digest="d" * 64, stop=None):
-        request = types.SimpleNamespace(first=0, seed=5)
+        request = types.SimpleNamespace(first=0, seed=5, seeds=None)
         self.draw = types.SimpleNamespace(
             count=count, digest=digest, request=request, facts=lambda: {"seed": 5}
         )

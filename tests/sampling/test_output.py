@@ -247,6 +247,6 @@ def test_a_full_disk_is_one_paragraph_and_loses_nothing(tmp_path, monkeypatch):
 
 def test_more_than_the_disk_holds_is_refused_before_anything_is_drawn(tmp_path):
     about = described(Generated(images(1)), range(10**13))
-    with pytest.raises(PipelineError, match="need .* GB .* has .* GB: make room"):
+    with pytest.raises(PipelineError, match="need .* MB .* has .* MB: make room"):
         write_samples(tmp_path / "a", batches(Generated(images(1))), about)
     assert not any(tmp_path.iterdir())

@@ -10,7 +10,8 @@ import pytest
 from pixelflow_jax.teachers import graphdef, inception, inception_table
 from tests.teachers.inception_weights import Recording, parameters, tensors
 
-SIZES = ["64x64", "96x80", pytest.param("256x256", marks=pytest.mark.slow)]
+# By area; the larger ones, however many, are slow.
+SIZES = ["smallest", "second", pytest.param("others", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,14 @@ def program():
     return jax.jit(run)
 
 
+def sizes_of(recording, which: str) -> list[str]:
+    """Names of the recorded sizes, height x width, that a test is about."""
+    sizes = sorted(recording.config["sizes"], key=lambda size: size[0] * size[1])
+    names = [f"{height}x{width}" for height, width, *_ in sizes]
+    parts = {"smallest": names[:1], "second": names[1:2], "others": names[2:]}
+    return parts[which]
+
+
 def images_of(recording, size: str) -> np.ndarray:
     return recording[f"in/{size}/images_uint8"].transpose(0, 2, 3, 1)
 
@@ -44,17 +53,22 @@ def test_the_weights_of_the_rule_are_the_recorded_ones(recording):
     np.testing.assert_allclose(sums, recording["out/weights_checksums"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_resize_is_tensorflows_to_the_bit(recording, size):
-    image = images_of(recording, size)[:1]
+def test_the_resize_is_tensorflows_to_the_bit(recording):
     rows = recording.config["resized_rows"]
-    ours = (np.asarray(inception.resize(jnp.asarray(image))) - 128) / 128
-    expected = recording[f"out/{size}/resized_rows_image0"]
-    np.testing.assert_array_equal(ours[0, rows].transpose(2, 0, 1), expected)
+    for height, width, *_ in recording.config["sizes"]:
+        image = images_of(recording, f"{height}x{width}")[:1]
+        ours = (np.asarray(inception.resize(jnp.asarray(image))) - 128) / 128
+        expected = recording[f"out/{height}x{width}/resized_rows_image0"]
+        np.testing.assert_array_equal(ours[0, rows].transpose(2, 0, 1), expected)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_features_are_those_of_the_recording(recording, program, size):
+@pytest.mark.parametrize("which", SIZES)
+def test_features_are_those_of_the_recording(recording, program, which):
+    for size in sizes_of(recording, which):
+        check_features(recording, program, size)
+
+
+def check_features(recording, program, size: str) -> None:
     params = parameters(recording.config["weights_salt"])
     seen, out = program(params, images_of(recording, size))
     out_of = lambda name: recording[f"out/{size}/{name}"]
@@ -94,7 +108,8 @@ MISTAKES = {
 def right(recording, program):
     """What the right network says of the smallest images."""
     params = parameters(recording.config["weights_salt"])
-    return program(params, images_of(recording, "64x64"))[1]
+    (size,) = sizes_of(recording, "smallest")
+    return program(params, images_of(recording, size))[1]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -106,27 +121,30 @@ def test_a_mistake_is_seen(recording, right, mistake):
 
 def test_another_order_of_colours_is_seen(recording, program):
     params = parameters(recording.config["weights_salt"])
-    images = images_of(recording, "64x64")[..., ::-1]
+    (size,) = sizes_of(recording, "smallest")
+    images = images_of(recording, size)[..., ::-1]
     with pytest.raises(AssertionError):
         compare(recording, program(params, images)[1])
 
 
 def test_half_pixels_are_seen(recording):
-    image = images_of(recording, "64x64")[:1].astype(np.float32)
+    (size,) = sizes_of(recording, "smallest")
+    image = images_of(recording, size)[:1].astype(np.float32)
     wrong = jax.image.resize(image, (1, 299, 299, 3), "linear", antialias=False)
     rows = (np.asarray(wrong)[0, recording.config["resized_rows"]] - 128) / 128
-    expected = recording["out/64x64/resized_rows_image0"]
+    expected = recording[f"out/{size}/resized_rows_image0"]
     assert np.abs(rows.transpose(2, 0, 1) - expected).max() > 0.1
 
 
 def compare(recording, out: inception.Outputs) -> None:
     """What evaluators read against the recording, of the smallest images."""
+    (size,) = sizes_of(recording, "smallest")
     for ours, name in (
         (out.pool3, "pool3"),
         (out.logits_unbiased, "logits_unbiased"),
         (out.spatial, "spatial_nhwc"),
     ):
-        expected = recording[f"out/64x64/{name}"]
+        expected = recording[f"out/{size}/{name}"]
         np.testing.assert_allclose(ours, expected, atol=1e-5, err_msg=name)
 
 
@@ -143,8 +161,9 @@ def test_a_wrong_pool_is_seen(recording, monkeypatch, wrong):
         blocks = (*inception.BLOCKS[:-1], last)
         monkeypatch.setattr(inception, "BLOCKS", blocks)
     params = parameters(recording.config["weights_salt"])
-    out = jax.jit(inception.outputs)(params, images_of(recording, "64x64")[:1])
-    differs = np.abs(out.pool3 - recording["out/64x64/pool3"][:1]).max()
+    (size,) = sizes_of(recording, "smallest")
+    out = jax.jit(inception.outputs)(params, images_of(recording, size)[:1])
+    differs = np.abs(out.pool3 - recording[f"out/{size}/pool3"][:1]).max()
     assert differs > 1e-3
 
 

@@ -99,6 +99,24 @@ def test_resuming_drops_the_steps_that_will_run_again(tmp_path):
     assert [e.step for e in events(tmp_path) if e.HasField("session_log")] == [3]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [b"\xff\xfe", b"[1]", b'{"loss": 1}', b'{"step": "2"}', b"[" * 99_999, b"\0" * 64],
+    ids=["bytes", "list", "no step", "words", "deep", "zeros"],
+)
+def test_an_odd_line_is_kept_aside_and_does_not_stop_the_run(tmp_path, capsys, odd):
+    lines = [b'{"step": 1, "loss": 0.5}', b'{"step": 2, "loss": 0.25}']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([lines[0], odd, lines[1], b'{"step": 3']))
+    for _ in range(2):
+        with open_log(tmp_path, start=2):
+            pass
+        assert path.read_bytes() == b"\n".join([*lines, b""])
+        assert (tmp_path / "metrics.odd").read_bytes() == odd + b"\n"
+    said = [x for x in capsys.readouterr().out.splitlines() if "no metrics" in x]
+    assert len(said) == 1 and "had 1 lines" in said[0]
+
+
 def test_a_fresh_start_drops_everything(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     with open_log(tmp_path):

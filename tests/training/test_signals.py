@@ -8,6 +8,7 @@ import time
 import pytest
 
 from pixelflow_jax.training.checkpoint import Checkpointer
+from pixelflow_jax.training.signals import stop_signals
 from tests.training import tiny
 
 ENDLESS = "config.steps = 1_000_000\nconfig.checkpoint.every = 1_000_000"
@@ -37,10 +38,31 @@ def latest(folder):
         return reader.latest()
 
 
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM], ids=str)
+def test_a_closed_terminal_asks_to_stop_and_never_kills(first):
+    """Its second SIGHUP, which the shell sends, comes while the run saves."""
+    with stop_signals() as stop:
+        assert not stop()
+        for number in (first, signal.SIGHUP, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+            assert stop()
+
+
+def test_under_nohup_a_run_goes_on():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
-def test_sigterm_and_ctrl_c_save_and_the_next_start_goes_on(images, tmp_path):
+def test_the_signals_save_and_the_next_start_goes_on(images, tmp_path):
     steps = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = start(images, tmp_path)
         process.send_signal(number)
         code, out, error = tiny.finish(process, timeout=60)
@@ -54,7 +76,7 @@ def test_sigterm_and_ctrl_c_save_and_the_next_start_goes_on(images, tmp_path):
         if steps:
             assert f"Going on from step {steps[-1]} " in out
         steps.append(step)
-    assert steps[0] < steps[1]
+    assert steps == sorted(set(steps))
 
 
 @pytest.mark.slow
