@@ -109,7 +109,7 @@ BAD = [
     ),
     (
         {"sampling": Sampling(grid=Grid(steps=0))},
-        "sampling.grid.steps=0 must be a whole number of at least 1",
+        "sampling.grid.steps=0 must be a whole number from 1",
     ),
     (
         {"sampling": Sampling(grid=Grid(shift=0.0))},

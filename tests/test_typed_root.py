@@ -68,7 +68,7 @@ def paths() -> dict[type, tuple[Experiment, str]]:
             found[type(node)] = (config, path)
             for name, wanted in field_types(type(node)).items():
                 for cls in CLASSES.values():
-                    for value in (instance(cls), [instance(cls)]):
+                    for value in (instance(cls), [instance(cls)], (instance(cls),)):
                         if cls not in found and fits(value, wanted):
                             waiting.append(changed(config, path, name, value))
     return found
@@ -127,7 +127,7 @@ def test_a_value_of_another_type_is_named(cls):
         ),
         ({"path": "straight"}, "path='straight' must be of type Path (Pyramid, Strai"),
         ({"data": None}, "data=None must be of type Data"),
-        ({"model": 3}, "model=3 must be of type DenoiserConfig (Pix"),
+        ({"model": 3}, "model=3 must be of type DenoiserConfig (DeC"),
         (
             {"terms": FlowMatching()},
             "terms=FlowMatching(...) must be of type list[Term",

@@ -18,6 +18,7 @@ FOLDERS = ("checkpoints", "best/checkpoints")
 EXAMPLES = """examples:
   pixelflow verify runs/demo
   pixelflow verify --workdir=runs/demo
+  pixelflow verify ~/runs/xl && echo whole
 """
 
 

@@ -248,13 +248,14 @@ class AutoGuidance(Guidance):
 def _interval_problems(guidance: ClassifierFree | AutoGuidance) -> list[str]:
     times = get_args(IntervalTime)
     low, high = guidance.low, guidance.high
+    holds_one = low == high and guidance.interval == "[]"  # the first step, say
     reversed_ends = (
         f"guidance.low={low} must be below guidance.high={high}: nothing is guided "
         "otherwise"
     )
     return [
         *values.field_problems(guidance, "guidance"),
-        *([reversed_ends] if low >= high else []),
+        *([reversed_ends] if low >= high and not holds_one else []),
         *unknown("guidance.interval", guidance.interval, get_args(Interval)),
         *unknown("guidance.interval_time", guidance.interval_time, times),
     ]

@@ -34,8 +34,8 @@ WINDOWS = {
     "high on a sum of steps": ((0.1, SUMMED, "(]"), 3),
     "the first step alone": ((0.0, 0.0, "[]"), 2),
     "the last step alone": ((0.93, 1.0, "()"), 2),
-    "empty": ((0.5, 0.5, "()"), 1),
-    "everywhere": ((-1.0, 2.0, "()"), 1),
+    "empty": ((0.5, 0.5001, "()"), 1),
+    "everywhere": ((0.0, 1.0, "[]"), 1),
 }
 
 
