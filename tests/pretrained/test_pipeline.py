@@ -162,22 +162,25 @@ def test_a_file_has_no_averages_to_choose(file):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_checkpoint_is_refused(finished, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6" / "state" / "d")
-    with pytest.raises(CheckpointError, match="6 cannot be read.*go on from step 3"):
+    steps = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(steps / "6" / "state" / "d")
+    assert Pipeline.from_pretrained(tmp_path / "run").step == 3
+    shutil.rmtree(steps / "3" / "state" / "d")
+    with pytest.raises(CheckpointError, match="damaged"):
         Pipeline.from_pretrained(tmp_path / "run")
 
 
-def test_without_the_data_classes_go_by_their_numbers(finished, images, tmp_path):
+def test_without_the_data_classes_have_the_names_of_the_run(finished, images, tmp_path):
     hidden = images.with_name("hidden")
     images.rename(hidden)
     try:
         pipeline = Pipeline.from_pretrained(finished[0])
     finally:
         hidden.rename(images)
-    assert pipeline.class_names == ("0", "1", "2")
-    np.testing.assert_array_equal(pipeline.labels(["2", 0]), [2, 0])
+    assert pipeline.class_names == tiny.CLASSES
+    np.testing.assert_array_equal(pipeline.labels(["plants", 0]), [2, 0])
 
 
 @pytest.mark.parametrize(
@@ -244,7 +247,7 @@ def test_size_solver_grid_and_guidance_can_be_chosen(pipeline):
     [
         ({"height": 12}, "does not divide the image size 12 x 16"),
         ({"height": -8}, "height=-8 must be a whole number from 1 to 16,384"),
-        ({"grid": Grid(shift=-1.0)}, "grid.shift=-1.0 must be a finite number above 0"),
+        ({"grid": Grid(shift=-1.0)}, "grid.shift=-1.0 must be a finite number from"),
         ({"guidance": ClassifierFree(interval="no")}, "guidance.interval"),
     ],
     ids=str,
