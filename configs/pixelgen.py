@@ -27,6 +27,7 @@ effect on P-DINO; --config.terms[3].gate=paper gates it as the paper says.
 
 import dataclasses
 import functools
+from typing import Any
 
 from pixelflow_jax.data.emoji.source import EASY, Emoji
 from pixelflow_jax.data.loader import Data
@@ -200,41 +201,27 @@ VARIANTS = {
 }
 
 
+def _row(source: str, fid: float, sampling: Sampling, **more: Any) -> tuple:
+    return (PaperRow(source=source, figures={"fid": fid}, sampling=sampling, **more),)
+
+
+PIXELGEN, TABLE_5 = "Ma et al. 2026", "Ma et al. 2026, Table 5"
+SORTED = ("the paper draws 50 images of each class, class after class",)
 # What `pixelflow reproduce` compares with; the first row is the usual one.
 PAPER = {
-    "xl_256": (
-        PaperRow(
-            source="Ma et al. 2026, with guidance, 160 epochs",
-            figures={"fid": 1.83},
-            sampling=PRESETS["pixelgen_heun50"](),
-        ),
+    "xl_256": _row(f"{PIXELGEN}, guided", 1.83, PRESETS["pixelgen_heun50"]()),
+    "xl_256_nocfg": _row(
+        f"{PIXELGEN}, 80 epochs", 5.11, PRESETS["pixelgen_heun50_unguided"]()
     ),
-    "xl_256_nocfg": (
-        PaperRow(
-            source="Ma et al. 2026, without guidance, 80 epochs",
-            figures={"fid": 5.11},
-            sampling=PRESETS["pixelgen_heun50_unguided"](),
-        ),
-    ),
+    "jit_l": _row(TABLE_5, 23.67, UNGUIDED),
+    "l_256": _row(TABLE_5, 7.53, UNGUIDED),
     **{
-        name: (
-            PaperRow(
-                source="Ma et al. 2026, Table 5",
-                figures={"fid": fid},
-                sampling=UNGUIDED,
-            ),
-        )
-        for name, fid in (("jit_l", 23.67), ("l_256", 7.53))
-    },
-    **{
-        f"jit_{size}_256": (
-            PaperRow(
-                source="Li & He 2025, JiT/16 at 256",
-                figures={"fid": fid},
-                sampling=jit_heun50(JIT[size][0]),
-                evaluator="jit",
-                notes=("the paper draws 50 images of each class, class after class",),
-            ),
+        f"jit_{size}_256": _row(
+            "Li & He 2025, JiT/16 at 256",
+            fid,
+            jit_heun50(JIT[size][0]),
+            evaluator="jit",
+            notes=SORTED,
         )
         for size, fid in (("b", 3.66), ("h", 1.86))
     },

@@ -52,7 +52,8 @@ def pixnerd(tmp_path):
 
 
 def listed(message: str) -> list[str]:
-    return [line.strip() for line in message.splitlines()[1:]]
+    lines = "; ".join(line.strip() for line in message.splitlines()[1:])
+    return lines.replace(";;", ";").split("; ")
 
 
 def nothing_written(folder) -> bool:
