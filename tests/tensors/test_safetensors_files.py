@@ -25,9 +25,13 @@ def test_what_is_written_is_what_safetensors_reads(tmp_path):
     path, told = tmp_path / "x.safetensors", []
     stored = {name: LazyTensor.of(array) for name, array in arrays().items()}
     safe.write(path, stored, {"origin": "here"}, told.append)
-    found = load_file(path)
-    assert found.keys() == stored.keys()
-    for name, array in arrays().items():
+    with safe_open(path, "np") as file:
+        assert set(file.keys()) == set(stored)
+        # Its numpy side has no eight-bit floats.
+        names = [name for name in stored if not name.startswith("F8")]
+        found = {name: file.get_tensor(name) for name in names}
+    for name in names:
+        array = arrays()[name]
         assert found[name].dtype == array.dtype and found[name].shape == array.shape
         np.testing.assert_array_equal(found[name], array)
     assert safe.metadata(path) == {"origin": "here"}
@@ -100,5 +104,6 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 def test_unknown_types_are_named(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a": np.zeros(4, ml_dtypes.float8_e4m3fn)}, path)
-    with pytest.raises(WeightsError, match="F8_E4M3; F64, F32"):
+    path.write_bytes(path.read_bytes().replace(b"F8_E4M3", b"F8_E8M0"))
+    with pytest.raises(WeightsError, match="F8_E8M0; F64, F32"):
         safe.opened(path)
