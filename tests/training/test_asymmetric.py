@@ -51,6 +51,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.slow  # trains
+@pytest.mark.long
 def test_a_basis_goes_with_the_run(images, tmp_path):
     whole = train(tiny.run(images, **fields()), tmp_path / "whole")
     basis = np.asarray(whole.carry[CONSTANTS][BASIS])

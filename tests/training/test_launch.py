@@ -72,6 +72,7 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_on_this_machine_train_as_one_does(root, tmp_path):
     words = [*MAIN, f"--config={root / 'config.py'}", f"--workdir={tmp_path}"]
     (done,) = ended([start([LAUNCH / "local.sh", *words], CPU_DEVICES="2")])
@@ -88,6 +89,7 @@ def test_two_processes_on_this_machine_train_as_one_does(root, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_tasks_of_slurm_draw_together(root, tmp_path):
     drawing = ["--mode=sample", f"--workdir={root / 'one'}", f"--out={tmp_path}"]
     words, port = [*MAIN, *drawing, "--classes=flags", "--count=5"], free_port()
