@@ -15,7 +15,7 @@ import jax
 from pixelflow_jax import build
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.training.throughput import TRAINING_PASSES, matmul_rate
+from pixelflow_jax.training.throughput import TRAINING_PASSES, whole_rate
 
 FLOAT = 4  # bytes
 # float32 arrays of a parameter's size: itself, its gradient, Adam's two moments.
@@ -145,8 +145,7 @@ def duration(seconds: float) -> str:
 
 
 def _seconds(config: Experiment, operations: float) -> float:
-    rate = matmul_rate(config.precision.compute) * jax.device_count()
-    return operations / rate
+    return operations / whole_rate(config.precision.compute)
 
 
 def _free_disk(folder: pathlib.Path) -> float:

@@ -58,7 +58,16 @@ def matmul_rate(dtype: str) -> float:
     return 2 * n**3 / queued_seconds(lambda: product(a, a), 12 if large else 4)
 
 
+def whole_rate(dtype: str) -> float:
+    """`matmul_rate` of all devices together, of all processes.
+
+    A machine's CPU devices are one processor, however many it is told to be.
+    """
+    shared = jax.default_backend() == "cpu"
+    return matmul_rate(dtype) * (jax.process_count() if shared else jax.device_count())
+
+
 def utilisation(images_per_second: float, forward_flops: float, dtype: str) -> float:
     """Model FLOPs utilisation of a training run, against the measured matmul rate."""
     used = TRAINING_PASSES * forward_flops * images_per_second
-    return used / (matmul_rate(dtype) * jax.device_count())
+    return used / whole_rate(dtype)

@@ -197,7 +197,7 @@ FIELDS = {
     "--config.model.patch=5": "model.patch=5",
     "--config.data.image_size=60000": "data.image_size=60000",
     "--config.mesh.fsdp=3": "fsdp=3",
-    "--config.steps=2000000000": "--yes",
+    "--config.steps=2000000000 --config.batch_size=65536": "--yes",
     "--config.init_ema=raw": "init_from",
     "--config.model.num_classes=10": "num_classes",
     "--extend=constant": "leave it away",

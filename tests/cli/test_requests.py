@@ -13,6 +13,7 @@ from pixelflow_jax import main
 from pixelflow_jax.cli import blame, estimate, sample, shared, train
 from pixelflow_jax.errors import CheckpointError, ConfigError, DataError
 from pixelflow_jax.losses.perceptual import Repa
+from pixelflow_jax.training import throughput
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from tests.training import tiny
 
@@ -152,3 +153,10 @@ def test_missing_data_and_missing_teachers_are_told_together(experiment):
     assert len(message.splitlines()) <= 3
     with pytest.raises(DataError, match="/nowhere"):
         train._check_data(dataclasses.replace(experiment, data=data))
+
+
+def test_virtual_devices_of_a_cpu_make_it_no_faster(monkeypatch):
+    monkeypatch.setattr(throughput, "matmul_rate", lambda dtype: 10.0)
+    assert jax.device_count() == 8 and throughput.whole_rate("float32") == 10.0
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert throughput.whole_rate("float32") == 80.0
