@@ -12,7 +12,7 @@ from pixelflow_jax.cli import basis
 from pixelflow_jax.cli.parser import Parser, at_least, between, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
-from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded, told
+from pixelflow_jax.cli.terminal import accept_every_text, complain, told
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.prepare.shard_writer import (
     FORMATS,
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (UserError, OSError) as error:
-        print(f"error: {printable(folded(told(error)), KEPT)}", file=sys.stderr)
+        complain(told(error))
         return 1
     except KeyboardInterrupt:
         print("Stopped: the same command continues from here.", file=sys.stderr)

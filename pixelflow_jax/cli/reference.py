@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pixelflow_jax import backend, config_overrides
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
 from pixelflow_jax.cli.shared import could_write
-from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded
+from pixelflow_jax.cli.terminal import accept_every_text, complain
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.source import SPLITS, Split
@@ -24,7 +24,7 @@ from pixelflow_jax.evaluation.extractors import open_extractors
 from pixelflow_jax.evaluation.image_sets import ImageSet, SourceImages, open_images
 from pixelflow_jax.evaluation.passes import look
 from pixelflow_jax.evaluation.references import file_sha256, write_reference
-from pixelflow_jax.paths import local_path, printable
+from pixelflow_jax.paths import local_path
 
 COMMAND = "pixelflow evaluate reference"
 EXAMPLES = f"""examples:
@@ -138,13 +138,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments, changes)
     except (UserError, OSError) as error:
-        message = folded(str(error))
+        message = str(error)
         if isinstance(error, OSError):
             message = (
                 f"{error.filename or arguments.out} failed: {error.strerror or error}. "
                 "Nothing was written: mend that, or name another file."
             )
-        print(f"error: {printable(message, KEPT)}", file=sys.stderr)
+        complain(message)
         return 1
     except KeyboardInterrupt:
         print("Stopped: nothing was written.", file=sys.stderr)

@@ -40,6 +40,11 @@ def folded(paragraph: str) -> str:
     return f"{first}\n  {'; '.join(head)};{middle}\n  {last}".rstrip("; \n")
 
 
+def complain(paragraph: str) -> None:
+    """Say on standard error what went wrong, for commands that return their code."""
+    print(f"error: {printable(folded(paragraph), KEPT)}", file=sys.stderr)
+
+
 def give_up(paragraph: str, code: int = 1) -> NoReturn:
     """Say why a command ends, on standard error, and end it."""
     print(f"\n{printable(folded(paragraph), KEPT)}", file=sys.stderr)

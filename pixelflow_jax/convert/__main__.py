@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
-from pixelflow_jax.cli.terminal import KEPT, accept_every_text, folded, told
+from pixelflow_jax.cli.terminal import accept_every_text, complain, told
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.convert import actions, inspect
 from pixelflow_jax.convert.checkpoints import LAYOUTS, PREFERENCE
@@ -19,7 +19,6 @@ from pixelflow_jax.convert.families import EXECUTION, FAMILIES, fields
 from pixelflow_jax.convert.sizes import Fields
 from pixelflow_jax.errors import ConvertError, UserError
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.paths import printable
 
 COMMAND = "pixelflow convert"
 DESCRIPTION = """Converts the official weights of PixelFlow, PixNerd, PixelGen and JiT
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (UserError, OSError) as error:
-        print(f"error: {printable(folded(told(error)), KEPT)}", file=sys.stderr)
+        complain(told(error))
         return 1
     except KeyboardInterrupt:
         print("Stopped: nothing was written.", file=sys.stderr)

@@ -244,13 +244,6 @@ def _of_run(workdir: pathlib.Path) -> WeightsRef:
     )
 
 
-def _posthoc_name(ema: str) -> str:
-    try:
-        return posthoc.canonical(ema)
-    except ValueError as error:
-        raise PipelineError(f"--ema={ema}: {error}") from error
-
-
 def _in_file(path: pathlib.Path) -> WeightsRef:
     with _as_pipeline_error():
         tensors = reader.tensors(path)
