@@ -26,6 +26,7 @@ from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.pretrained.pipeline import Pipeline
+from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import TrainingRun, train
 from pixelflow_jax.training.state import TrainState
@@ -143,6 +144,8 @@ def resumed(name: str) -> tuple[dict[str, np.ndarray], dict]:
 def main() -> None:
     """All numbers, to OUT.npz and OUT.json."""
     folder, out = sys.argv[1:]
+    # A program of then drew both images; an image's last bits depend on that.
+    Generator.per_device = lambda self, count: count
     out = pathlib.Path(out).absolute()
     os.chdir(folder)
     arrays = samples()

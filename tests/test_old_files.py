@@ -146,6 +146,12 @@ def cpu() -> str:
     return next(iter(re.findall(r"model name\s*: (.*)", text)), "")
 
 
+# Weights of models with a neural field: the matrices of a patch come from one product
+# now and came from two, which sums a gradient, and rounds, in another order.
+FIELDS = ("run", "run_text", "published", "single")
+ROUNDINGS = {"sample": 5e-7, "resumed": 1e-5}
+
+
 @pytest.mark.slow
 def test_what_they_give_is_what_they_gave(expected, tmp_path):
     """Samples, exports, and the steps of runs that go on."""
@@ -166,21 +172,25 @@ def test_what_they_give_is_what_they_gave(expected, tmp_path):
             # The line of step 4 was written then, in the words of then.
             same = dict(now["resumed"][name][step])
             metrics, then = same.pop("metrics"), facts.pop("metrics")
+            field = name in FIELDS
             if int(step) > 4:
-                # Products that run as one now round a gradient's last bit otherwise.
-                assert metrics == pytest.approx(then, rel=1e-5 if exact else 1e-3)
-            else:
+                bound = 1e-6 if field else 0
+                bound = bound if exact else 1e-3
+                assert metrics == pytest.approx(then, rel=bound, abs=0)
+            if int(step) <= 4 or not field:
                 assert not exact or same == facts, (name, step)
     with np.load(FILES / "expected.npz") as old, np.load(tmp_path / "now.npz") as new:
         for name in old.files:
-            kind, *_ = name.split("/")
+            kind, of, *_ = name.split("/")
             if kind in ("sample", "default", "resumed"):
                 array = new[name.replace("/heads/", "/projectors/")]
-                # Programs have another batch since then, and products run as one.
                 bound = 3 if kind == "default" else 1e-2
                 if exact:
-                    bound = 1 if kind == "default" else 5e-5
-                np.testing.assert_allclose(array, old[name], atol=bound, err_msg=name)
+                    rounded = of in FIELDS and kind != "default"
+                    bound = ROUNDINGS[kind] if rounded else 0
+                np.testing.assert_allclose(
+                    array, old[name], rtol=0, atol=bound, err_msg=name
+                )
 
 
 def test_the_next_checkpoint_of_an_old_run_is_of_today(tmp_path):
