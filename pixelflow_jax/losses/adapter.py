@@ -25,6 +25,7 @@ from pixelflow_jax.nn.embed import (
     rotary_table,
 )
 from pixelflow_jax.nn.layers import XAVIER, layer_normalise, linear, zeros
+from pixelflow_jax.nn.mlp import swiglu_width
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig
@@ -73,7 +74,7 @@ class MaskedAdapter:
         sizes = BlockConfig(
             width=width,
             heads=heads,
-            hidden=int(4 * width * 2 / 3),
+            hidden=swiglu_width(width),
             bias=True,
             initial=XAVIER,
         )

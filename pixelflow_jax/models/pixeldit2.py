@@ -41,7 +41,7 @@ from pixelflow_jax.nn.layers import (
     modulate,
     zeros,
 )
-from pixelflow_jax.nn.mlp import MLP
+from pixelflow_jax.nn.mlp import MLP, swiglu_width
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import unpatchify
 from pixelflow_jax.nn.precision import Precision
@@ -124,7 +124,7 @@ class PixelDiT2(DenoiserConfig):
     @property
     def mlp_width(self) -> int:
         """Hidden width of the SwiGLU MLP: two thirds of four times the width."""
-        hidden = int(2 * int(4 * self.width) / 3)
+        hidden = swiglu_width(self.width)
         return hidden + (-hidden % self.mlp_multiple if self.mlp_multiple else 0)
 
     @property

@@ -35,6 +35,7 @@ from pixelflow_jax.nn.embed import (
     sincos_table,
 )
 from pixelflow_jax.nn.layers import XAVIER, RMSNorm, linear, xavier, zeros
+from pixelflow_jax.nn.mlp import swiglu_width
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
@@ -117,7 +118,7 @@ class PixelGen(DenoiserConfig):
     @property
     def mlp_width(self) -> int:
         """Hidden width of the SwiGLU MLP: two thirds of `mlp_ratio` times the width."""
-        return int(int(self.width * self.mlp_ratio) * 2 / 3)
+        return swiglu_width(self.width, self.mlp_ratio)
 
     @property
     def cuts(self) -> tuple[int, int]:

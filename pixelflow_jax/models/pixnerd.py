@@ -34,6 +34,7 @@ from pixelflow_jax.nn.field import (
     PixelEmbed,
 )
 from pixelflow_jax.nn.layers import RMSNorm, linear, zeros
+from pixelflow_jax.nn.mlp import swiglu_width
 from pixelflow_jax.nn.patch import Patch, patchify, unpatchify
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import Stack, StackConfig
@@ -157,8 +158,8 @@ class PixNerd(DenoiserConfig):
 
     @property
     def mlp_width(self) -> int:
-        """Hidden width of the SwiGLU MLP: two thirds of four times the width."""
-        return int(2 * int(4 * self.width) / 3)
+        """Hidden width of the SwiGLU MLP."""
+        return swiglu_width(self.width)
 
     def build(self, rngs: nnx.Rngs, precision: Precision) -> "PixNerdModel":
         """The module, with the official initialisation."""

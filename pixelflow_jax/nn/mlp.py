@@ -68,6 +68,14 @@ class MLP(nnx.Module):
         )
 
 
+def swiglu_width(width: int, ratio: float = 4.0) -> int:
+    """Hidden width of a SwiGLU MLP, which with its gate weighs what a plain one does.
+
+    Two thirds of the `ratio` by which a plain MLP widens tokens (Shazeer 2020).
+    """
+    return int(int(width * ratio) * 2 / 3)
+
+
 def gate_up_together(params: dict) -> dict:
     """Parameters in which every MLP's gate and up are one matrix, and so one product.
 
