@@ -56,7 +56,8 @@ class Observer:
 def _squares(tree: dict) -> dict[str, Array]:
     """The sum of squares of each stack, [layers], and of each part beside, []."""
     sums: dict[str, Array] = {}
-    for path, a in traverse_util.flatten_dict(tree, sep="/").items():
+    flat: dict = traverse_util.flatten_dict(tree, sep="/")
+    for path, a in flat.items():
         stack = STACK.match(path)
         group = stack[0] if stack else path.split("/")[0]
         square = jnp.sum(jnp.square(a), axis=tuple(range(bool(stack), a.ndim)))
