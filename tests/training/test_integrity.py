@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from pixelflow_jax import digests
 from pixelflow_jax.cli import verify
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.training import integrity
@@ -125,7 +126,7 @@ def test_what_is_wrong_is_named(copy):
 
 
 def test_a_large_file_is_hashed_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(integrity, "BLOCK", 1000)
+    monkeypatch.setattr(digests, "BLOCK", 1000)
     (tmp_path / "a").write_bytes(os.urandom(5500))
     integrity.write(tmp_path)
     assert examine(tmp_path).state == "good"
