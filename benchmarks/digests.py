@@ -88,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=float, default=1.0, help="GB of the state")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=pathlib.Path, help="JSON lines to add to")
     arguments = parser.parse_args()
     rows = measure(arguments.size, arguments.rounds)
 
@@ -95,13 +96,12 @@ def main() -> None:
         return statistics.median(row[of] / row[whole] for row in rows)
 
     result = {
-        "gigabytes": arguments.size,
+        "gb": arguments.size,
         "share_of_time": round(share("digests_s", "save_s"), 4),
         "share_of_processor": round(share("digests_cpu_s", "save_cpu_s"), 4),
-        "saves": rows,
-        **harness.record(rows),
     }
     print(json.dumps(result))
+    harness.append(arguments.out, {**harness.record(rows), **result})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Digests of files that see accidents, as fast as memory is read.
 
 A file is taken as words of 64 bits, laid out in rows of 1,024. The digest is BLAKE2b
-over the sums of all rows and, in each block of 16 MiB, of all columns (modulo 2^64). Any
-one or two flipped bits change a sum, and so does what is lost, zeroed, put elsewhere or
-too long; of random damage a part in 2^64 would pass. It is no protection against intent.
-Sums take a fifth of what SHA-256 takes, and less than half of zlib's CRC-32.
+over the sums of all rows and, in each block of 16 MiB, of all columns (modulo 2^64).
+Any one or two flipped bits change a sum, and so does what is lost, zeroed, put
+elsewhere or too long; of random damage a part in 2^64 would pass. It is no protection
+against intent. Sums take a fifth of what SHA-256 takes, and less than half of zlib's
+CRC-32.
 """
 
 import concurrent.futures
