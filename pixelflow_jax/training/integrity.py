@@ -138,6 +138,39 @@ def remove_unfinished(directory: pathlib.Path) -> None:
         _say(f"Removed {folder}, which an interrupted save had left.")
 
 
+def hidden(directory: pathlib.Path, aside: bool) -> list[str]:
+    """The checkpoints whose metadata are damaged, by name: with them none is listed.
+
+    Says so of each; with `aside` it is renamed to damaged-STEP as well, and none is
+    left. Raises CheckpointError where there is no other checkpoint.
+    """
+    steps = [path for path in checkpoints(directory) if _is_step(path.name)]
+    damaged = [path for path in steps if _is_opaque(path)]
+    if damaged and len(damaged) == len(steps):
+        raise CheckpointError(unreadable(damaged[-1], examine(damaged[-1]), ()))
+    for path in damaged:
+        text = f"The checkpoint {path} is {examine(path)}"
+        if aside:
+            kept = set_aside(path, f"{DAMAGED}{path.name}")
+            _say(f"{text}; it is kept as {kept.name}.")
+        else:
+            _say(f"{text}; it is passed over.")
+    return [] if aside else [path.name for path in damaged]
+
+
+def _is_opaque(folder: pathlib.Path) -> bool:
+    path = folder / METADATA
+    if not path.is_file():
+        return False
+    written, _ = _read(folder)
+    if written and METADATA in written:
+        return _metadata(path) != written[METADATA][1]
+    try:
+        return not isinstance(json.loads(path.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        return True
+
+
 def unfinished(directory: pathlib.Path) -> list[pathlib.Path]:
     """The folders of saves that are not complete."""
     if not directory.is_dir():

@@ -161,6 +161,32 @@ def test_a_reader_passes_it_over_and_moves_nothing(copy, capsys):
     assert (copy / "checkpoints" / "6").exists()
 
 
+def spoil_metadata(checkpoint) -> None:
+    """So that Orbax cannot list checkpoints while this one is among them."""
+    path = checkpoint / METADATA
+    path.write_bytes(path.read_bytes().replace(b"commit_t", b"commid_t"))
+
+
+def test_damaged_metadata_of_one_hide_no_other(copy, capsys):
+    directory = copy / "checkpoints"
+    spoil_metadata(directory / "6")
+    for policy, name in ((None, "6"), (Checkpointing(), "damaged-6")):
+        saver = Checkpointer(directory, policy)
+        assert saver.latest() == 3
+        saver.close()
+        assert (directory / name).exists()
+        said = capsys.readouterr().err
+        assert "holds other bytes than were written" in said and "6 is damaged" in said
+
+
+def test_damaged_metadata_of_all_begin_nothing(copy, images):
+    for step in "36":
+        spoil_metadata(copy / "checkpoints" / step)
+    with pytest.raises(CheckpointError, match="delete that folder to begin anew"):
+        train(tiny.run(images), copy)
+    assert (copy / "checkpoints" / "6").exists()
+
+
 def test_where_all_are_damaged_nothing_begins(copy, images):
     for step in "36":
         flip(arrays(copy / "checkpoints" / step), 9_999)
