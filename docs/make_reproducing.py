@@ -1,4 +1,4 @@
-"""Writes the table of methods in README.md, and that of hours in docs/reproducing.md.
+"""Writes the tables of methods, speed and GPU hours in README.md and docs/.
 
 python docs/make_reproducing.py
 
@@ -24,7 +24,8 @@ from pixelflow_jax.experiment import Experiment  # noqa: E402
 from pixelflow_jax.losses.perceptual import Lpips, Repa  # noqa: E402
 from pixelflow_jax.models.interface import count  # noqa: E402
 
-README, PAGE = ROOT / "README.md", ROOT / "docs/reproducing.md"
+README, HOURS = ROOT / "README.md", ROOT / "docs/reproducing.md"
+SPEED = ROOT / "docs/performance.md"
 RESULTS = ROOT / "benchmarks/results"
 CARD = "NVIDIA H200"
 JIT = "†"  # behind a figure: by JiT's evaluator, not by ADM's
@@ -45,10 +46,34 @@ class Row(NamedTuple):
     here: str = "not run"
 
 
-FLOW, FULL, CASCADE, FIELD = (
-    *("pixelgen-train-32", "pixelgen-full-128"),
-    *("pixelflow-train-16", "pixnerd-train-32"),
+FIELD, CASCADE, FLOW, FULL, FREQUENCIES, LARGE = (
+    *("pixnerd-train-128", "pixelflow-train-16", "pixelgen-train-128"),
+    *("pixelgen-full-128", "deco-frequencies-32", "asymflow-train-32"),
 )
+# The config of a case, by its first word.
+CONFIGS = {
+    "pixnerd": "pixnerd:xl16_256",
+    "pixelflow": "pixelflow:xl4_256",
+    "pixelgen": "pixelgen:xl_256",
+    "deco": "deco:xl16_256",
+    "asymflow": "asymflow:h16_256",
+}
+STEP, IMAGE = "training step, {} images", "one image"
+SPEEDS = {
+    "pixnerd-train-32": f"PixNerd-XL/16, {STEP}",
+    "pixnerd-train-128": f"PixNerd-XL/16, {STEP}",
+    "pixelgen-train-128": f"PixelGen-XL/16, flow matching, {STEP}",
+    "pixelgen-full-32": f"PixelGen-XL/16, full objective, {STEP}",
+    "pixelgen-full-128": f"PixelGen-XL/16, full objective, {STEP}",
+    "pixelflow-train-16": f"PixelFlow-XL/4, {STEP}",
+    "pixnerd-euler50-1": f"PixNerd-XL/16, 50 Euler steps, {IMAGE}",
+    "pixnerd-euler50-32": "the same, 32 images",
+    "pixelgen-heun50-1": f"PixelGen-XL/16, 50 Heun steps, {IMAGE}",
+    "pixelgen-heun50-32": "the same, 32 images",
+    "pixelflow-4x30-1": f"PixelFlow-XL/4, 4 x 30 Euler steps, {IMAGE}",
+}
+SHORT = ("pixnerd-train-32", "pixelgen-full-32", "pixelflow-train-16")
+SHORT += ("pixnerd-euler50-1", "pixelgen-heun50-1", "pixelflow-4x30-1")
 ROWS = (
     Row("PixelFlow-XL/4", "pixelflow", "pixelflow:xl4_256", CASCADE),
     Row("PixNerd-L/16", "pixnerd", "pixnerd:l16_256", FIELD),
@@ -57,20 +82,56 @@ ROWS = (
     Row("PixelGen-L/16, no guidance", "pixelgen", "pixelgen:l_256", FULL),
     Row("PixelGen-XL/16", "pixelgen", "pixelgen:xl_256", FULL),
     Row("JiT-B/16", "pixelgen", "pixelgen:jit_b_256", FLOW),
-    Row("JiT-H/16", "pixelgen", "pixelgen:jit_h_256", FLOW),
-    Row("DeCo-XL/16", "deco", "deco:xl16_256", FIELD, "1.90"),
-    Row("AsymFlow-H/16", "asymflow", "asymflow:h16_256", FLOW, "1.76"),
-    Row("AsymFlow-H/16, REPA", "asymflow", "asymflow:h16_repa_256", FLOW, "1.57"),
+    Row("JiT-H/16", "pixelgen", "pixelgen:jit_h_256", LARGE),
+    Row("DeCo-XL/16", "deco", "deco:xl16_256", FREQUENCIES, "1.90"),
+    Row("AsymFlow-H/16", "asymflow", "asymflow:h16_256", LARGE, "1.76"),
+    Row("AsymFlow-H/16, REPA", "asymflow", "asymflow:h16_repa_256", LARGE, "1.57"),
     Row("PixelREPA-B/16", "pixelrepa", "pixelrepa:b16_256", FLOW, f"3.17{JIT}"),
-    Row("PixelREPA-H/16", "pixelrepa", "pixelrepa:h16_256", FLOW, f"1.81{JIT}"),
-    Row("PixelDiT2-H/16", "pixeldit2", "pixeldit2:h16_256", FLOW, f"1.46{JIT}"),
+    Row("PixelREPA-H/16", "pixelrepa", "pixelrepa:h16_256", LARGE, f"1.81{JIT}"),
+    Row("PixelDiT2-H/16", "pixeldit2", "pixeldit2:h16_256", LARGE, f"1.46{JIT}"),
 )
 
 
 def main() -> None:
-    """Fill both places."""
-    markdown.fill(README, "papers", papers())
-    markdown.fill(PAGE, "hours", hours())
+    """Fill all places."""
+    for page, name, text in tables():
+        markdown.fill(page, name, text)
+
+
+def tables() -> list[tuple[pathlib.Path, str, str]]:
+    """All tables: the page, the name of the place in it, and the text."""
+    return [
+        (README, "papers", papers()),
+        (README, "speeds", speeds(SHORT)),
+        (SPEED, "speeds", speeds(tuple(SPEEDS))),
+        (HOURS, "hours", hours()),
+    ]
+
+
+def speeds(chosen: tuple[str, ...]) -> str:
+    """The table of speeds: the official code at its strongest, and ours, queued."""
+    best: dict[str, float] = {}
+    for row in records("official.jsonl"):
+        best[row["case"]] = min(row["ms"], best.get(row["case"], row["ms"]))
+    cells = []
+    for case in chosen:
+        ours, theirs = newest()[case]["queued_ms"], best[case]
+        unit = milliseconds if "euler" not in case and "x30" not in case else seconds
+        unit = seconds if "heun" in case else unit
+        what = SPEEDS[case].format(case.rpartition("-")[2])
+        cells.append([what, unit(theirs), unit(ours), f"{theirs / ours:.1f}"])
+    columns = ["one H200, bfloat16, 256 x 256", "official, at its strongest", "here"]
+    return markdown.table([*columns, "times as fast"], cells)
+
+
+def milliseconds(value: float) -> str:
+    """A time of a step."""
+    return f"{value:.0f} ms"
+
+
+def seconds(value: float) -> str:
+    """A time of images."""
+    return f"{value / 1000:.3g} s"
 
 
 def papers() -> str:
@@ -124,14 +185,14 @@ def figure(row: Row) -> str:
 
 def speed(row: Row, config: Experiment) -> tuple[float, str]:
     """Training images a second on one card, and "about " where they are derived."""
-    measured = cases()[row.case]
-    reference = load_config(measured["config"])
-    rate = measured["images_s"] * flops(reference) / flops(config)
-    same_terms = measured["terms"] == perceptual(config)
+    reference = CONFIGS[row.case.partition("-")[0]]
+    images = int(row.case.rpartition("-")[2])
+    rate = images / newest()[row.case]["queued_ms"] * 1000
+    rate *= flops(load_config(reference)) / flops(config)
+    same_terms = perceptual(config) == ("all" if "full" in row.case else "")
     if not same_terms:
         rate /= repa_cost()
-    exact = same_terms and flops(reference) == flops(config)
-    return rate, "" if exact else "about "
+    return rate, "" if same_terms and reference == row.config else "about "
 
 
 def perceptual(config: Experiment) -> str:
@@ -145,21 +206,13 @@ def flops(config: Experiment) -> float:
     return config.model.flops(*[config.data.image_size] * 2)
 
 
-def cases() -> dict[str, dict]:
-    """The newest row of each training case on the card, queued as a run has it."""
-    configs = {FIELD: "pixnerd:xl16_256", CASCADE: "pixelflow:xl4_256"}
+def newest() -> dict[str, dict]:
+    """The newest row of each case on the card, queued as a run has them."""
     found = {}
-    for record in records("against.jsonl"):
-        for row in record["rows"] if record["device"].startswith(CARD) else ():
-            case = row["case"]
-            if "train" not in case and "full" not in case:
-                continue
-            images = int(case.rpartition("-")[2])
-            found[case] = {
-                "config": configs.get(case, "pixelgen:xl_256"),
-                "terms": "all" if "full" in case else "",
-                "images_s": images / row["queued_ms"] * 1000,
-            }
+    for record in [*records("against.jsonl"), *records("methods.jsonl")]:
+        if record["device"].startswith(CARD):
+            rows = [row for row in record["rows"] if row.get("which") != "before"]
+            found |= {row["case"]: row for row in rows}
     return found
 
 
