@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.optimizer import AdamW
