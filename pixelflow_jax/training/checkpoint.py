@@ -35,6 +35,8 @@ FREE = (
     "log",
     "online",
     "sampling",
+    # Where the data lie: what they hold has a fingerprint of its own.
+    *("data.source.path", "data.source.test_path", "data.source.data_dir"),
     "data.workers",
     "data.threads",
     "data.prefetch",

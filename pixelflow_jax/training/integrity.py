@@ -215,6 +215,7 @@ def _hashed(folder: pathlib.Path, names: list[str]) -> Iterator[tuple[int, str]]
 
 
 def _block(path: pathlib.Path, start: int) -> bytes:
+    """The CRC-32 of a block."""
     check, left = 0, BLOCK
     with path.open("rb", buffering=0) as file:
         file.seek(start)

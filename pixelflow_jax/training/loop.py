@@ -135,7 +135,7 @@ def _begin(
         latest, run.abstract_state(), run.config, run.read_config
     )
     data = run.open_data(position["next_batch"])
-    data.check(position)
+    data.check(position, run.checkpointing.allow)
     return state, data
 
 

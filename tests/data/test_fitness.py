@@ -8,8 +8,9 @@ from PIL import Image
 
 from pixelflow_jax.cli import prepare
 from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES, WEIGHTS
+from pixelflow_jax.data.fingerprint import saved_class_names
 from pixelflow_jax.data.folder import ImageFolder
-from pixelflow_jax.data.loader import Data, saved_class_names
+from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.source import class_changes
 from pixelflow_jax.errors import DataError
@@ -82,7 +83,8 @@ def test_what_labels_mean_is_part_of_a_loaders_state(root):
     _, other = batch(ImageFolder(path=str(root)))
     with pytest.raises(DataError, match="gone: a; new: c; label 0: 'a' -> 'b'"):
         other.check(state)
-    del state["fingerprint"]["class_names"]  # as earlier versions wrote it
+    for name in ("class_names", "records"):
+        del state["fingerprint"][name]  # as earlier versions wrote it
     other.check(state)
     assert saved_class_names(state) is None
 
