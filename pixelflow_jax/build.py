@@ -34,7 +34,9 @@ from pixelflow_jax.training.throughput import Workload
 
 def network(config: Experiment) -> Network:
     """The denoiser as functions."""
-    return models.network(config.model, config.precision, config.kernels)
+    return models.network(
+        config.model, config.precision, config.kernels, config.mesh.reduce_dtype
+    )
 
 
 def stages(config: Experiment) -> tuple[Stage, ...]:
