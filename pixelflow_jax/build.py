@@ -27,6 +27,7 @@ from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.sampling.preview import Preview
 from pixelflow_jax.sampling.sampler import Sampler
 from pixelflow_jax.training.loop import TrainingRun
+from pixelflow_jax.training.observe import Observer
 from pixelflow_jax.training.state import Initial
 from pixelflow_jax.training.step import StepSettings
 from pixelflow_jax.training.throughput import Workload
@@ -132,6 +133,7 @@ def training_run(
         initial=initial,
         constants=functools.partial(constants, config),
         frozen_params=loss.load_frozen(),
+        observer=Observer(optimizer=config.optimizer, steps=config.steps),
     )
 
 
