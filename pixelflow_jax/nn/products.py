@@ -50,7 +50,7 @@ def kernel_gradient(
     )
 
 
-def promote(arrays: tuple, *, dtype: Any) -> tuple:
+def promote(arrays: Any, dtype: Any = None, inexact: bool = True) -> Any:
     """What `nnx.Linear` does first; it leaves a matrix in float32 for `matmul`."""
     inputs, kernel, bias = arrays
     return inputs.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
