@@ -55,7 +55,7 @@ def walk(solver: FixedSteps, times: np.ndarray, field: Field, scale: float) -> W
         rows=jax.tree.map(_filled, rows),
         bounds=np.array([0, *stops], np.int32),
         times=_filled(np.asarray(times if asked is None else asked, np.float32)),
-        scale=np.float32(scale),
+        scale=np.asarray(scale, np.float32),
     )
 
 
