@@ -11,7 +11,11 @@ from jax import Array
 from pixelflow_jax.nn.kernels.choice import Kernels, choose, is_half_on_gpu
 from pixelflow_jax.nn.mlp import gate_up_together
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import unstack_layers, written_out_blocks
+from pixelflow_jax.nn.stack import (
+    join_modulations,
+    unstack_layers,
+    written_out_blocks,
+)
 from pixelflow_jax.sharding import tensor_shards
 
 
@@ -200,7 +204,7 @@ def network(
 
     def precompute(params: dict, batch: tuple[Inputs, ...]) -> Any:
         with jax.default_matmul_precision(precision.matmul), choose(kernels):
-            return merge(params).precompute(batch)
+            return join_modulations(merge(params).precompute(batch))
 
     def cast_for_inference(params: dict) -> dict:
         params = unstack_layers(precision.cast(params), stacks)
