@@ -22,7 +22,7 @@ TOPOLOGY="${TOPOLOGY:-2x4}"              # of a slice: HOSTS x TPUS chips
 SLICES="${SLICES:-1}"
 RESTARTS="${RESTARTS:-100}"              # after which a failing run is given up
 GRACE="${GRACE:-300}"                    # seconds to save when it is asked to end
-HOPELESS="${HOPELESS:-1, 2}"             # exit codes that another start cannot mend
+HOPELESS="${HOPELESS:-1, 2, 77}"         # exit codes that another start cannot mend
 
 folder="$(dirname "${BASH_SOURCE[0]}")"
 names=(NAME IMAGE CONFIG CLAIM WORKDIR HOSTS GPUS TPUS TPU_TYPE TOPOLOGY SLICES)

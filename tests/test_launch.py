@@ -47,7 +47,12 @@ def recorded(tmp_path, script: str, name: str, *words, **variables: str) -> list
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = run(LAUNCH / script, *words, PATH=path, CALLS=str(calls), **variables)
     assert done.returncode == 0, done.stderr
-    return [call.split("\0")[:-1] for call in calls.read_text().split("\n\0")[:-1]]
+    return calls_in(calls)
+
+
+def calls_in(path: pathlib.Path) -> list[list[str]]:
+    """The calls that stand-ins have written down there."""
+    return [call.split("\0")[:-1] for call in path.read_text().split("\n\0")[:-1]]
 
 
 def run(*words, **variables: str) -> subprocess.CompletedProcess:
@@ -104,15 +109,35 @@ def test_local_hands_a_signal_on(tmp_path):
     assert script.wait(30) == 0
 
 
-def test_slurm_starts_its_tasks_with_srun(tmp_path):
-    stand_in(tmp_path / "srun", 'printf "%s\\n" "$@"')
+def slurm(tmp_path, code: int = 0, **variables: str) -> tuple[int, list]:
+    """The batch script's exit code and calls, where srun ends with `code`."""
+    stand_in(tmp_path / "srun", f"{RECORDING}\nexit {code}")
+    stand_in(tmp_path / "scontrol", RECORDING)
+    calls = tmp_path / "calls"
+    calls.unlink(missing_ok=True)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     script = ["bash", LAUNCH / "slurm.sbatch", "--config.name=a b"]
-    done = run(*script, PATH=path, CONFIG="emoji", WORKDIR="runs/x y")
-    assert done.stdout.splitlines() == [
-        *("--kill-on-bad-exit=1", "pixelflow", "train", "--config=emoji"),
-        *("--workdir=runs/x y", "--config.name=a b"),
+    given = {"PATH": path, "CALLS": str(calls), "SLURM_JOB_ID": "7"}
+    done = run(*script, **given | variables)
+    return done.returncode, calls_in(calls)
+
+
+def test_slurm_starts_its_tasks_with_srun(tmp_path):
+    code, (call,) = slurm(tmp_path, CONFIG="emoji", WORKDIR="runs/x y")
+    assert code == 0 and call == [
+        *("srun", "--kill-on-bad-exit=0", "--wait=120", "pixelflow", "train"),
+        *("--config=emoji", "--workdir=runs/x y", "--config.name=a b"),
     ]
+
+
+@pytest.mark.parametrize("code", [1, 2, 75, 76, 77, 137])
+def test_slurm_queues_again_what_was_interrupted(tmp_path, code):
+    again = code in (75, 76, 137)
+    found, (_, *then) = slurm(tmp_path, code)
+    assert found == code
+    assert then == ([["scontrol", "requeue", "7"]] if again else [])
+    _, calls = slurm(tmp_path, code, SLURM_RESTART_COUNT="50")
+    assert len(calls) == 1  # often enough
 
 
 # What a TPU's script calls, by the command that it is given.

@@ -147,9 +147,11 @@ VERBS = {
         modules=("pixelflow_jax.cli.doctor",),
         fields=ALL,
         examples=(
-            "pixelflow doctor",
+            "pixelflow doctor --config=runs/demo/config.json",
             "pixelflow doctor --config=pixnerd:xl16_256 --config.batch_size=32",
             "pixelflow doctor --only=devices,kernels,collectives",
+            "pixelflow doctor --workdir=runs/doctor --coordinator=node1:12345 "
+            "--num_processes=2 --process_id=0",
         ),
     ),
     "export": Verb(
