@@ -23,6 +23,7 @@ from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.lock import only_run
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.observe import Observer
+from pixelflow_jax.training.pace import Pace
 from pixelflow_jax.training.posthoc import PostHocEMA, Snapshots
 from pixelflow_jax.training.profile import FOLDER, Profiler, Window
 from pixelflow_jax.training.signals import stop_signals
@@ -201,6 +202,12 @@ class _Sitting:
         step = int(state.step)
         observe = _observer(run, state)
         compiled: set[tuple] = set()
+        pace = Pace(
+            steps=run.steps,
+            batch_size=run.workload.batch_size,
+            checkpoint_every=run.checkpointing.every,
+            preview_every=run.logging.preview_every,
+        )
         while step < run.steps:
             with log.waiting("data_wait"):
                 batch = next(batches)
@@ -219,6 +226,10 @@ class _Sitting:
                 compiled.add(program)
                 jax.block_until_ready(metrics)
                 log.pause(step)  # compiling is not speed
+                pace.begin(step)
+            elif pace.is_due(step):
+                jax.block_until_ready(metrics)
+                log.say(pace.words(step))
             if step % run.logging.every == 0 or step == run.steps:
                 self.report(step)
             # Before it is saved: a run that goes on from there has measured it.
