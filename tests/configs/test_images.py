@@ -76,10 +76,11 @@ def test_a_folder_that_is_not_there_is_one_error(tmp_path):
     assert pf.load_config("images").model.num_classes == 1
 
 
+@pytest.mark.slow
 def test_a_run_says_what_a_step_takes_and_returns_a_pipeline(images, tmp_path, capsys):
     small = {"model.width": 16, "model.heads": 2, "model.depth": 1}
     small |= {"model.feature_layer": 0, "model.decoder.width": 4}
-    small |= {"steps": 13, "batch_size": 4, "data.image_size": 8, "data.threads": 1}
+    small |= {"steps": 13, "batch_size": 8, "data.image_size": 8, "data.threads": 1}
     small |= {"log.preview_every": 12, "log.preview_count": 2, "optimizer.warmup": 2}
     small |= {"checkpoint.every": 20, "sampling.grid.steps": 2}
     pipeline = pf.train("images", str(tmp_path / "run"), {PATH: images, **small})
