@@ -155,7 +155,7 @@ class FolderImages:
 
     def origin(self, index: int) -> str:
         """The file itself."""
-        return portable(str(self._path(index)))
+        return portable(self._path(index))
 
     def read(self, index: int) -> bytes:
         """The file as it is; raises UnreadableImage where it cannot be read."""
@@ -170,10 +170,10 @@ class FolderImages:
     def captions(self, index: int) -> tuple[str, ...]:
         """The lines of the .txt beside the image, or else the name of its class."""
         stem, _ = os.path.splitext(self._relative(index))
-        file = Path(self._root, f"{stem}.txt")
-        if stem in self._texts and not file.exists():
-            file = Path(self._root, self._texts[stem])
-        if not self._must_have_captions and not file.exists():
+        file = f"{self._root}/{stem}.txt"
+        if stem in self._texts and not os.path.exists(file):
+            file = f"{self._root}/{self._texts[stem]}"
+        if not self._must_have_captions and not os.path.exists(file):
             names = self._class_names
             if names == UNLABELLED:
                 return ("",)
@@ -183,31 +183,34 @@ class FolderImages:
     def _relative(self, index: int) -> str:
         return os.fsdecode(bytes(self._files[index]))
 
-    def _path(self, index: int) -> Path:
-        return Path(self._root, self._relative(index))
+    def _path(self, index: int) -> str:
+        # Strings: a pathlib.Path takes longer to make than a small file to read.
+        return f"{self._root}/{self._relative(index)}"
 
     def listing(self) -> Iterator[str]:
         """One line for each file, which changes when a file does: name and size."""
         for index in range(len(self)):
-            path = self._path(index)
-            size = path.stat().st_size if path.exists() else -1
-            yield f"{self._relative(index)} {size}"
+            yield f"{self._relative(index)} {_size(self._path(index))}"
 
     def identity(self) -> Iterator[str]:
         """The name of each file, and the sizes of a few: others are not asked for."""
         yield from map(self._relative, range(len(self)))
         for index in spread(len(self)):
-            path = self._path(index)
-            yield f"{path.stat().st_size if path.exists() else -1}"
+            yield f"{_size(self._path(index))}"
 
 
-def _file_captions(file: Path, name: str, max_caption: int) -> tuple[str, ...]:
+def _size(path: str) -> int:
+    """Bytes of a file; -1 where it is gone."""
+    return os.path.getsize(path) if os.path.exists(path) else -1
+
+
+def _file_captions(file: str, name: str, max_caption: int) -> tuple[str, ...]:
     try:
         limit = f"max_caption={max_caption:,}"
         content = read_whole(file, most_bytes(max_caption), limit)
     except OSError as error:
         raise NoCaption(
-            f"{printable(name)}: {printable(file.name)} cannot be read "
+            f"{printable(name)}: {printable(os.path.basename(file))} cannot be read "
             f"({error.strerror or error}). Write it, or use --allow-missing-captions."
         ) from error
     return clean(lines(from_text(content, name)), name, max_caption)
