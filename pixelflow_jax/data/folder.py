@@ -77,7 +77,12 @@ class ImageFolder(SourceConfig):
         )
         say_first_frames([file for file in files if file.lower().endswith(".gif")])
         images = FolderImages(
-            str(root), files, listing.texts, class_names, self.captions, limits
+            str(root),
+            files,
+            listing.texts if listing.has_texts else None,
+            class_names,
+            self.captions,
+            limits,
         )
         return EncodedSource(
             images,
@@ -125,14 +130,14 @@ class FolderImages:
     """The `EncodedImages` of files below `root`, named by their relative paths.
 
     `texts` are files of captions with unusual names, by the image's path without
-    suffix.
+    suffix; None: there are no files of captions at all, so none is looked for.
     """
 
     def __init__(
         self,
         root: str,
         files: list[str],
-        texts: dict[str, str],
+        texts: dict[str, str] | None,
         class_names: tuple[str, ...],
         must_have_captions: bool,
         limits: Limits,
@@ -169,16 +174,19 @@ class FolderImages:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The lines of the .txt beside the image, or else the name of its class."""
+        if self._texts is None and not self._must_have_captions:
+            return self._class_name(index)
         stem, _ = os.path.splitext(self._relative(index))
         file = f"{self._root}/{stem}.txt"
-        if stem in self._texts and not os.path.exists(file):
+        if self._texts and stem in self._texts and not os.path.exists(file):
             file = f"{self._root}/{self._texts[stem]}"
         if not self._must_have_captions and not os.path.exists(file):
-            names = self._class_names
-            if names == UNLABELLED:
-                return ("",)
-            return (portable(names[self.labels[index]]),)
+            return self._class_name(index)
         return _file_captions(file, self.name(index), self._limits.max_caption)
+
+    def _class_name(self, index: int) -> tuple[str, ...]:
+        names = self._class_names
+        return ("",) if names == UNLABELLED else (portable(names[self.labels[index]]),)
 
     def _relative(self, index: int) -> str:
         return os.fsdecode(bytes(self._files[index]))

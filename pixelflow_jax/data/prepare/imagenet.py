@@ -138,7 +138,7 @@ class ImageNet:
         names = list_folder(place, alias_classes=True).images
         folders = [name.partition("/")[0] for name in names]
         limits = Limits(max_pixels=self.max_pixels)
-        files = FolderImages(str(place), names, {}, UNLABELLED, False, limits)
+        files = FolderImages(str(place), names, None, UNLABELLED, False, limits)
         images = Images(files, folders, contiguous=False)
         if all(map(WNID.fullmatch, folders)):
             return images
