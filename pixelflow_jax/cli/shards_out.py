@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections.abc import Mapping
 
 from pixelflow_jax.cli.parser import at_least, between
 from pixelflow_jax.cli.sources import emoji
@@ -10,9 +9,9 @@ from pixelflow_jax.data.prepare.shard_writer import (
     FORMATS,
     Encoding,
     ShardOptions,
+    Sources,
     write_shards,
 )
-from pixelflow_jax.data.source import ListedSource, Split
 from pixelflow_jax.errors import DataError
 from pixelflow_jax.paths import local_path
 
@@ -40,7 +39,7 @@ def write(
     arguments: argparse.Namespace,
     out: str,
     config: object,
-    splits: Mapping[Split, ListedSource],
+    splits: Sources,
 ) -> None:
     """Writes splits as the flags say, and tells what was written."""
     size = arguments.size
