@@ -16,6 +16,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from pixelflow_jax import digests
 from pixelflow_jax.data.images import encode_image
 from pixelflow_jax.data.index import write_index
 from pixelflow_jax.data.prepare.processes import run_tasks
@@ -204,7 +205,9 @@ def write_shard(
             captions += texts
             bare += [] if texts else [record.name]
     equal = all(size == sizes[0] for size in sizes)
+    [(_, digest)] = digests.of_files([path])
     return {
+        "digest": digest,
         "file": task.file,
         "bytes": path.stat().st_size,
         "count": len(labels),
@@ -304,6 +307,8 @@ def _index(
                 "sizes": shard["sizes"],
                 "captions": shard["captions"],
                 "bare": shard["bare"],
+                # What an earlier version began, and this one finishes, has none.
+                **({"digest": shard["digest"]} if "digest" in shard else {}),
             }
             for shard in shards
             if shard["count"]
