@@ -30,6 +30,7 @@ from pixelflow_jax.data.prepare.report import (
 from pixelflow_jax.data.shards import (
     FORMAT,
     DatasetIndex,
+    IndexedShard,
     StoredRecord,
     shard_name,
     whole_file,
@@ -298,19 +299,21 @@ def _index(
         "unreadable": sum(len(shard["unreadable"]) for shard in shards),
         "image_size": encoding.size,
         "source": description,
-        "shards": [
-            {
-                "file": shard["file"].split("/", 1)[1],
-                "bytes": shard["bytes"],
-                "count": shard["count"],
-                "labels": shard["labels"],
-                "sizes": shard["sizes"],
-                "captions": shard["captions"],
-                "bare": shard["bare"],
-                # What an earlier version began, and this one finishes, has none.
-                **({"digest": shard["digest"]} if "digest" in shard else {}),
-            }
-            for shard in shards
-            if shard["count"]
-        ],
+        "shards": [_entry(shard) for shard in shards if shard["count"]],
     }
+
+
+def _entry(shard: WrittenShard) -> IndexedShard:
+    """A shard as dataset.json names it, relative to the split."""
+    entry: IndexedShard = {
+        "file": shard["file"].split("/", 1)[1],
+        "bytes": shard["bytes"],
+        "count": shard["count"],
+        "labels": shard["labels"],
+        "sizes": shard["sizes"],
+        "captions": shard["captions"],
+        "bare": shard["bare"],
+    }
+    if "digest" in shard:  # what an earlier version began has none
+        entry["digest"] = shard["digest"]
+    return entry
