@@ -56,6 +56,10 @@ HUB = ["huggingface_hub>=0.34"]
 PARQUET = ["pyarrow>=18"]
 # The page of the web demo.
 DEMO = ["gradio>=6,<7"]
+# The pages as a site: mkdocstrings writes the API from docstrings without importing,
+# latex2mathml the formulas, so that no page loads a script.
+DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
+DOCS += ["mkdocs>=1.6,<2", "latex2mathml>=3.78,<4"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
 # Showing runs in Weights & Biases, beside TensorBoard.
 WANDB = ["wandb>=0.19"]
@@ -90,6 +94,7 @@ setup(
         "wandb": WANDB,
         "metrics": ["scikit-learn>=1.5"],
         "bench": ["matplotlib>=3.9"],
+        "docs": DOCS,
         "test": TEST,
         "dev": [*TEST, "pre-commit>=4,<5"],
     },

@@ -127,9 +127,9 @@ class Data:
         """This process's part of every global batch, from batch number `start` on.
 
         Yields {"image": float32 [b, height, width, 3] in [-1, 1], "label": int32 [b]}
-        with b = batch_size / process_count; the parts of all processes, in their order,
-        make the same global batch for any number of processes. `caption_encoder` adds
-        what it makes of each record's caption: of several, one drawn anew every epoch.
+        of this process's parts; all parts of a batch, in their order, make the same
+        global batch for any number of processes. `caption_encoder` adds what it makes
+        of each record's caption: of several, one drawn anew every epoch.
         With `batching.repeat` it never ends and each epoch is shuffled anew. Without,
         it is one pass for evaluation: images are not mirrored, random crops take the
         middle, captions are the first, the last batch is filled up from the beginning

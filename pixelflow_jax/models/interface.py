@@ -8,6 +8,7 @@ import jax
 from flax import nnx, traverse_util
 from jax import Array
 
+from pixelflow_jax.mesh import Reduce
 from pixelflow_jax.nn.kernels.choice import Kernels, choose, is_half_on_gpu
 from pixelflow_jax.nn.mlp import gate_up_together
 from pixelflow_jax.nn.precision import Precision
@@ -171,11 +172,15 @@ class Network:
 
 
 def network(
-    config: DenoiserConfig, precision: Precision, kernels: Kernels | None = None
+    config: DenoiserConfig,
+    precision: Precision,
+    kernels: Kernels | None = None,
+    reduce_dtype: Reduce = "bfloat16",
 ) -> Network:
     """The config's denoiser, computed as `kernels` says (None: "auto" for all).
 
-    Matrices are cast to the compute type once a call.
+    Matrices are cast to the compute type once a call, unless their gradients are to be
+    summed in float32 (`reduce_dtype`): then each product casts its own.
     """
     kernels = kernels or Kernels()
 
@@ -186,7 +191,8 @@ def network(
     graph, stacks = nnx.graphdef(module), written_out_blocks(module)
 
     def merge(params: dict) -> Denoiser:
-        return nnx.merge(graph, precision.cast(params))
+        cast = precision.cast if reduce_dtype == "bfloat16" else lambda params: params
+        return nnx.merge(graph, cast(params))
 
     def init(key: Array) -> dict:
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))

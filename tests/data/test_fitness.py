@@ -66,9 +66,9 @@ def test_nothing_is_said_where_there_is_enough(root, caplog):
 def test_a_batch_of_one_is_a_batch(root, repeat):
     source = ImageFolder(path=str(root))
     whole, _ = batch(source, batch_size=2, repeat=repeat)
-    options = {"batch_size": 2, "process_count": 2, "repeat": repeat}
+    options = {"batch_size": 2, "part_count": 2, "repeat": repeat}
     for index in (0, 1):  # the part that one process of two has
-        one, _ = batch(source, process_index=index, **options)
+        one, _ = batch(source, parts=(index,), **options)
         np.testing.assert_array_equal(one["image"][0], whole["image"][index])
         assert one["label"].shape == (1,)
     assert batch(source, batch_size=1, repeat=repeat)[0]["image"].shape[0] == 1

@@ -15,7 +15,7 @@ from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.prediction import PLAIN, Prediction, PredictVelocity
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
