@@ -11,9 +11,9 @@ from pixelflow_jax.demo.models import SHIPPED, Models
 
 PORT = 7860
 EXAMPLES = """examples:
-  python -m pixelflow_jax.demo
-  python -m pixelflow_jax.demo --weights emoji --weights mine=runs/mine
-  python -m pixelflow_jax.demo --host 0.0.0.0 --port 8000 --most-images 4
+  pixelflow demo
+  pixelflow demo --weights emoji --weights mine=runs/mine
+  pixelflow demo --host 0.0.0.0 --port 8000 --most-images 4
 """
 
 
@@ -49,7 +49,7 @@ def parser() -> Parser:
     )
     for flag, default, what in most:
         text = f"the most {what} (%(default)s)"
-        add(flag, type=at_least(1), default=default, help=text)
+        add(flag, type=at_least(1), default=default, metavar="N", help=text)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+from gradio import themes
 
 from pixelflow_jax.demo.drawing import Shown, draw, refusal
 from pixelflow_jax.demo.form import Form, Limits, defaults, sizes
@@ -46,9 +47,9 @@ def build(models: Models, limits: Limits) -> gr.Blocks:
     return page
 
 
-def theme() -> gr.themes.Base:
+def theme() -> themes.Base:
     """How the page looks."""
-    return gr.themes.Soft(font=FONTS, font_mono=MONO)
+    return themes.Soft(font=FONTS, font_mono=MONO)
 
 
 def _form(models: Models, first: Pipeline, limits: Limits) -> dict[str, Any]:
