@@ -44,6 +44,7 @@ NEIGHBOURS = {
     ("nn", "sharding"): "the stack's activation constraint",
     ("validate", "pretrained"): "the kinds of differences that fine-tuning knows",
     ("convert", "cli"): "commands read their flags and refuse alike",
+    ("demo", "cli"): "commands read their flags and refuse alike",
     ("cli", "convert"): "a paper is reproduced from its official weights",
     ("models", "teachers"): "a denoiser may look through a frozen encoder",
     ("tensors", "nn"): "weights are cast to a precision as they are read",

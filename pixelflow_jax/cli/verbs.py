@@ -181,6 +181,7 @@ OTHERS = {
     "config": "List the configs that come with the package, or show one.",
     "prepare": "Write a data set as shards, look at it, or encode its captions.",
     "convert": "Make official weights ours, and ours official.",
+    "demo": "Serve a page on which anybody can draw, step by step.",
     "quickstart": "Train a tiny model and draw from it: the first minutes.",
     "verify": "Are a run's checkpoints what was written? Compare their digests.",
     "reproduce": "Do official weights give their paper's figures? Draw and measure.",
