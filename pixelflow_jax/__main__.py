@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if verb == "evaluate" and rest[:1] == ["reference"]:
         return _reference(rest[1:])
-    if verb in verbs.VERBS:
+    if verb in verbs.VERBS and not (verb == "config" and _is_listing(rest)):
         return _run(verb, rest)
     commands = {
         "config": _config,
@@ -66,15 +66,25 @@ def _run(verb: str, arguments: list[str]) -> int:
 
 CONFIG_HELP = """usage: pixelflow config list
        pixelflow config show NAME[:VARIANT] [--config.FIELD=VALUE ...]
+       pixelflow config --config=CONFIG [--device=KIND --devices=N]
+                        [--config.FIELD=VALUE ...]
 
 Lists the configs that come with the package, with their variants, or shows one as JSON,
-which --config reads as well.
+which --config reads as well. With --config= it shows what a run of it takes: the
+parameters, operations, memory by part, mesh, and time of a step, on the devices of this
+machine or on so many of a kind (H200, A100, "TPU v5e", ...).
 
 examples:
   pixelflow config list
   pixelflow config show pixnerd:xl16_256
   pixelflow config show emoji:demo --config.steps=6000 > mine.json
+  pixelflow config --config=pixnerd:xl16_256 --device=H200 --devices=8
 """
+
+
+def _is_listing(arguments: list[str]) -> bool:
+    """Whether configs are to be listed or shown, and not planned."""
+    return not any(argument.startswith("--config=") for argument in arguments)
 
 
 def _config(arguments: list[str]) -> int:
