@@ -64,36 +64,15 @@ def _run(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-CONFIG_HELP = """usage: pixelflow config list
-       pixelflow config show NAME[:VARIANT] [--config.FIELD=VALUE ...]
-       pixelflow config --config=CONFIG [--device=KIND --devices=N]
-                        [--config.FIELD=VALUE ...]
-
-Lists the configs that come with the package, with their variants, or shows one as JSON,
-which --config reads as well. With --config= it shows what a run of it takes: the
-parameters, operations, memory by part, mesh, and time of a step, on the devices of this
-machine or on so many of a kind (H200, A100, "TPU v5e", ...).
-
-examples:
-  pixelflow config list
-  pixelflow config show pixnerd:xl16_256
-  pixelflow config show emoji:demo --config.steps=6000 > mine.json
-  pixelflow config --config=pixnerd:xl16_256 --device=H200 --devices=8
-"""
-
-
 def _is_listing(arguments: list[str]) -> bool:
     """Whether configs are to be listed or shown, and not planned."""
-    return not any(argument.startswith("--config=") for argument in arguments)
+    return not (arguments and arguments[0].startswith("-"))
 
 
 def _config(arguments: list[str]) -> int:
     from pixelflow_jax import config_files
     from pixelflow_jax.errors import UserError
 
-    if {"--help", "-h"} & set(arguments):
-        print(CONFIG_HELP)
-        return 0
     try:
         if arguments == ["list"]:
             for name in config_files.names():

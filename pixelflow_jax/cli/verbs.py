@@ -161,7 +161,7 @@ VERBS = {
     ),
     "config": Verb(
         summary="Show a config and what a run of it takes; list, show: those we have.",
-        usage="--config=CONFIG [--device=KIND --devices=N] [--config.FIELD=VALUE ...]",
+        usage="--config=CONFIG [--device=KIND] [--devices=N]",
         groups={"What to plan": ("config",), "On what": ("device", "devices")},
         modules=("pixelflow_jax.cli.plan",),
         fields=ALL,
