@@ -49,7 +49,8 @@ def _train(changes: list[str]) -> None:
         config = extending.shrunk(config)
     processes.agree(config)
     extend = typing.cast(extending.Kind | None, train.EXTEND.value)
-    train.run_training(config, workdir, extend, shared.YES.value)
+    yes, profile = shared.YES.value, train.PROFILE.value or ""
+    train.run_training(config, workdir, extend, yes, profile)
 
 
 def _sample(changes: list[str]) -> None:
