@@ -35,7 +35,9 @@ def main() -> None:
     runs.add_argument("--workers", type=int, default=4, help="processes on the GPU")
     runs.add_argument("--seconds", type=float, default=540, help="after which to stop")
     runs.add_argument("--reserve", type=float, default=60, help="a row's own time")
-    runs.add_argument("--steps", type=int, default=3000)
+    runs.add_argument("--steps", type=int, default=2000)
+    runs.add_argument("--slots", type=int, default=3, help="rows computed at a time")
+    runs.add_argument("--lite0", default="", help="the file of EfficientNet-lite0")
     runs.add_argument("--smoke", action="store_true")
     verbs.add_parser("list", help="rows, claims, and what is missing")
     collect = verbs.add_parser("collect", help="take over results")
@@ -61,8 +63,10 @@ def run_rows(args: argparse.Namespace) -> None:
         deadline=time.time() + args.seconds,
         reserve=args.reserve,
         workers=args.workers,
+        slots=args.slots,
         steps=args.steps,
         smoke=args.smoke,
+        lite0=args.lite0,
     )
     run.run(plan)
 

@@ -1,11 +1,12 @@
 """Drawing from several seeds' averages at once, with guidance as an argument.
 
-A sampler of the package has its guidance compiled in. Here one program serves all scales
-and intervals of a number of steps, so that a sweep compiles but once for each.
+A sampler of the package has its guidance compiled in. Here one program serves all
+scales and intervals of a number of steps: a sweep compiles but once for each.
 """
 
 import dataclasses
 import functools
+import threading
 from typing import NamedTuple
 
 import jax
@@ -74,39 +75,73 @@ class Wanted(NamedTuple):
 class Drawer:
     """Draws images of a config, `batch` of each seed at a time.
 
-    `averages` hold leaves [seeds, ...]; `constants` are those of the prediction.
+    `shapes` are those of the averages by name, leaves [seeds, ...]; `constants` belong
+    to the prediction.
     """
 
     config: Experiment
-    averages: dict[str, dict]
+    shapes: dict[str, dict]
     constants: dict
     batch: int
 
-    def __call__(self, points: list[dict], steps: int, wanted: Wanted) -> np.ndarray:
+    @property
+    def seeds(self) -> int:
+        """How many seeds are drawn from at once."""
+        return len(jax.tree.leaves(self.shapes)[0])
+
+    def __call__(
+        self, averages: dict[str, dict], points: list[dict], steps: int, wanted: Wanted
+    ) -> np.ndarray:
         """Images uint8 [seeds, n, h, w, 3]; a point of scale, interval and ema a seed.
 
-        Leaves over at most one batch's worth of work.
+        The work is done in whole batches.
         """
-        averages, which = tuple(self.averages.values()), self._which(points)
+        weights, which = tuple(averages.values()), self._which(points)
         guiding = self._guiding(points)
-        program, parts = self._program(steps), []
+        program, parts = self.program(steps), []
         count = len(wanted.labels)
         for start in range(0, count, self.batch):
             index = start + np.arange(self.batch)
             labels = wanted.labels[index % count].astype(np.int32)
             seed = np.uint32(wanted.seed)
-            arrays = program(averages, which, guiding, index.astype(np.uint32), labels, seed)
-            parts.append(arrays)
+            rows = index.astype(np.uint32), labels, seed
+            parts.append(program(weights, which, guiding, *rows))
         images = np.concatenate([np.asarray(part) for part in parts], 1)
         return to_uint8(images[:, :count])
 
-    def compile(self, steps: int) -> None:
-        """Compile the program of that many steps."""
-        self._program(steps)
+    def program(self, steps: int) -> jax.stages.Compiled:
+        """The compiled program of that many steps, built when first asked for."""
+        with self._lock:
+            if steps not in self._programs:
+                self._programs[steps] = self._compiled(steps)
+            return self._programs[steps]
+
+    def _compiled(self, steps: int) -> jax.stages.Compiled:
+        first = {"scale": 1, "interval": "all", "ema": next(iter(self.shapes))}
+        points, index = [first] * self.seeds, np.arange(self.batch, dtype=np.uint32)
+        rows = index, index.astype(np.int32), np.uint32(0)
+        together = jax.vmap(
+            functools.partial(self._draw, steps), in_axes=(0, 0, 0, None, None, None)
+        )
+        lowered = jax.jit(together).lower(
+            tuple(self.shapes.values()),
+            self._which(points),
+            self._guiding(points),
+            *rows,
+        )
+        return lowered.compile(compiler_options=backend.loop_options())
+
+    @functools.cached_property
+    def _programs(self) -> dict:
+        return {}
+
+    @functools.cached_property
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
 
     def _which(self, points: list[dict]) -> Array:
         """The number of each seed's average."""
-        names = list(self.averages)
+        names = list(self.shapes)
         return jnp.asarray([names.index(str(point["ema"])) for point in points])
 
     def _guiding(self, points: list[dict]) -> Guiding:
@@ -121,35 +156,7 @@ class Drawer:
         columns = zip(*rows, strict=True)
         return Guiding(*(jnp.asarray(column, jnp.float32) for column in columns))
 
-    def _program(self, steps: int):
-        """The compiled program of that many steps, built when first asked for."""
-        if steps not in self._programs:
-            first = {"scale": 1, "interval": "all", "ema": next(iter(self.averages))}
-            points = [first for _ in jax.tree.leaves(self.averages)[0]]
-            index = np.arange(self.batch, dtype=np.uint32)
-            arrays = (
-                tuple(self.averages.values()),
-                self._which(points),
-                self._guiding(points),
-                index,
-                index.astype(np.int32),
-                np.uint32(0),
-            )
-            drawn = functools.partial(self._draw, steps)
-            together = jax.vmap(drawn, in_axes=(0, 0, 0, None, None, None))
-            lowered = jax.jit(together).lower(*arrays)
-            self._programs[steps] = lowered.compile(
-                compiler_options=backend.loop_options()
-            )
-        return self._programs[steps]
-
-    @functools.cached_property
-    def _programs(self) -> dict:
-        return {}
-
-    def _draw(
-        self, steps: int, averages, which, guiding, index, labels, seed
-    ) -> Array:
+    def _draw(self, steps: int, averages, which, guiding, index, labels, seed) -> Array:
         """One seed's images float32 [batch, h, w, 3]."""
         params = jax.tree.map(lambda *a: jnp.stack(a)[which], *averages)
         config, size = self.config, self.config.data.image_size

@@ -57,6 +57,11 @@ class Judge:
         balls = manifold.inside_balls(rows, self.train.rows, self.train.radii(1)).balls
         return float((balls > 0).mean())
 
+    def own(self) -> dict[str, float]:
+        """What the drawings held out score themselves."""
+        rows = self.heldout.rows
+        return {"fd_lite0": self.distance(rows), "copied": self.copied(rows)}
+
     def nearest(self, rows: np.ndarray) -> np.ndarray:
         """The number of the nearest training drawing of each of a few rows."""
         gaps = rows[:, None] - self.train.rows[None]

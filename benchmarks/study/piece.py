@@ -1,12 +1,13 @@
 """One row of the study from its config to its lines of results."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks import harness
@@ -14,11 +15,12 @@ from benchmarks.study import sweeping
 from benchmarks.study.data import Pictures, Reference
 from benchmarks.study.drawing import Drawer, Wanted
 from benchmarks.study.measure import Judge
-from benchmarks.study.rows import Row
+from benchmarks.study.rows import ROWS, Row
 from benchmarks.study.training import Together, Trained
 from benchmarks.study.turns import Turns
 from pixelflow_jax.data.images import grid, save_png
 from pixelflow_jax.evaluation.extractors import open_extractor
+from pixelflow_jax.evaluation.features import FEATURES
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count
 
@@ -30,15 +32,14 @@ SWEEP_SEED, FINAL_SEED = 1, 2  # of the noise
 class Budget:
     """How large everything is; `SMOKE` is for the CPU."""
 
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 0  # 0: the config's
     size: int = 64
     width: int = 0  # 0: the config's
-    sweep_images: int = 600
-    images: int = 2000
-    draw_batch: int = 200
+    sweep_images: int = 300
+    images: int = 1200
+    draw_batch: int = 300
     pictures: int = 0  # of each split; 0: all
-    timed_segments: int = 3
     axes: dict[str, tuple] = dataclasses.field(default_factory=dict)  # {}: all
 
     def applied(self, config: Experiment) -> Experiment:
@@ -65,150 +66,161 @@ SMOKE = Budget(
     images=8,
     draw_batch=4,
     pictures=24,
-    timed_segments=1,
     axes={"scale": (1.0, 2.0), "steps": (20, 2)},
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all rows of a process share: the drawings, and what judges images."""
+    """What all rows of a process share: the drawings, and what judges images.
+
+    `slots` rows of all processes train and are measured at a time, while others
+    compile; `lite0` is the feature network's file ("": the installed package's).
+    """
 
     budget: Budget
     out: pathlib.Path
-    pictures: Pictures
-    judge: Judge
-    turns: Turns
+    slots: int
+    lite0: str = ""
 
-    @classmethod
-    def of(cls, config: Experiment, budget: Budget, out: pathlib.Path) -> "Bench":
-        """Draw both splits and look at them."""
-        data = budget.applied(config).data
-        splits = [
-            Pictures.of(data, split, budget.pictures) for split in ("train", "test")
-        ]
-        extractor = open_extractor("lite0", batch=8 if budget.pictures else 250)
-        turns = Turns(out / "turns")
-        with turns.shared():
-            train, heldout = (Reference.of(one, extractor) for one in splits)
-        judge = Judge(extractor, train, heldout)
-        return cls(budget, out, splits[0], judge, turns)
+    @property
+    def turns(self) -> Turns:
+        """Those of all processes of this run."""
+        return Turns(self.out / "turns")
 
-    def floor(self, heldout: Reference) -> dict:
-        """What the drawings held out score themselves, for the report."""
-        rows = heldout.rows
-        return {
-            "fd_lite0": self.judge.distance(rows),
-            "copied": self.judge.copied(rows),
-        }
+    @functools.cached_property
+    def splits(self) -> list[Pictures]:
+        """The training drawings and those held out."""
+        data = self.budget.applied(next(iter(ROWS.values())).build()).data
+        most = self.budget.pictures
+        return [Pictures.of(data, split, most) for split in ("train", "test")]
 
-    def run(self, row: Row, seeds: Sequence[int]) -> list[dict]:
+    @functools.cached_property
+    def judge(self) -> Judge:
+        """The evaluator; the first process to ask looks at the drawings for all."""
+        batch = 8 if self.budget.pictures else 250
+        file = self.out / "drawings.npz"
+        with self.turns.once("judge"):
+            extractor = open_extractor("lite0", self.lite0, batch=batch)
+            if not file.exists():
+                seen = [extractor.extract(one.images)[FEATURES] for one in self.splits]
+                np.savez(file, *seen)
+            with np.load(file) as arrays:
+                train, heldout = (Reference(arrays[name]) for name in arrays.files)
+        return Judge(extractor, train, heldout)
+
+    def run(self, row: Row, seeds: Sequence[int], patience: float = 0.2) -> list[dict]:
         """Train, sweep and measure a row: a line of results a seed."""
-        began = time.perf_counter()
+        clock = [time.perf_counter()]
         config = self.budget.applied(row.build())
-        trained = Together(config, tuple(seeds)).train(self.pictures, self.turns.shared)
-        at = time.perf_counter()
-        drawer = Drawer(
-            config, trained.averages, trained.constants, self.budget.draw_batch
-        )
-        points = self._sweep(config, drawer, len(seeds))
-        best = [sweeping.best_of(one) for one in points]
-        swept = time.perf_counter()
-        images, rows = self._final(drawer, best)
-        results = [self.judge.results(one) for one in rows]
-        self._keep_pictures(row, images[0], rows[0])
-        timed = self._timed(drawer, best[0])
-        common = {
+        together = Together(config, tuple(seeds), self.splits[0])
+        program = together.compile()
+        shapes = together.averages()
+        drawer = Drawer(config, shapes, together.constants, self.budget.draw_batch)
+        clock.append(time.perf_counter())
+        with concurrent.futures.ThreadPoolExecutor(1) as compiling:
+            for steps in self._axes(config)["steps"]:
+                compiling.submit(drawer.program, int(steps))
+            with self.turns.slot(self.slots, patience):
+                clock.append(time.perf_counter())
+                trained = together.train(program, self.turns.shared)
+                clock.append(time.perf_counter())
+                points = self._sweep(config, drawer, trained)
+                clock.append(time.perf_counter())
+                lines = self._measured(row, drawer, trained, points)
+        clock.append(time.perf_counter())
+        names = ("compile", "wait", "train", "sweep", "measure")
+        seconds = np.diff(clock).round(2).tolist()
+        common = self._facts(row, config, together, trained)
+        common["seconds"] = dict(zip(names, seconds, strict=True))
+        return [
+            {**common, "seed": seed, **line}
+            for seed, line in zip(seeds, lines, strict=True)
+        ]
+
+    def _facts(
+        self, row: Row, config: Experiment, together: Together, trained: Trained
+    ) -> dict:
+        """What all seeds of a row have in common."""
+        seeds = len(together.seeds)
+        sizes = [stage.size(*[config.data.image_size] * 2) for stage in _stages(config)]
+        flops = sum(config.model.flops(*size) for size in sizes) / len(sizes)
+        step = float(np.median(trained.segment_seconds)) / together.length
+        return {
             "row": row.name,
-            "params": count(trained.averages[config.average_names[0]]) // len(seeds),
-            "forward_mflops": self._flops(config),
+            "label": row.label,
+            "params": count(trained.averages[config.average_names[0]]) // seeds,
+            "forward_mflops": flops / 1e6,
             "steps": config.steps,
             "batch": config.batch_size,
-            "side_by_side": len(seeds),
-            "train_ms_a_step": _middle(trained.segment_seconds) / self._segment(config),
-            **timed,
-            "seconds": {
-                "train": at - began,
-                "sweep": swept - at,
-                "all": time.perf_counter() - began,
-                "device_train": sum(trained.segment_seconds),
-            },
+            "drawings": [len(one.labels) for one in self.splits],
+            "side_by_side": seeds,
+            "train_ms_a_step": 1e3 * step,
+            "heldout_itself": self.judge.own(),
         }
-        return [
-            {
-                **common,
-                "seed": seed,
-                "best": best[i],
-                "results": results[i],
-                "sweep": points[i],
-                "losses": _rounded(trained, i),
-            }
-            for i, seed in enumerate(seeds)
-        ]
 
-    def _sweep(self, config: Experiment, drawer: Drawer, seeds: int) -> list:
-        labels = sweeping.labels_like(self.pictures.labels, self.budget.sweep_images)
+    def _axes(self, config: Experiment) -> dict:
+        return self.budget.axes or sweeping.axes(len(_stages(config)))
+
+    def _sweep(self, config: Experiment, drawer: Drawer, trained: Trained) -> list:
+        labels = sweeping.labels_like(self.splits[0].labels, self.budget.sweep_images)
         sweeper = sweeping.Sweeper(
-            drawer, self.judge, Wanted(labels, SWEEP_SEED), self.turns.shared
+            drawer,
+            trained.averages,
+            self.judge,
+            Wanted(labels, SWEEP_SEED),
+            self.turns.shared,
         )
-        axes = self.budget.axes or sweeping.axes(len(config.path.stages()))
-        return sweeper.run(axes, seeds)
+        return sweeper.run(self._axes(config))
 
-    def _final(self, drawer: Drawer, best: list[dict]) -> tuple[list, list]:
-        """Images and features of each seed at its best, from noise not seen before."""
-        labels = sweeping.labels_like(self.pictures.labels, self.budget.images)
+    def _measured(
+        self, row: Row, drawer: Drawer, trained: Trained, points: list
+    ) -> list[dict]:
+        """Results of each seed at its best, from noise that the sweep did not see."""
+        best = [sweeping.best_of(one) for one in points]
+        labels = sweeping.labels_like(self.splits[0].labels, self.budget.images)
         wanted, images = Wanted(labels, FINAL_SEED), {}
         for steps in sorted({int(point["steps"]) for point in best}):
             with self.turns.shared():
-                drawn = drawer(best, steps, wanted)
-            images |= {
-                i: drawn[i] for i, point in enumerate(best) if point["steps"] == steps
-            }
-        ordered = [images[i] for i in range(len(best))]
+                drawn = drawer(trained.averages, best, steps, wanted)
+            own = (i for i, point in enumerate(best) if point["steps"] == steps)
+            images |= {i: drawn[i] for i in own}
         with self.turns.shared():
-            return ordered, [self.judge.features(one) for one in ordered]
+            rows = [self.judge.features(images[i]) for i in range(len(best))]
+        self._keep_pictures(row, images[0], rows[0])
+        speed = self._timed(drawer, trained, best[0])
+        return [
+            {
+                "best": best[i],
+                "results": self.judge.results(rows[i]),
+                "sweep": points[i],
+                "losses": trained.losses[i].round(5).tolist(),
+                "draw_ms_an_image": speed,
+            }
+            for i in range(len(best))
+        ]
 
-    def _timed(self, drawer: Drawer, point: dict) -> dict:
+    def _timed(self, drawer: Drawer, trained: Trained, point: dict) -> float:
         """Milliseconds an image, alone on the device, of one batch of each seed."""
-        labels = sweeping.labels_like(self.pictures.labels, self.budget.draw_batch)
-        seeds = len(jax.tree.leaves(drawer.averages)[0])
-        points, steps = [point] * seeds, int(point["steps"])
-        seconds = []
+        labels = sweeping.labels_like(self.splits[0].labels, self.budget.draw_batch)
+        points, seconds = [point] * drawer.seeds, []
         with self.turns.alone():
-            for _ in range(self.budget.timed_segments):
+            for _ in range(2):
                 start = time.perf_counter()
-                drawer(points, steps, Wanted(labels, FINAL_SEED))
+                drawer(trained.averages, points, int(point["steps"]), Wanted(labels, 0))
                 seconds.append(time.perf_counter() - start)
-        return {"draw_ms_an_image": 1e3 * min(seconds) / (seeds * len(labels))}
+        return 1e3 * min(seconds) / (drawer.seeds * len(labels))
 
     def _keep_pictures(self, row: Row, images: np.ndarray, rows: np.ndarray) -> None:
         """A strip: images evenly chosen, and below each its nearest drawing."""
         places = np.linspace(0, len(images) - 1, SHOWN).round().astype(int)
         nearest = self.judge.nearest(rows[places])
-        both = np.concatenate([images[places], self.pictures.images[nearest]])
+        both = np.concatenate([images[places], self.splits[0].images[nearest]])
         save_png(self.out / "pictures" / f"{row.name}.png", grid(both, SHOWN))
-
-    def _flops(self, config: Experiment) -> float:
-        sizes = [stage.size(*[config.data.image_size] * 2) for stage in _stages(config)]
-        return sum(config.model.flops(*size) for size in sizes) / len(sizes) / 1e6
-
-    def _segment(self, config: Experiment) -> float:
-        """Thousandths of the steps of a launch."""
-        from benchmarks.study.training import SEGMENT
-
-        return min(SEGMENT, config.steps) / 1e3
 
 
 def _stages(config: Experiment) -> tuple:
     return config.path.stages()
-
-
-def _middle(values: list[float]) -> float:
-    return float(np.median(values))
-
-
-def _rounded(trained: Trained, seed: int) -> list[float]:
-    return [round(float(value), 5) for value in trained.losses[seed]]
 
 
 def described(line: dict) -> dict:

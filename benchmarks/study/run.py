@@ -19,7 +19,8 @@ class Plan(NamedTuple):
     """What is to be run: rows by name with their seeds, and where results go.
 
     `deadline` is in `time.time()`; a row is not begun later than `reserve` seconds
-    before. `smoke` runs everything tiny.
+    before. Of `workers` processes `slots` compute at a time, in the order of the rows,
+    while the others compile. `smoke` runs everything tiny.
     """
 
     rows: tuple[tuple[str, tuple[int, ...]], ...]
@@ -27,8 +28,10 @@ class Plan(NamedTuple):
     deadline: float
     reserve: float
     workers: int
+    slots: int
     steps: int
     smoke: bool
+    lite0: str = ""
 
 
 def done(path: pathlib.Path) -> set[tuple[str, int]]:
@@ -55,9 +58,10 @@ def run(plan: Plan) -> None:
     if plan.workers == 1:
         work(plan, waiting)
         return
-    # Memory is taken as it is needed, and each process leaves the others' share.
+    # Memory is taken as it is needed; not all processes need their share at once.
+    share = min(0.9, 1.35 / plan.workers)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / plan.workers:.2f}"
+    os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{share:.3f}"
     workers = [
         context.Process(target=work, args=(plan, waiting)) for _ in range(plan.workers)
     ]
@@ -75,16 +79,16 @@ def work(plan: Plan, waiting: Any) -> None:
     from benchmarks.study.rows import ROWS
 
     budget = piece.SMOKE if plan.smoke else piece.Budget(steps=plan.steps)
-    bench = None
+    bench = piece.Bench(budget, plan.out, plan.slots, plan.lite0)
     while time.time() < plan.deadline - plan.reserve:
         try:
             name, seeds = waiting.get(timeout=0.5)
         except queue.Empty:
             return
         row, began = ROWS[name], time.time()
+        place = [other for other, _ in plan.rows].index(name)
         try:
-            bench = bench or piece.Bench.of(row.build(), budget, plan.out)
-            for line in bench.run(row, seeds):
+            for line in bench.run(row, seeds, patience=0.05 * (1 + place)):
                 _write(plan.out / "study.jsonl", piece.described(line))
         except Exception:
             traceback.print_exc()

@@ -36,17 +36,19 @@ class Sweeper:
     """
 
     drawer: Drawer
+    averages: dict[str, dict]
     judge: Judge
     wanted: Wanted
     turn: Callable
 
-    def run(self, axes: dict[str, tuple[Value, ...]], seeds: int) -> list[list[dict]]:
+    def run(self, axes: dict[str, tuple[Value, ...]]) -> list[list[dict]]:
         """The measured points of each seed, in the order in which they were measured.
 
         The best point of all is that of the smallest "fd_lite0".
         """
-        best = [dict(START) for _ in range(seeds)]
-        seen: list[dict[str, float]] = [{} for _ in range(seeds)]
+        seeds = range(self.drawer.seeds)
+        best = [dict(START) for _ in seeds]
+        seen: list[dict[str, float]] = [{} for _ in seeds]
         for axis, values in axes.items():
             for value in values:
                 points = [{**point, axis: value} for point in best]
@@ -64,7 +66,7 @@ class Sweeper:
     def distances(self, points: list[Point], steps: int) -> list[float]:
         """FD-lite0 of a point a seed, all of that many steps."""
         with self.turn():
-            images = self.drawer(points, steps, self.wanted)
+            images = self.drawer(self.averages, points, steps, self.wanted)
             rows = [self.judge.features(one) for one in images]
         with concurrent.futures.ThreadPoolExecutor(len(rows)) as threads:
             return list(threads.map(self.judge.distance, rows))

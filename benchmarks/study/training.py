@@ -1,10 +1,11 @@
 """Training of several seeds of one config side by side, in one program.
 
-A small network leaves a large GPU idle: three seeds in one program cost little more than
-one, and are compiled once. The step is the project's own.
+Seeds in one program are compiled once, and launched together. The step is the
+project's own.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -31,62 +32,84 @@ class Trained(NamedTuple):
     """
 
     averages: dict[str, dict]
-    constants: dict
     losses: np.ndarray
     segment_seconds: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Together:
-    """The seeds of a config that train in one program."""
+    """The seeds of a config that train in one program, on these pictures."""
 
     config: Experiment
     seeds: tuple[int, ...]
+    pictures: Pictures
 
-    def train(self, pictures: Pictures, turn: Callable) -> Trained:
+    @functools.cached_property
+    def constants(self) -> dict:
+        """Those of the prediction."""
+        return self.config.prediction.constants(_batches(self.config, self.pictures))
+
+    def averages(self) -> dict[str, dict]:
+        """The averages as shapes, leaves [seeds, ...]."""
+        return jax.eval_shape(self._begin, self._seeds()).ema
+
+    def compile(self) -> jax.stages.Compiled:
+        """The program of a segment."""
+        seeds = self._seeds()
+        states = jax.eval_shape(self._begin, seeds)
+        order = self._order(0)
+        lowered = self._segment().lower(states, order, seeds)
+        return lowered.compile(compiler_options=backend.loop_options())
+
+    def train(self, program: jax.stages.Compiled, turn: Callable) -> Trained:
         """Train all seeds to the end; `turn()` is entered for every launch."""
-        config, images = self.config, jnp.asarray(pictures.signed())
-        labels = jnp.asarray(pictures.labels)
-        constants = config.prediction.constants(_batches(config, pictures))
-        objective = build.objective(config)
-        seeds = jnp.asarray(self.seeds, jnp.uint32)
-        states = self._begin(objective, constants, seeds)
-        length = min(SEGMENT, config.steps)
-        run = self._segment(objective, images, labels)
-        program = run.lower(states, self._order(len(images), 0, length), seeds)
-        compiled = program.compile(compiler_options=backend.loop_options())
+        seeds = self._seeds()
+        states = jax.jit(self._begin)(seeds)
         losses, seconds = [], []
-        for start in range(0, config.steps - length + 1, length):
-            order = self._order(len(images), start, length)
+        for start in range(0, self.config.steps - self.length + 1, self.length):
+            order = self._order(start)
             with turn():
                 began = time.perf_counter()
-                states, loss = compiled(states, order, seeds)
+                states, loss = program(states, order, seeds)
                 losses.append(np.asarray(loss))
                 seconds.append(time.perf_counter() - began)
-        return Trained(states.ema, constants, np.stack(losses, 1), seconds)
+        return Trained(states.ema, np.stack(losses, 1), seconds)
 
-    def _begin(self, objective, constants: dict, seeds: Array) -> TrainState:
+    @property
+    def length(self) -> int:
+        """Steps a launch."""
+        return min(SEGMENT, self.config.steps)
+
+    def _seeds(self) -> Array:
+        return jnp.asarray(self.seeds, jnp.uint32)
+
+    def _begin(self, seeds: Array) -> TrainState:
         """The states before the first step, leaves [seeds, ...]."""
         settings = build.step_settings(self.config)
+        objective = build.objective(self.config)
 
         def begin(seed: Array) -> TrainState:
-            params = objective.init(jax.random.key(seed), constants)
-            return create_state(params, settings, objective.carry(constants))
+            params = objective.init(jax.random.key(seed), self.constants)
+            return create_state(params, settings, objective.carry(self.constants))
 
-        return jax.jit(jax.vmap(begin))(seeds)
+        return jax.vmap(begin)(seeds)
 
-    def _order(self, count: int, start: int, length: int) -> Array:
-        """The pictures of each step and seed, [seeds, length, batch]."""
-        config, end = self.config, start + length
+    def _order(self, start: int) -> Array:
+        """The pictures of each step of a segment, [seeds, length, batch]."""
+        config, count = self.config, len(self.pictures.labels)
         orders = [
-            epochs(count, config.steps, config.batch_size, seed)[start:end]
-            for seed in self.seeds
+            epochs(count, config.steps, config.batch_size, seed) for seed in self.seeds
         ]
-        return jnp.asarray(np.stack(orders))
+        return jnp.asarray(np.stack(orders)[:, start : start + self.length])
 
-    def _segment(self, objective, images: Array, labels: Array):
+    def _segment(self):
         """`length` steps of all seeds as a jitted function of states and order."""
-        settings = build.step_settings(self.config)
+        settings, objective = (
+            build.step_settings(self.config),
+            build.objective(self.config),
+        )
+        images = jnp.asarray(self.pictures.signed())
+        labels = jnp.asarray(self.pictures.labels)
 
         def one(state: TrainState, order: Array, seed: Array):
             step = make_step(objective, dataclasses.replace(settings, seed=seed))

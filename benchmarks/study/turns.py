@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import fcntl
 import pathlib
+import time
 from collections.abc import Iterator
 
 
@@ -30,6 +31,31 @@ class Turns:
     def alone(self) -> Iterator[None]:
         """When all others have finished; who comes later waits at the gate."""
         with self._held("gate", fcntl.LOCK_EX), self._held("device", fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def slot(self, count: int, patience: float = 0.2) -> Iterator[None]:
+        """One of `count` places; `patience` is the time between two looks for one.
+
+        Who looks more often comes first.
+        """
+        files = [self._open(f"slot{number}") for number in range(count)]
+        while True:
+            for file in files:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    try:
+                        yield
+                    finally:
+                        for one in files:
+                            one.close()
+                    return
+            time.sleep(patience)
+
+    @contextlib.contextmanager
+    def once(self, name: str) -> Iterator[None]:
+        """Alone among those that do the same thing."""
+        with self._held(name, fcntl.LOCK_EX):
             yield
 
     @contextlib.contextmanager
