@@ -35,9 +35,10 @@ def main() -> None:
     runs.add_argument("--workers", type=int, default=4, help="processes on the GPU")
     runs.add_argument("--seconds", type=float, default=540, help="after which to stop")
     runs.add_argument("--reserve", type=float, default=60, help="a row's own time")
-    runs.add_argument("--steps", type=int, default=2000)
+    runs.add_argument("--steps", type=int, default=1500)
     runs.add_argument("--slots", type=int, default=3, help="rows computed at a time")
     runs.add_argument("--lite0", default="", help="the file of EfficientNet-lite0")
+    runs.add_argument("--time", action="store_true", help="time drawing, alone")
     runs.add_argument("--smoke", action="store_true")
     verbs.add_parser("list", help="rows, claims, and what is missing")
     collect = verbs.add_parser("collect", help="take over results")
@@ -67,6 +68,7 @@ def run_rows(args: argparse.Namespace) -> None:
         steps=args.steps,
         smoke=args.smoke,
         lite0=args.lite0,
+        timed=args.time,
     )
     run.run(plan)
 

@@ -32,6 +32,7 @@ class Plan(NamedTuple):
     steps: int
     smoke: bool
     lite0: str = ""
+    timed: bool = False
 
 
 def done(path: pathlib.Path) -> set[tuple[str, int]]:
@@ -79,7 +80,7 @@ def work(plan: Plan, waiting: Any) -> None:
     from benchmarks.study.rows import ROWS
 
     budget = piece.SMOKE if plan.smoke else piece.Budget(steps=plan.steps)
-    bench = piece.Bench(budget, plan.out, plan.slots, plan.lite0)
+    bench = piece.Bench(budget, plan.out, plan.slots, plan.lite0, plan.timed)
     while time.time() < plan.deadline - plan.reserve:
         try:
             name, seeds = waiting.get(timeout=0.5)
