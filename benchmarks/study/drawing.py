@@ -111,6 +111,8 @@ class Drawer:
 
     def program(self, steps: int) -> jax.stages.Compiled:
         """The compiled program of that many steps, built when first asked for."""
+        if steps in self._programs:
+            return self._programs[steps]
         with self._lock:
             if steps not in self._programs:
                 self._programs[steps] = self._compiled(steps)

@@ -121,7 +121,10 @@ class Bench:
         drawer = Drawer(config, shapes, together.constants, self.budget.draw_batch)
         clock.append(time.perf_counter())
         with concurrent.futures.ThreadPoolExecutor(1) as compiling:
-            ready = compiling.submit(self._warm, drawer, self._axes(config)["steps"])
+            first, *others = self._steps(config)
+            ready = compiling.submit(self._warm, drawer, first)
+            for number in others:
+                compiling.submit(drawer.program, number)
             with self.turns.slot(self.slots, patience):
                 clock.append(time.perf_counter())
                 trained = together.train(program, self.turns.shared)
@@ -161,13 +164,15 @@ class Bench:
             "heldout_itself": self.judge.own(),
         }
 
-    def _warm(self, drawer: Drawer, steps: Sequence) -> None:
-        """Compile what a sweep runs, what it begins with first."""
-        begin, *others = sorted(steps, key=lambda n: n != sweeping.START["steps"])
-        drawer.program(int(begin))
+    def _warm(self, drawer: Drawer, steps: int) -> None:
+        """Compile what a sweep begins with."""
+        drawer.program(steps)
         self.judge.features(self.splits[0].images[:1])
-        for number in others:
-            drawer.program(int(number))
+
+    def _steps(self, config: Experiment) -> list[int]:
+        """The steps that are drawn with, those that a sweep begins with first."""
+        steps = map(int, self._axes(config)["steps"])
+        return sorted(steps, key=lambda number: number != sweeping.START["steps"])
 
     def _axes(self, config: Experiment) -> dict:
         return self.budget.axes or sweeping.axes(len(_stages(config)))
