@@ -8,9 +8,25 @@ from benchmarks.study.data import Reference
 from pixelflow_jax.evaluation import manifold
 from pixelflow_jax.evaluation.features import FEATURES, Extractor
 from pixelflow_jax.evaluation.kernel_distance import kernel_distance
-from pixelflow_jax.evaluation.statistics import frechet_distance, gaussian_of
+from pixelflow_jax.evaluation.statistics import Gaussian
 
 KID_SUBSETS = 20
+
+
+def distance_of_few(reference: Gaussian, rows: np.ndarray) -> float:
+    """`statistics.frechet_distance` to the Gaussian of a few rows [n, d], n below d.
+
+    With B = X'X / (n - 1) of centred rows X, the eigenvalues of A B that are not 0 are
+    those of X A X' / (n - 1), an [n, n] matrix: a hundred times less work for 200 rows.
+    """
+    mean = rows.mean(0, dtype=np.float64)
+    centred = (rows - mean) / np.sqrt(len(rows) - 1)
+    inner = centred @ reference.covariance @ centred.T
+    eigenvalues = np.linalg.eigvalsh((inner + inner.T) / 2)
+    roots = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
+    delta = mean - reference.mean
+    traces = np.trace(reference.covariance) + np.square(centred).sum()
+    return float(delta @ delta + traces - 2 * roots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +46,7 @@ class Judge:
 
     def distance(self, rows: np.ndarray) -> float:
         """FD-lite0 to the training drawings, of features [n, 1280]."""
-        return frechet_distance(self.train.gaussian, gaussian_of(rows))
+        return distance_of_few(self.train.gaussian, rows)
 
     def results(self, rows: np.ndarray) -> dict[str, float]:
         """Every metric of features [n, 1280].
@@ -40,9 +56,7 @@ class Judge:
         from memory.
         """
         found = {"fd_lite0": self.distance(rows)}
-        found["fd_lite0_heldout"] = frechet_distance(
-            self.heldout.gaussian, gaussian_of(rows)
-        )
+        found["fd_lite0_heldout"] = distance_of_few(self.heldout.gaussian, rows)
         few = min(len(rows), len(self.heldout.rows))
         found["kid_lite0_heldout"] = kernel_distance(
             rows, self.heldout.rows, subset_size=few, subsets=KID_SUBSETS
