@@ -8,7 +8,8 @@ python -m benchmarks.study report
 `run` goes on where it was stopped; rows that benchmarks/results/study.jsonl holds are
 not run again. `collect` adds what lies in OUT to that file, and its pictures to
 docs/gallery/evidence; `report` writes the tables and figures of docs/evidence.md from
-the file alone. `--smoke` runs everything tiny, on a CPU in about a minute.
+the file alone. `--budget=small` is for two CPU cores,
+`--budget=smoke` only tries that all runs.
 """
 
 import argparse
@@ -35,11 +36,11 @@ def main() -> None:
     runs.add_argument("--workers", type=int, default=4, help="processes on the GPU")
     runs.add_argument("--seconds", type=float, default=540, help="after which to stop")
     runs.add_argument("--reserve", type=float, default=60, help="a row's own time")
-    runs.add_argument("--steps", type=int, default=1500)
+    runs.add_argument("--budget", default="gpu", help="gpu, small or smoke")
+    runs.add_argument("--steps", type=int, default=0, help="0: those of the budget")
     runs.add_argument("--slots", type=int, default=3, help="rows computed at a time")
     runs.add_argument("--lite0", default="", help="the file of EfficientNet-lite0")
     runs.add_argument("--time", action="store_true", help="time drawing, alone")
-    runs.add_argument("--smoke", action="store_true")
     verbs.add_parser("list", help="rows, claims, and what is missing")
     collect = verbs.add_parser("collect", help="take over results")
     collect.add_argument("folder", type=pathlib.Path)
@@ -59,14 +60,14 @@ def run_rows(args: argparse.Namespace) -> None:
     had = run.done(args.out / "study.jsonl") | run.done(RESULTS)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     plan = run.Plan(
-        rows=run.missing(names, seeds, set() if args.smoke else had),
+        rows=run.missing(names, seeds, had),
         out=args.out,
         deadline=time.time() + args.seconds,
         reserve=args.reserve,
         workers=args.workers,
         slots=args.slots,
         steps=args.steps,
-        smoke=args.smoke,
+        budget=args.budget,
         lite0=args.lite0,
         timed=args.time,
     )

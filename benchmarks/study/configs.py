@@ -7,7 +7,7 @@ has 768 for 768. Everything that a row does not name is the same in all rows.
 import dataclasses
 from collections.abc import Callable
 
-from pixelflow_jax.data.emoji.source import DRAWN, Emoji
+from pixelflow_jax.data.emoji.source import DRAWN, EASY, Emoji
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.asymmetric import PredictAsymmetric
@@ -32,6 +32,7 @@ DEPTH = 4
 BATCH = 129  # three stages of a cascade share it evenly
 FULL = PATCH * PATCH * CHANNELS  # the rank of velocity prediction
 EMA = (0.99, 0.998)
+SIMPLE = ("Smileys & Emotion", "Flags", "Food & Drink")
 SIZES = {
     "num_classes": len(DRAWN),
     "patch": PATCH,
@@ -62,6 +63,11 @@ def base(name: str, model: DenoiserConfig) -> Experiment:
         kernels=Kernels(blocks="xla", field="xla", attention="xla"),
         sampling=Sampling(solver=AdamsBashforth(order=2)),
     )
+
+
+def easy() -> Emoji:
+    """Shapes that minutes on a CPU are enough for, in three classes."""
+    return Emoji(categories=SIMPLE, subcategories=EASY, holdout=HOLDOUT)
 
 
 def plain(name: str) -> Experiment:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.study import sweeping
+from benchmarks.study import configs, sweeping
 from benchmarks.study.data import Pictures, Reference
 from benchmarks.study.drawing import Drawer, Wanted
 from benchmarks.study.measure import Judge
@@ -30,7 +30,10 @@ SWEEP_SEED, FINAL_SEED = 1, 2  # of the noise
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How large everything is; `SMOKE` is for the CPU."""
+    """How large everything is: by default for a GPU.
+
+    `easy` narrows the drawings to faces, flags, hearts and fruit, in three classes.
+    """
 
     steps: int = 1500
     batch: int = 0  # 0: the config's
@@ -40,23 +43,48 @@ class Budget:
     images: int = 1000
     draw_batch: int = 200
     pictures: int = 0  # of each split; 0: all
+    easy: bool = False
+    lite0_batch: int = 250
     axes: dict[str, tuple] = dataclasses.field(default_factory=dict)  # {}: all
 
     def applied(self, config: Experiment) -> Experiment:
         """The config at that size."""
-        changes: dict[str, Any] = {"steps": self.steps}
-        if self.batch:
-            changes["batch_size"] = self.batch
-        config = dataclasses.replace(config, **changes)
+        warmup = max(1, self.steps // 20)
+        config = dataclasses.replace(
+            config,
+            steps=self.steps,
+            batch_size=self.batch or config.batch_size,
+            optimizer=dataclasses.replace(config.optimizer, warmup=warmup),
+        )
         data = dataclasses.replace(config.data, image_size=self.size)
         model: Any = config.model
+        if self.easy:
+            data.source = configs.easy()
+            model = dataclasses.replace(model, num_classes=len(configs.SIMPLE))
         if self.width:
-            model = dataclasses.replace(model, width=self.width, heads=1, depth=3)
+            heads = max(1, self.width // 64)
+            depth = model.depth - 1
+            model = dataclasses.replace(
+                model, width=self.width, heads=heads, depth=depth
+            )
         if hasattr(model, "image_size"):
             model = dataclasses.replace(model, image_size=self.size)
         return dataclasses.replace(config, data=data, model=model)
 
 
+# For two CPU cores: fewer and simpler drawings at 32 px, a network narrower than a patch.
+SMALL = Budget(
+    steps=1000,
+    batch=33,
+    size=32,
+    width=128,
+    easy=True,
+    sweep_images=64,
+    images=200,
+    draw_batch=32,
+    lite0_batch=32,
+    axes={"ema": ("0.998", "0.99"), "scale": (2.0,), "steps": (20, 10)},
+)
 SMOKE = Budget(
     steps=4,
     batch=6,
@@ -66,8 +94,12 @@ SMOKE = Budget(
     images=8,
     draw_batch=4,
     pictures=24,
+    lite0_batch=8,
     axes={"scale": (1.0, 2.0), "steps": (20, 2)},
 )
+
+
+BUDGETS = {"gpu": Budget(), "small": SMALL, "smoke": SMOKE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +132,7 @@ class Bench:
     @functools.cached_property
     def judge(self) -> Judge:
         """The evaluator; the first process to ask looks at the drawings for all."""
-        batch = 8 if self.budget.pictures else 250
+        batch = self.budget.lite0_batch
         file = self.out / "drawings.npz"
         with self.turns.once("judge"):
             extractor = open_extractor("lite0", self.lite0, batch=batch)
@@ -153,6 +185,7 @@ class Bench:
         step = float(np.median(trained.segment_seconds)) / together.length
         return {
             "row": row.name,
+            "size": self.budget.size,
             "label": row.label,
             "params": count(trained.averages[config.average_names[0]]) // seeds,
             "forward_mflops": flops / 1e6,

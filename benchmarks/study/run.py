@@ -4,6 +4,7 @@ A line of results is written when a row's seeds are measured, so that the same c
 goes on where it was stopped. A worker takes no row that would end after the deadline.
 """
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -20,7 +21,8 @@ class Plan(NamedTuple):
 
     `deadline` is in `time.time()`; a row is not begun later than `reserve` seconds
     before. Of `workers` processes `slots` compute at a time, in the order of the rows,
-    while the others compile. `smoke` runs everything tiny.
+    while the others compile. `budget` names a `piece.Budget`, `steps` (0: its
+    own) changes it.
     """
 
     rows: tuple[tuple[str, tuple[int, ...]], ...]
@@ -30,7 +32,7 @@ class Plan(NamedTuple):
     workers: int
     slots: int
     steps: int
-    smoke: bool
+    budget: str
     lite0: str = ""
     timed: bool = False
 
@@ -79,7 +81,9 @@ def work(plan: Plan, waiting: Any) -> None:
     from benchmarks.study import piece
     from benchmarks.study.rows import ROWS
 
-    budget = piece.SMOKE if plan.smoke else piece.Budget(steps=plan.steps)
+    budget = piece.BUDGETS[plan.budget]
+    if plan.steps:
+        budget = dataclasses.replace(budget, steps=plan.steps)
     bench = piece.Bench(budget, plan.out, plan.slots, plan.lite0, plan.timed)
     while time.time() < plan.deadline - plan.reserve:
         try:
