@@ -57,7 +57,8 @@ def run_rows(args: argparse.Namespace) -> None:
     names = [n for claim in claims for n in claim.rows]
     names += [n for n in args.rows.split(",") if n]
     names = list(dict.fromkeys(names)) or list(ROWS)
-    had = run.done(args.out / "study.jsonl") | run.done(RESULTS)
+    files = args.out / "study.jsonl", RESULTS
+    had = set().union(*(run.done(file, args.budget) for file in files))
     seeds = [int(seed) for seed in args.seeds.split(",")]
     plan = run.Plan(
         rows=run.missing(names, seeds, had),
@@ -78,7 +79,7 @@ def list_rows(_: argparse.Namespace) -> None:
     """Print every row with the claims that it serves and the seeds it lacks."""
     from benchmarks.study.rows import CLAIMS, ROWS, SEEDS
 
-    left = dict(run.missing(list(ROWS), SEEDS, run.done(RESULTS)))
+    left = dict(run.missing(list(ROWS), SEEDS, run.done(RESULTS, "gpu")))
     for name, row in ROWS.items():
         claims = ", ".join(c.name for c in CLAIMS if name in c.rows)
         print(f"{name:26} {row.label:50} {claims}; missing seeds {left.get(name, ())}")

@@ -35,10 +35,12 @@ class Budget:
     `easy` narrows the drawings to faces, flags, hearts and fruit, in three classes.
     """
 
+    name: str = "gpu"
     steps: int = 1500
     batch: int = 0  # 0: the config's
     size: int = 64
     width: int = 0  # 0: the config's
+    shallower: int = 0  # blocks less, where the width is said
     sweep_images: int = 200
     images: int = 1000
     draw_batch: int = 200
@@ -63,7 +65,7 @@ class Budget:
             model = dataclasses.replace(model, num_classes=len(configs.SIMPLE))
         if self.width:
             heads = max(1, self.width // 64)
-            depth = model.depth - 1
+            depth = model.depth - self.shallower
             model = dataclasses.replace(
                 model, width=self.width, heads=heads, depth=depth
             )
@@ -72,24 +74,28 @@ class Budget:
         return dataclasses.replace(config, data=data, model=model)
 
 
-# For two CPU cores: fewer and simpler drawings at 32 px, a network narrower than a patch.
+# For two CPU cores: fewer, simpler drawings at 32 px; patches wider than the network.
 SMALL = Budget(
-    steps=1000,
+    name="small",
+    steps=700,
     batch=33,
     size=32,
-    width=128,
+    width=96,
+    shallower=2,
     easy=True,
-    sweep_images=64,
-    images=200,
-    draw_batch=32,
+    sweep_images=48,
+    images=160,
+    draw_batch=16,
     lite0_batch=32,
     axes={"ema": ("0.998", "0.99"), "scale": (2.0,), "steps": (20, 10)},
 )
 SMOKE = Budget(
+    name="smoke",
     steps=4,
     batch=6,
     size=32,
     width=32,
+    shallower=1,
     sweep_images=8,
     images=8,
     draw_batch=4,
@@ -99,7 +105,7 @@ SMOKE = Budget(
 )
 
 
-BUDGETS = {"gpu": Budget(), "small": SMALL, "smoke": SMOKE}
+BUDGETS = {one.name: one for one in (Budget(), SMALL, SMOKE)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +190,7 @@ class Bench:
         flops = sum(config.model.flops(*size) for size in sizes) / len(sizes)
         step = float(np.median(trained.segment_seconds)) / together.length
         return {
+            "budget": self.budget.name,
             "row": row.name,
             "size": self.budget.size,
             "label": row.label,

@@ -37,11 +37,11 @@ class Plan(NamedTuple):
     timed: bool = False
 
 
-def done(path: pathlib.Path) -> set[tuple[str, int]]:
-    """The rows and seeds that a results file holds."""
+def done(path: pathlib.Path, budget: str) -> set[tuple[str, int]]:
+    """The rows and seeds that a results file holds of a budget."""
     lines = path.read_text().splitlines() if path.exists() else []
     read = (json.loads(line) for line in lines if line.strip())
-    return {(line["row"], line["seed"]) for line in read if "results" in line}
+    return {(one["row"], one["seed"]) for one in read if one["budget"] == budget}
 
 
 def missing(
