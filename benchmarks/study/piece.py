@@ -271,7 +271,8 @@ class Bench:
         places = np.linspace(0, len(images) - 1, SHOWN).round().astype(int)
         nearest = self.judge.nearest(rows[places])
         both = np.concatenate([images[places], self.splits[0].images[nearest]])
-        save_png(self.out / "pictures" / f"{row.name}.png", grid(both, SHOWN))
+        name = f"{self.budget.name}_{row.name}_samples.png"
+        save_png(self.out / "pictures" / name, grid(both, SHOWN))
 
 
 def _stages(config: Experiment) -> tuple:

@@ -12,15 +12,16 @@ from benchmarks.study.run import done
 from pixelflow_jax.data.images import save_png
 
 DOCUMENT = harness.ROOT / "docs" / "evidence.md"
+SIZES = {"gpu": "64 px, on a GPU", "small": "32 px, on two CPU cores"}
 PICTURES = harness.ROOT / "docs" / "gallery" / "evidence"
 
 
 def collect(folder: pathlib.Path, results: pathlib.Path) -> None:
     """Add a run's lines to the results file, each once, and take over its pictures."""
-    had = done(results)
+    had = {budget: done(results, budget) for budget in SIZES}
     for text in (folder / "study.jsonl").read_text().splitlines():
         line = json.loads(text)
-        if (line["row"], line["seed"]) not in had:
+        if (line["row"], line["seed"]) not in had[line["budget"]]:
             harness.append(results, line)
     PICTURES.mkdir(parents=True, exist_ok=True)
     for picture in sorted((folder / "pictures").glob("*.png")):
@@ -33,35 +34,52 @@ def write(
     pictures: pathlib.Path = PICTURES,
 ) -> None:
     """Fill every place of the document; a claim has one, and so have all verdicts."""
-    lines = tables.read(results)
-    markdown.fill(document, "verdicts", _verdicts(lines))
-    markdown.fill(document, "left", _left(lines))
+    sizes = {budget: tables.read(results, budget) for budget in SIZES}
+    markdown.fill(document, "verdicts", _verdicts(sizes))
+    markdown.fill(document, "left", _left(sizes["gpu"]))
     for claim in CLAIMS:
-        markdown.fill(document, claim.name, _claim(claim, lines, pictures))
+        markdown.fill(document, claim.name, _claim(claim, sizes, pictures))
 
 
-def _verdicts(lines: tables.Lines) -> str:
+def _verdicts(sizes: dict[str, tables.Lines]) -> str:
     rows: list[list[object]] = [
-        [claim.title, claim.paper, tables.verdict(claim, lines)] for claim in CLAIMS
+        [
+            claim.title,
+            claim.paper,
+            *(tables.verdict(claim, lines) for lines in sizes.values()),
+        ]
+        for claim in CLAIMS
     ]
-    return markdown.table(["claim", "papers", "here"], rows)
+    return markdown.table(["claim", "papers", *SIZES.values()], rows)
 
 
-def _claim(claim: Claim, lines: tables.Lines, pictures: pathlib.Path) -> str:
-    parts = [markdown.table(*tables.table(claim, lines))]
-    figure = dots(claim, lines)
-    if figure is not None:
-        save_png(pictures / f"claim_{claim.name}.png", figure)
-        place = f"gallery/evidence/claim_{claim.name}.png"
-        parts.append(f"![{claim.title}: FD-lite0 of every seed]({place})")
-    parts += [
-        f"![{ROWS[name].label}: samples, and the nearest drawing of each]"
-        f"(gallery/evidence/{name}.png)"
-        for name in claim.rows
-        if lines.get(name) and (pictures / f"{name}.png").exists()
-    ]
+def _claim(claim: Claim, sizes: dict[str, tables.Lines], pictures: pathlib.Path) -> str:
+    parts = []
+    for budget, lines in sizes.items():
+        title, rows = SIZES[budget], tables.table(claim, lines)
+        if not rows[1]:
+            parts.append(f"{title}: not run.")
+            continue
+        parts += [f"{title}:", markdown.table(*rows)]
+        figure, place = dots(claim, lines), f"{budget}_{claim.name}.png"
+        if figure is not None:
+            save_png(pictures / place, figure)
+            alt = f"{claim.title}: FD-lite0 of every seed"
+            parts.append(f"![{alt}](gallery/evidence/{place})")
+        parts += _strips(claim, lines, pictures)
     parts.append(f"`python -m benchmarks.study run --claims={claim.name} --out=OUT`")
     return "\n\n".join(parts)
+
+
+def _strips(claim: Claim, lines: tables.Lines, pictures: pathlib.Path) -> list[str]:
+    """The pictures that a row's first seed drew."""
+    found = []
+    for name in (name for name in claim.rows if name in lines):
+        strip = f"{lines[name][0]['budget']}_{name}_samples.png"
+        if (pictures / strip).exists():
+            alt = f"{ROWS[name].label}: samples, and below each its nearest drawing"
+            found.append(f"![{alt}](gallery/evidence/{strip})")
+    return found
 
 
 def _left(lines: tables.Lines) -> str:

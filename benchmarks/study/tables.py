@@ -43,13 +43,14 @@ class Spread(NamedTuple):
 Lines = dict[str, list[dict]]  # by row
 
 
-def read(path: pathlib.Path) -> Lines:
-    """The results of each row, the last of each seed."""
+def read(path: pathlib.Path, budget: str) -> Lines:
+    """The results of each row at a budget, the last of each seed."""
     found: dict[tuple[str, int], dict] = {}
     for text in path.read_text().splitlines() if path.exists() else ():
         if text.strip():
             line = json.loads(text)
-            found[line["row"], line["seed"]] = line
+            if line["budget"] == budget:
+                found[line["row"], line["seed"]] = line
     rows: Lines = {}
     for (name, _), line in sorted(found.items()):
         rows.setdefault(name, []).append(line)
@@ -96,12 +97,10 @@ def table(claim: Claim, lines: Lines) -> tuple[list[str], list[list[object]]]:
     columns = ["", "seeds", "params", "MFLOP an image"]
     columns += [title for title, _ in SHOWN.values()]
     columns += ["sweep's best"]
-    return columns, [_cells(name, lines.get(name, [])) for name in claim.rows]
+    return columns, [_cells(name, lines[name]) for name in claim.rows if name in lines]
 
 
 def _cells(name: str, lines: list[dict]) -> list[object]:
-    if not lines:
-        return [ROWS[name].label, NOT_RUN, *[""] * (3 + len(SHOWN))]
     first = lines[0]
     figures = [spread(lines, key).words(digits) for key, (_, digits) in SHOWN.items()]
     return [
