@@ -48,7 +48,7 @@ class Sweeper:
         """
         seeds = range(self.drawer.seeds)
         best = [dict(START) for _ in seeds]
-        seen: list[dict[str, float]] = [{} for _ in seeds]
+        seen: list[dict[tuple, float]] = [{} for _ in seeds]
         for axis, values in axes.items():
             for value in values:
                 points = [{**point, axis: value} for point in best]
