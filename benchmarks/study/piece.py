@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.study import configs, sweeping
+from benchmarks.study import configs, kept, sweeping
 from benchmarks.study.data import Pictures, Reference
 from benchmarks.study.drawing import Drawer, Wanted
 from benchmarks.study.measure import Judge
@@ -154,7 +154,9 @@ class Bench:
         clock = [time.perf_counter()]
         config = self.budget.applied(row.build())
         together = Together(config, tuple(seeds), self.splits[0])
-        program = together.compile()
+        file = kept.place(self.out, row.name, seeds, config.steps)
+        trained = kept.load(file)
+        program = None if trained else together.compile()
         shapes = together.averages()
         drawer = Drawer(config, shapes, together.constants, self.budget.draw_batch)
         clock.append(time.perf_counter())
@@ -165,12 +167,16 @@ class Bench:
                 compiling.submit(drawer.program, number)
             with self.turns.slot(self.slots, patience):
                 clock.append(time.perf_counter())
-                trained = together.train(program, self.turns.shared)
+                if program is not None:
+                    trained = together.train(program, self.turns.shared)
+                    kept.save(file, trained)
+                assert trained is not None
                 clock.append(time.perf_counter())
                 ready.result()
                 points = self._sweep(config, drawer, trained)
                 clock.append(time.perf_counter())
                 lines = self._measured(row, drawer, trained, points)
+        file.unlink()
         clock.append(time.perf_counter())
         names = ("compile", "wait", "train", "sweep", "measure")
         seconds = np.diff(clock).round(2).tolist()

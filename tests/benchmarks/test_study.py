@@ -4,15 +4,17 @@ import dataclasses
 import json
 import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.study import piece, report, run, sweeping, tables
+from benchmarks.study import kept, piece, report, run, sweeping, tables
 from benchmarks.study.data import epochs
 from benchmarks.study.drawing import Guiding, TracedGuidance, Wanted
 from benchmarks.study.measure import distance_of_few
 from benchmarks.study.rows import CLAIMS, ROWS
+from benchmarks.study.training import Trained
 from benchmarks.study.turns import Turns
 from pixelflow_jax.evaluation.features import FEATURES
 from pixelflow_jax.evaluation.statistics import frechet_distance, gaussian_of
@@ -176,6 +178,18 @@ class Colours:
     def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
         coarse = images[:, ::4, ::4].reshape(len(images), -1) / 255
         return {FEATURES: (coarse @ self.few).astype(np.float32)}
+
+
+def test_what_was_trained_is_kept(tmp_path):
+    tree = {"blocks": {"kernel": jnp.ones((2, 3))}, "bias": jnp.zeros((2, 1))}
+    trained = Trained({"0.99": tree}, np.ones((2, 4)), [0.5])
+    path = kept.place(tmp_path, "rank0", (0, 1), 1500)
+    assert kept.load(path) is None
+    kept.save(path, trained)
+    again = kept.load(path)
+    assert again is not None and again.segment_seconds == [0.5]
+    np.testing.assert_array_equal(again.averages["0.99"]["blocks"]["kernel"], 1)
+    assert jax.tree.structure(again.averages) == jax.tree.structure(trained.averages)
 
 
 @pytest.mark.slow
