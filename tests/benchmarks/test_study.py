@@ -195,7 +195,7 @@ def test_what_was_trained_is_kept(tmp_path):
 @pytest.mark.slow
 def test_a_row_from_its_config_to_its_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(piece, "open_extractor", Colours)
-    axes = {"scale": (2.0,), "steps": (2,)}
+    axes = {"scale": (1.0, 2.0), "steps": (2,)}
     budget = dataclasses.replace(piece.SMOKE, axes=axes)
     monkeypatch.setattr(sweeping, "START", {**sweeping.START, "steps": 2})
     bench = piece.Bench(budget, tmp_path, slots=1)
