@@ -157,6 +157,7 @@ def compare_metrics(
         feature_extractor=NAME,
         feature_extractor_weights_path=str(weights),
         cache=False,
+        save_cpu_ram=True,  # else it forks, which JAX's threads do not survive
         verbose=False,
     )
     sets = [set_features(ours, array, 1024) for array in (generated, real)]
