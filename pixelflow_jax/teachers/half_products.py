@@ -75,6 +75,9 @@ def convolve(product: Product, x: Array, bound: Array, kernel: Array) -> Array:
 
     `bound` is what the images hardly exceed, a number.
     """
+    # The two parts of a number are computed in two kernels, which compilers like to let
+    # compute the number, too: were it rounded otherwise there, they might not fit.
+    x, kernel = jax.lax.optimization_barrier((x, kernel))
     pixels = split(x, bound, PIXEL_BITS)
     largest = jnp.abs(kernel).max((0, 1, 2))
     weights = split(kernel, largest, KERNEL_BITS)

@@ -77,6 +77,7 @@ def test_sums_of_whole_numbers_need_no_more_than_24_bits(images, kernel):
     assert total.max() < 2**24
 
 
+@pytest.mark.slow  # CPUs drop the barrier, and only optimised programs do without it
 def test_the_network_is_that_of_the_recording(golden):
     recording = Recording(golden("eval_inception.safetensors"))
     sizes = sorted(recording.config["sizes"], key=lambda size: size[0] * size[1])
