@@ -13,6 +13,7 @@ value. Several entries share a process; one that kills it costs its own rows alo
 import argparse
 import fnmatch
 import functools
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -25,21 +26,14 @@ from jax import Array  # isort: skip
 
 from benchmarks import suite, timing  # isort: skip
 from benchmarks.micro import Entry, handed_over, measure  # isort: skip
-from pixelflow_jax.nn.block import GATE1, SCALE2, SHIFT2  # isort: skip
-from pixelflow_jax.nn.kernels.activate_and_project import (  # isort: skip
-    activate_and_project,
+from pixelflow_jax.doctor.kernels import (  # isort: skip
+    adaln,
+    field,
+    qkv,
+    swiglu,
+    with_gradient,
 )
-from pixelflow_jax.nn.kernels.adaln_residual import (  # isort: skip
-    AdaLN,
-    Residual,
-    adaln_residual,
-)
-from pixelflow_jax.nn.kernels.choice import Kernels, choose  # isort: skip
-from pixelflow_jax.nn.kernels.neural_field import (  # isort: skip
-    GeneratedMLP,
-    neural_field,
-)
-from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope  # isort: skip
+from pixelflow_jax.nn.kernels.choice import Kernels  # isort: skip
 from pixelflow_jax.nn.packing import Packing  # isort: skip
 
 WIDTH, HIDDEN, HEADS, HEAD_WIDTH = 1152, 3072, 16, 72  # of the XL models
@@ -53,8 +47,10 @@ LAYERS = {
     "down": (HIDDEN, WIDTH),
     "generator": (WIDTH, 64 * 128),
 }
-# Images of PixNerd, of PixelGen with its class tokens, and of PixelFlow's last stage.
-LENGTHS = {256: 32, 288: 32, 4096: 4}
+# Images of PixNerd, of PixelGen with its class tokens, and of PixelFlow's last stages.
+LENGTHS = {256: 32, 288: 32, 1024: 4, 4096: 4}
+FAST_WIDTHS = (64, 128)  # of heads, which the newest kernels are written for
+PADDED_WIDTHS = (80, 96, 128)  # what heads of 72 can be padded to
 # A title, images, and the tokens of an image in every group.
 BLOCKS = (
     ("pixnerd 32", 32, (256,)),
@@ -68,16 +64,6 @@ def normal(*shapes: tuple[int, ...], dtype: str = "bfloat16") -> tuple[Array, ..
     keys = jax.random.split(jax.random.key(0), len(shapes))
     pairs = zip(keys, shapes, strict=True)
     return tuple(jax.random.normal(key, s).astype(dtype) for key, s in pairs)
-
-
-def with_gradient(function: Callable, outs: int = 1) -> Callable[..., tuple]:
-    """A function of the inputs and `outs` cotangents: the result and all gradients."""
-
-    def both(*inputs: Array) -> tuple:
-        out, pull = jax.vjp(function, *inputs[:-outs])
-        return out, pull(jax.tree.unflatten(jax.tree.structure(out), inputs[-outs:]))
-
-    return both
 
 
 def products() -> Iterator[tuple[str, Entry]]:
@@ -110,26 +96,55 @@ def _product_gradients(x: Array, weight: Array, cotangent: Array) -> tuple:
 
 def attentions() -> Iterator[tuple[str, Entry]]:
     """Attention at the models' lengths, forward alone and with its gradients."""
-    attend = {
-        name: functools.partial(jax.nn.dot_product_attention, implementation=name)
-        for name in ("xla", "cudnn")
-    }
-    both = {name: with_gradient(function) for name, function in attend.items()}
     for length, batch in LENGTHS.items():
-        shape = (batch, length, HEADS, HEAD_WIDTH)
-        flops = 4.0 * batch * length**2 * HEADS * HEAD_WIDTH
-        for title, number, variants, passes in (
-            ("forward", 3, attend, 1),
-            ("forward and backward", 4, both, 3),
-        ):
-            yield (
-                f"attention {length} {title}",
-                Entry(
-                    inputs=functools.partial(normal, *[shape] * number),
-                    variants=variants,
-                    flops=passes * flops,
-                ),
-            )
+        for width in (HEAD_WIDTH, *FAST_WIDTHS):
+            variants = _attentions_of(width)
+            both = {name: with_gradient(attend) for name, attend in variants.items()}
+            shape = (batch, length, HEADS, width)
+            flops = 4.0 * batch * length**2 * HEADS * width
+            for title, number, functions, passes in (
+                ("forward", 3, variants, 1),
+                ("forward and backward", 4, both, 3),
+            ):
+                yield (
+                    f"attention {length} x {width} {title}",
+                    Entry(
+                        inputs=functools.partial(normal, *[shape] * number),
+                        variants=functions,
+                        flops=passes * flops,
+                    ),
+                )
+
+
+def _attentions_of(width: int) -> dict[str, Callable]:
+    """Who can compute attention, and at which width of its heads."""
+    by_name = functools.partial
+    found = {
+        name: by_name(jax.nn.dot_product_attention, implementation=name)
+        for name in ("cudnn", "xla")
+    }
+    wider = [w for w in PADDED_WIDTHS if w > width]
+    found |= {f"cudnn at {w}": by_name(_padded, found["cudnn"], w) for w in wider}
+    if importlib.util.find_spec("tokamax"):
+        for w in [width, *wider]:
+            found[f"tokamax at {w}"] = by_name(_padded, _mosaic, w)
+    return found
+
+
+def _padded(attend: Callable, width: int, q: Array, k: Array, v: Array) -> Array:
+    """Attention of heads that zeros make `width` wide, which changes no result."""
+    narrow, wide = q.shape[-1], ((0, 0), (0, 0), (0, 0), (0, width - q.shape[-1]))
+    out = attend(*(jnp.pad(a, wide) for a in (q, k, v)), scale=narrow**-0.5)
+    return out[..., :narrow]
+
+
+def _mosaic(q: Array, k: Array, v: Array, scale: float) -> Array:
+    """Flash attention as tokamax writes it for Mosaic."""
+    import tokamax
+
+    return tokamax.dot_product_attention(
+        q, k, v, scale=scale, implementation="mosaic_gpu"
+    )
 
 
 def neural_fields() -> Iterator[tuple[str, Entry]]:
@@ -138,7 +153,7 @@ def neural_fields() -> Iterator[tuple[str, Entry]]:
     shapes = [(patches, pixels, width), (patches, 2 * width * hidden)]
     flops = 4.0 * patches * pixels * width * hidden
     forward = {
-        name: functools.partial(_field, Kernels(field=choice))
+        name: functools.partial(field, Kernels(field=choice))
         for name, choice in (("xla", "xla"), ("kernel", "pallas"))
     }
     both = {name: with_gradient(function) for name, function in forward.items()}
@@ -156,13 +171,6 @@ def neural_fields() -> Iterator[tuple[str, Entry]]:
     )
 
 
-def _field(kernels: Kernels, z: Array, weights: Array) -> Array:
-    gain = jnp.ones(z.shape[-1], jnp.float32)
-    mlp = GeneratedMLP(weights[None], z.shape[-1], (True, True))
-    with choose(kernels):
-        return neural_field(z[None], gain, mlp)[0]
-
-
 def blocks() -> Iterator[tuple[str, Entry]]:
     """What lies between a block's products: the compiler's work and our kernels."""
     for title, batch, lengths in BLOCKS:
@@ -171,10 +179,11 @@ def blocks() -> Iterator[tuple[str, Entry]]:
         tokens, wide = (batch, n, WIDTH), (batch, n, HIDDEN)
         modulation = [(batch, 6 * WIDTH)] * len(lengths)
         heads = [(batch, n, HEADS, HEAD_WIDTH)] * 3
+        normed = functools.partial(qkv, HEADS)
         kinds = {
-            "adaln residual": (_adaln, [tokens, tokens, *modulation], [tokens] * 2),
-            "qkv norm rope": (_qkv, [(batch, n, 3 * WIDTH)], heads),
-            "activate and project": (_swiglu, [wide, wide, (HIDDEN, WIDTH)], [tokens]),
+            "adaln residual": (adaln, [tokens, tokens, *modulation], [tokens] * 2),
+            "qkv norm rope": (normed, [(batch, n, 3 * WIDTH)], heads),
+            "activate and project": (swiglu, [wide, wide, (HIDDEN, WIDTH)], [tokens]),
         }
         for name, (function, shapes, outs) in kinds.items():
             forward = {
@@ -187,30 +196,6 @@ def blocks() -> Iterator[tuple[str, Entry]]:
             inputs = functools.partial(normal, *shapes, *outs)
             name = f"{name} {title} forward and backward"
             yield name, Entry(inputs=inputs, variants=both)
-
-
-def _adaln(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
-    x, branch, *modulation = arrays
-    ones = jnp.ones(WIDTH, jnp.float32)
-    residual, adaln = Residual(branch, ones, GATE1), AdaLN(ones, SHIFT2, SCALE2)
-    with choose(kernels):
-        return adaln_residual(x, tuple(modulation), packing, residual, adaln)
-
-
-def _qkv(packing: Packing, kernels: Kernels, qkv: Array) -> tuple[Array, ...]:
-    ones = jnp.ones(HEAD_WIDTH, jnp.float32)
-    angles = jnp.linspace(0.0, 9.0, sum(packing.lengths) * HEAD_WIDTH // 2)
-    angles = angles.reshape(-1, HEAD_WIDTH // 2)
-    rope = (jnp.cos(angles), jnp.sin(angles))
-    with choose(kernels):
-        return qkv_norm_rope(qkv, packing, heads=HEADS, gains=(ones, ones), rope=rope)
-
-
-def _swiglu(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple[Array]:
-    gate, up, matrix = arrays
-    biases = (jnp.ones(HIDDEN, jnp.float32),) * 2
-    with choose(kernels):
-        return (activate_and_project("swiglu", (gate, up), biases, matrix, packing),)
 
 
 ENTRIES: dict[str, Entry] = {**dict(products()), **dict(attentions())}

@@ -5,8 +5,9 @@ processes change the speed but never the pictures.
 """
 
 import dataclasses
-import hashlib
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -15,9 +16,11 @@ import numpy as np
 from absl import flags
 
 from pixelflow_jax import values
+from pixelflow_jax.data import fingerprint
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.fitness import size_warnings
+from pixelflow_jax.data.parent import end_with
 from pixelflow_jax.data.plan import (
     Batching,
     Bucket,
@@ -30,15 +33,14 @@ from pixelflow_jax.data.source import (
     Source,
     SourceConfig,
     Split,
-    class_changes,
-    spread_captions,
 )
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
 from pixelflow_jax.errors import DataError
 from pixelflow_jax.values import Natural, Pixels, Processes, Range, Share
 
 LOG = logging.getLogger(__name__)
-CLASSES = "class_names"  # in a fingerprint: what the labels of a run mean
+_LISTED = [np.empty(0)]
+ALONE = sys.getrefcount(_LISTED[0])  # the count of an array that only a list refers to
 MIN_SEEN = 100  # records to look at before the share of unreadable ones counts
 
 
@@ -128,9 +130,9 @@ class Data:
         """This process's part of every global batch, from batch number `start` on.
 
         Yields {"image": float32 [b, height, width, 3] in [-1, 1], "label": int32 [b]}
-        with b = batch_size / process_count; the parts of all processes, in their order,
-        make the same global batch for any number of processes. `caption_encoder` adds
-        what it makes of each record's caption: of several, one drawn anew every epoch.
+        of this process's parts; all parts of a batch, in their order, make the same
+        global batch for any number of processes. `caption_encoder` adds what it makes
+        of each record's caption: of several, one drawn anew every epoch.
         With `batching.repeat` it never ends and each epoch is shuffled anew. Without,
         it is one pass for evaluation: images are not mirrored, random crops take the
         middle, captions are the first, the last batch is filled up from the beginning
@@ -145,11 +147,11 @@ class Data:
         batches = self._prefetched(plan.batches(prepare, collate, start))
         captions = None
         if caption_encoder is not None:
-            captions = _captions_digest(source, caption_encoder)
-        fingerprint = self._fingerprint(plan, source, captions)
+            captions = fingerprint.of_captions(source, caption_encoder)
+        own = self._fingerprint(plan, source, captions)
         for warning in size_warnings(source, plan.buckets, batching):
             LOG.warning("%s", warning)
-        return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)
+        return BatchLoader(batches, plan, own, start, self.max_corrupt)
 
     def _fingerprint(
         self, plan: Plan, source: Source, captions: str | None
@@ -158,7 +160,7 @@ class Data:
             "source": type(self.source).__name__,
             "split": plan.batching.split,
             "length": plan.length,
-            CLASSES: list(source.class_names),
+            **fingerprint.of_source(source),
             "seed": plan.batching.seed,
             "batch_size": plan.batching.batch_size,
             "image_size": self.image_size,
@@ -183,10 +185,10 @@ class Data:
             options = grain.MultiprocessingOptions(
                 num_workers=self.workers, per_worker_buffer_size=self.prefetch
             )
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, _Worker(os.getpid()))
         # Only bytes cross between processes; a thread here makes them floats.
         return grain.experimental.ThreadPrefetchIterDataset(
-            dataset.map(_to_float), prefetch_buffer_size=self.prefetch
+            dataset.map(_ToFloat(self.prefetch + 3)), prefetch_buffer_size=self.prefetch
         )
 
     def _check(self, batching: Batching, start: int) -> None:
@@ -210,12 +212,12 @@ class BatchLoader:
         self,
         batches: grain.IterDataset,
         plan: Plan,
-        fingerprint: dict[str, Any],
+        own_fingerprint: dict[str, Any],
         start: int,
         max_corrupt: float,
     ):
         self._batches: grain.DatasetIterator | None = iter(batches)
-        self._plan, self._fingerprint = plan, fingerprint
+        self._plan, self._fingerprint = plan, own_fingerprint
         self._next, self._max_corrupt = start, max_corrupt
         self._seen, self._corrupt = 0, 0
         self._reasons: dict[str, None] = {}  # an ordered set
@@ -259,23 +261,21 @@ class BatchLoader:
         """Where it stands, for a checkpoint: JSON of the next batch's number."""
         return {"next_batch": self._next, "fingerprint": dict(self._fingerprint)}
 
-    def check(self, state: dict[str, Any]) -> None:
-        """Raises DataError where a saved state belongs to other data or settings."""
-        saved = state["fingerprint"]  # of an earlier version: it may hold less
-        own = self._fingerprint
-        changes = [
-            f"{name} was {saved[name]!r} and is {own.get(name)!r}"
-            for name in sorted(saved)
-            if saved[name] != own.get(name) and name != CLASSES
-        ]
-        if saved.get(CLASSES, own[CLASSES]) != own[CLASSES]:
-            changed = class_changes(saved[CLASSES], own[CLASSES])
-            changes.append(f"the classes are not those of then ({changed})")
-        if changes:
-            raise DataError(
-                f"The checkpoint was made with other data: {'; '.join(changes)}. "
-                "Restore these settings to continue it, or start in a new folder."
-            )
+    def check(self, state: dict[str, Any], allowed: Sequence[str] = ()) -> None:
+        """Raises DataError where a saved state belongs to other data or settings.
+
+        `allowed` are parts of the fingerprint that may differ, as "data.records", or
+        all of them: "data".
+        """
+        changes = fingerprint.changes(state["fingerprint"], self._fingerprint)
+        names = [f"data.{name}" for name in changes]
+        if "data" in allowed or not set(names) - set(allowed):
+            return
+        raise DataError(
+            f"The checkpoint was made with other data: {'; '.join(changes.values())}. "
+            "Restore them to continue it, or start in a new folder. If the change is "
+            f'meant: --config.checkpoint.allow="({", ".join(map(repr, names))},)".'
+        )
 
     def close(self) -> None:
         """Ends the workers; the loader yields nothing more."""
@@ -307,25 +307,44 @@ class BatchLoader:
             )
 
 
-def saved_class_names(state: dict[str, Any]) -> tuple[str, ...] | None:
-    """The class names of the run that a loader's state belongs to, in label order.
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """What a worker process does before anything else."""
 
-    None for the state of an earlier version, which did not keep them.
+    parent: int
+
+    def __call__(self, index: int, count: int) -> None:
+        end_with(self.parent)
+
+
+class _ToFloat:
+    """Turns the images of batches from bytes to floats, in memory of earlier batches.
+
+    To get fresh memory from the system takes as long as to fill it. An array is used
+    again when nobody else refers to it: neither a batch, nor a view, nor a transfer to
+    a device.
     """
-    names = state["fingerprint"].get(CLASSES)
-    return None if names is None else tuple(names)
 
+    def __init__(self, most: int):
+        self._most = most
+        self._arrays: list[np.ndarray] = []
 
-def _captions_digest(source: Source, encoder: CaptionEncoder) -> str:
-    """What tells this encoder and these captions from others: shapes and a digest."""
-    entries = encoder(spread_captions(source, 1))
-    shapes = [f"{name} {a.dtype}{list(a.shape[1:])}" for name, a in entries.items()]
-    content = b"".join(np.ascontiguousarray(a).tobytes() for a in entries.values())
-    return f"{', '.join(shapes)}, {hashlib.sha256(content).hexdigest()[:12]}"
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        # Copies: what a worker sent lies in shared memory that must not outlive it.
+        unreadable, pixels = batch.pop("unreadable"), np.asarray(batch.pop("image"))
+        image = normalise(pixels, self._array(pixels.shape))
+        copies = {name: np.array(array) for name, array in batch.items()}
+        return {"unreadable": unreadable, "image": image, **copies}
 
-
-def _to_float(batch: dict[str, Any]) -> dict[str, Any]:
-    # Copies: what came from a worker lies in shared memory that must not outlive it.
-    unreadable, image = batch.pop("unreadable"), normalise(np.asarray(batch["image"]))
-    copies = {name: np.array(array) for name, array in batch.items() if name != "image"}
-    return {"unreadable": unreadable, "image": image, **copies}
+    def _array(self, shape: tuple[int, ...]) -> np.ndarray:
+        for number in range(len(self._arrays)):
+            if sys.getrefcount(self._arrays[number]) <= ALONE:
+                array = self._arrays.pop(number)
+                if array.shape == shape:
+                    break
+                # Of another bucket: its memory is free from here on.
+                return self._array(shape)
+        else:
+            array = np.empty(shape, np.float32)
+        self._arrays = [*self._arrays, array][-self._most :]
+        return array

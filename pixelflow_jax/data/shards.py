@@ -11,9 +11,10 @@ and images of one shape without decoding.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import msgpack
 import numpy as np
@@ -21,6 +22,7 @@ from array_record.python import array_record_module  # pyright: ignore (compiled
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.decoding import MAX_PIXELS, PixelLimit
+from pixelflow_jax.data.fingerprint import spread
 from pixelflow_jax.data.index import (
     IndexedFile,
     IndexFormat,
@@ -39,7 +41,7 @@ from pixelflow_jax.data.source import (
     decode_image,
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
-from pixelflow_jax.paths import local_path
+from pixelflow_jax.remote import readable_path, staged_digest
 from pixelflow_jax.values import Place
 
 FORMAT = IndexFormat(
@@ -91,6 +93,7 @@ class IndexedShard(IndexedFile):
     sizes: list[tuple[int, int]]
     captions: int
     bare: int
+    digest: NotRequired[str]  # `digests.SUMS`; earlier versions wrote none
 
 
 class DatasetIndex(TypedDict):
@@ -111,7 +114,8 @@ class Shards(SourceConfig):
     """Shards written by `python -m pixelflow_jax.prepare shards`.
 
     `path` holds `train` and perhaps `test`, or is itself the folder of the train
-    split; `test_path` names a test split elsewhere, of the same classes. An image of
+    split; `test_path` names a test split elsewhere, of the same classes. Folders of
+    gs:// and s3:// are brought to this machine. An image of
     more than `max_pixels` counts as unreadable. Raises DataError where a split or a
     shard is missing, dataset.json does not fit its shards, or the classes of the two
     splits are not the same.
@@ -141,9 +145,9 @@ class Shards(SourceConfig):
             )
 
     def _folder(self, split: Split) -> Path:
-        root = local_path(self.path, "The folder of shards", DataError)
+        root = readable_path(self.path, "The folder of shards", DataError)
         if split == "test" and self.test_path:
-            elsewhere = local_path(self.test_path, "test_path", DataError)
+            elsewhere = readable_path(self.test_path, "test_path", DataError)
             places = [elsewhere, elsewhere / "test", elsewhere / "train"]
             return next((p for p in places if (p / FORMAT.name).is_file()), elsewhere)
         if (root / split / FORMAT.name).is_file():
@@ -177,6 +181,7 @@ class ShardSource:
         self._max_pixels = max_pixels
         self.shards = {shard["file"]: shard["count"] for shard in shards}
         self._files = record_files(folder, shards)
+        self._identity = [f"{s['file']} {s['bytes']} {s['count']}" for s in shards]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -190,6 +195,18 @@ class ShardSource:
             "name": record.name,
             "origin": record.origin,
         }
+
+    def identity(self) -> Iterator[str]:
+        """Each shard's name, bytes and count, all labels, and a few of its records."""
+        yield from self._identity
+        yield hashlib.sha256(self.labels.tobytes()).hexdigest()
+        for index in spread(len(self)):
+            try:
+                record = self.stored(index)
+            except UnreadableImage:
+                yield "unreadable"
+            else:
+                yield f"{record.name} {hashlib.sha256(record.image).hexdigest()}"
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions of a record, without decoding its image."""
@@ -273,6 +290,13 @@ def _load_index(folder: Path) -> dict[str, Any]:
         problem = repr(error)
     if problem:
         raise damaged(folder / FORMAT.name, problem, FORMAT)
+    for shard in index["shards"]:
+        brought, written = staged_digest(folder / shard["file"]), shard.get("digest")
+        if brought and written and brought != written:
+            raise DataError(
+                f"{folder / shard['file']} holds other bytes than were written: it "
+                "was damaged in the store or on its way there. Copy it there again."
+            )
     return index
 
 

@@ -5,11 +5,14 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from pixelflow_jax import config_overrides
+from pixelflow_jax.data.encoded import EncodedSource
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.transforms import CenterCrop
@@ -90,7 +93,7 @@ def test_processes_share_the_same_global_batch(folder, processes, repeat):
     data = make_data(folder)
     expected = take(data, 3, repeat=repeat)
     parts = [
-        take(data, 3, repeat=repeat, process_index=i, process_count=processes)
+        take(data, 3, repeat=repeat, parts=(i,), part_count=processes)
         for i in range(processes)
     ]
     joined = [
@@ -98,6 +101,31 @@ def test_processes_share_the_same_global_batch(folder, processes, repeat):
         for k in range(3)
     ]
     assert_same(joined, expected)
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+@pytest.mark.parametrize("parts", [(0, 1, 4, 5), (0, 3)])
+def test_parts_that_lie_apart_are_rows_of_the_same_batch(folder, parts, repeat):
+    """Of a host whose devices are no neighbours in the mesh."""
+    data, size = make_data(folder), 16 // 8
+    whole = take(data, 2, batch_size=16, repeat=repeat)
+    mine = take(data, 2, batch_size=16, parts=parts, part_count=8, repeat=repeat)
+    rows = [part * size + i for part in parts for i in range(size)]
+    assert_same(mine, [{k: a[rows] for k, a in batch.items()} for batch in whole])
+
+
+def test_no_process_reads_images_of_another(folder, monkeypatch):
+    """The pass is one batch of 24; its last three rows are the first ones again."""
+    read, fetch = [], EncodedSource.__getitem__
+    note = lambda self, number: read.append(number) or fetch(self, number)
+    monkeypatch.setattr(EncodedSource, "__getitem__", note)
+    seen = []
+    for parts in ((0, 3), (1, 2)):
+        read.clear()
+        options = {"batch_size": 24, "repeat": False, "shuffle": False}
+        take(make_data(folder), 1, parts=parts, part_count=4, **options)
+        seen.append(sorted(read))
+    assert seen == [[0, 0, 1, 1, 2, 2, 3, 4, 5, 18, 19, 20], [*range(6, 18)]]
 
 
 @pytest.mark.parametrize("start", [0, 1, 6, 40])
@@ -270,9 +298,14 @@ def test_other_failures_are_explained(folder):
 @pytest.mark.parametrize(
     ("fields", "options", "message"),
     [
-        ({}, {"process_count": 3}, "batch_size 8 must be a positive multiple of the 3"),
+        ({}, {"part_count": 3}, "batch_size 8 must be a positive multiple of the 3"),
         ({}, {"batch_size": 0}, "batch_size 0 must be"),
-        ({}, {"process_index": 2, "process_count": 2}, "process_index 2 must be below"),
+        (
+            {},
+            {"parts": (2,), "part_count": 2},
+            r"parts \(2,\) must ascend and lie below",
+        ),
+        ({}, {"parts": (1, 0), "part_count": 2}, r"parts \(1, 0\) must ascend"),
         ({}, {"seed": -1}, "seed must be at least 0"),
         ({}, {"seed": 2**32}, "seed must be at least 0 and below"),
         ({}, {"start": -1}, "start=-1 must be a whole"),
@@ -310,7 +343,7 @@ def test_a_loader_can_change_the_number_of_processes(folder):
     with open_loader(data, split="train", batch_size=8, seed=3) as loader:
         state = loader.state()
     with open_loader(
-        data, split="train", batch_size=8, seed=3, process_count=4, process_index=1
+        data, split="train", batch_size=8, seed=3, part_count=4, parts=(1,)
     ) as loader:
         loader.check(state)
 
@@ -336,6 +369,7 @@ def test_the_command_line_overrides_every_node():
 
 SCRIPT = """
 import sys
+from pixelflow_jax.data.encoded import EncodedSource
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.plan import Batching
@@ -379,3 +413,23 @@ def is_checkout(path):
 
 def test_unreadable_images_are_data_errors():
     assert issubclass(UnreadableImage, DataError) and issubclass(DataError, ValueError)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_memory_is_used_again_only_where_nobody_refers_to_it(folder, workers):
+    data = make_data(folder, workers=workers)
+    options = {"split": "train", "batch_size": 4, "seed": 0}
+    with open_loader(data, **options) as loader:
+        expected = [next(loader)["image"].copy() for _ in range(24)]
+    with open_loader(data, **options) as loader:
+        whole = [next(loader)["image"] for _ in range(6)]
+        views = [next(loader)["image"][1:, :, ::-1] for _ in range(6)]
+        arrays = [jnp.asarray(next(loader)["image"]) for _ in range(6)]  # no copies
+        placed = [jax.device_put(next(loader)["image"]) for _ in range(6)]
+        places = {next(loader)["image"].ctypes.data for _ in range(20)}
+    assert len(places) < 10
+    for k in range(6):
+        np.testing.assert_array_equal(whole[k], expected[k])
+        np.testing.assert_array_equal(views[k], expected[6 + k][1:, :, ::-1])
+        np.testing.assert_array_equal(arrays[k], expected[12 + k])
+        np.testing.assert_array_equal(placed[k], expected[18 + k])
