@@ -11,7 +11,7 @@ import typing
 
 from absl import app, flags
 
-from pixelflow_jax import backend, config_overrides, distributed, validate
+from pixelflow_jax import backend, config_overrides, distributed, peers, validate
 from pixelflow_jax.cli import (
     arguments,
     blame,
@@ -127,10 +127,11 @@ def _pipeline(workdir: pathlib.Path, changes: list[str]) -> Pipeline:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point; exits with 1 and one paragraph on errors a user can mend."""
+    """Entry point; ends with a paragraph and its code on errors a user can mend."""
     changes, _ = config_overrides.split(argv)
     backend.configure()
-    with distributed.leaving(), refusing(shared.OUT.value or shared.WORKDIR.value):
+    folder = shared.OUT.value or shared.WORKDIR.value
+    with distributed.leaving(), refusing(folder), peers.telling():
         processes.start(MODE.value)  # before anything asks for devices
         RUNS[MODE.value](changes)
 

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import pathlib
+import sys
 
 import jax
 from absl import flags
 
 from pixelflow_jax import backend, build
 from pixelflow_jax.cli import estimate, extending, shared
-from pixelflow_jax.errors import ConfigError, UserError
+from pixelflow_jax.errors import STOPPED, ConfigError, UserError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.pretrained.initial import initial_weights
 from pixelflow_jax.training.loop import train
@@ -39,8 +40,8 @@ def run_training(
 ) -> None:
     """Train `config` in `workdir` to its end, or to the next signal.
 
-    `extend` is for a run that has begun (`extending.resumed`); `yes` lets what is
-    enormous begin.
+    Ends the program with `errors.STOPPED` after a signal. `extend` is for a run that
+    has begun (`extending.resumed`); `yes` lets what is enormous begin.
     """
     window = Window.parse(PROFILE.value) if PROFILE.value else None
     config = extending.resumed(config, workdir, extend)
@@ -51,7 +52,9 @@ def run_training(
     run = dataclasses.replace(build.training_run(config, start), profile=window)
     shared.writable(workdir)
     backend.keep_programs()
-    train(run, workdir)
+    state = train(run, workdir)
+    if int(state.step) < config.steps:
+        sys.exit(STOPPED)
     if jax.process_index() == 0:
         print(f"Checkpoints, curves and previews are in {workdir}.")
 
