@@ -118,10 +118,10 @@ def measured(model: str, sizes: tuple, arguments: argparse.Namespace) -> dict:
     params = jax.tree.map(draw, build.network(config).shapes())
     side = config.data.image_size
     generator = build.generator(config, side, side)
-    with build.open_data(config, 0) as loader:
-        batch = next(loader)
-    names = set(config.conditioner.example(1))
-    given = {k: np.repeat(batch[k][:1], 4, 0) for k in names}
+    reader = config.conditioner.caption_encoder()
+    given = {"label": np.arange(4, dtype=np.int32) % 3}
+    if reader is not None:
+        given = reader(("a red apple", "a cat, asleep", "a flag", ""))
     frozen = config.conditioner.load()
     images = generator(Weights(params, frozen), given).images
     loss = build.heldout_loss(config, params, 16)
