@@ -28,7 +28,7 @@ from pixelflow_jax.cli import (
 from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.cli.terminal import accept_every_text, give_up, refusing
 from pixelflow_jax.config_files import EXAMPLE, load_config
-from pixelflow_jax.errors import ConfigError, PipelineError
+from pixelflow_jax.errors import STOPPED, ConfigError, PipelineError
 from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained.pipeline import Pipeline
 
@@ -49,7 +49,8 @@ def _train(changes: list[str]) -> None:
         config = extending.shrunk(config)
     processes.agree(config)
     extend = typing.cast(extending.Kind | None, train.EXTEND.value)
-    train.run_training(config, workdir, extend, shared.YES.value)
+    if not train.run_training(config, workdir, extend, shared.YES.value):
+        sys.exit(STOPPED)
 
 
 def _sample(changes: list[str]) -> None:

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import pathlib
-import sys
 
 import jax
 from absl import flags
 
 from pixelflow_jax import backend, build
 from pixelflow_jax.cli import estimate, extending, shared
-from pixelflow_jax.errors import STOPPED, ConfigError, UserError
+from pixelflow_jax.errors import ConfigError, UserError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.pretrained.initial import initial_weights
 from pixelflow_jax.training.loop import train
@@ -37,11 +36,11 @@ def run_training(
     workdir: pathlib.Path,
     extend: extending.Kind | None = None,
     yes: bool = False,
-) -> None:
+) -> bool:
     """Train `config` in `workdir` to its end, or to the next signal.
 
-    Ends the program with `errors.STOPPED` after a signal. `extend` is for a run that
-    has begun (`extending.resumed`); `yes` lets what is enormous begin.
+    Returns whether it came to its end. `extend` is for a run that has begun
+    (`extending.resumed`); `yes` lets what is enormous begin.
     """
     window = Window.parse(PROFILE.value) if PROFILE.value else None
     config = extending.resumed(config, workdir, extend)
@@ -54,9 +53,10 @@ def run_training(
     backend.keep_programs()
     state = train(run, workdir)
     if int(state.step) < config.steps:
-        sys.exit(STOPPED)
+        return False
     if jax.process_index() == 0:
         print(f"Checkpoints, curves and previews are in {workdir}.")
+    return True
 
 
 def _check_data(config: Experiment) -> None:
