@@ -11,7 +11,14 @@ import typing
 
 from absl import app, flags
 
-from pixelflow_jax import backend, config_overrides, distributed, peers, validate
+from pixelflow_jax import (
+    backend,
+    config_overrides,
+    distributed,
+    peers,
+    remote,
+    validate,
+)
 from pixelflow_jax.cli import (
     arguments,
     blame,
@@ -149,6 +156,8 @@ def main(argv: list[str]) -> None:
     backend.configure()
     folder = shared.OUT.value or shared.WORKDIR.value
     with distributed.leaving(), refusing(folder), peers.telling():
+        if shared.CACHE_DIR.value:
+            remote.use_cache(shared.CACHE_DIR.value)
         processes.start(MODE.value)  # before anything asks for devices
         RUNS[MODE.value](changes)
 
