@@ -37,11 +37,12 @@ def run_training(
     extend: extending.Kind | None = None,
     yes: bool = False,
     profile: str = "",
-) -> None:
+) -> bool:
     """Train `config` in `workdir` to its end, or to the next signal.
 
-    `extend` is for a run that has begun (`extending.resumed`); `yes` lets what is
-    enormous begin; `profile` are steps to trace, as START:STOP.
+    Returns whether it came to its end. `extend` is for a run that has begun
+    (`extending.resumed`); `yes` lets what is enormous begin; `profile` are steps to
+    trace, as START:STOP.
     """
     window = Window.parse(profile) if profile else None
     config = extending.resumed(config, workdir, extend)
@@ -52,9 +53,12 @@ def run_training(
     run = dataclasses.replace(build.training_run(config, start), profile=window)
     shared.writable(workdir)
     backend.keep_programs()
-    train(run, workdir)
+    state = train(run, workdir)
+    if int(state.step) < config.steps:
+        return False
     if jax.process_index() == 0:
         print(f"Checkpoints, curves and previews are in {workdir}.")
+    return True
 
 
 def _check_data(config: Experiment) -> None:
