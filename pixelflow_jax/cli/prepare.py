@@ -1,26 +1,19 @@
 """Prepares and shows data: `pixelflow prepare --help`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from pixelflow_jax import config_overrides
-from pixelflow_jax.cli import basis
-from pixelflow_jax.cli.parser import Parser, at_least, between, nonempty
+from pixelflow_jax.cli import basis, emoji_styles, shard_flags
+from pixelflow_jax.cli.parser import Parser, at_least, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
 from pixelflow_jax.cli.terminal import accept_every_text, complain, told
 from pixelflow_jax.data.images import save_png
-from pixelflow_jax.data.prepare.shard_writer import (
-    FORMATS,
-    Encoding,
-    ShardOptions,
-    write_shards,
-)
-from pixelflow_jax.data.source import SPLITS
+from pixelflow_jax.data.prepare.shard_writer import FORMATS, Encoding
 from pixelflow_jax.errors import DataError, UserError
 from pixelflow_jax.paths import local_path, printable
 
@@ -28,10 +21,11 @@ COMMAND = "pixelflow prepare"
 EXAMPLES = f"""examples:
   {COMMAND} preview ~/photos look.png
   {COMMAND} shards ~/photos /data/photos --size 256
+  {COMMAND} emoji-styles /data/styles --size 64 --packages *.tgz
   {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256
 
-A killed `shards` or `text-features` continues where it stopped when the same command is
-run again. `{COMMAND} shards --help` lists the flags of `shards`, and so on.
+A killed `shards`, `emoji-styles` or `text-features` continues where it stopped when the
+same command is run again. `{COMMAND} shards --help` lists the flags of `shards`, and so on.
 """
 OF_SHARDS = f"""examples:
   {COMMAND} shards ~/imagenet/train /data/imagenet256 --size 256
@@ -83,31 +77,9 @@ def run_shards(arguments: argparse.Namespace) -> None:
         format=arguments.format or ("keep" if size is None else "png"),
         quality=arguments.quality,
     )
-    options = ShardOptions(
-        shards=arguments.shards,
-        workers=arguments.workers,
-        max_corrupt=arguments.max_corrupt,
-        overwrite=arguments.overwrite,
-    )
     folder = local_path(out, "OUT", DataError)
     config = arguments.source(arguments, path, arguments.holdout)
-    print("Listing the images ...", flush=True)
-    indices = write_shards(
-        {
-            split: config.open(split, size or 0)
-            for split in (SPLITS if arguments.holdout > 0 else SPLITS[:1])
-        },
-        folder,
-        encoding,
-        description=repr(config),
-        options=options,
-    )
-    for split, index in indices.items():
-        print(
-            f"{split}: {index['count']} images in {len(index['shards'])} shards, "
-            f"{index['captions']} captions, {index['bare']} images without, "
-            f"{index['unreadable']} images left out"
-        )
+    shard_flags.write(config, folder, encoding, arguments)
     print(f"Ready: Shards(path={out!r})")
 
 
@@ -188,7 +160,7 @@ def _source_and_out(
 
 def _parser() -> Parser:
     parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
-    names = "{shards,preview,basis,text-features}"
+    names = "{shards,emoji-styles,preview,basis,text-features}"
     commands = parser.add_subparsers(required=True, metavar=names)
     shards = commands.add_parser(
         "shards",
@@ -199,6 +171,8 @@ def _parser() -> Parser:
     shards.set_defaults(run=run_shards, parser=shards)
     add_source(shards, "SOURCE_FOLDER OUT", written=False)
     _add_shard_options(shards)
+    styles = emoji_styles.add_parser(commands)
+    styles.set_defaults(run=emoji_styles.run, parser=styles)
     preview = commands.add_parser(
         "preview",
         help="write a grid of examples as PNG and count the classes",
@@ -255,38 +229,8 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
         help="cut nothing off: --size is the short side, for aspect-ratio buckets",
     )
     add(
-        "--shards",
-        type=at_least(0),
-        default=0,
-        help="train shards (default, 0: one per 1000 images)",
-    )
-    add(
-        "--workers",
-        type=count,
-        default=min(16, os.cpu_count() or 1),
-        help="processes (%(default)s)",
-    )
-    add(
-        "--holdout",
-        type=between(0.0, 1.0),
-        default=0.0,
-        help="share kept for OUT/test, by a hash of the name (%(default)s)",
-    )
-    add(
         "--format",
         choices=FORMATS,
         help="png with --size; without, keep: the files as they are",
     )
-    add(
-        "--quality",
-        type=at_least(1),
-        default=95,
-        help="of JPEG and WebP (%(default)s; WebP 100 is lossless)",
-    )
-    add(
-        "--max-corrupt",
-        type=between(0.0, 1.0),
-        default=0.01,
-        help="fail when more than this share cannot be used (%(default)s)",
-    )
-    add("--overwrite", action="store_true", help="discard earlier shards in OUT")
+    shard_flags.add_shard_flags(parser, holdout=0.0)
