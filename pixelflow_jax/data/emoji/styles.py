@@ -62,8 +62,8 @@ class EmojiStyles(SourceConfig):
 
     `holdout` is the share of subjects kept for the test split, those that `Emoji`
     keeps, too. All styles and skin tones of a subject are on one side, and what a set
-    draws like a held-out one (`lookalikes`) is in neither. Raises DataError for packages that are
-    absent, damaged, or of pictures smaller than the size.
+    draws like a held-out one (`lookalikes`) is in neither. Raises DataError for
+    packages that are absent, damaged, or of pictures smaller than the size.
     """
 
     packages: tuple[Place, ...] = ()
@@ -249,6 +249,7 @@ def _check_size(pictures: Pictures | None, image_size: int) -> None:
         others = [k for k in KINDS if k.style == pictures.kind.style and not k.side]
         instead = f", or give the package of {others[0].to_get()}" if others else ""
         raise DataError(
-            f"{pictures.kind.name} holds pictures of {side} x {side} pixels, and --size "
-            f"asks for {image_size}: lower --size, leave the package out{instead}."
+            f"{pictures.kind.name} holds pictures of {side} x {side} pixels, and "
+            f"--size asks for {image_size}: lower --size, leave the package out"
+            f"{instead}."
         )
