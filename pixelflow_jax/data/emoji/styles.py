@@ -127,7 +127,8 @@ class EmojiStyles(SourceConfig):
                     f"{' or '.join(commands)}, and name the file that it writes "
                     "with --packages."
                 )
-        chosen = [s for s in STYLES if s in given and s in (self.styles or STYLES)]
+        wanted = self.styles or STYLES
+        chosen: list[Style] = [s for s in STYLES if s in given and s in wanted]
         for style in chosen:
             _check_size(given[style], image_size)
         return {style: given[style] for style in chosen}
