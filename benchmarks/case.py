@@ -7,11 +7,11 @@ import re
 
 from benchmarks import harness, layouts, work
 from pixelflow_jax import build as builders
-from pixelflow_jax.cli.sample import SOLVERS
 from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.interface import Network
+from pixelflow_jax.sampling.choices import SOLVERS
 from pixelflow_jax.sharding import AXES
 from pixelflow_jax.validate import validate
 

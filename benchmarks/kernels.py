@@ -13,6 +13,7 @@ value. Several entries share a process; one that kills it costs its own rows alo
 import argparse
 import fnmatch
 import functools
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -53,8 +54,10 @@ LAYERS = {
     "down": (HIDDEN, WIDTH),
     "generator": (WIDTH, 64 * 128),
 }
-# Images of PixNerd, of PixelGen with its class tokens, and of PixelFlow's last stage.
-LENGTHS = {256: 32, 288: 32, 4096: 4}
+# Images of PixNerd, of PixelGen with its class tokens, and of PixelFlow's last stages.
+LENGTHS = {256: 32, 288: 32, 1024: 4, 4096: 4}
+FAST_WIDTHS = (64, 128)  # of heads, which the newest kernels are written for
+PADDED_WIDTHS = (80, 96, 128)  # what heads of 72 can be padded to
 # A title, images, and the tokens of an image in every group.
 BLOCKS = (
     ("pixnerd 32", 32, (256,)),
@@ -110,26 +113,55 @@ def _product_gradients(x: Array, weight: Array, cotangent: Array) -> tuple:
 
 def attentions() -> Iterator[tuple[str, Entry]]:
     """Attention at the models' lengths, forward alone and with its gradients."""
-    attend = {
-        name: functools.partial(jax.nn.dot_product_attention, implementation=name)
-        for name in ("xla", "cudnn")
-    }
-    both = {name: with_gradient(function) for name, function in attend.items()}
     for length, batch in LENGTHS.items():
-        shape = (batch, length, HEADS, HEAD_WIDTH)
-        flops = 4.0 * batch * length**2 * HEADS * HEAD_WIDTH
-        for title, number, variants, passes in (
-            ("forward", 3, attend, 1),
-            ("forward and backward", 4, both, 3),
-        ):
-            yield (
-                f"attention {length} {title}",
-                Entry(
-                    inputs=functools.partial(normal, *[shape] * number),
-                    variants=variants,
-                    flops=passes * flops,
-                ),
-            )
+        for width in (HEAD_WIDTH, *FAST_WIDTHS):
+            variants = _attentions_of(width)
+            both = {name: with_gradient(attend) for name, attend in variants.items()}
+            shape = (batch, length, HEADS, width)
+            flops = 4.0 * batch * length**2 * HEADS * width
+            for title, number, functions, passes in (
+                ("forward", 3, variants, 1),
+                ("forward and backward", 4, both, 3),
+            ):
+                yield (
+                    f"attention {length} x {width} {title}",
+                    Entry(
+                        inputs=functools.partial(normal, *[shape] * number),
+                        variants=functions,
+                        flops=passes * flops,
+                    ),
+                )
+
+
+def _attentions_of(width: int) -> dict[str, Callable]:
+    """Who can compute attention, and at which width of its heads."""
+    by_name = functools.partial
+    found = {
+        name: by_name(jax.nn.dot_product_attention, implementation=name)
+        for name in ("cudnn", "xla")
+    }
+    wider = [w for w in PADDED_WIDTHS if w > width]
+    found |= {f"cudnn at {w}": by_name(_padded, found["cudnn"], w) for w in wider}
+    if importlib.util.find_spec("tokamax"):
+        for w in [width, *wider]:
+            found[f"tokamax at {w}"] = by_name(_padded, _mosaic, w)
+    return found
+
+
+def _padded(attend: Callable, width: int, q: Array, k: Array, v: Array) -> Array:
+    """Attention of heads that zeros make `width` wide, which changes no result."""
+    narrow, wide = q.shape[-1], ((0, 0), (0, 0), (0, 0), (0, width - q.shape[-1]))
+    out = attend(*(jnp.pad(a, wide) for a in (q, k, v)), scale=narrow**-0.5)
+    return out[..., :narrow]
+
+
+def _mosaic(q: Array, k: Array, v: Array, scale: float) -> Array:
+    """Flash attention as tokamax writes it for Mosaic."""
+    import tokamax
+
+    return tokamax.dot_product_attention(
+        q, k, v, scale=scale, implementation="mosaic_gpu"
+    )
 
 
 def neural_fields() -> Iterator[tuple[str, Entry]]:

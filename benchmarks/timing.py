@@ -6,31 +6,19 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
-from pixelflow_jax.training.throughput import matmul_rate, queued_seconds
-
-COPY_RUNS = 20
+from pixelflow_jax.training.throughput import copy_rate, matmul_rate
 
 
 def machine_rates() -> dict:
     """Measured bf16 matmul rate (TFLOP/s) and device copy bandwidth (TB/s).
 
     Both from queued runs, so that neither holds what a launch or a wait costs; the copy
-    counts what is read and what is written, of an array that no cache holds.
+    counts what is read and what is written.
     """
-    held = jnp.ones(2**29 if jax.default_backend() == "gpu" else 2**24, jnp.float32)
-    copy = jax.jit(lambda a: a + 1, donate_argnums=0)
-
-    def step() -> jax.Array:
-        nonlocal held
-        held = copy(held)
-        return held
-
-    seconds = queued_seconds(step, COPY_RUNS)
     return {
         "matmul_tflops": matmul_rate("bfloat16") / 1e12,
-        "copy_tbs": 2 * held.nbytes / seconds / 1e12,
+        "copy_tbs": copy_rate() / 1e12,
     }
 
 

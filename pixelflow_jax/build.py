@@ -4,9 +4,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 
+from pixelflow_jax import sharding
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.data.plan import Batching
 from pixelflow_jax.data.source import spread_captions
@@ -27,6 +27,7 @@ from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.sampling.preview import Preview
 from pixelflow_jax.sampling.sampler import Sampler
 from pixelflow_jax.training.loop import TrainingRun
+from pixelflow_jax.training.observe import Observer
 from pixelflow_jax.training.state import Initial
 from pixelflow_jax.training.step import StepSettings
 from pixelflow_jax.training.throughput import Workload
@@ -34,7 +35,9 @@ from pixelflow_jax.training.throughput import Workload
 
 def network(config: Experiment) -> Network:
     """The denoiser as functions."""
-    return models.network(config.model, config.precision, config.kernels)
+    return models.network(
+        config.model, config.precision, config.kernels, config.mesh.reduce_dtype
+    )
 
 
 def stages(config: Experiment) -> tuple[Stage, ...]:
@@ -98,6 +101,7 @@ def step_settings(config: Experiment) -> StepSettings:
         accumulate=config.accumulate,
         ema=config.ema,
         posthoc=config.posthoc.sigma_rel if config.posthoc else (),
+        rules=config.mesh.rules,
     )
 
 
@@ -129,17 +133,19 @@ def training_run(
         initial=initial,
         constants=functools.partial(constants, config),
         frozen_params=loss.load_frozen(),
+        observer=Observer(optimizer=config.optimizer, steps=config.steps),
     )
 
 
 def open_data(config: Experiment, start: int) -> BatchLoader:
     """Return the training batches from number `start` on."""
+    parts, part_count = sharding.batch_parts(config.mesh.build())
     batching = Batching(
         split="train",
         batch_size=config.batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        parts=parts,
+        part_count=part_count,
     )
     return config.data.loader(
         batching, start=start, caption_encoder=config.conditioner.caption_encoder()
@@ -151,11 +157,7 @@ def constants(config: Experiment) -> dict:
 
     def images() -> Iterator[np.ndarray]:
         batching = Batching(
-            split="train",
-            batch_size=config.batch_size,
-            seed=config.seed,
-            process_index=0,
-            process_count=1,
+            split="train", batch_size=config.batch_size, seed=config.seed
         )
         with config.data.loader(batching) as batches:
             for batch in batches:
@@ -260,17 +262,19 @@ def heldout_loss(
         conditioner=config.conditioner,
         seed=config.seed,
     )
+    mesh = config.mesh.build()
+    parts, part_count = sharding.batch_parts(mesh)
     batching = Batching(
         split="test",
         batch_size=batch_size,
         seed=config.seed,
         shuffle=False,
         repeat=False,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        parts=parts,
+        part_count=part_count,
     )
     captions = config.conditioner.caption_encoder()
     with config.data.loader(batching, caption_encoder=captions) as batches:
         frozen_params = config.conditioner.load() | models.load_frozen(config.model)
         frozen_params |= {CONSTANTS: constants} if constants else {}
-        return loss(params, batches, config.mesh.build(), frozen_params)
+        return loss(params, batches, mesh, frozen_params)

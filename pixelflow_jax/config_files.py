@@ -20,7 +20,7 @@ import sys
 import textwrap
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pixelflow_jax import config_overrides, renamed, resources
 from pixelflow_jax.config_types import is_node, unknown_field
@@ -32,18 +32,21 @@ MOST = 2**25  # bytes of a config in JSON
 EXAMPLE = "--config=emoji or --config=pixnerd:xl16_256"
 
 
-def load_config(name: str, changes: Sequence[str] = ()) -> Experiment:
+def load_config(
+    name: str, changes: Sequence[str] | Mapping[str, object] = ()
+) -> Experiment:
     """The experiment of NAME, NAME:VARIANT, FILE.py, FILE.py:VARIANT or FILE.json.
 
-    `changes` are flags that set single fields, such as "--config.steps=100". Raises
-    ConfigError, in one paragraph, for whatever keeps it from being used.
+    `changes` set single fields, {"steps": 100} or as flags, ["--config.steps=100"].
+    Raises ConfigError, in one paragraph, for whatever keeps it from being used.
     """
     path, variant = find(name)
     if path.suffix == ".json":
         config = _from_json(path)
     else:
         config = _from_python(path, variant)
-    return config_overrides.apply(config, changes) if changes else config
+    flags = config_overrides.as_flags(changes)
+    return config_overrides.apply(config, flags) if flags else config
 
 
 def names() -> list[str]:

@@ -2,7 +2,7 @@
 
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import flags
@@ -45,6 +45,13 @@ def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
             others.append(argument)
             waiting = False
     return mine, others
+
+
+def as_flags(changes: Sequence[str] | Mapping[str, object]) -> list[str]:
+    """Changes of fields as flags: such flags already, or values by a field's path."""
+    if isinstance(changes, Mapping):
+        return [f"--config.{path}={value}" for path, value in changes.items()]
+    return list(changes)
 
 
 def apply(config: Node, changes: Sequence[str]) -> Node:

@@ -9,7 +9,6 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from pixelflow_jax import sharding
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.config_io import from_dict, to_dict, walk
@@ -29,6 +28,7 @@ from pixelflow_jax.flow.time import LogitNormal, TimeSampler
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.context import Term
 from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.models.pixnerd import PixNerd
 from pixelflow_jax.nn.kernels.choice import Kernels
@@ -85,7 +85,7 @@ class Experiment:
     online: OnlineMetric | None = None
     precision: Precision = dataclasses.field(default_factory=Precision)
     kernels: Kernels = dataclasses.field(default_factory=Kernels)
-    mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     checkpoint: Checkpointing = dataclasses.field(default_factory=Checkpointing)
     log: Logging = dataclasses.field(default_factory=Logging)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)

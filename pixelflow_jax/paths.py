@@ -6,6 +6,7 @@ surrogates, which no terminal, JSON or msgpack takes: `portable` writes them out
 
 import re
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from pixelflow_jax.errors import UserError
@@ -48,15 +49,23 @@ class PlainAlias:
     """Another name for a folder, for libraries that take its own for a pattern.
 
     `path` is the folder itself, or, where its name holds brackets and the like, a link
-    to it, which is there for as long as this object is.
+    to it, which is there for as long as this object is. Where some of what is in it is
+    to be `hidden`, it is a folder of links to all else, to be read only.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, hidden: Collection[str] = ()):
         self.path = folder
-        if PATTERN.search(str(folder)):
-            self._holder = tempfile.TemporaryDirectory(prefix="pixelflow_jax-")
-            self.path = Path(self._holder.name, "link")
+        if not hidden and not PATTERN.search(str(folder)):
+            return
+        self._holder = tempfile.TemporaryDirectory(prefix="pixelflow_jax-")
+        self.path = Path(self._holder.name, "link")
+        if not hidden:
             self.path.symlink_to(folder, target_is_directory=True)
+            return
+        self.path.mkdir()
+        for inside in folder.iterdir():
+            if inside.name not in hidden:
+                (self.path / inside.name).symlink_to(inside)
 
 
 def portable(name: str) -> str:

@@ -1,6 +1,5 @@
-"""Device meshes and partition rules: the only file that says PartitionSpec."""
+"""What lies where on a mesh: the only file that says PartitionSpec."""
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,60 +7,13 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from pixelflow_jax.values import AxisSize
+from pixelflow_jax.mesh import BATCH, Rules
+from pixelflow_jax.mesh import MeshShape as MeshShape  # the place that others know
 
 Result = TypeVar("Result")
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # the axes over which a batch is split
-
-# Tensor parallelism, as data: a regular expression on the parameter's path, and the
-# axis (from the end) that is split over "tensor": the outputs of the first matrix of a
-# pair, the inputs of the second, so that only the pair's result is summed over devices.
-TENSOR_RULES = (
-    (r"attention/qkv/kernel$", -1),
-    (r"attention/(q|kv)/kernel$", -1),
-    (r"attention/out/kernel$", -2),
-    (r"mlp/(gate|up)/kernel$", -1),
-    (r"mlp/down/kernel$", -2),
-)
 STACKED = r"(^|/)blocks/"  # parameters below this carry a leading layer axis
-
-
-@dataclasses.dataclass(kw_only=True)
-class MeshShape:
-    """Devices along each axis; -1 (one axis at most) takes what the others leave.
-
-    `data` replicates the parameters, `fsdp` splits parameters, optimizer state and EMA,
-    `tensor` splits the matrices of attention and MLP. The batch is split over data x
-    fsdp.
-    """
-
-    data: AxisSize = -1
-    fsdp: AxisSize = 1
-    tensor: AxisSize = 1
-
-    def build(self, devices: list | None = None) -> jax.sharding.Mesh:
-        """The mesh over `devices` (default: all); ValueError where it does not fit."""
-        devices = jax.devices() if devices is None else devices
-        sizes = [self.data, self.fsdp, self.tensor]
-        if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-            raise ValueError(
-                "mesh sizes must be positive, with -1 for at most one axis, not "
-                f"{sizes}."
-            )
-        known = int(np.prod([s for s in sizes if s != -1]))
-        sizes = [len(devices) // known if s == -1 else s for s in sizes]
-        if int(np.prod(sizes)) != len(devices):
-            raise ValueError(
-                f"A mesh of data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} "
-                f"does not fit {len(devices)} devices: the product of the sizes must "
-                f"be {len(devices)} (-1 takes what is left)."
-            )
-        return jax.make_mesh(
-            sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-        )
 
 
 def batch_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
@@ -74,8 +26,34 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def batch_parts(
+    mesh: jax.sharding.Mesh, process: int | None = None
+) -> tuple[tuple[int, ...], int]:
+    """Which parts of every batch a process (default: this one) reads, and of how many.
+
+    A part goes to the devices of that process, and to no other process unless the
+    tensor axis reaches into it. The parts are equal, ascending, and as few as can be.
+    """
+    process = jax.process_index() if process is None else process
+    count = batch_shards(mesh)
+    rows = mesh.devices.reshape(count, -1)
+    parts = [i for i, row in enumerate(rows) if any(_is_of(d, process) for d in row)]
+    size = len(parts)
+    aligned = parts and not parts[0] % size and not count % size
+    if aligned and parts == list(range(parts[0], parts[0] + size)):
+        return (parts[0] // size,), count // size
+    return tuple(parts), count
+
+
+def _is_of(device: Any, process: int) -> bool:
+    return device.process_index == process
+
+
 def global_batch(batch: dict, mesh: jax.sharding.Mesh) -> dict:
-    """Each process's part of a batch (numpy arrays) as one array over all devices."""
+    """What each process has read of a batch (numpy arrays), as one array over devices.
+
+    A process has those that `batch_parts` names, one after the other.
+    """
     layout = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(layout, array)
@@ -88,16 +66,20 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(abstract: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Shardings for a pytree of shapes, each leaf by its path.
+def state_sharding(
+    abstract: Any, mesh: jax.sharding.Mesh, rules: Rules | None = None
+) -> Any:
+    """Shardings for a pytree of shapes, each leaf by its path and the `rules`.
 
     A parameter, its optimizer moments and its EMA end in the same path, so they get the
     same sharding.
     """
 
+    rules = rules or Rules()
+
     def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = "/".join(_key(k) for k in path)
-        return NamedSharding(mesh, _spec(name, leaf.shape, mesh))
+        return NamedSharding(mesh, _spec(name, leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(one, abstract)
 
@@ -115,18 +97,31 @@ def place(params: dict, mesh: jax.sharding.Mesh) -> dict:
     return jax.tree.map(one, params, state_sharding(params, mesh))
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
-    """Tensor rule first; then the largest free axis that `fsdp` divides."""
+def _spec(
+    name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh, rules: Rules
+) -> PartitionSpec:
+    """Tensor rule first; then fsdp's, or the largest axis left that `fsdp` divides."""
     axes: list[str | None] = [None] * len(shape)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    for pattern, axis in TENSOR_RULES:
-        if tensor > 1 and re.search(pattern, name) and shape[axis] % tensor == 0:
-            axes[axis] = "tensor"
+    # An axis of layers is never split: each would have to be sent whole.
     first = 1 if re.search(STACKED, name) else 0
-    free = [i for i in range(first, len(shape)) if axes[i] is None]
-    fitting = [i for i in free if shape[i] % fsdp == 0 and shape[i] >= fsdp]
-    if fsdp > 1 and fitting:
-        axes[max(fitting, key=lambda i: shape[i])] = "fsdp"
+
+    def can(axis: int, size: int) -> bool:
+        axis %= max(len(shape), 1)
+        fits = shape[axis] % size == 0 and shape[axis] >= size
+        return axis >= first and axes[axis] is None and fits
+
+    def named(split: tuple) -> list[int]:
+        found = [axis for pattern, axis in split if re.search(pattern, name)]
+        return [axis for axis in found if -axis <= len(shape)]
+
+    for axis in named(rules.tensor):
+        if tensor > 1 and can(axis, tensor):
+            axes[axis] = "tensor"
+    largest = sorted(range(len(shape)), key=lambda i: -shape[i])
+    for axis in [*named(rules.fsdp), *largest]:
+        if fsdp > 1 and "fsdp" not in axes and can(axis, fsdp):
+            axes[axis] = "fsdp"
     return PartitionSpec(*axes)
 
 

@@ -21,6 +21,7 @@ from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.losses.adaptive_weight import AdaptiveWeight
 from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
@@ -29,7 +30,6 @@ from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
-from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.training.checkpoint import Checkpointing

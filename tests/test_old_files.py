@@ -22,9 +22,9 @@ from pixelflow_jax.config_io import ABSENT, differences
 from pixelflow_jax.config_versions import FORMAT, VERSION, migrate
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.pretrained.pipeline import Pipeline
-from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.step import abstract_state
 from tests import old_files

@@ -1,4 +1,7 @@
-"""Meshes and partition rules, on eight virtual devices."""
+"""Meshes and partition rules, on eight virtual devices and on stand-ins of others."""
+
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from pixelflow_jax.mesh import AXES, MeshShape, Rules, advise, arranged, spread
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.sharding import (
-    AXES,
-    MeshShape,
+    batch_parts,
     batch_sharding,
     batch_shards,
     constrain_batch,
@@ -187,3 +190,136 @@ def test_arrays_of_the_host_are_placed_by_the_rules(shape):
     kernel = placed["blocks"]["mlp"]["up"]["kernel"].sharding.shard_shape((3, 8, 16))
     alone = mesh.shape["fsdp"] == 1
     assert (split, kernel) == (((8, 6), (3, 8, 16)) if alone else ((4, 3), (3, 4, 8)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks of a device that is not there."""
+
+    id: int
+    process_index: int
+    slice_index: int | None = None
+    platform: str = "gpu"
+    device_kind: str = "stand-in"
+
+
+def hosts(count: int, each: int, processes: int = 1, **fields) -> list[Device]:
+    """Devices of several hosts, a slice each, in processes of `processes` devices."""
+    numbers = range(count * each)
+    return [Device(n, n // processes, n // each, **fields) for n in numbers]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups", "outer"),
+    [
+        ((16, 1, 1), 2, [2, 1, 1]),
+        ((1, 16, 1), 2, [1, 2, 1]),
+        ((2, 8, 1), 4, [2, 2, 1]),
+        ((1, 2, 8), 4, [1, 2, 2]),
+        ((8, 3, 1), 6, [2, 3, 1]),
+    ],
+)
+def test_hosts_lie_along_the_first_axes(sizes, groups, outer):
+    assert spread(sizes, groups) == outer
+
+
+def test_a_mesh_over_hosts_keeps_fsdp_and_tensor_within_one():
+    devices = hosts(4, 8)
+    mesh = arranged((4, 4, 2), devices)
+    assert mesh.shape == (4, 4, 2)
+    for i in range(4):
+        assert {d.slice_index for d in mesh[i].ravel()} == {i}
+    # Where fsdp is larger than a host, its outer half is what crosses them.
+    wide = arranged((1, 32, 1), devices)[0, :, 0]
+    assert [d.slice_index for d in wide] == [n // 8 for n in range(32)]
+    # Without slices, a process is what a host would be.
+    without = [
+        dataclasses.replace(d, slice_index=None) for d in hosts(2, 4, processes=4)
+    ]
+    rows = arranged((2, 4, 1), without)
+    assert [{d.process_index for d in row.ravel()} for row in rows] == [{0}, {1}]
+
+
+def test_hosts_of_different_sizes_are_refused():
+    odd = [*hosts(2, 4), Device(8, 8, 2)]
+    with pytest.raises(ValueError, match=r"numbers of devices \(4, 4, 1\)"):
+        arranged((9, 1, 1), odd)
+
+
+class Laid(NamedTuple):
+    """A mesh of stand-ins, as far as the parts of a batch depend on it."""
+
+    devices: np.ndarray
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return dict(zip(AXES, self.devices.shape, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "each", "parts"),
+    [
+        ((8, 1, 1), 2, [((0,), 4), ((1,), 4), ((2,), 4), ((3,), 4)]),
+        ((1, 8, 1), 4, [((0,), 2), ((1,), 2)]),
+        ((2, 2, 2), 2, [((0,), 4), ((1,), 4), ((2,), 4), ((3,), 4)]),
+        ((2, 1, 4), 2, [((0,), 2), ((0,), 2), ((1,), 2), ((1,), 2)]),
+        ((1, 1, 8), 4, [((0,), 1), ((0,), 1)]),
+    ],
+)
+def test_each_process_reads_what_its_devices_need(sizes, each, parts):
+    devices = np.empty(8, object)
+    devices[:] = [Device(n, n // each) for n in range(8)]
+    mesh = Laid(devices.reshape(sizes))
+    assert [batch_parts(mesh, p) for p in range(len(parts))] == parts
+
+
+def test_a_process_whose_devices_lie_apart_reads_several_parts():
+    """As on a torus, where the devices of a host are a square of a larger one."""
+    devices = np.empty((4, 4), object)
+    for x, y in np.ndindex(4, 4):
+        devices[x, y] = Device(4 * x + y, 2 * (x // 2) + y // 2)
+    mesh = Laid(devices.reshape(16, 1, 1))
+    found = [batch_parts(mesh, p) for p in range(4)]
+    assert found[0] == ((0, 1, 4, 5), 16) and found[3] == ((10, 11, 14, 15), 16)
+    read = [part for parts, _ in found for part in parts]
+    assert sorted(read) == list(range(16))  # each part once
+
+
+def test_the_config_can_say_what_is_split(tree):
+    mesh = MeshShape(fsdp=2, tensor=2)
+    rules = Rules(
+        tensor=((r"modulation/kernel$", -1),), fsdp=((r"attention/qkv/kernel$", -2),)
+    )
+    layout = state_sharding(tree["params"], mesh.build(), rules)["early"]["blocks"]
+    assert layout["attention"]["qkv"]["kernel"].spec == PartitionSpec(
+        None, "fsdp", None
+    )
+    assert layout["modulation"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
+    with pytest.raises(ValueError, match=r"rule '\(' of the mesh is no regular"):
+        MeshShape(fsdp_rules=(("(", -1),)).build()
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("devices", "state", "batch", "wanted"),
+    [
+        (hosts(1, 1), 20 * GB, 32, (1, 1, 1)),
+        (hosts(1, 8), 20 * GB, 256, (1, 8, 1)),
+        (hosts(4, 8), 20 * GB, 256, (4, 8, 1)),  # data over hosts
+        (hosts(4, 8), 600 * GB, 256, (1, 32, 1)),  # a host is too small
+        (hosts(2, 8), 20 * GB, 8, (1, 8, 2)),  # fewer images than devices
+    ],
+)
+def test_advice_splits_the_state_within_a_host_if_it_fits(
+    devices, state, batch, wanted
+):
+    advice = advise(state, batch, 80 * GB, devices)
+    assert advice.fits and advice.shape.sizes(len(devices)) == wanted
+    assert "GB for parameters, optimizer and averages" in advice.reason
+
+
+def test_advice_says_how_many_devices_a_model_needs():
+    advice = advise(1000 * GB, 256, 80 * GB, hosts(1, 8))
+    assert not advice.fits and "take 21 devices" in advice.reason

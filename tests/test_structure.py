@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 import pytest
 
+import pixelflow_jax
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "pixelflow_jax"
 
 # A unit is a sub-package or a module directly under the package.
 FLOORS = {
     **dict.fromkeys(["errors", "atomic", "backend", "compat"], 0),
-    **dict.fromkeys(["renamed", "resources", "values"], 0),
-    **dict.fromkeys(["registry", "paths", "distributed"], 1),
+    **dict.fromkeys(["renamed", "resources", "values", "digests"], 0),
+    **dict.fromkeys(["registry", "paths", "distributed", "mesh"], 1),
     **dict.fromkeys(["config_types"], 2),
     **dict.fromkeys(["config_io", "config_overrides"], 3),
     **dict.fromkeys(["config_versions"], 4),
@@ -46,12 +48,12 @@ NEIGHBOURS = {
     ("models", "teachers"): "a denoiser may look through a frozen encoder",
     ("tensors", "nn"): "weights are cast to a precision as they are read",
 }
-# Names the package's own __init__ defines, and the unit each comes from.
+# Names the package's own __init__ offers, and the unit each comes from.
 FACADE = {
-    "Pipeline": "pretrained",
-    "load_config": "config_files",
-    "__version__": "compat",
-}
+    name: module.split(".")[0]
+    for module, names in pixelflow_jax.HOMES.items()
+    for name in names.split()
+} | {"__version__": "compat"}
 
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
@@ -447,7 +449,33 @@ def test_importing_the_package_loads_little():
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    assert loaded == {"compat", "renamed", "resources", "typing"}
+    assert loaded == {"compat", "importlib", "renamed", "resources", "typing"}
+
+
+def test_what_the_package_offers_is_listed_loaded_and_typed_alike():
+    """`__all__`, the homes that names come from, and what a type checker reads."""
+    facade = next(module for module in package() if not module.name)
+    (typed,) = [node for node in facade.tree.body if isinstance(node, ast.If)]
+    imports = {
+        (node.module, alias.name)
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    homes = {
+        (f"{PACKAGE}.{module}", name)
+        for module, names in pixelflow_jax.HOMES.items()
+        for name in names.split()
+    }
+    assert imports == homes
+    offered = {*pixelflow_jax.__all__} - {"__version__"}
+    assert (
+        {name for _, name in homes}
+        == offered
+        == {*dir(pixelflow_jax)} - {"__version__"}
+    )
+    for name in offered:
+        assert getattr(pixelflow_jax, name).__name__.endswith(name)
 
 
 def test_no_unfinished_business():

@@ -1,38 +1,18 @@
 """`pixelflow sample`: its flags, and what they make of a model's settings."""
 
-import dataclasses
 import pathlib
-from typing import Any, TypeVar
 
 from absl import flags
 
 from pixelflow_jax import distributed, values
 from pixelflow_jax.conditioning.prompts import read_prompts
 from pixelflow_jax.errors import PipelineError
-from pixelflow_jax.flow.dopri5 import Dopri5
-from pixelflow_jax.flow.guidance import AutoGuidance, Guidance
-from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.pretrained.subjects import slug
+from pixelflow_jax.sampling.choices import SOLVERS, Choices
 from pixelflow_jax.sampling.output import Described, write_samples
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.sampling.settings import Sampling
-
-SOLVERS = {
-    "euler": Euler(),
-    "sde": Euler(step="sde"),
-    "sde_mean": Euler(step="sde_mean"),
-    "sde_preserve": Euler(step="sde_preserve"),
-    "sid2": Euler(step="sid2"),
-    "heun": Heun(),
-    "heun_reuse": Heun(reuse=True),
-    **{f"adams{order}": AdamsBashforth(order=order) for order in (1, 2, 3, 4)},
-    "dopri5": Dopri5(),
-}
-
-# Fields of guidance that --guide takes over.
-SHARED = ("scale", "low", "high", "interval", "interval_time")
-Node = TypeVar("Node")
 
 CLASSES = flags.DEFINE_list(
     "classes", [], "Class names or numbers to sample. Default: all."
@@ -182,23 +162,22 @@ def classes(pipeline: Pipeline) -> list[str]:
 
 def changed(sampling: Sampling) -> Sampling:
     """The checkpoint's or a preset's settings, changed by the flags."""
-    if PRESET.value:
-        sampling = PRESETS[PRESET.value]()
-    grid = _replaced(sampling.grid, **_steps(STEPS.value), shift=SHIFT.value)
-    guidance = sampling.guidance
-    if GUIDE.value:
-        same = {k: v for k, v in vars(guidance).items() if k in SHARED}
-        guidance = AutoGuidance(weights=GUIDE.value, **same)
-    guidance = _replaced(guidance, scale=GUIDANCE.value)
-    guidance = _with_interval(guidance, INTERVAL.value)
-    solver = SOLVERS[SOLVER.value] if SOLVER.value else sampling.solver
-    return dataclasses.replace(sampling, solver=solver, grid=grid, guidance=guidance)
+    choices = Choices(
+        preset=PRESET.value,
+        solver=SOLVER.value,
+        steps=_steps(STEPS.value),
+        shift=SHIFT.value,
+        guidance=GUIDANCE.value,
+        interval=_interval(INTERVAL.value),
+        guide=GUIDE.value,
+    )
+    return choices.apply(sampling)
 
 
-def _steps(text: list[str] | None) -> dict:
-    """The grid's fields for one number of steps, or one a stage."""
+def _steps(text: list[str] | None) -> int | tuple[int, ...] | None:
+    """One number of steps, or one a stage."""
     if not text:
-        return {}
+        return None
     try:
         numbers = tuple(int(part) for part in text)
     except ValueError:
@@ -208,9 +187,7 @@ def _steps(text: list[str] | None) -> dict:
             f"--sample_steps={','.join(text)} must be a number from 1 to 10,000, or "
             "one a stage such as 10,20,30,30."
         )
-    if len(numbers) == 1:
-        return {"steps": numbers[0], "stage_steps": ()}
-    return {"stage_steps": numbers}
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _variant(ema: str) -> str:
@@ -228,15 +205,10 @@ def _variant(ema: str) -> str:
     return "".join(f"-{name}{value}" for name, value in given.items() if value)
 
 
-def _replaced(node: Node, **changes: object) -> Node:
-    given = {name: value for name, value in changes.items() if value is not None}
-    config: Any = node
-    return dataclasses.replace(config, **given)
-
-
-def _with_interval(guidance: Guidance, text: list[str] | None) -> Guidance:
+def _interval(text: list[str] | None) -> tuple[float, float] | None:
+    """The two times that --guidance_interval names."""
     if not text:
-        return guidance
+        return None
     try:
         low, high = map(float, text)
     except ValueError:
@@ -246,4 +218,4 @@ def _with_interval(guidance: Guidance, text: list[str] | None) -> Guidance:
             f"--guidance_interval={','.join(text)} must be two times from 0 to 1, the "
             "earlier one first, such as 0.1,1."
         )
-    return _replaced(guidance, low=low, high=high)
+    return low, high

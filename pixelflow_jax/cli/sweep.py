@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.cli import judge, measure, shared
-from pixelflow_jax.cli.sample import SOLVERS
 from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.evaluation import sweep, sweep_report
@@ -25,6 +24,7 @@ from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.options import DrawOptions
 from pixelflow_jax.pretrained.pipeline import Pipeline
+from pixelflow_jax.sampling.choices import SOLVERS
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.ema import posthoc_name
 

@@ -1,5 +1,6 @@
 """`pixelflow train`: a run, from its newest checkpoint if it has one."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -12,6 +13,7 @@ from pixelflow_jax.errors import ConfigError, UserError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.pretrained.initial import initial_weights
 from pixelflow_jax.training.loop import train
+from pixelflow_jax.training.profile import Window
 from pixelflow_jax.validate import validate, validate_data
 
 EXTEND = flags.DEFINE_enum(
@@ -20,6 +22,12 @@ EXTEND = flags.DEFINE_enum(
     ["constant", "restart"],
     "How a decaying learning rate goes on where --config.steps of a run that has begun "
     "is changed: constant at what it is, or the whole schedule anew.",
+)
+
+PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "START:STOP, steps counted from 1: trace these for XProf, into the run's profile/.",
 )
 
 
@@ -34,12 +42,13 @@ def run_training(
     `extend` is for a run that has begun (`extending.resumed`); `yes` lets what is
     enormous begin.
     """
+    window = Window.parse(PROFILE.value) if PROFILE.value else None
     config = extending.resumed(config, workdir, extend)
     start = functools.partial(initial_weights, config) if config.init_from else None
     validate(config)
     estimate.of_training(config).check(yes, workdir)
     _check_data(config)
-    run = build.training_run(config, start)
+    run = dataclasses.replace(build.training_run(config, start), profile=window)
     shared.writable(workdir)
     backend.keep_programs()
     train(run, workdir)

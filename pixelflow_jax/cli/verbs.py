@@ -62,7 +62,7 @@ VERBS = {
         groups={
             "What to train": ("config",),
             "Where": ("workdir",),
-            "How": ("extend", "yes"),
+            "How": ("extend", "profile", "yes"),
             **TOGETHER,
         },
         fields=ALL,

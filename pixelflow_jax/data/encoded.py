@@ -46,6 +46,10 @@ class EncodedImages(Protocol):
         """A line for each image, or file of many, that changes when one does."""
         ...
 
+    def identity(self) -> Iterator[str]:
+        """The same, of what is known without asking every file."""
+        ...
+
 
 class EncodedSource:
     """A `ListedSource` of encoded images.
@@ -100,3 +104,7 @@ class EncodedSource:
         if self._limits != Limits():
             yield str(self._limits)
         yield from self._images.listing()
+
+    def identity(self) -> Iterator[str]:
+        """Lines that tell these images from others: see `fingerprint.Identified`."""
+        yield from self._images.identity()

@@ -18,6 +18,7 @@ from pixelflow_jax.data.captions import (
 from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES, PixelLimit
 from pixelflow_jax.data.encoded import EncodedSource, say_first_frames
 from pixelflow_jax.data.files import read_whole
+from pixelflow_jax.data.fingerprint import spread
 from pixelflow_jax.data.limits import Limits
 from pixelflow_jax.data.listing import Listing, list_folder
 from pixelflow_jax.data.source import (
@@ -191,6 +192,13 @@ class FolderImages:
             path = self._path(index)
             size = path.stat().st_size if path.exists() else -1
             yield f"{self._relative(index)} {size}"
+
+    def identity(self) -> Iterator[str]:
+        """The name of each file, and the sizes of a few: others are not asked for."""
+        yield from map(self._relative, range(len(self)))
+        for index in spread(len(self)):
+            path = self._path(index)
+            yield f"{path.stat().st_size if path.exists() else -1}"
 
 
 def _file_captions(file: Path, name: str, max_caption: int) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ processes change the speed but never the pictures.
 """
 
 import dataclasses
-import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -15,9 +15,11 @@ import numpy as np
 from absl import flags
 
 from pixelflow_jax import values
+from pixelflow_jax.data import fingerprint
 from pixelflow_jax.data.buckets import Buckets
 from pixelflow_jax.data.emoji.source import Emoji
 from pixelflow_jax.data.fitness import size_warnings
+from pixelflow_jax.data.parent import end_with
 from pixelflow_jax.data.plan import (
     Batching,
     Bucket,
@@ -30,15 +32,12 @@ from pixelflow_jax.data.source import (
     Source,
     SourceConfig,
     Split,
-    class_changes,
-    spread_captions,
 )
 from pixelflow_jax.data.transforms import CenterCrop, Crop, normalise
 from pixelflow_jax.errors import DataError
 from pixelflow_jax.values import Natural, Pixels, Processes, Range, Share
 
 LOG = logging.getLogger(__name__)
-CLASSES = "class_names"  # in a fingerprint: what the labels of a run mean
 MIN_SEEN = 100  # records to look at before the share of unreadable ones counts
 
 
@@ -128,9 +127,9 @@ class Data:
         """This process's part of every global batch, from batch number `start` on.
 
         Yields {"image": float32 [b, height, width, 3] in [-1, 1], "label": int32 [b]}
-        with b = batch_size / process_count; the parts of all processes, in their order,
-        make the same global batch for any number of processes. `caption_encoder` adds
-        what it makes of each record's caption: of several, one drawn anew every epoch.
+        of this process's parts; all parts of a batch, in their order, make the same
+        global batch for any number of processes. `caption_encoder` adds what it makes
+        of each record's caption: of several, one drawn anew every epoch.
         With `batching.repeat` it never ends and each epoch is shuffled anew. Without,
         it is one pass for evaluation: images are not mirrored, random crops take the
         middle, captions are the first, the last batch is filled up from the beginning
@@ -145,11 +144,11 @@ class Data:
         batches = self._prefetched(plan.batches(prepare, collate, start))
         captions = None
         if caption_encoder is not None:
-            captions = _captions_digest(source, caption_encoder)
-        fingerprint = self._fingerprint(plan, source, captions)
+            captions = fingerprint.of_captions(source, caption_encoder)
+        own = self._fingerprint(plan, source, captions)
         for warning in size_warnings(source, plan.buckets, batching):
             LOG.warning("%s", warning)
-        return BatchLoader(batches, plan, fingerprint, start, self.max_corrupt)
+        return BatchLoader(batches, plan, own, start, self.max_corrupt)
 
     def _fingerprint(
         self, plan: Plan, source: Source, captions: str | None
@@ -158,7 +157,7 @@ class Data:
             "source": type(self.source).__name__,
             "split": plan.batching.split,
             "length": plan.length,
-            CLASSES: list(source.class_names),
+            **fingerprint.of_source(source),
             "seed": plan.batching.seed,
             "batch_size": plan.batching.batch_size,
             "image_size": self.image_size,
@@ -183,7 +182,7 @@ class Data:
             options = grain.MultiprocessingOptions(
                 num_workers=self.workers, per_worker_buffer_size=self.prefetch
             )
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, _Worker(os.getpid()))
         # Only bytes cross between processes; a thread here makes them floats.
         return grain.experimental.ThreadPrefetchIterDataset(
             dataset.map(_to_float), prefetch_buffer_size=self.prefetch
@@ -210,12 +209,12 @@ class BatchLoader:
         self,
         batches: grain.IterDataset,
         plan: Plan,
-        fingerprint: dict[str, Any],
+        own_fingerprint: dict[str, Any],
         start: int,
         max_corrupt: float,
     ):
         self._batches: grain.DatasetIterator | None = iter(batches)
-        self._plan, self._fingerprint = plan, fingerprint
+        self._plan, self._fingerprint = plan, own_fingerprint
         self._next, self._max_corrupt = start, max_corrupt
         self._seen, self._corrupt = 0, 0
         self._reasons: dict[str, None] = {}  # an ordered set
@@ -259,23 +258,21 @@ class BatchLoader:
         """Where it stands, for a checkpoint: JSON of the next batch's number."""
         return {"next_batch": self._next, "fingerprint": dict(self._fingerprint)}
 
-    def check(self, state: dict[str, Any]) -> None:
-        """Raises DataError where a saved state belongs to other data or settings."""
-        saved = state["fingerprint"]  # of an earlier version: it may hold less
-        own = self._fingerprint
-        changes = [
-            f"{name} was {saved[name]!r} and is {own.get(name)!r}"
-            for name in sorted(saved)
-            if saved[name] != own.get(name) and name != CLASSES
-        ]
-        if saved.get(CLASSES, own[CLASSES]) != own[CLASSES]:
-            changed = class_changes(saved[CLASSES], own[CLASSES])
-            changes.append(f"the classes are not those of then ({changed})")
-        if changes:
-            raise DataError(
-                f"The checkpoint was made with other data: {'; '.join(changes)}. "
-                "Restore these settings to continue it, or start in a new folder."
-            )
+    def check(self, state: dict[str, Any], allowed: Sequence[str] = ()) -> None:
+        """Raises DataError where a saved state belongs to other data or settings.
+
+        `allowed` are parts of the fingerprint that may differ, as "data.records", or
+        all of them: "data".
+        """
+        changes = fingerprint.changes(state["fingerprint"], self._fingerprint)
+        names = [f"data.{name}" for name in changes]
+        if "data" in allowed or not set(names) - set(allowed):
+            return
+        raise DataError(
+            f"The checkpoint was made with other data: {'; '.join(changes.values())}. "
+            "Restore them to continue it, or start in a new folder. If the change is "
+            f'meant: --config.checkpoint.allow="({", ".join(map(repr, names))},)".'
+        )
 
     def close(self) -> None:
         """Ends the workers; the loader yields nothing more."""
@@ -307,21 +304,14 @@ class BatchLoader:
             )
 
 
-def saved_class_names(state: dict[str, Any]) -> tuple[str, ...] | None:
-    """The class names of the run that a loader's state belongs to, in label order.
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """What a worker process does before anything else."""
 
-    None for the state of an earlier version, which did not keep them.
-    """
-    names = state["fingerprint"].get(CLASSES)
-    return None if names is None else tuple(names)
+    parent: int
 
-
-def _captions_digest(source: Source, encoder: CaptionEncoder) -> str:
-    """What tells this encoder and these captions from others: shapes and a digest."""
-    entries = encoder(spread_captions(source, 1))
-    shapes = [f"{name} {a.dtype}{list(a.shape[1:])}" for name, a in entries.items()]
-    content = b"".join(np.ascontiguousarray(a).tobytes() for a in entries.values())
-    return f"{', '.join(shapes)}, {hashlib.sha256(content).hexdigest()[:12]}"
+    def __call__(self, index: int, count: int) -> None:
+        end_with(self.parent)
 
 
 def _to_float(batch: dict[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class Batching:
     """How a split becomes batches of `batch_size` records, over all processes.
 
     With `repeat` there is no end, and each epoch is shuffled anew; without, there is
-    one pass, in which nothing is random but the order. `process_index` of
-    `process_count` processes gets its part of every batch.
+    one pass, in which nothing is random but the order. Every batch is of `part_count`
+    equal parts, of which this process reads the ascending `parts`, one after the other.
     """
 
     split: Split
@@ -48,24 +48,24 @@ class Batching:
     seed: int
     shuffle: bool = True
     repeat: bool = True
-    process_index: int = 0
-    process_count: int = 1
+    parts: tuple[int, ...] = (0,)
+    part_count: int = 1
 
     @property
-    def local_size(self) -> int:
-        """Records in this process's part of a batch."""
-        return self.batch_size // self.process_count
+    def part_size(self) -> int:
+        """Records in one part of a batch."""
+        return self.batch_size // self.part_count
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        index, count = self.process_index, self.process_count
+        parts, count = self.parts, self.part_count
+        ascending = bool(parts) and list(parts) == sorted(set(parts))
         rules = {
             "seed must be at least 0 and below 2**32": 0 <= self.seed < 2**32,
-            f"process_index {index} must be below process_count {count}": 0
-            <= index
-            < count,
+            f"parts {parts} must ascend and lie below part_count {count}": ascending
+            and 0 <= parts[0] <= parts[-1] < count,
             f"batch_size {self.batch_size} must be a positive multiple of the {count} "
-            "processes": self.batch_size > 0 and self.batch_size % max(1, count) == 0,
+            "parts": self.batch_size > 0 and self.batch_size % max(1, count) == 0,
         }
         return [rule for rule, holds in rules.items() if not holds]
 
@@ -119,8 +119,8 @@ class Plan:
             if batch < self._batches_of(bucket):
                 break
             batch -= self._batches_of(bucket)
-        first = batch * own.batch_size + own.process_index * own.local_size
-        numbers = np.arange(first, first + own.local_size)
+        first = batch * own.batch_size + np.array(own.parts) * own.part_size
+        numbers = (first[:, None] + np.arange(own.part_size)).ravel()
         return (numbers < length).astype(np.float32)
 
     def _bucket_batches(
@@ -134,13 +134,17 @@ class Plan:
         order = order.repeat(reseed_each_epoch=own.repeat)
         one = dataclasses.replace(prepare, bucket=bucket)
         records = order.random_map(one) if own.repeat else order.map(one)
-        # Batches of the local size, dealt out in turn: number k * count + index.
-        if own.local_size == 1:  # grain cannot count so many batches without end
-            local = records.map(Single(collate))
+        # Parts of batches, dealt out in turn: number k * count + part.
+        if own.part_size == 1:  # grain cannot count so many batches without end
+            dealt = records.map(Single(collate))
         else:
-            local = records.batch(own.local_size, batch_fn=collate)
-        mine = local.slice(slice(own.process_index, None, own.process_count))
-        return mine.slice(slice(0, None if own.repeat else self._batches_of(bucket)))
+            dealt = records.batch(own.part_size, batch_fn=collate)
+        end = None if own.repeat else self._batches_of(bucket)
+        mine = [dealt.slice(slice(i, None, own.part_count)) for i in own.parts]
+        mine = [part.slice(slice(0, end)) for part in mine]
+        if len(mine) == 1:
+            return mine[0]
+        return grain.MapDataset.mix(mine).batch(len(mine), batch_fn=joined)
 
     def _batches_of(self, bucket: Bucket) -> int:
         return -(-len(bucket.records) // self.batching.batch_size)
@@ -214,6 +218,16 @@ class Collate:
         if self.encoder is not None:
             batch |= self.encoder([example["caption"] for example in examples])
         return batch
+
+
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Parts of a batch, one after the other, as one."""
+    return {
+        name: [text for part in parts for text in part[name]]
+        if name == "unreadable"
+        else np.concatenate([part[name] for part in parts])
+        for name in parts[0]
+    }
 
 
 @dataclasses.dataclass(frozen=True)

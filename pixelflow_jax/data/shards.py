@@ -11,6 +11,7 @@ and images of one shape without decoding.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
@@ -21,6 +22,7 @@ from array_record.python import array_record_module  # pyright: ignore (compiled
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.decoding import MAX_PIXELS, PixelLimit
+from pixelflow_jax.data.fingerprint import spread
 from pixelflow_jax.data.index import (
     IndexedFile,
     IndexFormat,
@@ -177,6 +179,7 @@ class ShardSource:
         self._max_pixels = max_pixels
         self.shards = {shard["file"]: shard["count"] for shard in shards}
         self._files = record_files(folder, shards)
+        self._identity = [f"{s['file']} {s['bytes']} {s['count']}" for s in shards]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -190,6 +193,18 @@ class ShardSource:
             "name": record.name,
             "origin": record.origin,
         }
+
+    def identity(self) -> Iterator[str]:
+        """Each shard's name, bytes and count, all labels, and a few of its records."""
+        yield from self._identity
+        yield hashlib.sha256(self.labels.tobytes()).hexdigest()
+        for index in spread(len(self)):
+            try:
+                record = self.stored(index)
+            except UnreadableImage:
+                yield "unreadable"
+            else:
+                yield f"{record.name} {hashlib.sha256(record.image).hexdigest()}"
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions of a record, without decoding its image."""

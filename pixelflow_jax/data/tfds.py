@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,11 @@ class Tfds(SourceConfig):
                 f"The feature {self.label_key!r} of {self.name} is no class label: set "
                 "label_key to a ClassLabel feature."
             )
+        info = builder.info.splits[name]
         return TfdsSource(
             directory=str(builder.data_dir),
             split=name,
-            length=builder.info.splits[name].num_examples,
+            shards=tuple(info.shard_lengths or (info.num_examples,)),
             class_names=tuple(names),
             keys=(self.image_key, self.label_key),
             limits=Limits(max_pixels=self.max_pixels),
@@ -85,17 +87,22 @@ class TfdsSource:
         *,
         directory: str,
         split: str,
-        length: int,
+        shards: tuple[int, ...],
         class_names: tuple[str, ...],
         keys: tuple[str, str],
         limits: Limits,
     ):
         self.directory, self.split, self.class_names = directory, split, class_names
-        self._length, self._keys = length, keys
+        self._shards, self._keys = shards, keys
         self._max_pixels = limits.max_pixels
 
     def __len__(self) -> int:
-        return self._length
+        return sum(self._shards)
+
+    def identity(self) -> Iterator[str]:
+        """Name and version of the data set, and how many records each file has."""
+        yield "/".join(Path(self.directory).parts[-2:])
+        yield f"{self.split} {self._shards}"
 
     def __getitem__(self, index: int) -> Record:
         image_key, label_key = self._keys

@@ -8,10 +8,15 @@ import jax
 from flax import nnx, traverse_util
 from jax import Array
 
+from pixelflow_jax.mesh import Reduce
 from pixelflow_jax.nn.kernels.choice import Kernels, choose, is_half_on_gpu
 from pixelflow_jax.nn.mlp import gate_up_together
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import unstack_layers, written_out_blocks
+from pixelflow_jax.nn.stack import (
+    join_modulations,
+    unstack_layers,
+    written_out_blocks,
+)
 from pixelflow_jax.sharding import tensor_shards
 
 
@@ -167,11 +172,15 @@ class Network:
 
 
 def network(
-    config: DenoiserConfig, precision: Precision, kernels: Kernels | None = None
+    config: DenoiserConfig,
+    precision: Precision,
+    kernels: Kernels | None = None,
+    reduce_dtype: Reduce = "bfloat16",
 ) -> Network:
     """The config's denoiser, computed as `kernels` says (None: "auto" for all).
 
-    Matrices are cast to the compute type once a call.
+    Matrices are cast to the compute type once a call, unless their gradients are to be
+    summed in float32 (`reduce_dtype`): then each product casts its own.
     """
     kernels = kernels or Kernels()
 
@@ -182,7 +191,8 @@ def network(
     graph, stacks = nnx.graphdef(module), written_out_blocks(module)
 
     def merge(params: dict) -> Denoiser:
-        return nnx.merge(graph, precision.cast(params))
+        cast = precision.cast if reduce_dtype == "bfloat16" else lambda params: params
+        return nnx.merge(graph, cast(params))
 
     def init(key: Array) -> dict:
         return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
@@ -200,7 +210,7 @@ def network(
 
     def precompute(params: dict, batch: tuple[Inputs, ...]) -> Any:
         with jax.default_matmul_precision(precision.matmul), choose(kernels):
-            return merge(params).precompute(batch)
+            return join_modulations(merge(params).precompute(batch))
 
     def cast_for_inference(params: dict) -> dict:
         params = unstack_layers(precision.cast(params), stacks)

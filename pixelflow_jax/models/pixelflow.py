@@ -7,7 +7,7 @@ patches. Classes enter through AdaLN, text through cross-attention.
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -25,6 +25,7 @@ from pixelflow_jax.models.interface import (
 )
 from pixelflow_jax.nn.attention import attend_packed, project_qkv
 from pixelflow_jax.nn.block import (
+    CHUNKS,
     GATE1,
     GATE2,
     SCALE1,
@@ -55,7 +56,7 @@ from pixelflow_jax.nn.layers import (
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import PackedText, Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.nn.stack import Place, StackConfig
 from pixelflow_jax.values import Depth, OptionalDepth, OptionalWidth, Pixels, Width
 
 # Of the features of the timestep (0 .. 999) and of the width in patches.
@@ -249,12 +250,29 @@ class Block(nnx.Module):
         `context` is the text to attend to; nothing drops. `modulation`: what
         `modulations(cond)` gives, if at hand.
         """
-        modulation = modulation or self.modulations(cond)
-        step = functools.partial(adaln_residual, modulation=modulation, packing=packing)
-        x, z = step(x, adaln=AdaLN(None, SHIFT1, SCALE1, "layer"))
+        at = Place(modulation or self.modulations(cond))
+        x, pending = self.open(x, cond, packing, rope, drop, context, at=at)
+        return self.close(x, cond, packing, at=at._replace(pending=pending))
+
+    def open(
+        self,
+        x: Array,
+        cond: tuple[Array, ...],
+        packing: Packing,
+        rope: tuple[Array, Array],
+        drop: None = None,
+        context: PackedText | None = None,
+        *,
+        at: Place,
+    ) -> tuple[Array, Residual]:
+        """The same without the last sum, which is returned, and after that of `at`."""
+        step = functools.partial(adaln_residual, modulation=at.groups, packing=packing)
+        first = CHUNKS * at.layer
+        adaln = AdaLN(None, first + SHIFT1, first + SCALE1, "layer")
+        x, z = step(x, residual=at.pending, adaln=adaln)
         mixed = checkpoint_name(self.attention(z, packing, rope), "attention_branch")
-        residual = Residual(mixed, bias_of(self.attention.out), GATE1)
-        adaln = AdaLN(self.norm3.weight[...], SHIFT2, SCALE2)
+        residual = Residual(mixed, bias_of(self.attention.out), first + GATE1)
+        adaln = AdaLN(self.norm3.weight[...], first + SHIFT2, first + SCALE2)
         attend, norm = self.cross_attention, self.norm2
         if context is None or attend is None or norm is None:
             x, z = step(x, residual=residual, adaln=adaln)
@@ -264,7 +282,13 @@ class Block(nnx.Module):
             x, z = step(x, adaln=adaln)
         x = checkpoint_name(x, "residual")
         out = checkpoint_name(self.mlp(z, packing), "mlp_branch")
-        return step(x, residual=Residual(out, bias_of(self.mlp.down), GATE2))[0]
+        return x, Residual(out, bias_of(self.mlp.down), first + GATE2)
+
+    def close(
+        self, x: Array, cond: tuple[Array, ...], packing: Packing, *_: Any, at: Place
+    ) -> Array:
+        """x after the sum that is pending in `at`; other arguments are `open`'s."""
+        return adaln_residual(x, at.groups, packing, at.pending)[0]
 
 
 class PixelFlowModel(nnx.Module):

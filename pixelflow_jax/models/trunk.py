@@ -21,7 +21,13 @@ from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, pack_patches, pack_tab
 from pixelflow_jax.nn.layers import linear, xavier, zeros
 from pixelflow_jax.nn.packing import PackedText, Packing
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Stack, StackConfig, layer_modulations
+from pixelflow_jax.nn.stack import (
+    JoinedModulations,
+    Modulations,
+    Stack,
+    StackConfig,
+    layer_modulations,
+)
 
 Images = tuple[Array, ...]  # [b_i, h_i, w_i, c], one array a resolution
 # The rotary table of a grid of tokens, cosines and sines, from its rows and columns.
@@ -58,7 +64,7 @@ class Precomputed(NamedTuple, Generic[Extra]):
 
     time: tuple[Array, ...]  # embeddings of the timesteps, [b_i, width]
     cond: tuple[Array, ...]  # what modulates blocks and decoder, [b_i, width]
-    modulations: tuple[list | None, ...]
+    modulations: tuple[Modulations | JoinedModulations | None, ...]
     extra: Extra
 
 

@@ -17,11 +17,13 @@ from pixelflow_jax.nn.layers import BlockConfig, RMSNorm, bias_of, linear, zeros
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.stack import Place
 
 # The places of a block that drop; each draws from keys of its own.
 PROBABILITIES, PROJECTION, HIDDEN = range(3)
 # The chunks of a block's modulation.
-SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
+CHUNKS = 6
+SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(CHUNKS)
 
 
 # A row an image, an array a group.
@@ -97,34 +99,56 @@ class Block(nnx.Module):
         or the text of a joint one. `modulation`: what `modulations(cond)` gives, if at
         hand.
         """
-        modulation = modulation or self.modulations(cond)
-        step = functools.partial(adaln_residual, modulation=modulation, packing=packing)
+        at = Place(modulation or self.modulations(cond))
+        x, pending = self.open(x, cond, packing, rope, drop, context, at=at)
+        return self.close(x, cond, packing, at=at._replace(pending=pending))
+
+    def open(
+        self,
+        x: Float[Array, "rows n width"],
+        cond: Conds,
+        packing: Packing,
+        rope: Rope | None,
+        drop: DropoutKeys | None = None,
+        context: Any = None,
+        *,
+        at: Place,
+    ) -> tuple[Float[Array, "rows n width"], Residual]:
+        """The same without the last sum, which is returned, and after that of `at`."""
+        step = functools.partial(adaln_residual, modulation=at.groups, packing=packing)
+        first = CHUNKS * at.layer
         probabilities = group_dropouts(drop, self.attention_dropout, PROBABILITIES)
         projection = group_dropouts(drop, self.dropout, PROJECTION)
         hidden = group_dropouts(drop, self.dropout, HIDDEN)
 
-        x, z = step(x, adaln=AdaLN(self.norm1.weight[...], SHIFT1, SCALE1))
+        adaln = AdaLN(self.norm1.weight[...], first + SHIFT1, first + SCALE1)
+        x, z = step(x, residual=at.pending, adaln=adaln)
         mixed = self.attention(z, packing, rope, probabilities, context)
         mixed = checkpoint_name(mixed, "attention_branch")
-        residual = _dropped(mixed, bias_of(self.attention.out), packing, projection)
-        adaln = AdaLN(self.norm2.weight[...], SHIFT2, SCALE2)
+        residual = Residual(mixed, bias_of(self.attention.out), first + GATE1)
+        residual = _dropped(residual, packing, projection)
+        adaln = AdaLN(self.norm2.weight[...], first + SHIFT2, first + SCALE2)
         x, z = step(x, residual=residual, adaln=adaln)
         x = checkpoint_name(x, "residual")
         out = checkpoint_name(self.mlp(z, packing, hidden), "mlp_branch")
-        return step(x, residual=Residual(out, bias_of(self.mlp.down), GATE2))[0]
+        return x, Residual(out, bias_of(self.mlp.down), first + GATE2)
+
+    def close(
+        self, x: Array, cond: Conds, packing: Packing, *_: Any, at: Place
+    ) -> Float[Array, "rows n width"]:
+        """x after the sum that is pending in `at`; other arguments are `open`'s."""
+        return adaln_residual(x, at.groups, packing, at.pending)[0]
 
 
 def _dropped(
-    mixed: Array,
-    bias: Array | None,
-    packing: Packing,
-    dropouts: tuple[Dropout, ...] | None,
+    residual: Residual, packing: Packing, dropouts: tuple[Dropout, ...] | None
 ) -> Residual:
     """What the attention adds; where elements are dropped, the bias is among them."""
     if dropouts is None:
-        return Residual(mixed, bias, GATE1)
-    whole = mixed if bias is None else mixed + bias.astype(mixed.dtype)
-    return Residual(drop_packed(whole, packing, dropouts), None, GATE1)
+        return residual
+    whole, bias, gate = residual
+    whole = whole if bias is None else whole + bias.astype(whole.dtype)
+    return Residual(drop_packed(whole, packing, dropouts), None, gate)
 
 
 def modulations(layer: nnx.Linear, cond: Conds) -> Modulation:

@@ -13,9 +13,10 @@ from jaxtyping import Float
 
 from pixelflow_jax.nn.embed import Table, rotary_table
 from pixelflow_jax.nn.kernels.neural_field import GeneratedMLP, neural_field
-from pixelflow_jax.nn.layers import RMSNorm, cast_weights, linear
+from pixelflow_jax.nn.layers import RMSNorm, linear, matrix_and_bias
 from pixelflow_jax.nn.patch import Patch, sides
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.nn.products import matmul
 
 Generated = Literal["first", "second"]
 WEIGHTS: tuple[Generated, ...] = get_args(Generated)
@@ -96,10 +97,10 @@ class PixelEmbed(nnx.Module):
         self, pixels: Float[Array, "*axes pixels channels"], patch: Patch
     ) -> Float[Array, "*axes pixels width"]:
         """The embedded pixels of patches."""
-        kernel, bias = cast_weights(self.proj, pixels.dtype)
+        kernel, bias = matrix_and_bias(self.proj, pixels.dtype)
         table = jnp.asarray(ENCODINGS[self.encoding](patch), pixels.dtype)
-        coordinates = table @ kernel[self.channels :] + bias
-        return pixels @ kernel[: self.channels] + coordinates
+        coordinates = matmul(table, kernel[self.channels :]) + bias
+        return matmul(pixels, kernel[: self.channels]) + coordinates
 
 
 class FieldBlock(nnx.Module):
@@ -135,5 +136,5 @@ class FieldBlock(nnx.Module):
         self, condition: Float[Array, "b n condition_width"]
     ) -> Float[Array, "b n weights"]:
         """The weights of each patch's MLP, both matrices as `GeneratedMLP` has them."""
-        kernel, bias = cast_weights(self.generator, condition.dtype)
-        return checkpoint_name(condition @ kernel + bias, "generated")
+        kernel, bias = matrix_and_bias(self.generator, condition.dtype)
+        return checkpoint_name(matmul(condition, kernel) + bias, "generated")

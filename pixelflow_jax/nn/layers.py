@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from pixelflow_jax.nn import products
 from pixelflow_jax.nn.precision import Precision
 
 Initializer = Callable[..., Array]  # of key, shape and type
@@ -105,6 +106,8 @@ def linear(
         param_dtype=jnp.float32,
         kernel_init=init,
         bias_init=bias_init or torch_default_bias(inputs),
+        dot_general=products.dot_general,
+        promote_dtype=products.promote,
         rngs=rngs,
     )
 
@@ -113,7 +116,7 @@ def matmul_no_bias(
     layer: nnx.Linear, x: Float[Array, "*axes inputs"]
 ) -> Float[Array, "*axes outputs"]:
     """The layer's matrix product, without its bias, which others add."""
-    return x.astype(layer.dtype) @ layer.kernel[...].astype(layer.dtype)
+    return products.matmul(x.astype(layer.dtype), layer.kernel[...])
 
 
 def bias_of(layer: nnx.Linear) -> Float[Array, " outputs"] | None:
@@ -121,12 +124,15 @@ def bias_of(layer: nnx.Linear) -> Float[Array, " outputs"] | None:
     return None if layer.bias is None else layer.bias[...]
 
 
-def cast_weights(
+def matrix_and_bias(
     layer: nnx.Linear, dtype: DTypeLike
 ) -> tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"]]:
-    """The matrix and the bias, in another type, of a layer that has a bias."""
+    """The matrix as it is, for `products`, and the bias in another type.
+
+    Of a layer that has a bias.
+    """
     assert layer.bias is not None
-    return layer.kernel[...].astype(dtype), layer.bias[...].astype(dtype)
+    return layer.kernel[...], layer.bias[...].astype(dtype)
 
 
 def split_heads(

@@ -62,7 +62,7 @@ class MLP(nnx.Module):
             self.kind,
             tuple(checkpoint_name(product, "mlp_hidden") for product in products),
             tuple(bias for bias in biases if bias is not None),
-            self.down.kernel[...].astype(x.dtype),
+            self.down.kernel[...],
             packing,
             dropouts,
         )

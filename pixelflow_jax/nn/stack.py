@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,44 @@ BRANCHES = {
 }
 Remat = Literal["none", "names", "mlp", "branches", "full"]
 
-# A block's modulation, made ahead for one layer after the other.
-Modulations = list[tuple[Float[Array, "_ chunks"], ...]]
+
+class Modulations(NamedTuple):
+    """What modulates the blocks of a stack, made ahead: a tuple of groups a layer."""
+
+    layers: list[tuple[Float[Array, "_ chunks"], ...]]
+
+
+class JoinedModulations(NamedTuple):
+    """The same with all layers side by side in one array a group.
+
+    A program that runs a network in a loop cuts one array out of a table in each step,
+    not one a layer, and a block's last sum can wait for the next one's first norm.
+    """
+
+    groups: tuple[Float[Array, "_ all_chunks"], ...]
+
+
+class Place(NamedTuple):
+    """Where a block stands: all layers' modulation, its number, what is to be added.
+
+    `pending` is the `Residual` of the layer before, or None.
+    """
+
+    groups: tuple[Float[Array, "_ all_chunks"], ...]
+    layer: int = 0
+    pending: Any = None
+
+
+def join_modulations(tree: Any) -> Any:
+    """A pytree in which every `Modulations` is `JoinedModulations`."""
+
+    def join(node: Any) -> Any:
+        if not isinstance(node, Modulations):
+            return node
+        groups = zip(*node.layers, strict=True)
+        return JoinedModulations(tuple(jnp.concatenate(g, -1) for g in groups))
+
+    return jax.tree.map(join, tree, is_leaf=lambda node: isinstance(node, Modulations))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -81,14 +117,16 @@ class Stack(nnx.Module):
         x: Float[Array, " rows *rest"],
         *args: Any,
         dropouts: Sequence[DropoutKeys | None] | None = None,
-        modulation: Modulations | None = None,
+        modulation: Modulations | JoinedModulations | None = None,
     ) -> Float[Array, " rows *rest"]:
         """Run all blocks on x.
 
         `dropouts` holds one argument more for each block: its dropout, or None where it
         drops nothing. `modulation` is what `layer_modulations` gives, for blocks that
-        take it.
+        take it, or the same joined.
         """
+        if isinstance(modulation, JoinedModulations):
+            return self._run_joined(x, modulation, args, dropouts)
         graph, params = nnx.split(self.blocks)
         nothing = (None,) * self.depth
 
@@ -102,11 +140,28 @@ class Stack(nnx.Module):
         if self.scan:
             layers = (params, _stacked(dropouts or nothing), None)
             return run_layers(block, layers, x, config)
-        each = zip(
-            *(layers_of(params), dropouts or nothing, modulation or nothing),
-            strict=True,
-        )
+        modulations = modulation.layers if modulation else nothing
+        each = zip(layers_of(params), dropouts or nothing, modulations, strict=True)
         return run_layers(block, list(each), x, config)
+
+    def _run_joined(
+        self,
+        x: Array,
+        modulation: JoinedModulations,
+        args: tuple,
+        dropouts: Sequence[DropoutKeys | None] | None,
+    ) -> Array:
+        """All written-out blocks; each leaves its last sum to the next one."""
+        graph, params = nnx.split(self.blocks)
+        drops = dropouts or (None,) * self.depth
+        blocks: list[Any] = [nnx.merge(graph, layer) for layer in layers_of(params)]
+        at = Place(modulation.groups)
+        for layer, (block, drop) in enumerate(zip(blocks, drops, strict=True)):
+            positional = () if drop is None else (drop,)
+            at = at._replace(layer=layer)
+            x, pending = block.open(x, *args, *positional, at=at)
+            x, at = constrain_batch(x), at._replace(pending=pending)
+        return constrain_batch(blocks[-1].close(x, *args, at=at))
 
 
 def layer_modulations(
@@ -120,7 +175,8 @@ def layer_modulations(
     if stack is None or stack.scan:
         return None
     graph, params = nnx.split(stack.blocks)
-    return [nnx.merge(graph, layer).modulations(cond) for layer in layers_of(params)]
+    layers = layers_of(params)
+    return Modulations([nnx.merge(graph, one).modulations(cond) for one in layers])
 
 
 def run_layers(

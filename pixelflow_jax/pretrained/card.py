@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
-from pixelflow_jax import build, sharding, values
+from pixelflow_jax import build, values
 from pixelflow_jax.config_types import fits
 from pixelflow_jax.errors import ConfigError, PipelineError
 from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.interface import count
 from pixelflow_jax.values import Natural
 
@@ -189,5 +190,5 @@ def on_any_devices(config: dict, where: str = "the checkpoint") -> Experiment:
             f"The config in {where} is damaged, or of another version of "
             f"pixelflow_jax: {error}"
         ) from error
-    experiment.mesh = sharding.MeshShape()
+    experiment.mesh = MeshShape()
     return experiment

@@ -1,28 +1,25 @@
 """Trained weights with everything around them: load, and draw from labels or text."""
 
 import dataclasses
-import json
-import logging
+import html
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Unpack, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from pixelflow_jax import backend, build, sharding
+from pixelflow_jax import backend
 from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.data.images import grid as image_grid
-from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.errors import PipelineError, PromptError
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.flow.guidance import Guidance
-from pixelflow_jax.flow.prediction import CONSTANTS
-from pixelflow_jax.models.interface import load_frozen
+from pixelflow_jax.models import interface as models
 from pixelflow_jax.pretrained import weights as published
+from pixelflow_jax.pretrained import words
 from pixelflow_jax.pretrained.card import Description
+from pixelflow_jax.pretrained.drawing import Drawing
 from pixelflow_jax.pretrained.options import (
     Calling,
     DrawOptions,
@@ -30,29 +27,22 @@ from pixelflow_jax.pretrained.options import (
     Publishing,
     SamplingOptions,
 )
-from pixelflow_jax.pretrained.requests import (
-    Wanted,
-    checked,
-    listed,
-    path_of,
-    refuse,
-)
+from pixelflow_jax.pretrained.requests import Wanted, checked, listed, path_of
+from pixelflow_jax.pretrained.results import Facts, Images, picture_of
 from pixelflow_jax.pretrained.subjects import Classes, decisive_settings, subjects
-from pixelflow_jax.sampling.batches import Generated, Generator, Request, Weights
+from pixelflow_jax.pretrained.words import choices, seeds, settled
+from pixelflow_jax.sampling.batches import Generated, Generator, Request
 from pixelflow_jax.sampling.stream import Draw, Stream, weights_digest
 from pixelflow_jax.tensors import hub
-from pixelflow_jax.validate import size_problems
-
-LOG = logging.getLogger(__name__)
-LARGEST = 2  # how many times the training size an image may be without a warning
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(kw_only=True, repr=False)
 class Pipeline:
     """A denoiser and its config.
 
-        pipeline = Pipeline.from_pretrained("assets/emoji.safetensors")
+        pipeline = Pipeline.from_pretrained("emoji")
         images = pipeline(["flags", "smileys-emotion"], seed=1)   # uint8 [2, 64, 64, 3]
+        images.grid().save("grid.png")
 
     Models of text take prompts instead, with the encoder and the tokenizer that the
     config names, read when they are first used:
@@ -73,11 +63,9 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         backend.keep_programs()
-        self._generators: dict[str, Generator] = {}
-        self._guides: dict[tuple[str, str], Pipeline] = {}
-        self._frozen_params: dict[str, dict] = {}
+        self._drawing = Drawing(self.config, self.params, self.constants)
         self._subjects = subjects(self.config, self.class_names)
-        self._warned = False
+        self._last: np.ndarray | None = None
 
     @classmethod
     def from_pretrained(
@@ -229,43 +217,64 @@ class Pipeline:
             raise PipelineError("This model draws from prompts and knows no classes.")
         return self._subjects.labels(listed(classes))
 
-    def __call__(self, wanted: Wanted, **options: Unpack[DrawOptions]) -> np.ndarray:
-        """Images of `wanted`, uint8 [n, height, width, 3].
+    def __call__(
+        self,
+        wanted: Wanted,
+        *,
+        record: bool = False,
+        **options: Unpack[DrawOptions],
+    ) -> Images:
+        """Images of `wanted`: an array, uint8 [n, height, width, 3], and more.
 
         `wanted` holds prompts, or the names and numbers of classes; one alone need not
         be in a list. The keyword arguments are those of `DrawOptions`:
 
-        - `negative_prompt`, `images_per_prompt`, `seed`, `first`, `progress`;
-        - `height`, `width`, `sampling`, `solver`, `grid`, `guidance`.
+        - `seed`, `first`, `images_per_prompt`, `negative_prompt`;
+        - `preset`, `solver`, `steps`, `guidance`, `guidance_interval`, `shift`, or the
+          parts themselves: `sampling`, `grid`;
+        - `height`, `width`; `progress`, `callback`.
 
-        Image i depends on (seed, first + i), its prompt and negative prompt, or its
-        class, alone. Raises PipelineError for a request that the model cannot serve,
-        WeightsError without a text encoder.
+        `record` keeps the way out of the noise, `.trajectory` of the result
+        (`results.Images`). Image i depends on (seed, first + i), its prompt and
+        negative prompt, or its class, alone. Raises PipelineError for a request that
+        the model cannot serve, WeightsError without a text encoder.
         """
-        return to_uint8(self.generate(wanted, **options).images)
+        given = settled(options, DrawOptions)
+        drawn, request = self._draw(wanted, given, record)
+        count = given.get("images_per_prompt", 1)
+        facts = Facts(
+            names=self._names(listed(wanted), count),
+            seeds=request.each_seed(),
+            numbers=request.numbers(),
+            settings=to_dict(self._settings(given).sampling),
+        )
+        images = Images.of(drawn, facts)
+        self._last = images.images
+        return images
 
     def generate(
         self, wanted: Wanted, *, record: bool = False, **options: Unpack[DrawOptions]
     ) -> Generated:
         """Like a call, but float32 images, and with `record` the way there as well."""
-        _refuse_unknown(options, DrawOptions)
+        return self._draw(wanted, settled(options, DrawOptions), record)[0]
+
+    def _draw(
+        self, wanted: Wanted, options: dict, record: bool
+    ) -> tuple[Generated, Request]:
+        """The images of settled options, and the request that they come from."""
         checked({"record": record}, Calling)
-        options = cast(DrawOptions, checked(options, DrawOptions))
-        generator, guide = self._generator(options)
-        given = self._given(
-            wanted,
-            options.get("negative_prompt", ""),
-            options.get("images_per_prompt", 1),
-        )
+        settings = self._settings(options)
+        generator = self._generator(settings, options)
+        request = self._request(wanted, options, record)
         # Last, as encoders are large: nothing can be wrong with the request any more.
-        return generator(
-            self._weights(generator.mesh, guide),
-            given,
-            seed=options.get("seed", 0),
-            first=options.get("first", 0),
-            record=record,
+        weights = self._drawing.weights(settings, self._subjects, generator.mesh)
+        drawn = generator.draw(
+            weights,
+            request,
             progress=options.get("progress", False),
+            callback=options.get("callback"),
         )
+        return drawn, request
 
     def stream(
         self, wanted: Wanted, *, record: bool = False, **options: Unpack[DrawOptions]
@@ -275,18 +284,17 @@ class Pipeline:
         The arguments are those of a call, and so are the images; nothing is drawn yet.
         Raises what a call raises.
         """
-        _refuse_unknown(options, DrawOptions)
-        generator, guide = self._generator(options)
-        count = options.get("images_per_prompt", 1)
-        given = self._given(wanted, options.get("negative_prompt", ""), count)
-        weights = self._weights(generator.mesh, guide)
-        seed, first = options.get("seed", 0), options.get("first", 0)
+        given = settled(options, DrawOptions)
+        settings = self._settings(given)
+        generator = self._generator(settings, given)
+        request = self._request(wanted, given, record)
+        weights = self._drawing.weights(settings, self._subjects, generator.mesh)
         draw = Draw(
             weights=weights_digest(weights),
-            request=Request(given, seed, first, record),
-            names=self._names(listed(wanted), count),
-            settings=decisive_settings(self._settings(options), generator.size),
-            per_device=generator.per_device(len(next(iter(given.values())))),
+            request=request,
+            names=self._names(listed(wanted), given.get("images_per_prompt", 1)),
+            settings=decisive_settings(settings, generator.size),
+            per_device=generator.per_device(request.count),
             platform=jax.default_backend(),
         )
         return Stream(draw=draw, generator=generator, weights=weights)
@@ -311,126 +319,72 @@ class Pipeline:
         arguments are those of `SamplingOptions`. Loads the encoder of a model of text.
         Raises what a call raises.
         """
-        _refuse_unknown(options, SamplingOptions)
         checked({"record": record, "batch_size": batch_size}, Calling)
-        options = cast(SamplingOptions, checked(options, SamplingOptions))
-        generator, guide = self._generator(options)
-        given = self._given(self._subjects.example, "", batch_size)
-        weights = self._weights(generator.mesh, guide)
-        generator.compile(weights, given, record=record)
+        given = settled(options, SamplingOptions)
+        settings = self._settings(given)
+        generator = self._generator(settings, given)
+        example = {**given, "images_per_prompt": batch_size}
+        request = self._request(self._subjects.example, example, record)
+        weights = self._drawing.weights(settings, self._subjects, generator.mesh)
+        generator.compile(weights, request.given, record=record)
 
-    def _weights(self, mesh: Mesh, guide: "Pipeline | None") -> Weights:
-        """The arrays of a program that draws with this model and its guide."""
-        frozen_params = self._subjects.load(mesh) | self._own_frozen_params(mesh)
-        weaker = guide and Weights(guide.params, guide._own_frozen_params(mesh))
-        return Weights(self.params, frozen_params, weaker)
-
-    def _own_frozen_params(self, mesh: Mesh) -> dict:
-        """Parameters of what the denoiser looks through, and constants; read once."""
-        key = json.dumps(to_dict(self.config.model))
-        if key not in self._frozen_params:
-            loaded = load_frozen(self.config.model)
-            constants = {CONSTANTS: self.constants} if self.constants else {}
-            self._frozen_params[key] = sharding.place(loaded | constants, mesh)
-        return self._frozen_params[key]
-
-    def _settings(self, options: SamplingOptions) -> Experiment:
-        """The config with what the options change of its sampling."""
+    def _settings(self, options: Mapping[str, Any]) -> Experiment:
+        """The config with what settled options change of its sampling."""
         sampling = options.get("sampling") or self.config.sampling
-        sampling = dataclasses.replace(
-            sampling,
-            solver=options.get("solver") or sampling.solver,
-            grid=options.get("grid") or sampling.grid,
-            guidance=options.get("guidance") or sampling.guidance,
-        )
-        conditioner = self._subjects.conditioner
         return dataclasses.replace(
-            self.config, sampling=sampling, conditioner=conditioner
+            self.config,
+            sampling=choices(options).apply(sampling),
+            conditioner=self._subjects.conditioner,
         )
 
-    def _generator(
-        self, options: SamplingOptions
-    ) -> tuple[Generator, "Pipeline | None"]:
-        """What draws as the options say, and the weaker model that guides it."""
-        config = self._settings(options)
-        height = options.get("height") or config.data.image_size
-        width = options.get("width") or config.data.image_size
-        refuse(size_problems(config, height, width))
-        self._warn_of_size(height, width)
-        guide = self._guide(config.sampling.guidance)
-        key = json.dumps([config.to_dict(), height, width])
-        if key not in self._generators:
-            network = guide and build.network(guide.config)
-            generator = build.generator(config, height, width, network)
-            try:
-                generator.check()
-            except ValueError as error:
-                raise PipelineError(str(error)) from error
-            self._generators[key] = generator
-        return self._generators[key], guide
+    def _generator(self, settings: Experiment, options: Mapping[str, Any]) -> Generator:
+        """What draws by these settings, images of the size that is asked for."""
+        height, width = options.get("height", 0), options.get("width", 0)
+        return self._drawing.generator(settings, height, width)
 
-    def _warn_of_size(self, height: int, width: int) -> None:
-        """Once, where images are wanted that are too large to be good."""
-        trained = self.config.data.image_size
-        if max(height, width) <= LARGEST * trained or self._warned:
-            return
-        self._warned = True
-        LOG.warning(
-            "Images of %d x %d are more than %d times as large as those trained on, "
-            "%d x %d: expect repeated or blurred content.",
-            *(height, width, LARGEST, trained, trained),
-        )
-
-    def _given(
-        self,
-        wanted: Wanted,
-        negative: str | Sequence[str],
-        count: int,
-    ) -> dict[str, np.ndarray]:
-        """What the conditioner reads for `count` images of each that is wanted."""
-        asked = listed(wanted)
+    def _request(
+        self, wanted: Wanted, options: Mapping[str, Any], record: bool
+    ) -> Request:
+        """Which images are wanted: so many of each, from which noise."""
+        asked, count = listed(wanted), options.get("images_per_prompt", 1)
         if not asked:
             raise PipelineError("There is nothing to draw: 0 prompts or classes.")
+        seed, each = seeds(options.get("seed", 0), len(asked) * count)
         try:
-            given = self._subjects.read(asked, negative)
+            given = self._subjects.read(asked, options.get("negative_prompt", ""))
         except PromptError as error:
             raise PipelineError(str(error)) from error
-        return {name: np.repeat(array, count, axis=0) for name, array in given.items()}
+        rows = {name: np.repeat(array, count, axis=0) for name, array in given.items()}
+        return Request(rows, seed, options.get("first", 0), record, each)
 
-    def _guide(self, guidance: Guidance) -> "Pipeline | None":
-        """The weaker model that guidance needs, if any."""
-        name = guidance.guide_weights()
-        if name is None:
-            return None
-        path, ema = name
-        if not path:
-            raise PipelineError(
-                f"{type(guidance).__name__} needs a second model: name its run or "
-                "weights file in sampling.guidance.weights."
-            )
-        if name not in self._guides:
-            self._guides[name] = Pipeline.from_pretrained(path, ema)
-        guide = self._guides[name]
-        ours, theirs = self.config, guide.config
-        if (ours.path, ours.prediction) != (theirs.path, theirs.prediction):
-            raise PipelineError(
-                f"{path} cannot guide this model: its path or prediction "
-                f"differs ({theirs.path}, {theirs.prediction})."
-            )
-        classes = ours.model.num_classes, theirs.model.num_classes
-        if classes[0] != classes[1]:
-            raise PipelineError(
-                f"{path} cannot guide this model: it knows {classes[1]} "
-                f"classes, not {classes[0]}."
-            )
-        return guide
+    if not TYPE_CHECKING:  # which knows all that there is
 
+        def __getattr__(self, name: str) -> NoReturn:
+            # Habits from other tools get an answer.
+            raise AttributeError(f"A Pipeline has no {name!r}.{words.attribute(name)}")
 
-def _refuse_unknown(options: Mapping[str, object], known: type) -> None:
-    """TypeError for keyword arguments that are none."""
-    names = sorted(known.__optional_keys__)  # pyright: ignore[reportAttributeAccessIssue]
-    if unknown := sorted(set(options) - set(names)):
-        raise TypeError(
-            f"unexpected keyword arguments {', '.join(unknown)}; there are "
-            f"{', '.join(names)}"
-        )
+    def __repr__(self) -> str:
+        return f"Pipeline({', '.join(self._facts())})"
+
+    def _repr_html_(self) -> str:
+        """Facts for a notebook, below what was drawn last."""
+        shown = "" if self._last is None else picture_of(self._last)
+        lines = "<br>".join(html.escape(fact) for fact in self._facts())
+        return f"{shown}<p>{lines}</p>"
+
+    def _facts(self) -> list[str]:
+        """What it is, in a few words each."""
+        config, size = self.config, self.config.data.image_size
+        names, more = self.class_names[:3], len(self.class_names) > 3
+        classes = f"{config.model.num_classes} classes"
+        if names:
+            classes += f" ({', '.join(names)}{', ...' * more})"
+        parameters = models.count(self.params) / 1e6
+        facts = [
+            repr(config.name),
+            f"{type(config.model).__name__} of {parameters:.3g}M parameters",
+            f"{size} x {size} pixels",
+            "prompts" if self.reads_text else classes,
+            f"{self.step:,} steps of training" if self.step else "",
+        ]
+        return [fact for fact in facts if fact]

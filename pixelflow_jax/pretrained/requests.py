@@ -25,9 +25,9 @@ Wanted = int | str | Sequence[int | str]
 # How a part is written, for those who gave the word or the number in it.
 WRITTEN = {
     "sampling": "Sampling(batch_size=8)",
-    "solver": "Heun()",
+    "solver": "Heun() or 'heun'",
     "grid": "Grid(steps=50)",
-    "guidance": "ClassifierFree(scale=2.0)",
+    "guidance": "2.0 or ClassifierFree(scale=2.0)",
 }
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from pixelflow_jax import build, resources, sharding
 from pixelflow_jax.atomic import atomic_files
+from pixelflow_jax.data.fingerprint import saved_class_names
 from pixelflow_jax.data.images import save_png
-from pixelflow_jax.data.loader import saved_class_names
 from pixelflow_jax.errors import PipelineError, WeightsError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.prediction import CONSTANTS

@@ -9,15 +9,18 @@ import jax
 import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pixelflow_jax import backend, sharding
 from pixelflow_jax.conditioning.interface import Conditioner
+from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.models.interface import DenoiserConfig, Network, frozen_shapes
 from pixelflow_jax.sampling.fields import Net
 from pixelflow_jax.sampling.sampler import Sampler, Samples, image_keys
 
+Callback = Callable[[int, int, np.ndarray], object]  # step, steps, images
+GREY = 128  # of images that are still to come
 Given = np.ndarray | dict[str, np.ndarray]  # labels [n], or arrays [n, ...] by name
 
 
@@ -66,6 +69,17 @@ class Request(NamedTuple):
         """How many images there are."""
         return min(map(len, self.given.values()))
 
+    def each_seed(self) -> tuple[int, ...]:
+        """The seed of every image."""
+        if self.seeds is None:
+            return (self.seed,) * self.count
+        return tuple(self.seeds.tolist())
+
+    def numbers(self) -> tuple[int, ...]:
+        """The number of every image, of its seed."""
+        several = self.seeds is not None
+        return tuple(self.first + (0 if several else i) for i in range(self.count))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generator:
@@ -101,20 +115,43 @@ class Generator:
         keeps the clean images implied at every step; `progress` shows a bar.
         """
         request = Request(_named(given), seed, first, record)
+        return self.draw(weights, request, progress=progress)
+
+    def draw(
+        self,
+        weights: Weights,
+        request: Request,
+        *,
+        progress: bool = False,
+        callback: Callback | None = None,
+    ) -> Generated:
+        """The images of a request, all in memory.
+
+        `progress` shows a bar. `callback(step, steps, images)` is called after every
+        step of every batch with all images, uint8 [n, h, w, c]: those that are drawn,
+        the clean images seen in those being drawn, and grey for those that wait.
+        """
         if not request.count:
             raise ValueError("There is nothing to sample: give at least one label.")
-        batches = self.iterate(
-            weights, request, per_device=self.per_device(request.count)
-        )
+        per_device = self.per_device(request.count)
+        batches = self.iterate(weights, request, per_device=per_device)
+        size = (request.count, *self.size, self.model.channels)
+        seen = np.full(size, GREY, np.uint8) if callback else None
         parts = []
         with tqdm(total=request.count, disable=not progress, unit="image") as bar:
-            for _, part in batches:
+            for place, part in batches:
                 parts.append(part)
                 bar.update(len(part.images))
+                if callback and seen is not None:
+                    done = place + len(part.images)
+                    seen[place:done] = to_uint8(part.images)
+                    callback(done, request.count, seen.copy())
         stages = zip(*(part.stages for part in parts), strict=True)
         return Generated(
             np.concatenate([part.images for part in parts]),
-            np.concatenate([part.clean for part in parts], 1) if record else None,
+            np.concatenate([part.clean for part in parts], 1)
+            if request.record
+            else None,
             tuple(map(np.concatenate, stages)),
         )
 
@@ -190,14 +227,13 @@ class Generator:
 
     def _batch(
         self, number: np.ndarray, given: dict[str, np.ndarray], seed: int | np.ndarray
-    ) -> tuple[Array, dict[str, Array], np.uint32 | Array]:
+    ) -> tuple[Array, dict[str, Array], Array]:
         """The arguments of `trace` that belong to the images of those numbers."""
         arrays = (number.astype(np.uint32), given)
         rows = sharding.batch_sharding(self.mesh)
         placed = jax.device_put(arrays, rows)
-        if isinstance(seed, np.ndarray):
-            return (*placed, jax.device_put(seed.astype(np.uint32), rows))
-        return (*placed, np.uint32(seed))
+        seeds = np.broadcast_to(np.asarray(seed, np.uint32), number.shape)
+        return (*placed, jax.device_put(seeds, rows))
 
     def _program(self, record: bool, *arrays: object) -> Callable[..., Samples]:
         """The compiled `trace` for arrays like these, built when first asked for."""

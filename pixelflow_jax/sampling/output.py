@@ -75,15 +75,16 @@ class Described:
     def file(self, place: int) -> str:
         """The path of an image below `images`."""
         number = self.first + place
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", self.names[place])[:SLUG].strip("-")
-        name = f"{number:06d}{slug and '_'}{slug}.png"
+        name = file_name(number, self.names[place])
         if len(self.names) <= FOLDER:
             return name
         return f"{number // FOLDER * FOLDER:06d}/{name}"
 
     def shown(self) -> list[list[int]]:
         """The places of the images that a grid shows, row by row."""
-        height, width = (side * _scale(self.shape) + 2 for side in self.shape[:2])
+        height, width = (
+            side * picture_scale(self.shape) + 2 for side in self.shape[:2]
+        )
         columns = min(self.columns, max(1, PAGE // width), SHOWN)
         rows = max(1, min(PAGE // height, SHOWN // columns))
         starts = range(0, len(self.names), self.columns)[:rows]
@@ -210,7 +211,8 @@ class _Writer:
             save_png(paths["grid"], _grid(images, columns, labels))
             if about.stages:
                 parts = zip(*self._stages, strict=True)
-                save_png(paths["stages"], _strip(tuple(map(np.concatenate, parts))))
+                strip = stage_strip(tuple(map(np.concatenate, parts)))
+                save_png(paths["stages"], strip)
             if about.trajectory:
                 frames = [*np.concatenate(self._clean, 1), images]
                 frames = np.stack([_grid(frame, columns, labels) for frame in frames])
@@ -264,7 +266,13 @@ def _clear(folder: pathlib.Path) -> None:
             path.rmdir()
 
 
-def _strip(stages: tuple[np.ndarray, ...]) -> np.ndarray:
+def file_name(number: int, name: str) -> str:
+    """The file of image number `number`, which is of `name`: "000012_flags.png"."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name)[:SLUG].strip("-")
+    return f"{number:06d}{slug and '_'}{slug}.png"
+
+
+def stage_strip(stages: tuple[np.ndarray, ...]) -> np.ndarray:
     """States uint8 [n, h_k, w_k, 3] of every stage as n rows of equally large ones."""
     height = stages[-1].shape[1]
     shown = max(1, SHOWN // len(stages))
@@ -284,10 +292,12 @@ def _row_labels(names: list[list[str]]) -> list[str] | None:
     return [cut(row[0]) for row in names]
 
 
-def _scale(shape: tuple[int, ...]) -> int:
+def picture_scale(shape: tuple[int, ...]) -> int:
     """How many times images (h, w, c) are enlarged in a grid."""
     return max(1, SMALL // shape[0])
 
 
 def _grid(images: np.ndarray, columns: int, names: list[str] | None) -> np.ndarray:
-    return grid(images, columns, row_labels=names, scale=_scale(images.shape[1:]))
+    return grid(
+        images, columns, row_labels=names, scale=picture_scale(images.shape[1:])
+    )

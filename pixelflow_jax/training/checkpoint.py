@@ -35,6 +35,8 @@ FREE = (
     "log",
     "online",
     "sampling",
+    # Where the data lie: what they hold has a fingerprint of its own.
+    *("data.source.path", "data.source.test_path", "data.source.data_dir"),
     "data.workers",
     "data.threads",
     "data.prefetch",
@@ -105,6 +107,9 @@ class Checkpointer:
             self._check_writable()
             if jax.process_index() == 0:
                 integrity.remove_unfinished(self.directory)
+                integrity.hidden(self.directory, aside=True)
+            if jax.process_count() > 1:  # nobody lists them before that is done
+                multihost_utils.sync_global_devices("checkpoints are tidied up")
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=policy.keep,
                 keep_period=policy.keep_period or None,
@@ -112,7 +117,9 @@ class Checkpointer:
                     post_finalization_callback=self._write_digests
                 ),
             )
-        self._alias = PlainAlias(self.directory)  # Orbax looks for steps with glob
+        # Orbax looks for steps with glob, and reads the metadata of each.
+        unlisted = integrity.hidden(self.directory, aside=False)
+        self._alias = PlainAlias(self.directory, unlisted)
         self._manager = ocp.CheckpointManager(
             self._alias.path,
             item_names=("state", "data", "config"),

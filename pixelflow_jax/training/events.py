@@ -29,9 +29,10 @@ class Events:
         begin = SessionLog(status=SessionLog.START)
         self._write(Event(step=start, session_log=begin))
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """A point of a curve."""
-        self._summary(summary.scalar(name, value), step)
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """A point of each curve."""
+        for name, value in values.items():
+            self._summary(summary.scalar(name, value), step)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
         """A picture, uint8 [h, w, 3]."""

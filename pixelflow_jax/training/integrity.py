@@ -3,27 +3,21 @@
 A bit that flips on a disk is restored as another number, without a word. So each
 checkpoint holds digests.json: the size and digest of each of its files, written before
 the checkpoint is committed. It is read before anything else of it is.
-
-The digest is BLAKE2b over the CRC-32 of each block of 16 MiB. It is for accidents: all
-of one or two bits in a block are seen, larger ones but for one in 2^32. BLAKE2b over
-all bytes would take five times as long, a fifth of what the save does.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import re
 import shutil
 import sys
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
+from pixelflow_jax import digests
 from pixelflow_jax.atomic import atomic_write, set_aside
 from pixelflow_jax.errors import CheckpointError
 
@@ -31,12 +25,9 @@ NAME = "digests.json"
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's, in every checkpoint
 LATE = "commit_timestamp_nsecs"  # what is added to it when the digests are written
 # In that metadata: this checkpoint was written with digests.
-MARK = {"digests": "crc32-blake2b"}
+MARK = {"digests": digests.SUMS}
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 DAMAGED = "damaged-"  # before the step, in the name of one that was set aside
-BLOCK = 1 << 24  # bytes that are hashed at once: large files are shared by threads
-PART = 1 << 18  # bytes that are read at once: they stay in the cache
-THREADS = 8
 SHOWN = 3  # files in a message
 
 State = Literal["good", "damaged", "without digests"]
@@ -59,8 +50,8 @@ class Finding:
 def write(folder: pathlib.Path) -> None:
     """Write the digests of all files in `folder` into it."""
     names = sorted(name for name in _files(folder) if name != NAME)
-    digests = dict(zip(names, _hashed(folder, names), strict=True))
-    content = {"files": digests, "digest": _of_digests(digests)}
+    files = _hashed(folder, names, digests.SUMS)
+    content = {"kind": digests.SUMS, "files": files, "digest": _of_digests(files)}
     with atomic_write(folder / NAME) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
@@ -71,21 +62,21 @@ def examine(folder: pathlib.Path) -> Finding:
     Files that no digest is of do not count. A checkpoint of an earlier version is
     "without digests".
     """
-    digests = _read(folder)
-    if digests is None:
+    written, kind = _read(folder)
+    if written is None:
         if _marked(folder):
             return Finding("damaged", (f"{NAME} is absent or not what was written",))
         return Finding("without digests")
     sizes = _files(folder)
     problems = {}
-    for name, (size, _) in digests.items():
+    for name, (size, _) in written.items():
         if name not in sizes:
             problems[name] = f"{name} is absent"
         elif sizes[name][0] != size and name != METADATA:
             problems[name] = f"{name} has {sizes[name][0]} of {size} bytes"
-    whole = [name for name in digests if name not in problems]
-    for name, (_, digest) in zip(whole, _hashed(folder, whole), strict=True):
-        if digest != digests[name][1]:
+    whole = [name for name in written if name not in problems]
+    for name, (_, digest) in _hashed(folder, whole, kind).items():
+        if digest != written[name][1]:
             problems[name] = f"{name} holds other bytes than were written"
     if not problems:
         return Finding("good")
@@ -147,6 +138,39 @@ def remove_unfinished(directory: pathlib.Path) -> None:
         _say(f"Removed {folder}, which an interrupted save had left.")
 
 
+def hidden(directory: pathlib.Path, aside: bool) -> list[str]:
+    """The checkpoints whose metadata are damaged, by name: with them none is listed.
+
+    Says so of each; with `aside` it is renamed to damaged-STEP as well, and none is
+    left. Raises CheckpointError where there is no other checkpoint.
+    """
+    steps = [path for path in checkpoints(directory) if _is_step(path.name)]
+    damaged = [path for path in steps if _is_opaque(path)]
+    if damaged and len(damaged) == len(steps):
+        raise CheckpointError(unreadable(damaged[-1], examine(damaged[-1]), ()))
+    for path in damaged:
+        text = f"The checkpoint {path} is {examine(path)}"
+        if aside:
+            kept = set_aside(path, f"{DAMAGED}{path.name}")
+            _say(f"{text}; it is kept as {kept.name}.")
+        else:
+            _say(f"{text}; it is passed over.")
+    return [] if aside else [path.name for path in damaged]
+
+
+def _is_opaque(folder: pathlib.Path) -> bool:
+    path = folder / METADATA
+    if not path.is_file():
+        return False
+    written, _ = _read(folder)
+    if written and METADATA in written:
+        return _metadata(path) != written[METADATA][1]
+    try:
+        return not isinstance(json.loads(path.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        return True
+
+
 def unfinished(directory: pathlib.Path) -> list[pathlib.Path]:
     """The folders of saves that are not complete."""
     if not directory.is_dir():
@@ -195,36 +219,16 @@ def _files(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _hashed(folder: pathlib.Path, names: list[str]) -> Iterator[tuple[int, str]]:
-    """Size and digest of each file: BLAKE2b over the CRC-32 of its blocks."""
-    threads = min(THREADS, os.cpu_count() or 1)
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        waiting = []
-        for name in names:
-            path = folder / name
-            size = path.stat().st_size
-            blocks = [pool.submit(_block, path, at) for at in range(0, size, BLOCK)]
-            if name == METADATA:
-                blocks = [pool.submit(_metadata, path)]
-            waiting.append((size, blocks))
-        for size, blocks in waiting:
-            whole = hashlib.blake2b(digest_size=32)
-            for block in blocks:
-                whole.update(block.result())
-            yield size, whole.hexdigest()
+def _hashed(folder: pathlib.Path, names: list[str], kind: str) -> Digests:
+    """Size and digest of each file."""
+    paths = [folder / name for name in names]
+    found = dict(zip(names, digests.of_files(paths, kind), strict=True))
+    if METADATA in found:
+        found[METADATA] = (found[METADATA][0], _metadata(folder / METADATA))
+    return found
 
 
-def _block(path: pathlib.Path, start: int) -> bytes:
-    check, left = 0, BLOCK
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        while left and (part := file.read(min(left, PART))):
-            check = zlib.crc32(part, check)
-            left -= len(part)
-    return check.to_bytes(4, "big")
-
-
-def _metadata(path: pathlib.Path) -> bytes:
+def _metadata(path: pathlib.Path) -> str:
     """The digest of what Orbax says of a checkpoint, but for when it was complete."""
     content = path.read_bytes()
     with contextlib.suppress(ValueError, RecursionError):
@@ -232,24 +236,27 @@ def _metadata(path: pathlib.Path) -> bytes:
         if isinstance(facts, dict):
             facts.pop(LATE, None)
         content = json.dumps(facts, sort_keys=True).encode()
-    return hashlib.blake2b(content, digest_size=32).digest()
+    one = hashlib.blake2b(content, digest_size=32).digest()
+    return hashlib.blake2b(one, digest_size=32).hexdigest()
 
 
-def _of_digests(digests: Digests) -> str:
+def _of_digests(files: Digests) -> str:
     """The digest of the digests, which tells whether they are as written."""
-    lines = [f"{name}\n{size}\n{digest}\n" for name, (size, digest) in digests.items()]
+    lines = [f"{name}\n{size}\n{digest}\n" for name, (size, digest) in files.items()]
     text = "".join(sorted(lines)).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, digest_size=32).hexdigest()
 
 
-def _read(folder: pathlib.Path) -> Digests | None:
-    """The digests of a checkpoint; None where there are none that can be read."""
+def _read(folder: pathlib.Path) -> tuple[Digests | None, str]:
+    """The digests of a checkpoint, or None where there are none to read; their kind."""
     try:
         content = json.loads((folder / NAME).read_bytes())
-        digests = {str(k): (int(n), str(d)) for k, (n, d) in content["files"].items()}
-        return digests if _of_digests(digests) == content["digest"] else None
+        files = {str(k): (int(n), str(d)) for k, (n, d) in content["files"].items()}
+        kind = content.get("kind", digests.CRC)
+        valid = _of_digests(files) == content["digest"] and kind in digests.KINDS
+        return (files if valid else None), kind
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+        return None, ""
 
 
 def _marked(folder: pathlib.Path) -> bool:

@@ -1,21 +1,32 @@
-"""What one sees of a run: progress line, TensorBoard, metrics.jsonl, pictures."""
+"""What one sees of a run: progress line, curves, metrics.jsonl, events, pictures.
+
+docs/observe.md lists the metrics with their units.
+"""
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import pathlib
 import time
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.images import save_png
+from pixelflow_jax.training import wandb_events
 from pixelflow_jax.training.events import Events
 from pixelflow_jax.training.throughput import Workload, matmul_rate, utilisation
+from pixelflow_jax.training.usage import memory
 from pixelflow_jax.values import Batch, Count, Natural
 
 ODD = "metrics.odd"  # what was found in metrics.jsonl and is none
+EVENTS = "events.jsonl"
+# What the host waits for: batches, and steps that are still on the devices.
+WAITS = ("data_wait", "device_wait")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -24,20 +35,39 @@ class Logging:
 
     Metrics of every step are read back from the device each `every` steps; a grid of
     `preview_count` samples of the first average is drawn every `preview_every` steps
-    (0: never) from fixed noise.
+    (0: never) from fixed noise. `wandb` names a project of Weights & Biases, which is
+    then shown what TensorBoard is (extra "wandb"; WANDB_MODE=offline keeps it here).
     """
 
     every: Count = 100
     preview_every: Natural = 10_000
     preview_count: Batch = 32
+    wandb: str = ""
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
+        problems = wandb_events.problems(self.wandb)
         if self.every < 1 or self.preview_every < 0 or self.preview_count < 1:
-            return [
+            problems.append(
                 "log.every and preview_count must be at least 1, preview_every >= 0"
-            ]
-        return []
+            )
+        return problems
+
+
+class Curves(Protocol):
+    """Where a run is looked at: TensorBoard's files, or a service."""
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """A point of each curve."""
+
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """A picture, uint8 [h, w, 3]."""
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """A text in Markdown."""
+
+    def close(self) -> None:
+        """Write what is still in memory."""
 
 
 class RunLog:
@@ -55,6 +85,7 @@ class RunLog:
         workload: Workload,
         config: dict,
         main: bool,
+        wandb: str = "",
     ):
         self._main = main
         if not main:
@@ -72,9 +103,12 @@ class RunLog:
                 f"in {ODD} beside it."
             )
         self._file = self._history.open("a")
-        self._events = Events(workdir / "tensorboard", start + 1)
+        self._curves: list[Curves] = [Events(workdir / "tensorboard", start + 1)]
+        if wandb:
+            self._curves.append(wandb_events.WandbEvents(workdir, wandb, config))
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
-        self._since = (start, time.perf_counter())
+        self._waits: dict[str, float] = {}
+        self.pause(start)
 
     def metrics(self, step: int, history: list[tuple[int, dict[str, float]]]) -> None:
         """Report `history`: the metrics of every step since the last report."""
@@ -83,15 +117,17 @@ class RunLog:
         for at, values in history:
             self._file.write(json.dumps({"step": at, **values}) + "\n")
         self._file.flush()
-        names = history[-1][1]
-        mean = {k: float(np.mean([v[k] for _, v in history])) for k in names}
-        mean |= self._speed(step)
-        for name, value in mean.items():
-            self._events.scalar(name, value, step)
-        self._bar.set_postfix_str(
-            f"loss {mean['loss']:.4f}, {mean['images_per_second']:.4g} images/s, "
-            f"MFU {mean['mfu']:.1%}"
-        )
+        mean = _means([values for _, values in history])
+        mean |= self._speed(step) | memory()
+        self._scalars(mean, step)
+        shown = [f"loss {mean['loss']:.4f}"]
+        if "images_per_second" in mean:
+            shown.append(f"{mean['images_per_second']:.4g} images/s")
+        for name, text in {"mfu": "MFU", "mfu_measured": "of the matmul rate"}.items():
+            if name in mean:
+                shown.append(f"{text} {mean[name]:.1%}")
+                break
+        self._bar.set_postfix_str(", ".join(shown))
         self._bar.update(step - self._bar.n)
 
     def values(self, step: int, values: dict[str, float], remark: str = "") -> None:
@@ -100,37 +136,75 @@ class RunLog:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._events.scalar(name, value, step)
+        self._scalars(values, step)
         shown = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
         self.say(f"step {step}: {shown}{remark}")
 
-    def _speed(self, step: int) -> dict[str, float]:
-        before, then = self._since
-        now = time.perf_counter()
-        self._since = (step, now)
-        work = self._workload
-        rate = work.batch_size * (step - before) / (now - then)
-        mfu = utilisation(rate, work.forward_flops, work.dtype)
-        return {"images_per_second": rate, "mfu": mfu}
+    def event(self, step: int, kind: str, **facts: object) -> None:
+        """Keep what happened to the run after `step` steps, such as "resume".
 
-    def pause(self) -> None:
-        """Leave the time since the last report out of the next one's speed."""
+        A line of events.jsonl in the workdir with the time (UTC), and a text beside the
+        curves. `facts` are what JSON can hold.
+        """
+        if not self._main:
+            return
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        line = json.dumps({"time": now, "step": step, "event": kind, **facts})
+        with (self._workdir / EVENTS).open("a") as file:
+            file.write(line + "\n")
+        for curves in self._curves:
+            curves.text("events", f"    {line}", step)
+
+    def _scalars(self, values: dict[str, float], step: int) -> None:
+        for curves in self._curves:
+            curves.scalars(values, step)
+
+    def _speed(self, step: int) -> dict[str, float]:
+        """Rates and waits since the last report; empty where no step was timed."""
+        before, then = self._since
+        waits = dict(self._waits)
+        seconds = time.perf_counter() - then
+        self.pause(step)
+        if step <= before or seconds <= 0:
+            return {}
+        work = self._workload
+        rate = work.batch_size * (step - before) / seconds
+        shares = {name: waits.get(name, 0.0) / seconds for name in WAITS}
+        speeds = {"images_per_second": rate, **shares}
+        return speeds | utilisation(rate, work.forward_flops, work.dtype)
+
+    @contextlib.contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        """The time inside is one of WAITS, told as a part of all in the next report."""
+        start = time.perf_counter()
+        yield
         if self._main:
-            self._since = (self._since[0], time.perf_counter())
+            spent = time.perf_counter() - start
+            self._waits[name] = self._waits.get(name, 0.0) + spent
+
+    def pause(self, step: int) -> None:
+        """Leave time and steps since the last report out of the next one's speed.
+
+        `step` steps are done.
+        """
+        if self._main:
+            self._waits.clear()
+            self._since = (step, time.perf_counter())
 
     def picture(self, step: int, image: np.ndarray) -> None:
         """Keep a preview, uint8 [h, w, 3], as WORKDIR/previews/STEP.png."""
         if not self._main:
             return
         save_png(self._workdir / "previews" / f"{step:08d}.png", image)
-        self._events.image("samples", image, step)
+        for curves in self._curves:
+            curves.image("samples", image, step)
 
     def text(self, name: str, text: str) -> None:
         """Keep a text (config, parameter table) beside the curves."""
         if self._main:
             indented = "\n".join("    " + line for line in text.splitlines())
-            self._events.text(name, indented, self._start)
+            for curves in self._curves:
+                curves.text(name, indented, self._start)
 
     def say(self, line: str) -> None:
         """Print a line without breaking the progress bar, if anybody is there."""
@@ -153,7 +227,17 @@ class RunLog:
         # What ended the run matters more than that its log cannot be closed either.
         with contextlib.suppress(OSError) if error else contextlib.nullcontext():
             self._file.close()
-            self._events.close()
+            for curves in self._curves:
+                curves.close()
+
+
+def _means(history: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the steps that have it."""
+    names = {name: None for values in history for name in values}
+    return {
+        name: float(np.mean([values[name] for values in history if name in values]))
+        for name in names
+    }
 
 
 def _truncate(history: pathlib.Path, start: int) -> int:

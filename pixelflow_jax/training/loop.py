@@ -22,7 +22,9 @@ from pixelflow_jax.training.best import BestCheckpoint, OnlineCheck
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.lock import only_run
 from pixelflow_jax.training.log import Logging, RunLog
+from pixelflow_jax.training.observe import Observer
 from pixelflow_jax.training.posthoc import PostHocEMA, Snapshots
+from pixelflow_jax.training.profile import FOLDER, Profiler, Window
 from pixelflow_jax.training.signals import stop_signals
 from pixelflow_jax.training.state import Initial, TrainState
 from pixelflow_jax.training.step import (
@@ -46,6 +48,8 @@ class TrainingRun:
     from the training images. `frozen_params` are the parameters of frozen networks,
     arrays of the host. `config` is written down with every checkpoint; `read_config`
     makes one that was written before, perhaps by an earlier version, comparable.
+    `observer` computes what every report shows of the state; the steps of `profile` are
+    traced.
     """
 
     objective: Objective
@@ -64,6 +68,8 @@ class TrainingRun:
     initial: Callable[[], Initial] | None = None
     constants: Callable[[], dict] = dict
     frozen_params: dict = dataclasses.field(default_factory=dict)
+    observer: Observer | None = None
+    profile: Window | None = None
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the state; allocates nothing."""
@@ -109,7 +115,8 @@ def train(run: TrainingRun, workdir: str | pathlib.Path) -> TrainState:
         closing.callback(data.close)
         log = closing.enter_context(_open_log(run, workdir, int(state.step)))
         stop = closing.enter_context(stop_signals())
-        sitting = _Sitting(run, data, checkpointer, log)
+        profiler = closing.enter_context(_profiler(run, workdir))
+        sitting = _Sitting(run, data, checkpointer, log, profiler)
         if run.posthoc:
             sitting.snapshots = Snapshots(workdir, run.posthoc)
             sitting.snapshots.begin(int(state.step))
@@ -135,7 +142,7 @@ def _begin(
         latest, run.abstract_state(), run.config, run.read_config
     )
     data = run.open_data(position["next_batch"])
-    data.check(position)
+    data.check(position, run.checkpointing.allow)
     return state, data
 
 
@@ -147,15 +154,24 @@ def _open_log(run: TrainingRun, workdir: pathlib.Path, start: int) -> RunLog:
         workload=run.workload,
         config=run.config,
         main=jax.process_index() == 0,
+        wandb=run.logging.wandb,
     )
     shapes = run.abstract_state().params["denoiser"]
     table = parameter_overview.get_parameter_overview(shapes, include_stats=False)
     log.text("parameters", table)
     if start:
+        devices = {"devices": jax.device_count(), "processes": jax.process_count()}
+        log.event(start, "resume", **devices)
         log.say(f"Going on from step {start} of {run.steps} in {workdir}")
     else:
         log.say(table)
     return log
+
+
+def _profiler(run: TrainingRun, workdir: pathlib.Path) -> Profiler:
+    """The trace of the first process, which is as the others' are."""
+    window = run.profile if jax.process_index() == 0 else None
+    return Profiler(workdir / FOLDER, window)
 
 
 @dataclasses.dataclass
@@ -169,6 +185,7 @@ class _Sitting:
     data: BatchLoader
     checkpointer: Checkpointer
     log: RunLog
+    profiler: Profiler
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(
         default_factory=list
     )
@@ -182,18 +199,26 @@ class _Sitting:
         batches = _on_device(self.data, run)
         frozen_params = sharding.place(run.frozen_params, run.mesh)
         step = int(state.step)
+        observe = _observer(run, state)
         compiled: set[tuple] = set()
         while step < run.steps:
-            batch = next(batches)
+            with log.waiting("data_wait"):
+                batch = next(batches)
             weight_is_due = run.objective.terms.weight_is_due(step)
-            state, metrics = programs[weight_is_due](state, batch, frozen_params)
+            with self.profiler.step(step + 1):
+                state, metrics = programs[weight_is_due](state, batch, frozen_params)
             step += 1
+            if step % run.logging.every == 0:
+                metrics |= observe(state)
             self.pending.append((step, metrics))
+            if self.profiler.ended(step, metrics):
+                log.pause(step)
+                log.say(f"Traced up to step {step}: see {FOLDER}/ of the run.")
             program = batch["image"].shape, weight_is_due
             if program not in compiled:
                 compiled.add(program)
                 jax.block_until_ready(metrics)
-                log.pause()  # compiling is not speed
+                log.pause(step)  # compiling is not speed
             if step % run.logging.every == 0 or step == run.steps:
                 self.report(step)
             # Before it is saved: a run that goes on from there has measured it.
@@ -216,7 +241,8 @@ class _Sitting:
 
     def report(self, step: int) -> None:
         """Read the pending metrics back; DivergedError where one is not finite."""
-        metrics = jax.device_get(self.pending)
+        with self.log.waiting("device_wait"):
+            metrics = jax.device_get(self.pending)
         history = [(number, _as_floats(values)) for number, values in metrics]
         self.pending.clear()
         _check_finite(history)
@@ -242,20 +268,20 @@ class _Sitting:
         config = self.run.config
         kept = self.best.offer(step, values, state, self.position(step), config)
         self.log.values(step, values, ", the best so far" if kept else "")
-        self.log.pause()
+        self.log.pause(step)
 
     def store(self, step: int, state: TrainState) -> None:
         """Store the averages that others are reconstructed from."""
         if self.snapshots is not None:
             self.report(step)
             self.snapshots.write(step, state.ema)
-            self.log.pause()
+            self.log.pause(step)
 
     def draw(self, step: int, state: TrainState, frozen_params: dict) -> None:
         """Keep a picture of what the first average draws, or else the weights."""
         self.report(step)
         self.log.picture(step, self.run.preview(*self.drawn_from(state, frozen_params)))
-        self.log.pause()
+        self.log.pause(step)
 
     def drawn_from(self, state: TrainState, frozen_params: dict) -> tuple[dict, dict]:
         """The first average, or else the weights, and what is beside them."""
@@ -277,6 +303,16 @@ def _programs(run: TrainingRun, state: TrainState) -> dict[bool, Step]:
         )
         for weight_is_due in (False, True)
     }
+
+
+def _observer(
+    run: TrainingRun, state: TrainState
+) -> Callable[[TrainState], dict[str, Array]]:
+    """What a report shows of the state, on every device alike; compiled here."""
+    if run.observer is None:
+        return lambda state: {}
+    program = jax.jit(run.observer, out_shardings=sharding.replicated(run.mesh))
+    return program.lower(state).compile()
 
 
 def _on_device(data: BatchLoader, run: TrainingRun) -> Iterator[dict]:

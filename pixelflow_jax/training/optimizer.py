@@ -1,11 +1,12 @@
 """AdamW with warm-up, decay schedule and clipping, as one config node."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from pixelflow_jax.values import (
     Count,
@@ -131,6 +132,27 @@ class AdamW:
         if not self.clip:
             return adam
         return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+
+    def last_update(
+        self, opt_state: optax.OptState, params: dict, steps: int
+    ) -> dict[str, Any]:
+        """What the last step added to parameters, from what it left behind.
+
+        Adam's moments hold it: neither gradients nor earlier parameters are needed.
+        `params` are those after the step, at least one, of a run of `steps`.
+        """
+        is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)
+        (adam,) = filter(is_adam, jax.tree.leaves(opt_state, is_leaf=is_adam))
+        lr = jnp.asarray(self.learning_rate(steps)(adam.count - 1), jnp.float32)
+        first, second = 1 - self.b1**adam.count, 1 - self.b2**adam.count
+
+        def one(mean: Array, square: Array, after: Array, decayed: bool) -> Array:
+            step = lr * (mean / first) / (jnp.sqrt(square / second) + self.eps)
+            shrunk = lr * self.weight_decay * decayed
+            # after = before * (1 - shrunk) - step
+            return -(step + shrunk * after) / (1 - shrunk)
+
+        return jax.tree.map(one, adam.mu, adam.nu, params, _matrices(params))
 
 
 def shrunk_warmup(warmup: int, steps: int) -> int:

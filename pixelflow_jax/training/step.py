@@ -12,6 +12,7 @@ from jax import Array
 from pixelflow_jax import sharding
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.losses.weighted_terms import WEIGHT
+from pixelflow_jax.mesh import Rules
 from pixelflow_jax.training.ema import posthoc_name, start_ema, update_ema
 from pixelflow_jax.training.state import TrainState
 
@@ -24,7 +25,8 @@ class StepSettings:
     """What a step needs besides the objective; all of it is static under `jit`.
 
     `accumulate` is the number of slices of a batch that take turns, `ema` the decays of
-    averages, `posthoc` the relative widths of those that others are made of.
+    averages, `posthoc` the relative widths of those that others are made of; `rules`
+    say how the state is split over devices.
     """
 
     optimizer: optax.GradientTransformation
@@ -33,6 +35,7 @@ class StepSettings:
     accumulate: int = 1
     ema: tuple[float, ...] = ()
     posthoc: tuple[float, ...] = ()
+    rules: Rules = Rules()
 
     @property
     def averages(self) -> tuple[str, ...]:
@@ -181,7 +184,7 @@ def abstract_state(
     """Shapes and shardings of a run's state; allocates nothing."""
     begin, constants = _beginning(objective, settings), objective.constant_shapes()
     shapes = jax.eval_shape(begin, jax.random.key(0), constants)
-    layout = sharding.state_sharding(shapes, mesh)
+    layout = sharding.state_sharding(shapes, mesh, settings.rules)
     return jax.tree.map(
         lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout
     )

@@ -120,8 +120,21 @@ def load(name: str, path: object, *says: str, **options: Any) -> Row:
 
 NAN = ClassifierFree(scale=math.nan)
 CALLS = [
-    call("a scale as guidance", 0, "guidance=2.0", "ClassifierFree", guidance=2.0),
-    call("a name as solver", 0, "solver='heun'", "such as Heun()", solver="heun"),
+    call("a text as guidance", 0, "guidance='2'", "ClassifierFree", guidance="2"),
+    call("a scale of -1", 0, "guidance=-1.0 must be", guidance=-1.0),
+    call("no name of a solver", 0, "'hein' is none", "'heun'", solver="hein"),
+    call("no name of a preset", 0, "'heun50' is none", "heun50", preset="heun50"),
+    call("steps twice", 0, "say the same", steps=3, num_inference_steps=3),
+    call("scales twice", 0, "say the same", guidance=3.0, guidance_scale=3),
+    call("a grid and steps", 0, "say the same", steps=3, grid=Grid(steps=3)),
+    call("a scheduler", 0, "here it is solver", scheduler="ddim"),
+    call("a generator", 0, "here it is seed=", generator=1),
+    call("a word of none", 0, "did you mean height=?", heigth=64),
+    call("a reversed interval", 0, "the earlier", guidance_interval=(0.9, 0.1)),
+    call("half an interval", 0, "guidance_interval", guidance_interval=(0.9,)),
+    call("two seeds for one image", 0, "2 seeds for 1 images", seed=[1, 2]),
+    call("a seed below 0 among some", 0, "seed[1]=-1", seed=[1, -1]),
+    call("a callback that is none", 0, "callback=3", callback=3),
     call("steps as grid", 0, "grid=5", "Grid(steps=50)", grid=5),
     call("a dict as sampling", 0, "sampling={}", "Sampling(", sampling={}),
     call("a class as solver", 0, "solver=<class", "Heun()", solver=Grid),

@@ -3,6 +3,7 @@
 import functools
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,9 +76,18 @@ def test_a_dead_process_costs_one_row():
 
 
 def test_the_registry_names_shapes_of_the_models():
-    assert len(kernels.chosen(["attention *"])) == 6
+    assert len(kernels.chosen(["attention * x 72 *"])) == 8
     assert "product qkv 8192" in kernels.ENTRIES
-    assert kernels.ENTRIES["attention 4096 forward"].variants.keys() == {"xla", "cudnn"}
+    variants = kernels.ENTRIES["attention 4096 x 72 forward"].variants
+    assert {"xla", "cudnn", "cudnn at 80", "cudnn at 128"} <= variants.keys()
+
+
+def test_heads_padded_with_zeros_attend_alike():
+    q, k, v = kernels.normal(*[(2, 5, 3, 8)] * 3, dtype="float32")
+    padded = kernels._padded(jax.nn.dot_product_attention, 16, q, k, v)
+    np.testing.assert_allclose(
+        padded, jax.nn.dot_product_attention(q, k, v), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_time_between_kernels():

@@ -86,7 +86,7 @@ def test_an_epoch_of_a_shape_holds_each_of_its_images_once(shards):
 def test_workers_processes_and_resuming_change_nothing(shards):
     expected = take(make_data(shards), 14)
     data = make_data(shards, threads=1)
-    parts = [take(data, 14, process_index=i, process_count=2) for i in (0, 1)]
+    parts = [take(data, 14, parts=(i,), part_count=2) for i in (0, 1)]
     for k, batch in enumerate(expected):
         joined = np.concatenate([part[k]["image"] for part in parts])
         np.testing.assert_array_equal(joined, batch["image"])
@@ -113,7 +113,7 @@ def test_one_pass_covers_everything_once(shards):
     assert [sum(b["weight"]) for b in batches] == [4, 4, 4, 4, 2, 3]
     halves = []
     for i in (0, 1):
-        options |= {"process_index": i, "process_count": 2}
+        options |= {"parts": (i,), "part_count": 2}
         with open_loader(data, **options, shuffle=False, start=4) as loader:
             halves.append(list(loader))
     weights = [np.concatenate([h[k]["weight"] for h in halves]) for k in (0, 1)]

@@ -91,7 +91,7 @@ def test_the_draw_depends_on_seed_epoch_and_record_alone(folder):
     data = make_data(folder, threads=4)
     assert pairs(take(make_data(folder, workers=2), 6, start=6)) == expected[24:]
     assert pairs(take(data, 6, batch_size=8)) == expected  # no batch counts
-    parts = [take(data, 12, process_index=i, process_count=2) for i in (0, 1)]
+    parts = [take(data, 12, parts=(i,), part_count=2) for i in (0, 1)]
     assert pairs(p[k] for k in range(12) for p in parts) == expected
     assert pairs(take(data, 12, seed=4)) != expected
 

@@ -8,8 +8,9 @@ from PIL import Image
 
 from pixelflow_jax.cli import prepare
 from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES, WEIGHTS
+from pixelflow_jax.data.fingerprint import saved_class_names
 from pixelflow_jax.data.folder import ImageFolder
-from pixelflow_jax.data.loader import Data, saved_class_names
+from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.data.source import class_changes
 from pixelflow_jax.errors import DataError
@@ -65,9 +66,9 @@ def test_nothing_is_said_where_there_is_enough(root, caplog):
 def test_a_batch_of_one_is_a_batch(root, repeat):
     source = ImageFolder(path=str(root))
     whole, _ = batch(source, batch_size=2, repeat=repeat)
-    options = {"batch_size": 2, "process_count": 2, "repeat": repeat}
+    options = {"batch_size": 2, "part_count": 2, "repeat": repeat}
     for index in (0, 1):  # the part that one process of two has
-        one, _ = batch(source, process_index=index, **options)
+        one, _ = batch(source, parts=(index,), **options)
         np.testing.assert_array_equal(one["image"][0], whole["image"][index])
         assert one["label"].shape == (1,)
     assert batch(source, batch_size=1, repeat=repeat)[0]["image"].shape[0] == 1
@@ -82,7 +83,8 @@ def test_what_labels_mean_is_part_of_a_loaders_state(root):
     _, other = batch(ImageFolder(path=str(root)))
     with pytest.raises(DataError, match="gone: a; new: c; label 0: 'a' -> 'b'"):
         other.check(state)
-    del state["fingerprint"]["class_names"]  # as earlier versions wrote it
+    for name in ("class_names", "records"):
+        del state["fingerprint"][name]  # as earlier versions wrote it
     other.check(state)
     assert saved_class_names(state) is None
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pixelflow_jax import config_overrides
+from pixelflow_jax.data.encoded import EncodedSource
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.transforms import CenterCrop
@@ -90,7 +91,7 @@ def test_processes_share_the_same_global_batch(folder, processes, repeat):
     data = make_data(folder)
     expected = take(data, 3, repeat=repeat)
     parts = [
-        take(data, 3, repeat=repeat, process_index=i, process_count=processes)
+        take(data, 3, repeat=repeat, parts=(i,), part_count=processes)
         for i in range(processes)
     ]
     joined = [
@@ -98,6 +99,31 @@ def test_processes_share_the_same_global_batch(folder, processes, repeat):
         for k in range(3)
     ]
     assert_same(joined, expected)
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+@pytest.mark.parametrize("parts", [(0, 1, 4, 5), (0, 3)])
+def test_parts_that_lie_apart_are_rows_of_the_same_batch(folder, parts, repeat):
+    """Of a host whose devices are no neighbours in the mesh."""
+    data, size = make_data(folder), 16 // 8
+    whole = take(data, 2, batch_size=16, repeat=repeat)
+    mine = take(data, 2, batch_size=16, parts=parts, part_count=8, repeat=repeat)
+    rows = [part * size + i for part in parts for i in range(size)]
+    assert_same(mine, [{k: a[rows] for k, a in batch.items()} for batch in whole])
+
+
+def test_no_process_reads_images_of_another(folder, monkeypatch):
+    """The pass is one batch of 24; its last three rows are the first ones again."""
+    read, fetch = [], EncodedSource.__getitem__
+    note = lambda self, number: read.append(number) or fetch(self, number)
+    monkeypatch.setattr(EncodedSource, "__getitem__", note)
+    seen = []
+    for parts in ((0, 3), (1, 2)):
+        read.clear()
+        options = {"batch_size": 24, "repeat": False, "shuffle": False}
+        take(make_data(folder), 1, parts=parts, part_count=4, **options)
+        seen.append(sorted(read))
+    assert seen == [[0, 0, 1, 1, 2, 2, 3, 4, 5, 18, 19, 20], [*range(6, 18)]]
 
 
 @pytest.mark.parametrize("start", [0, 1, 6, 40])
@@ -270,9 +296,14 @@ def test_other_failures_are_explained(folder):
 @pytest.mark.parametrize(
     ("fields", "options", "message"),
     [
-        ({}, {"process_count": 3}, "batch_size 8 must be a positive multiple of the 3"),
+        ({}, {"part_count": 3}, "batch_size 8 must be a positive multiple of the 3"),
         ({}, {"batch_size": 0}, "batch_size 0 must be"),
-        ({}, {"process_index": 2, "process_count": 2}, "process_index 2 must be below"),
+        (
+            {},
+            {"parts": (2,), "part_count": 2},
+            r"parts \(2,\) must ascend and lie below",
+        ),
+        ({}, {"parts": (1, 0), "part_count": 2}, r"parts \(1, 0\) must ascend"),
         ({}, {"seed": -1}, "seed must be at least 0"),
         ({}, {"seed": 2**32}, "seed must be at least 0 and below"),
         ({}, {"start": -1}, "start=-1 must be a whole"),
@@ -310,7 +341,7 @@ def test_a_loader_can_change_the_number_of_processes(folder):
     with open_loader(data, split="train", batch_size=8, seed=3) as loader:
         state = loader.state()
     with open_loader(
-        data, split="train", batch_size=8, seed=3, process_count=4, process_index=1
+        data, split="train", batch_size=8, seed=3, part_count=4, parts=(1,)
     ) as loader:
         loader.check(state)
 
@@ -336,6 +367,7 @@ def test_the_command_line_overrides_every_node():
 
 SCRIPT = """
 import sys
+from pixelflow_jax.data.encoded import EncodedSource
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
 from pixelflow_jax.data.plan import Batching

@@ -12,8 +12,8 @@ from pixelflow_jax.conditioning.labels import ClassLabels
 from pixelflow_jax.evaluation.heldout import TIMES, HeldoutLoss
 from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.interface import Network, Output
-from pixelflow_jax.sharding import MeshShape
 from tests.training import tiny
 
 RNG = np.random.default_rng(0)

@@ -19,6 +19,7 @@ from pixelflow_jax.losses.context import Context, Role, Term
 from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.losses.weighted_terms import WeightedTerms
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.interface import (
     DenoiserConfig,
     Labels,
@@ -27,7 +28,6 @@ from pixelflow_jax.models.interface import (
     network,
 )
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.step import (
     StepSettings,
     abstract_state,

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pixelflow_jax.nn.block import Block
 from pixelflow_jax.nn.dropout import DropoutKeys, group_dropouts, layer_dropout_keys
-from pixelflow_jax.nn.layers import RMSNorm
+from pixelflow_jax.nn.layers import BlockConfig, RMSNorm
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import (
     Stack,
     StackConfig,
+    join_modulations,
+    layer_modulations,
     unstack_layers,
     written_out_blocks,
 )
@@ -200,3 +203,30 @@ def test_layers_taken_apart_run_as_they_did_together(scan):
     run = jax.jit(lambda params: nnx.merge(graph, params)(X, SHIFT))
     one, other = run({"blocks": pure["blocks"]}), run({"blocks": apart["blocks"]})
     np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_modulations_in_one_array_change_nothing(depth):
+    config = BlockConfig(width=8, heads=2, hidden=12)
+    stack = Stack(
+        lambda rngs: Block(config, EXACT, rngs),
+        depth,
+        nnx.Rngs(0),
+        StackConfig(scan=False, remat="none"),
+    )
+    # Fresh modulations are zeros: gates that are not show which layer adds what.
+    graph, params = nnx.split(stack)
+    params = jax.tree.map(
+        lambda a: a + 0.1 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), params
+    )
+    stack = nnx.merge(graph, params)
+    x = jax.random.normal(jax.random.key(1), (2, 3, 8))
+    cond = (jax.random.normal(jax.random.key(2), (2, 8)),)
+    apart = layer_modulations(stack, cond)
+    (together,) = join_modulations([apart])
+    assert together.groups[0].shape == (2, depth * 6 * 8)
+    packing = Packing((2,), (3,))
+    expected = stack(x, cond, packing, None)
+    for ahead in (apart, together):
+        found = stack(x, cond, packing, None, modulation=ahead)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

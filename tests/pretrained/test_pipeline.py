@@ -15,7 +15,7 @@ from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.prediction import PLAIN, Prediction, PredictVelocity
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
@@ -291,15 +291,15 @@ def test_one_program_serves_every_call_of_the_same_kind(pipeline):
     fresh = dataclasses.replace(pipeline)
     for seed in (0, 1):
         fresh([0], seed=seed)
-    assert len(fresh._generators) == 1
+    assert len(fresh._drawing.generators) == 1
     fresh([0], height=8)
-    assert len(fresh._generators) == 2
+    assert len(fresh._drawing.generators) == 2
 
 
 def test_keyword_arguments_that_are_none_are_refused(pipeline):
-    with pytest.raises(TypeError, match="arguments heigth; there are .*height"):
+    with pytest.raises(PipelineError, match="heigth= is no word .* height="):
         pipeline([0], heigth=8)
-    with pytest.raises(TypeError, match="arguments seed; there are grid, "):
+    with pytest.raises(PipelineError, match="seed= is no word .* There are grid, "):
         pipeline.compile(seed=1)
 
 

@@ -87,8 +87,8 @@ def test_one_program_and_one_encoder_for_every_prompt(loaded):
     pipeline, before = texts.pipeline("pixnerd"), len(loaded)
     for prompt, negative in [(RED, ""), (BLUE, RED), ("a longer prompt", "")]:
         pipeline(prompt, negative_prompt=negative)
-    assert len(loaded) == before + 1 and len(pipeline._generators) == 1
-    (generator,) = pipeline._generators.values()
+    assert len(loaded) == before + 1 and len(pipeline._drawing.generators) == 1
+    (generator,) = pipeline._drawing.generators.values()
     assert len(generator._programs) == 1
     assert pipeline._subjects._caption_encoder.read == [
         RED,
@@ -103,9 +103,9 @@ def test_one_program_and_one_encoder_for_every_prompt(loaded):
 def test_prompts_find_what_was_compiled_ahead(loaded):
     pipeline = texts.pipeline("pixnerd")
     pipeline.compile(2, height=24)
-    (generator,) = pipeline._generators.values()
+    (generator,) = pipeline._drawing.generators.values()
     pipeline([RED, BLUE], negative_prompt=RED, height=24)
-    assert len(pipeline._generators) == len(generator._programs) == 1
+    assert len(pipeline._drawing.generators) == len(generator._programs) == 1
 
 
 SIZES = [(16, 16), (24, 24), (32, 16)]

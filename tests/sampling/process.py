@@ -15,9 +15,9 @@ from pixelflow_jax.evaluation.image_sets import NpzImages
 from pixelflow_jax.evaluation.metrics import evaluate
 from pixelflow_jax.evaluation.passes import set_features
 from pixelflow_jax.evaluation.references import Reference
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.sampling.output import Described, write_samples
-from pixelflow_jax.sharding import MeshShape
 
 if __name__ == "__main__":
     import tiny

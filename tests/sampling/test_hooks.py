@@ -14,11 +14,11 @@ from pixelflow_jax.flow.path import Stage, Straight, pyramid
 from pixelflow_jax.flow.prediction import CONSTANTS, PredictClean, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.sampling.batches import Generator, Weights
 from pixelflow_jax.sampling.fields import Net
 from pixelflow_jax.sampling.sampler import Sampler, image_keys
-from pixelflow_jax.sharding import MeshShape
 from tests.sampling.asymmetric import Asymmetric, Bound, perfect, projected
 from tests.training import tiny
 

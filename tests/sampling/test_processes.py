@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from benchmarks import draw_kills
-from pixelflow_jax import sharding
+from pixelflow_jax.mesh import AXES, MeshShape
 from tests.sampling import process
 from tests.training import tiny
 
@@ -51,9 +51,7 @@ def together(folder) -> list[dict]:
 def test_devices_and_processes_draw_the_same_set(tmp_path, monkeypatch):
     results = {"eight": process.draw(tmp_path / "eight", process.pipeline(eight()))}
     first = jax.devices()[:1]
-    monkeypatch.setattr(
-        sharding.MeshShape, "build", lambda self, devices=None: mesh_of(first)
-    )
+    monkeypatch.setattr(MeshShape, "build", lambda self, devices=None: mesh_of(first))
     results["one"] = process.draw(tmp_path / "one", process.pipeline(eight()))
     monkeypatch.undo()
     results["two"], other = together(tmp_path / "two")
@@ -66,12 +64,12 @@ def test_devices_and_processes_draw_the_same_set(tmp_path, monkeypatch):
 
 
 def eight():
-    return sharding.MeshShape()
+    return MeshShape()
 
 
 def mesh_of(devices):
     axes = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=axes, devices=devices)
+    return jax.make_mesh((1, 1, 1), AXES, axis_types=axes, devices=devices)
 
 
 @pytest.mark.slow

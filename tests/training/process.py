@@ -10,7 +10,7 @@ import jax
 
 from pixelflow_jax import backend, build
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.validate import validated

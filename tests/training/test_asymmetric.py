@@ -14,10 +14,10 @@ from pixelflow_jax.flow.path import Pyramid
 from pixelflow_jax.flow.prediction import CONSTANTS
 from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.losses.frequency import FrequencyMatching
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.pretrained.initial import initial_weights
-from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.validate import validate
 from tests.training import tiny

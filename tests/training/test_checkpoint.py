@@ -12,10 +12,10 @@ import pytest
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import PredictClean
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.pixnerd import LinearDecoder
 from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training import integrity
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging

@@ -4,10 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax import build
+from pixelflow_jax.mesh import MeshShape
+from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.optimizer import AdamW
+from pixelflow_jax.training.step import abstract_state, make_step
+from tests.jaxprs import equations
 from tests.training import tiny
 
 STEPS = 20
@@ -69,3 +73,36 @@ def test_eight_devices_equal_one(images, one_device, tmp_path, name):
         kernels = blocks["mlp"]["up"]["kernel"], blocks["attention"]["out"]["kernel"]
         for kernel, shape in zip(kernels, (mlp, attention), strict=True):
             assert {s.data.shape for s in kernel.addressable_shards} == {shape}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "other"), [("bfloat16", "float32"), ("float32", "bfloat16")]
+)
+def test_gradients_of_matrices_are_summed_in_the_type_that_is_asked(
+    images, dtype, other
+):
+    """What a product gives is what the compiler sums over devices."""
+    config = tiny.experiment(
+        images, precision=Precision(), mesh=MeshShape(reduce_dtype=dtype)
+    )
+    objective, settings = build.objective(config), build.step_settings(config)
+    state = abstract_state(objective, settings, config.mesh.build())
+    with build.open_data(config, 0) as loader:
+        batch = next(loader)
+    step = jax.make_jaxpr(make_step(objective, settings))(state, batch, {})
+    kernels = {
+        leaf.shape[-2:]
+        for path, leaf in jax.tree.leaves_with_path(state.params["denoiser"])
+        if path[-1].key == "kernel"
+    }
+    # A matrix's gradient may be computed as its transpose.
+    kernels |= {shape[::-1] for shape in kernels}
+    products = [
+        equation.outvars[0].aval
+        for equation, _ in equations(step)
+        if equation.primitive.name == "dot_general"
+    ]
+    types = [str(a.dtype) for a in products if a.shape in kernels]
+    # Of two small matrices outside of the policy, times and classes, in float32.
+    assert types.count(dtype) >= len(kernels) // 2
+    assert dtype == "bfloat16" or other not in types

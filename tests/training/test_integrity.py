@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from pixelflow_jax import digests
 from pixelflow_jax.cli import verify
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.training import integrity
@@ -125,7 +126,7 @@ def test_what_is_wrong_is_named(copy):
 
 
 def test_a_large_file_is_hashed_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(integrity, "BLOCK", 1000)
+    monkeypatch.setattr(digests, "BLOCK", 1000)
     (tmp_path / "a").write_bytes(os.urandom(5500))
     integrity.write(tmp_path)
     assert examine(tmp_path).state == "good"
@@ -157,6 +158,32 @@ def test_a_reader_passes_it_over_and_moves_nothing(copy, capsys):
     with pytest.raises(CheckpointError, match="delete that folder to go on from"):
         reader.config(6)
     reader.close()
+    assert (copy / "checkpoints" / "6").exists()
+
+
+def spoil_metadata(checkpoint) -> None:
+    """So that Orbax cannot list checkpoints while this one is among them."""
+    path = checkpoint / METADATA
+    path.write_bytes(path.read_bytes().replace(b"commit_t", b"commid_t"))
+
+
+def test_damaged_metadata_of_one_hide_no_other(copy, capsys):
+    directory = copy / "checkpoints"
+    spoil_metadata(directory / "6")
+    for policy, name in ((None, "6"), (Checkpointing(), "damaged-6")):
+        saver = Checkpointer(directory, policy)
+        assert saver.latest() == 3
+        saver.close()
+        assert (directory / name).exists()
+        said = capsys.readouterr().err
+        assert "holds other bytes than were written" in said and "6 is damaged" in said
+
+
+def test_damaged_metadata_of_all_begin_nothing(copy, images):
+    for step in "36":
+        spoil_metadata(copy / "checkpoints" / step)
+    with pytest.raises(CheckpointError, match="delete that folder to begin anew"):
+        train(tiny.run(images), copy)
     assert (copy / "checkpoints" / "6").exists()
 
 

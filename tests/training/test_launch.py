@@ -14,7 +14,7 @@ from tests.training import tiny
 
 LAUNCH = tiny.ROOT / "launch"
 MESH = """
-from pixelflow_jax.sharding import MeshShape
+from pixelflow_jax.mesh import MeshShape
 config.mesh = MeshShape(fsdp=2)
 config.checkpoint.every = 6
 """

@@ -4,18 +4,23 @@ import json
 import struct
 import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from pixelflow_jax.training import log as run_log
+from pixelflow_jax.training import throughput
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.log import Logging, RunLog
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.throughput import Workload
 from tests.training import tiny
 
+# What a CPU tells of: it has neither a published peak nor statistics of its memory.
+SPEEDS = {"images_per_second", "mfu_measured", "data_wait", "device_wait"}
+SPEEDS |= {"host_memory"}
 WORKLOAD = Workload(batch_size=8, forward_flops=1e6, dtype="float32")
 
 
@@ -52,7 +57,7 @@ def test_a_report_keeps_every_step_and_shows_the_mean(tmp_path):
     lines = tiny.history(tmp_path)
     assert lines == [{"step": k, "loss": float(k), "lr": 1e-4} for k in (1, 2, 3)]
     curves = values(tmp_path)
-    assert set(curves) == {"loss", "lr", "images_per_second", "mfu"}
+    assert set(curves) == {"loss", "lr"} | SPEEDS
     ((step, loss),) = curves["loss"]
     assert (step, loss.simple_value) == (3, 2.0)
 
@@ -64,17 +69,75 @@ def test_floats_survive_to_the_last_bit(tmp_path):
     assert tiny.history(tmp_path)[0]["loss"] == loss
 
 
-def test_speed_leaves_pauses_out(tmp_path, monkeypatch):
-    timestep = iter([100.0, 110.0, 112.0])  # opened, resumed after a pause, reported
-    fake = types.SimpleNamespace(perf_counter=lambda: next(timestep))
+def rates(monkeypatch, peak: float | None = None) -> None:
+    """One device of 1e9 operations a second, measured, and of a peak."""
+    monkeypatch.setattr(throughput, "whole_rate", lambda dtype: 1e9)
+    monkeypatch.setattr(throughput, "peak_rate", lambda dtype: peak)
+
+
+def test_speed_leaves_out_what_it_was_told_to(tmp_path, monkeypatch):
+    """Time and steps: a step whose time is left out is no step of the rate."""
+    clock = iter([100.0, 110.0, 110.5, 111.0, 112.0, 112.0])
+    fake = types.SimpleNamespace(perf_counter=lambda: next(clock))
     monkeypatch.setattr(run_log, "time", fake)
-    monkeypatch.setattr(run_log, "utilisation", lambda rate, flops, dtype: rate / flops)
+    rates(monkeypatch)
     with open_log(tmp_path) as log:
-        log.pause()
-        log.metrics(4, [(4, {"loss": 1.0})])
+        log.pause(1)  # the first step was compiled until 110.0
+        with log.waiting("data_wait"):  # from 110.5 to 111.0
+            pass
+        log.metrics(5, [(5, {"loss": 1.0})])  # at 112.0
+    found = {
+        name: points[0][1].simple_value for name, points in values(tmp_path).items()
+    }
+    assert found["images_per_second"] == 16  # 8 * 4 images in 2 s
+    assert found["mfu_measured"] == pytest.approx(3 * 16 * 1e6 / 1e9)
+    assert found["data_wait"] == 0.25 and found["device_wait"] == 0
+
+
+def test_no_speed_is_told_where_no_step_was_timed(tmp_path, capsys):
+    """As after the first step of a run that reports every step."""
+    with open_log(tmp_path) as log:
+        log.pause(1)
+        log.metrics(1, [(1, {"loss": 1.0})])
+        assert "images/s" not in capsys.readouterr().err
+        log.metrics(2, [(2, {"loss": 1.0})])
+    assert [step for step, _ in values(tmp_path)["images_per_second"]] == [2]
+
+
+def test_utilisation_is_of_the_peak_where_one_is_published(monkeypatch):
+    assert throughput.peak_rate("bfloat16", "NVIDIA H200") == 989e12
+    assert throughput.peak_rate("bfloat16", "NVIDIA L40S") == 362e12
+    assert throughput.peak_rate("bfloat16", "TPU v5 lite") == 197e12
+    assert throughput.peak_rate("bfloat16", "TPU v5") == 459e12
+    assert throughput.peak_rate("float32", "NVIDIA H200") is None
+    assert throughput.peak_rate("bfloat16", "cpu") is None
+    rates(monkeypatch, peak=2e9)
+    devices = jax.device_count()
+    shares = throughput.utilisation(10.0, 1e7, "bfloat16")
+    assert shares == {"mfu": 0.3 / 2 / devices, "mfu_measured": pytest.approx(0.3)}
+
+
+def test_a_metric_of_some_steps_is_averaged_over_those(tmp_path):
+    history = [(1, {"loss": 1.0}), (2, {"loss": 3.0, "param_norm": 5.0})]
+    with open_log(tmp_path) as log:
+        log.metrics(2, history)
     curves = values(tmp_path)
-    assert curves["images_per_second"][0][1].simple_value == 16  # 8 * 4 images in 2 s
-    assert curves["mfu"][0][1].simple_value == pytest.approx(16 / 1e6)
+    assert curves["loss"][0][1].simple_value == 2
+    assert curves["param_norm"][0][1].simple_value == 5
+
+
+def test_events_are_kept_over_all_sittings(tmp_path):
+    for start in (0, 4):
+        with open_log(tmp_path, start=start) as log:
+            log.event(start, "resume", devices=8)
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [(e["step"], e["event"], e["devices"]) for e in found] == [
+        (0, "resume", 8),
+        (4, "resume", 8),
+    ]
+    assert all(e["time"].endswith("+00:00") for e in found)
+    assert 4 in [step for step, _ in values(tmp_path)["events/text_summary"]]
 
 
 def test_the_progress_line(tmp_path, capsys):
@@ -82,7 +145,7 @@ def test_the_progress_line(tmp_path, capsys):
         log.metrics(50, [(50, {"loss": 0.25})])
     line = capsys.readouterr().err.split("\r")[-1]
     assert "50/100" in line and "loss 0.2500" in line and "images/s" in line
-    assert "MFU" in line and "%" in line
+    assert "of the matmul rate" in line and "%" in line
     assert "<" in line.split("[")[1]  # elapsed < time left
 
 
@@ -139,7 +202,10 @@ def test_other_processes_write_nothing(tmp_path, capsys):
         log.picture(1, np.zeros((4, 4, 3), np.uint8))
         log.text("a", "b")
         log.say("hello")
-        log.pause()
+        log.pause(1)
+        log.event(1, "resume")
+        with log.waiting("data_wait"):
+            pass
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr() == ("", "")
 
@@ -160,8 +226,12 @@ def test_a_run_leaves_previews_parameters_config_and_curves(tmp_path, capsys):
     second = np.asarray(Image.open(workdir / "previews" / names[1]))
     assert first.shape == second.shape and (first != second).any()
     curves = values(workdir)
-    wanted = {"loss", "FlowMatching", "grad_norm", "lr", "images_per_second", "mfu"}
-    assert wanted | {"samples", "parameters/text_summary"} == set(curves)
+    wanted = {"loss", "FlowMatching", "grad_norm", "lr"} | SPEEDS
+    wanted |= {"samples", "parameters/text_summary", "param_norm", "update_ratio"}
+    wanted |= {"ema_distance/0.9", "ema_distance/0.5"}
+    layers = {name for name in curves if name.startswith("update_ratio/")}
+    assert wanted | layers == set(curves)
+    assert {"update_ratio/early/blocks/00", "update_ratio/decoder"} <= layers
     assert [step for step, _ in curves["loss"]] == [2, 4]
     assert [step for step, _ in curves["samples"]] == [2, 4]
     assert curves["samples"][0][1].image.encoded_image_string[1:4] == b"PNG"

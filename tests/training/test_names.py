@@ -44,3 +44,14 @@ def test_class_names_are_those_of_the_run(images, workdir):
         assert f"label 1: {names[1]!r} -> 'apples'" in message
     finally:
         (images / "apples").rename(images / names[2])
+
+
+def test_a_run_goes_on_where_its_images_were_moved_to(images, tmp_path):
+    moved = tiny.write_images(tmp_path / "images")
+    train(tiny.run(moved, steps=2), tmp_path / "run")
+    elsewhere = moved.rename(tmp_path / "elsewhere")
+    train(tiny.run(elsewhere, steps=3), tmp_path / "run")
+    assert [line["step"] for line in tiny.history(tmp_path / "run")] == [1, 2, 3]
+    next(elsewhere.glob("*/*.png")).rename(elsewhere / tiny.CLASSES[0] / "new.png")
+    with pytest.raises(DataError, match="images were renamed"):
+        train(tiny.run(elsewhere, steps=4), tmp_path / "run")

@@ -12,8 +12,8 @@ from pixelflow_jax.errors import EvaluationError
 from pixelflow_jax.evaluation.metrics import evaluate
 from pixelflow_jax.evaluation.online import OnlineMetric, first_of
 from pixelflow_jax.evaluation.passes import set_features
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.pretrained.pipeline import Pipeline
-from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.best import BestCheckpoint
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.loop import train

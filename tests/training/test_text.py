@@ -20,11 +20,11 @@ from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.errors import ConfigError, DataError
 from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
-from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.step import fresh_state, make_step

@@ -20,11 +20,11 @@ from pixelflow_jax.data.loader import Data
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
-from pixelflow_jax.sharding import MeshShape
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import TrainingRun

@@ -170,6 +170,10 @@ class EmojiSource:
         pairs = zip(self.entries, self._captions, strict=True)
         return (" ".join((entry.codepoints, *captions)) for entry, captions in pairs)
 
+    def identity(self) -> Iterator[str]:
+        """One line for each emoji, in their order."""
+        return (entry.codepoints for entry in self.entries)
+
 
 def render_emoji(
     entries: list[EmojiEntry], image_size: int

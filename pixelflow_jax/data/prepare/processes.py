@@ -5,11 +5,10 @@ import concurrent.futures.process
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from pixelflow_jax.data.parent import end_with
 from pixelflow_jax.errors import DataError
 
 Task = TypeVar("Task")
@@ -51,14 +50,7 @@ def _begin_worker(parent: int, work: Callable) -> None:
     global _work
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us in good order
-    threading.Thread(target=_follow_parent, args=(parent,), daemon=True).start()
-
-
-def _follow_parent(parent: int) -> None:
-    """Ends this worker when its parent was killed: a pool alone would wait for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    end_with(parent)
 
 
 def _do(task: Any) -> Any:

@@ -31,6 +31,7 @@ from pixelflow_jax.nn.kernels.launch import (
     triton,
 )
 from pixelflow_jax.nn.packing import Packing
+from pixelflow_jax.nn.products import kernel_gradient, matmul
 from pixelflow_jax.sharding import by_device, tensor_shards
 
 Kind = Literal["swiglu", "gelu"]
@@ -60,7 +61,8 @@ def activate_and_project(
     `products` are one ("gelu", in its tanh form) or two ("swiglu": gate and up) of
     packed tokens [rows, n, hidden], without their `biases` [hidden], of which there
     may be none; gate and up may also lie side by side in one [rows, n, 2 * hidden].
-    `matrix` [hidden, width]; `dropouts` one function a group. Returns [rows, n, width].
+    `matrix` [hidden, width] is one that `nn.products` takes; `dropouts` one function a
+    group. Returns [rows, n, width].
     """
     first = products[0]
     supported = packing.aligned and supports(packing.lengths, len(matrix))
@@ -84,7 +86,7 @@ def reference(
         pairs = zip(products, biases, strict=True)
         products = tuple(a + bias.astype(a.dtype) for a, bias in pairs)
     hidden = ACTIVATIONS[kind](*products)
-    return drop_packed(hidden, packing, dropouts) @ matrix
+    return matmul(drop_packed(hidden, packing, dropouts), matrix)
 
 
 def _apart(kind: Kind, products: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -144,7 +146,7 @@ def _fused(spec: Spec, arrays: Arrays, matrix: Array) -> Array:
         return _launch(_forward_kernel, spec, arrays, (), [out], [])[0]
 
     split = jax.tree.leaves(arrays[:-1])
-    return by_device(hidden, *split, whole=arrays.biases) @ matrix
+    return matmul(by_device(hidden, *split, whole=arrays.biases), matrix)
 
 
 def _forward(spec: Spec, arrays: Arrays, matrix: Array) -> tuple:
@@ -158,13 +160,13 @@ def _backward(spec: Spec, kept: tuple[Arrays, Array], cotangent: Array) -> tuple
     def gradients(dhidden: Array, *leaves: Array) -> tuple:
         return _gradients(spec, jax.tree.unflatten(structure, leaves), dhidden)
 
-    split = (cotangent @ matrix.T, *jax.tree.leaves(arrays[:-1]))
+    dhidden = cotangent @ matrix.astype(cotangent.dtype).T
+    split = (dhidden, *jax.tree.leaves(arrays[:-1]))
     hidden, products, sums = by_device(gradients, *split, whole=arrays.biases)
-    flat = lambda a: a.reshape(-1, a.shape[-1])
-    dmatrix = flat(hidden).T @ flat(cotangent)
+    dmatrix = kernel_gradient(hidden, cotangent, matrix.dtype)
     pairs = zip(sums, arrays.biases, strict=True)
     biases = tuple(d.sum(0).astype(bias.dtype) for d, bias in pairs)
-    return Arrays(products, None, biases), dmatrix.astype(matrix.dtype)
+    return Arrays(products, None, biases), dmatrix
 
 
 _fused.defvjp(_forward, _backward)

@@ -5,6 +5,7 @@ and takes what the gradients of gains and biases sum over the tokens on the way.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from pixelflow_jax.nn.embed import rotate
 from pixelflow_jax.nn.kernels.choice import use_kernel
 from pixelflow_jax.nn.kernels.launch import (
     EPS,
+    PROGRAMS,
     block,
     cuts,
     each,
@@ -30,8 +32,9 @@ from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.sharding import by_device, tensor_shards
 
 # A token at a time is little work for a program: small ones, and many. One for each
-# part, whose sums in the backward pass then fit into registers.
-WARPS = 2
+# part, whose sums in the backward pass then fit into registers. Where there are plenty
+# of them, a forward pass is faster with one warp each.
+WARPS, PLENTY = 2, 8 * PROGRAMS
 TILE = 8  # tokens a program of the backward pass
 PARTS, VALUE = 3, 2  # queries, keys, values; these are neither normalised nor turned
 # What a program reads or writes: its part of all heads, all of one part, its own sums.
@@ -196,12 +199,13 @@ def _launch(kernel, spec, arrays, cotangents, outs, tile):
     )
     inputs = [(a, own) for a, own in zip(arrays, blocks, strict=True) if a is not None]
     grid = len(arrays.qkv), arrays.qkv.shape[1] // tile, PARTS
+    plenty = not cotangents and math.prod(grid) >= PLENTY
     return launch(
         functools.partial(kernel, spec, jax.tree.structure(arrays), tile),
         grid,
         [*inputs, *((a, kinds[PART]) for a in cotangents)],
         [(a, kinds[SUMS](a) if kind == SUMS else kinds[kind]) for a, kind in outs],
-        warps=WARPS,
+        warps=1 if plenty else WARPS,
         name=f"qkv_norm_rope{kernel.__name__}",
     )
 

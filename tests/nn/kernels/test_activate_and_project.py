@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn.dropout import group_dropouts, layer_dropout_keys
 from pixelflow_jax.nn.kernels.activate_and_project import (
     activate_and_project,
@@ -15,7 +16,6 @@ from pixelflow_jax.nn.kernels.activate_and_project import (
 )
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.packing import Packing
-from pixelflow_jax.sharding import MeshShape
 
 HIDDEN, WIDTH = 192, 8
 COUNT = {"swiglu": 2, "gelu": 1}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn.kernels.adaln_residual import (
     AdaLN,
     Residual,
@@ -16,7 +17,6 @@ from pixelflow_jax.nn.kernels.adaln_residual import (
 )
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.packing import Packing
-from pixelflow_jax.sharding import MeshShape
 
 WIDTH, CHUNKS = 40, 3
 GATE, SHIFT, SCALE = 2, 0, 1

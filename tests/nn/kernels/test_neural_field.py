@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.kernels.neural_field import (
     GeneratedMLP,
@@ -15,7 +16,6 @@ from pixelflow_jax.nn.kernels.neural_field import (
     reference,
     unit_columns,
 )
-from pixelflow_jax.sharding import MeshShape
 
 
 def normal(seed: int, *shape: int) -> jax.Array:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.kernels.qkv_norm_rope import fused, qkv_norm_rope, reference
 from pixelflow_jax.nn.packing import Packing
-from pixelflow_jax.sharding import MeshShape
 
 HEAD = 24
 

@@ -1,0 +1,73 @@
+"""What the site's build adds to MkDocs: formulas, and pages that lie outside docs/.
+
+Formulas become MathML while the site is built, which browsers draw by themselves: no
+page loads a script for them. README.md, CHANGELOG.md, CONTRIBUTING.md and the
+benchmarks' results are pages of the site, too; a link to any other file of the
+repository leads to where the repository is published.
+"""
+
+import pathlib
+import posixpath
+import re
+
+from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Files outside docs/ that are pages of the site.
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "benchmarks/RESULTS.md": "results.md",
+}
+LINK = re.compile(r"(\]\(|\b(?:src|href)=\")([^)\s\"#]+)(?=[)\s\"#])")
+FORMULA = re.compile(
+    r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL
+)
+
+
+def on_files(files, config):
+    """Adds the pages that lie outside docs/."""
+    for source, page in PAGES.items():
+        text = (ROOT / source).read_text("utf-8")
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Turns links between files of the repository into links between pages."""
+    sources = {target: source for source, target in PAGES.items()}
+    uri = page.file.src_uri
+    source = sources.get(uri, f"docs/{uri}")
+
+    def replace(found: re.Match) -> str:
+        return found[1] + link(found[2], source, uri, config.repo_url)
+
+    return LINK.sub(replace, markdown)
+
+
+def link(target: str, source: str, page: str, repository: str) -> str:
+    """A link of the file `source` as one of the page `page`; both from their roots."""
+    if re.match(r"[a-z]+:|/", target):
+        return target
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    if not (ROOT / path).exists():
+        raise PluginError(f"{source} links to {target}, and there is no {path}.")
+    inside = PAGES.get(path) or path.removeprefix("docs/")
+    if path in PAGES or path.startswith("docs/"):
+        return posixpath.relpath(inside, posixpath.dirname(page) or ".")
+    kind = "tree" if (ROOT / path).is_dir() else "blob"
+    return f"{repository}/{kind}/main/{path}"
+
+
+def on_page_content(html, page, config, files):
+    """Turns formulas into MathML."""
+    return FORMULA.sub(lambda found: formula(found[3], found[2] == "["), html)
+
+
+def formula(latex: str, display: bool) -> str:
+    """One formula as MathML."""
+    text = latex.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+    return convert(text.strip(), display="block" if display else "inline")
