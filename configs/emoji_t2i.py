@@ -41,7 +41,7 @@ LENGTH = 24  # tokens: room for any name with its colour
 # Never copied in other colours: what is asked for in new colours, to see whether words
 # for colours hold for things that were only ever seen in one.
 KEPT = ("apple", "car", "house", "heart", "cat face", "dog face", "bird", "fish")
-KEPT += ("star", "balloon")
+KEPT += ("star", "balloon", "banana", "strawberry", "carrot", "grinning", "cry")
 
 
 def denoiser(image_size: int, width: int, depth: int, field: int) -> PixNerdText:
@@ -107,18 +107,19 @@ def shipped() -> Experiment:
 
 
 def cpu() -> Experiment:
-    """Faces, hearts, flags and fruit at 32 px."""
+    """Faces, hearts, flags and fruit at 32 px, in many colours."""
     simple = Emoji(
         categories=("Smileys & Emotion", "Flags", "Food & Drink"),
         subcategories=EASY,
         captions="rich",
     )
+    coloured = Recoloured(source=simple, copies=4, kept=KEPT)
     exact = Precision(compute="float32")
     return Experiment(
         name="emoji_t2i_cpu",
         steps=3000,
         batch_size=32,
-        data=Data(source=simple, image_size=32, flip=False, threads=1),
+        data=Data(source=coloured, image_size=32, flip=False, threads=1),
         model=denoiser(32, width=128, depth=2, field=16),
         conditioner=Text(encoder=Bert(precision=exact), length=LENGTH),
         prediction=PredictClean(),

@@ -137,6 +137,9 @@ def test_copies_are_the_same_everywhere(splits):
     assert len(again) == len(training)
     np.testing.assert_array_equal(again[-1]["image"], training[-1]["image"])
     assert again[-1]["captions"] == training[-1]["captions"]
+    assert list(again.identity()) == list(training.identity())
+    fewer = Recoloured(source=source, copies=1, kept=("dress",)).open("train", 32)
+    assert list(fewer.identity()) != list(training.identity())
 
 
 def test_captions_without_colours_are_told():

@@ -16,6 +16,7 @@ import numpy as np
 from pixelflow_jax.data.emoji.colours import COLOURS
 from pixelflow_jax.data.emoji.repaint import PAINTS, Painter
 from pixelflow_jax.data.emoji.source import Emoji, EmojiEntry, read_emoji_entries
+from pixelflow_jax.data.fingerprint import Identified
 from pixelflow_jax.data.source import LabelledSource, Record, SourceConfig, Split
 from pixelflow_jax.errors import DataError
 from pixelflow_jax.values import Count, Name
@@ -99,6 +100,13 @@ class RecolouredSource:
             "captions": self._captions[copy],
             "name": f"{original['name']} in {self._captions[copy][0]!r}",
         }
+
+    def identity(self) -> Iterator[str]:
+        """Lines that tell these records from others: see `fingerprint.Identified`."""
+        if isinstance(self._source, Identified):
+            yield from self._source.identity()
+        pairs = zip(self.originals, self._captions, strict=True)
+        yield from (f"{original} {captions}" for original, captions in pairs)
 
 
 def _copies(

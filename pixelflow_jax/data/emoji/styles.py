@@ -201,6 +201,10 @@ class StyleSource:
         """The drawing as a PNG file."""
         return encode_image(self._drawn(index, self._size), "png", quality=100)
 
+    def identity(self) -> Iterator[str]:
+        """Lines that tell these drawings from others: see `fingerprint.Identified`."""
+        yield from self.listing()
+
     def listing(self) -> Iterator[str]:
         """One line for each drawing, which changes when its package does."""
         for entry, style in self.drawings:
