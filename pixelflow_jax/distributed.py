@@ -322,10 +322,20 @@ def agree(facts: Mapping[str, object]) -> None:
     digests = _gathered(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
     if (digests == digests[0]).all():
         return
+    raise StartError(difference(everyones(facts)))
+
+
+def everyones(value: object) -> list:
+    """What every process gives here, in their order; a list of one when alone.
+
+    `value` is what JSON can hold. All processes must call this.
+    """
+    if not jax.distributed.is_initialized():
+        return [value]
+    text = json.dumps(value, sort_keys=True, default=str).encode()
     sizes = _gathered(np.array([len(text)], np.int32))[:, 0]
     padded = np.frombuffer(text.ljust(int(sizes.max())), np.uint8)
-    every = [json.loads(line.tobytes()) for line in _gathered(padded)]
-    raise StartError(difference(every))
+    return [json.loads(line.tobytes()) for line in _gathered(padded)]
 
 
 def _gathered(row: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from pixelflow_jax import backend, config_overrides, distributed, validate
 from pixelflow_jax.cli import (
     arguments,
     blame,
+    doctor,
     estimate,
     evaluate,
     export,
@@ -106,7 +107,22 @@ def _export(changes: list[str]) -> None:
     export.run_export(_pipeline(workdir, changes), shared.OUT.value)
 
 
-RUNS = {"train": _train, "sample": _sample, "evaluate": _evaluate, "export": _export}
+def _doctor(changes: list[str]) -> None:
+    config = load_config(shared.CONFIG.value or doctor.DEFAULT, changes)
+    processes.agree(config)
+    folder = shared.WORKDIR.value
+    place = None if folder is None else local_path(folder, "--workdir", ConfigError)
+    if code := doctor.run_doctor(config, place, doctor.ONLY.value):
+        sys.exit(code)
+
+
+RUNS = {
+    "train": _train,
+    "doctor": _doctor,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "export": _export,
+}
 
 
 def _pipeline(workdir: pathlib.Path, changes: list[str]) -> Pipeline:

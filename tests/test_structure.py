@@ -34,7 +34,7 @@ FLOORS = {
     **dict.fromkeys(["experiment"], 9),
     **dict.fromkeys(["build", "config_files"], 10),
     **dict.fromkeys(["validate"], 11),
-    **dict.fromkeys(["pretrained"], 12),
+    **dict.fromkeys(["pretrained", "doctor"], 12),
     **dict.fromkeys(["cli", "convert", "demo"], 13),
     **dict.fromkeys(["main", "prepare", "quickstart"], 14),
     **dict.fromkeys(["__main__"], 15),

@@ -136,6 +136,24 @@ VERBS = {
             "--prompts=evaluation_metadata.jsonl --out=geneval",
         ),
     ),
+    "doctor": Verb(
+        summary="Check devices, kernels, data and five steps: a page for a bug report.",
+        usage="[--config=CONFIG]",
+        groups={
+            "What to check": ("config", "only"),
+            "Where a checkpoint is tried": ("workdir",),
+            **TOGETHER,
+        },
+        modules=("pixelflow_jax.cli.doctor",),
+        fields=ALL,
+        examples=(
+            "pixelflow doctor --config=runs/demo/config.json",
+            "pixelflow doctor --config=pixnerd:xl16_256 --config.batch_size=32",
+            "pixelflow doctor --only=devices,kernels,collectives",
+            "pixelflow doctor --workdir=runs/doctor --coordinator=node1:12345 "
+            "--num_processes=2 --process_id=0",
+        ),
+    ),
     "export": Verb(
         summary="Write a folder to publish from a run: weights, config, model card.",
         usage="--workdir=RUN --out=FOLDER",

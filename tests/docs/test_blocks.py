@@ -69,7 +69,7 @@ def test_a_command_can_be_read(command):
 
 def read(command: Command, words: list[str]) -> None:
     verb, *rest = words
-    if verb in ("quickstart", "config", "doctor", "demo", "verify", "--version"):
+    if verb in ("quickstart", "config", "demo", "verify", "--version"):
         return reads_alone(verb, rest)
     if rest[:1] == ["reference"]:
         verb, rest = "reference", rest[1:]

@@ -1,6 +1,7 @@
 """metrics.jsonl, TensorBoard events, previews and the progress line, read back."""
 
 import json
+import re
 import struct
 import types
 
@@ -48,6 +49,21 @@ def values(workdir) -> dict:
         for value in event.summary.value:
             found.setdefault(value.tag, []).append((event.step, value))
     return found
+
+
+# What capitals stand for in the names of metrics on the page.
+PLACES = {"AVERAGE": r"[\w.:-]+", "LAYER": r"\d\d", "STACK": r"[\w/]+", "PART": r"\w+"}
+
+
+def documented() -> list[str]:
+    """A pattern for the name of each metric that docs/observe.md has."""
+    page = (tiny.ROOT / "docs" / "observe.md").read_text("utf-8")
+    table = page.partition("## Metrics")[2].partition("\n- **")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
+    patterns = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    for place, pattern in PLACES.items():
+        patterns = [p.replace(place, pattern) for p in patterns]
+    return patterns
 
 
 def test_a_report_keeps_every_step_and_shows_the_mean(tmp_path):
@@ -232,6 +248,14 @@ def test_a_run_leaves_previews_parameters_config_and_curves(tmp_path, capsys):
     layers = {name for name in curves if name.startswith("update_ratio/")}
     assert wanted | layers == set(curves)
     assert {"update_ratio/early/blocks/00", "update_ratio/decoder"} <= layers
+    metrics = [n for n in curves if n != "samples" and "text_summary" not in n]
+    for name in metrics:
+        assert any(re.fullmatch(p, name) for p in documented()), f"{name}: which unit?"
+    # Those of other runs: perceptual terms, a GPU, metrics while training.
+    absent = {"REPA", "adaptive_weight", "mfu", "device_memory", "online"}
+    for pattern in documented():
+        there = any(re.fullmatch(pattern, name) for name in metrics)
+        assert there != (pattern in absent), pattern
     assert [step for step, _ in curves["loss"]] == [2, 4]
     assert [step for step, _ in curves["samples"]] == [2, 4]
     assert curves["samples"][0][1].image.encoded_image_string[1:4] == b"PNG"

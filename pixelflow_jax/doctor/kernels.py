@@ -1,0 +1,209 @@
+"""Each operation that has a kernel, against its formula in float32, with gradients.
+
+Inputs are of the type that a run computes in. On GPUs the kernels are Triton's and
+cuDNN's; on CPUs they are interpreted; TPUs leave all to the compiler, whose formula is
+compared all the same.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pixelflow_jax.nn.attention import attend, cudnn_fits
+from pixelflow_jax.nn.block import CHUNKS, GATE1, SCALE2, SHIFT2
+from pixelflow_jax.nn.kernels import launch
+from pixelflow_jax.nn.kernels.activate_and_project import activate_and_project
+from pixelflow_jax.nn.kernels.adaln_residual import AdaLN, Residual, adaln_residual
+from pixelflow_jax.nn.kernels.choice import Kernels, choose
+from pixelflow_jax.nn.kernels.neural_field import GeneratedMLP, neural_field
+from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
+from pixelflow_jax.nn.packing import Packing
+
+# How far a result may be from the formula in float32, of its largest value.
+TOLERANCES = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.04}
+
+
+class Sizes(NamedTuple):
+    """Of the arrays: those of the XL models on accelerators, small ones on CPUs."""
+
+    batch: int
+    length: int
+    width: int
+    heads: int
+    hidden: int
+    pixels: int  # of a patch
+    field: tuple[int, int]  # width and hidden width of the neural field
+
+
+XL = Sizes(4, 256, 1152, 16, 3072, 256, (64, 128))
+TINY = Sizes(2, 16, 32, 4, 64, 64, (16, 16))
+
+
+def adaln(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
+    """Gated sum, norm and modulation of x, branch [b, n, width] and modulations."""
+    x, branch, *modulation = arrays
+    ones = jnp.ones(x.shape[-1], jnp.float32)
+    residual = Residual(branch, ones, GATE1)
+    with choose(kernels):
+        return adaln_residual(
+            x, tuple(modulation), packing, residual, AdaLN(ones, SHIFT2, SCALE2)
+        )
+
+
+def qkv(heads: int, packing: Packing, kernels: Kernels, qkv: Array) -> tuple:
+    """Queries, keys and values of [b, n, 3 * heads * head_width], normed and turned."""
+    head_width = qkv.shape[-1] // (3 * heads)
+    ones = jnp.ones(head_width, jnp.float32)
+    angles = jnp.linspace(0.0, 9.0, sum(packing.lengths) * head_width // 2)
+    angles = angles.reshape(-1, head_width // 2)
+    rope = (jnp.cos(angles), jnp.sin(angles))
+    with choose(kernels):
+        return qkv_norm_rope(qkv, packing, heads=heads, gains=(ones, ones), rope=rope)
+
+
+def swiglu(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
+    """SwiGLU of gate and up [b, n, hidden], and the product with a matrix."""
+    gate, up, matrix = arrays
+    biases = (jnp.ones(gate.shape[-1], jnp.float32),) * 2
+    with choose(kernels):
+        return (activate_and_project("swiglu", (gate, up), biases, matrix, packing),)
+
+
+def field(kernels: Kernels, z: Array, weights: Array) -> tuple:
+    """The MLPs of patches z [patches, pixels, width], weights [patches, 2 * w * h]."""
+    gain = jnp.ones(z.shape[-1], jnp.float32)
+    mlp = GeneratedMLP(weights[None], z.shape[-1], (True, True))
+    with choose(kernels):
+        return (neural_field(z[None], gain, mlp)[0],)
+
+
+def attention(kernels: Kernels, q: Array, k: Array, v: Array) -> tuple:
+    """Softmax attention of [b, n, heads, head_width]."""
+    return (attend(q, k, v, implementation=kernels.attention),)
+
+
+class Operation(NamedTuple):
+    """A function of kernels and arrays of these shapes; `part` of `Kernels` chooses."""
+
+    name: str
+    function: Callable[..., tuple]
+    shapes: tuple[tuple[int, ...], ...]
+    part: str
+
+
+def operations(sizes: Sizes) -> list[Operation]:
+    """All operations that may run as kernels."""
+    b, n, width = sizes.batch, sizes.length, sizes.width
+    packing = Packing((b,), (n,))
+    tokens, wide = (b, n, width), (b, n, sizes.hidden)
+    heads = (b, n, sizes.heads, width // sizes.heads)
+    inner, hidden = sizes.field
+    patches, generated = (b * 4, sizes.pixels, inner), (b * 4, 2 * inner * hidden)
+    bind = functools.partial
+    return [
+        Operation(
+            "adaln_residual",
+            bind(adaln, packing),
+            (tokens, tokens, (b, CHUNKS * width)),
+            "blocks",
+        ),
+        Operation(
+            "qkv_norm_rope",
+            bind(qkv, sizes.heads, packing),
+            ((b, n, 3 * width),),
+            "blocks",
+        ),
+        Operation(
+            "activate_and_project",
+            bind(swiglu, packing),
+            (wide, wide, (sizes.hidden, width)),
+            "blocks",
+        ),
+        Operation("neural_field", field, (patches, generated), "field"),
+        Operation("attention", attention, (heads,) * 3, "attention"),
+    ]
+
+
+def with_gradient(function: Callable, outs: int = 1) -> Callable[..., tuple]:
+    """A function of the inputs and `outs` cotangents: the result and all gradients."""
+
+    def both(*inputs: Array) -> tuple:
+        out, pull = jax.vjp(function, *inputs[:-outs])
+        return out, pull(jax.tree.unflatten(jax.tree.structure(out), inputs[-outs:]))
+
+    return both
+
+
+def check(dtype: str) -> list[str]:
+    """Compare all operations in `dtype`; ValueError names those that are off."""
+    sizes = TINY if jax.default_backend() == "cpu" else XL
+    lines, wrong = [], []
+    for operation in operations(sizes):
+        kernels, how = chosen(operation, dtype)
+        forward, backward = deviations(operation, kernels, dtype)
+        line = f"{operation.name} ({how}): off by {forward:.1e}, "
+        line += f"gradients {backward:.1e}"
+        lines.append(line)
+        # NaN is no number below the bound either.
+        if not max(forward, backward) <= TOLERANCES[dtype]:
+            wrong.append(line)
+    if wrong:
+        raise ValueError(
+            f"More than {TOLERANCES[dtype]:g} of the largest value:\n"
+            + "\n".join(wrong)
+            + "\nAvoid them: --config.kernels.blocks=xla, .field=xla or .attention=xla."
+        )
+    return lines
+
+
+def chosen(operation: Operation, dtype: str) -> tuple[Kernels, str]:
+    """The kernels to compare, and what they are."""
+    backend = jax.default_backend()
+    if operation.part == "attention":
+        q = jax.ShapeDtypeStruct(operation.shapes[0], jnp.dtype(dtype))
+        fits = cudnn_fits(q)
+        return Kernels(attention="cudnn" if fits else "xla"), "cuDNN" if fits else "XLA"
+    if backend == "tpu" or launch.missing():
+        return Kernels(blocks="xla", field="xla"), "XLA"
+    how = "interpreted" if launch.is_interpreted() else "Triton"
+    return Kernels(blocks="pallas", field="pallas"), how
+
+
+def deviations(operation: Operation, kernels: Kernels, dtype: str) -> tuple:
+    """How far results and gradients are from the formula, of their largest values."""
+    formula = Kernels(blocks="xla", field="xla", attention="xla")
+    inputs = _normal(operation.shapes, dtype)
+    outs = jax.eval_shape(functools.partial(operation.function, kernels), *inputs)
+    leaves = jax.tree.leaves(outs)
+    cotangents = _normal(tuple(leaf.shape for leaf in leaves), dtype, seed=1)
+    pairs = zip(cotangents, leaves, strict=True)
+    given = (*inputs, *(a.astype(leaf.dtype) for a, leaf in pairs))
+    exact = tuple(a.astype(jnp.float32) for a in given)
+
+    def both(kernels: Kernels) -> Callable:
+        function = functools.partial(operation.function, kernels)
+        return jax.jit(with_gradient(function, len(leaves)))
+
+    with jax.default_matmul_precision("highest"):
+        expected = both(formula)(*exact)
+    found = both(kernels)(*given)
+    forward, backward = (
+        max(map(_deviation, jax.tree.leaves(a), jax.tree.leaves(b)))
+        for a, b in zip(found, expected, strict=True)
+    )
+    return forward, backward
+
+
+def _normal(shapes: tuple[tuple[int, ...], ...], dtype: str, seed: int = 0) -> tuple:
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    pairs = zip(keys, shapes, strict=True)
+    return tuple(jax.random.normal(key, s).astype(dtype) for key, s in pairs)
+
+
+def _deviation(found: Array, expected: Array) -> float:
+    difference = jnp.abs(found.astype(jnp.float32) - expected).max()
+    return float(difference / jnp.maximum(jnp.abs(expected).max(), 1e-30))
