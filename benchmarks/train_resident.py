@@ -189,6 +189,7 @@ class Run:
             self.state = with_pace(self.state, cosine(spent / seconds))
             self.state, (loss, norm) = self._chunk(self.state, self._data, self._frozen)
             means = [float(np.mean(jax.device_get(a))) for a in (loss, norm)]
+            spent = time.perf_counter() - begin
             line = {"step": int(self.state.step), "seconds": round(spent, 2)}
             line |= dict(zip(("loss", "grad_norm"), means, strict=True))
             with (out / "log.jsonl").open("a") as file:
