@@ -11,7 +11,7 @@ import typing
 
 from absl import app, flags
 
-from pixelflow_jax import backend, config_overrides, distributed, validate
+from pixelflow_jax import backend, config_overrides, distributed, remote, validate
 from pixelflow_jax.cli import (
     arguments,
     blame,
@@ -147,6 +147,8 @@ def main(argv: list[str]) -> None:
     changes, _ = config_overrides.split(argv)
     backend.configure()
     with distributed.leaving(), refusing(shared.OUT.value or shared.WORKDIR.value):
+        if shared.CACHE_DIR.value:
+            remote.use_cache(shared.CACHE_DIR.value)
         processes.start(MODE.value)  # before anything asks for devices
         RUNS[MODE.value](changes)
 

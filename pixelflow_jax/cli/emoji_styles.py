@@ -2,17 +2,16 @@
 
 import argparse
 
-from pixelflow_jax.cli import shard_flags
-from pixelflow_jax.cli.parser import Parser, at_least
+from pixelflow_jax.cli import shards_out
+from pixelflow_jax.cli.parser import between
 from pixelflow_jax.data.emoji.licences import FILE, write_licences
 from pixelflow_jax.data.emoji.packages import KINDS
 from pixelflow_jax.data.emoji.styles import STYLES, EmojiStyles
-from pixelflow_jax.data.prepare.shard_writer import Encoding
+from pixelflow_jax.data.source import SPLITS
 from pixelflow_jax.errors import DataError
 from pixelflow_jax.paths import local_path
 
 COMMAND = "pixelflow prepare emoji-styles"
-FORMATS = ("png", "webp", "jpeg")
 FETCHED = "\n".join(f"  {kind.to_get():<34} {kind.style}" for kind in KINDS)
 EPILOG = f"""Each package is one style; noto comes in two, of which the second has
 pictures of 64 pixels, flags too, and needs no renderer of SVG:
@@ -25,7 +24,7 @@ examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction) -> Parser:
+def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command's own parser."""
     parser = commands.add_parser(
         "emoji-styles",
@@ -34,11 +33,9 @@ def add_parser(commands: argparse._SubParsersAction) -> Parser:
         f"OUT/test, split by what they show, with a table of licences ({FILE}).",
         epilog=EPILOG,
     )
+    parser.set_defaults(run=run, parser=parser)
     add = parser.add_argument
     add("paths", nargs="*", metavar="OUT", help="the folder of shards")
-    add(
-        "--size", type=at_least(1), required=True, help="pixels, such as 64, 128 or 256"
-    )
     add(
         "--packages",
         nargs="+",
@@ -68,17 +65,22 @@ def add_parser(commands: argparse._SubParsersAction) -> Parser:
         help="styles that captions do not name",
     )
     add("--skin-tones", action="store_true", help="the variants of hands and people")
-    add("--format", choices=FORMATS, default="png", help="of the files (%(default)s)")
-    shard_flags.add_shard_flags(parser, holdout=0.05)
-    return parser
+    add(
+        "--holdout",
+        type=between(0.0, 1.0),
+        default=0.05,
+        help="share of the subjects kept for OUT/test (%(default)s)",
+    )
+    shards_out.add_options(parser, holdout=False)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the shards and the table of licences."""
-    if len(arguments.paths) != 1:
-        raise DataError(f"Give one folder to write to: {COMMAND} OUT --size 64 ...")
+    if len(arguments.paths) != 1 or arguments.size is None:
+        raise DataError(
+            f"Give one folder to write to, and a size: {COMMAND} OUT --size 64 ..."
+        )
     (out,) = arguments.paths
-    folder = local_path(out, "OUT", DataError)
     config = EmojiStyles(
         packages=tuple(arguments.packages),
         styles=tuple(arguments.styles),
@@ -87,9 +89,9 @@ def run(arguments: argparse.Namespace) -> None:
         unnamed=tuple(arguments.unnamed),
         holdout=arguments.holdout,
     )
-    encoding = Encoding(
-        size=arguments.size, format=arguments.format, quality=arguments.quality
-    )
-    shard_flags.write(config, folder, encoding, arguments)
-    write_licences(folder, config.sets(arguments.size))
-    print(f"Ready: Shards(path={out!r}); licences in {FILE}")
+    sets = config.sets(arguments.size)
+    splits = SPLITS if arguments.holdout > 0 else SPLITS[:1]
+    opened = {split: config.open(split, arguments.size) for split in splits}
+    shards_out.write(arguments, out, config, opened)
+    write_licences(local_path(out, "OUT", DataError), sets)
+    print(f"Licences: {FILE}")

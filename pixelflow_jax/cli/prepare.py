@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from pixelflow_jax import config_overrides
-from pixelflow_jax.cli import basis, emoji_styles, shard_flags
+from pixelflow_jax.cli import basis, emoji_styles, imagenet, shards_out
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
 from pixelflow_jax.cli.terminal import accept_every_text, complain, told
 from pixelflow_jax.data.images import save_png
-from pixelflow_jax.data.prepare.shard_writer import FORMATS, Encoding
+from pixelflow_jax.data.source import SPLITS
 from pixelflow_jax.errors import DataError, UserError
 from pixelflow_jax.paths import local_path, printable
 
@@ -21,12 +21,12 @@ COMMAND = "pixelflow prepare"
 EXAMPLES = f"""examples:
   {COMMAND} preview ~/photos look.png
   {COMMAND} shards ~/photos /data/photos --size 256
-  {COMMAND} emoji-styles /data/styles --size 64 --packages *.tgz
+  {COMMAND} imagenet ~/imagenet /data/imagenet256 --size 256
+  {COMMAND} emoji-styles /data/styles64 --size 64 --packages *.tgz
   {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256
 
-A killed `shards`, `emoji-styles` or `text-features` continues where it stopped when the
-same command is run again. `{COMMAND} shards --help` lists the flags of `shards`, and so
-on.
+A killed `shards` or `text-features` continues where it stopped when the same command is
+run again. `{COMMAND} shards --help` lists the flags of `shards`, and so on.
 """
 OF_SHARDS = f"""examples:
   {COMMAND} shards ~/imagenet/train /data/imagenet256 --size 256
@@ -68,20 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_shards(arguments: argparse.Namespace) -> None:
     """Writes images, with their classes or captions, as shards."""
-    path, out = _source_and_out(arguments)
+    path, out = shards_out.source_and_out(arguments)
     size = arguments.size
     if arguments.source is emoji and size is None:
         raise DataError("--emoji needs --size: emoji are drawn at any size.")
-    encoding = Encoding(
-        size=size,
-        keep_aspect=arguments.keep_aspect,
-        format=arguments.format or ("keep" if size is None else "png"),
-        quality=arguments.quality,
-    )
-    folder = local_path(out, "OUT", DataError)
     config = arguments.source(arguments, path, arguments.holdout)
-    shard_flags.write(config, folder, encoding, arguments)
-    print(f"Ready: Shards(path={out!r})")
+    print("Listing the images ...", flush=True)
+    splits = SPLITS if arguments.holdout > 0 else SPLITS[:1]
+    shards_out.write(
+        arguments, out, config, {s: config.open(s, size or 0) for s in splits}
+    )
 
 
 def run_preview(arguments: argparse.Namespace) -> None:
@@ -89,7 +85,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
 
     Where there is one class only, each image stands above its caption instead.
     """
-    path, out = _source_and_out(arguments, default_out="preview.png")
+    path, out = shards_out.source_and_out(arguments, default_out="preview.png")
     layout = Layout(
         arguments.rows, arguments.columns, arguments.size, seed=arguments.seed
     )
@@ -112,7 +108,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
 
 def run_basis(arguments: argparse.Namespace) -> None:
     """Writes the basis of an asymmetric prediction."""
-    path, out = _source_and_out(arguments)
+    path, out = shards_out.source_and_out(arguments)
     source = arguments.source(arguments, path, 0.0).open("train", arguments.size)
     basis.write(source, arguments, local_path(out, "OUT", DataError))
 
@@ -142,26 +138,9 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     print(f"Ready: --config.conditioner.features={out}")
 
 
-def _source_and_out(
-    arguments: argparse.Namespace, default_out: str | None = None
-) -> tuple[str, str]:
-    """Sorts the positional paths: emoji have no SOURCE, a preview may omit OUT."""
-    paths = list(arguments.paths)
-    if "" in paths:
-        raise DataError("A path is empty: name SOURCE and OUT.")
-    source = "" if arguments.source is emoji else paths.pop(0) if paths else None
-    out = paths.pop(0) if paths else default_out
-    if source is None or out is None or paths:
-        raise DataError(
-            f"Give SOURCE and OUT, or --emoji and OUT (see {COMMAND} --help), not "
-            f"{' '.join(arguments.paths) or 'nothing'}."
-        )
-    return source, out
-
-
 def _parser() -> Parser:
     parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
-    names = "{shards,emoji-styles,preview,basis,text-features}"
+    names = "{shards,imagenet,emoji-styles,preview,basis,text-features}"
     commands = parser.add_subparsers(required=True, metavar=names)
     shards = commands.add_parser(
         "shards",
@@ -171,9 +150,9 @@ def _parser() -> Parser:
     )
     shards.set_defaults(run=run_shards, parser=shards)
     add_source(shards, "SOURCE_FOLDER OUT", written=False)
-    _add_shard_options(shards)
-    styles = emoji_styles.add_parser(commands)
-    styles.set_defaults(run=emoji_styles.run, parser=styles)
+    shards_out.add_options(shards)
+    imagenet.add_parser(commands)
+    emoji_styles.add_parser(commands)
     preview = commands.add_parser(
         "preview",
         help="write a grid of examples as PNG and count the classes",
@@ -219,19 +198,3 @@ def _add_text_features(commands: argparse._SubParsersAction) -> None:
         help="captions at once (%(default)s)",
     )
     add("--overwrite", action="store_true", help="discard earlier features")
-
-
-def _add_shard_options(parser: argparse.ArgumentParser) -> None:
-    add, count = parser.add_argument, at_least(1)
-    add("--size", type=count, help="ADM centre crop to this size (default: no crop)")
-    add(
-        "--keep-aspect",
-        action="store_true",
-        help="cut nothing off: --size is the short side, for aspect-ratio buckets",
-    )
-    add(
-        "--format",
-        choices=FORMATS,
-        help="png with --size; without, keep: the files as they are",
-    )
-    shard_flags.add_shard_flags(parser, holdout=0.0)

@@ -27,6 +27,7 @@ ODD = "metrics.odd"  # what was found in metrics.jsonl and is none
 EVENTS = "events.jsonl"
 # What the host waits for: batches, and steps that are still on the devices.
 WAITS = ("data_wait", "device_wait")
+LEAST, SHOWN = 1e-3, 0.05  # parts of the time: the others, and waits worth a word
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -123,6 +124,11 @@ class RunLog:
         shown = [f"loss {mean['loss']:.4f}"]
         if "images_per_second" in mean:
             shown.append(f"{mean['images_per_second']:.4g} images/s")
+        if mean.get("data_wait", 0) > SHOWN:
+            shown.append(
+                f"waits for data {mean['data_wait']:.0%} of the time "
+                f"({mean['images_wanted']:.4g} images/s wanted)"
+            )
         for name, text in {"mfu": "MFU", "mfu_measured": "of the matmul rate"}.items():
             if name in mean:
                 shown.append(f"{text} {mean[name]:.1%}")
@@ -170,7 +176,9 @@ class RunLog:
         work = self._workload
         rate = work.batch_size * (step - before) / seconds
         shares = {name: waits.get(name, 0.0) / seconds for name in WAITS}
-        speeds = {"images_per_second": rate, **shares}
+        # What the devices would take if no step waited for its batch.
+        wanted = rate / max(1 - shares["data_wait"], LEAST)
+        speeds = {"images_per_second": rate, "images_wanted": wanted, **shares}
         return speeds | utilisation(rate, work.forward_flops, work.dtype)
 
     @contextlib.contextmanager
