@@ -1,11 +1,11 @@
 """Time from `pipeline(...)` to images with the shipped model, in fresh processes.
 
-    python -m benchmarks.first_image [--before CHECKOUT] [--rounds N] [--out RESULTS.jsonl]
+    python -m benchmarks.first_image [--before CHECKOUT] [--rounds N] [--out FILE.jsonl]
 
-Each process makes the calls of `CALLS` one after the other and times each. Three kinds of
-process take turns: of another checkout, where one is named (its words for settings must
-be those of `CALLS`), of this one with nothing compiled before, and of this one with the
-programs that the second kind kept. A call's time is the least of all rounds.
+Each process makes the calls of `CALLS` one after the other and times each. Three kinds
+of process take turns: of another checkout, where one is named (its words for settings
+must be those of `CALLS`), of this one with nothing compiled before, and of this one with
+the programs that the second kind kept. A call's time is the least of all rounds.
 """
 
 import argparse
