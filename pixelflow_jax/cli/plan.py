@@ -122,7 +122,7 @@ def devices_of(config: Experiment, kind: str | None, number: int | None) -> Devi
 def plan(config: Experiment, devices: Devices) -> Iterator[tuple[str, str]]:
     """Lines of a title and a text; what takes long to find out comes last."""
     sizes = _mesh_sizes(config, devices.count)
-    mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    mesh: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     objective, settings = build.objective(config), build.step_settings(config)
     state = abstract_state(objective, settings, mesh)
     size_px = config.data.image_size
