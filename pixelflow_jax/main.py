@@ -57,7 +57,8 @@ def _train(changes: list[str]) -> None:
         config = extending.shrunk(config)
     processes.agree(config)
     extend = typing.cast(extending.Kind | None, train.EXTEND.value)
-    if not train.run_training(config, workdir, extend, shared.YES.value):
+    yes, profile = shared.YES.value, train.PROFILE.value or ""
+    if not train.run_training(config, workdir, extend, yes, profile):
         sys.exit(STOPPED)
 
 
