@@ -54,7 +54,11 @@ class Verb:
 
 WEIGHTS = ("workdir", "weights", "ema")
 ENCODERS = ("text_encoder", "tokenizer")
-TOGETHER = {"Several processes": ("coordinator", "num_processes", "process_id")}
+TOGETHER = {
+    "Several processes": (
+        *("coordinator", "num_processes", "process_id", "heartbeat_timeout"),
+    )
+}
 VERBS = {
     "train": Verb(
         summary="Train: go on from the run's newest checkpoint, or begin.",

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -67,6 +68,9 @@ class Curves(Protocol):
     def text(self, name: str, text: str, step: int) -> None:
         """A text in Markdown."""
 
+    def turn_back(self, step: int) -> None:
+        """What follows replaces all after `step`."""
+
     def close(self) -> None:
         """Write what is still in memory."""
 
@@ -116,7 +120,7 @@ class RunLog:
         if not self._main:
             return
         for at, values in history:
-            self._file.write(json.dumps({"step": at, **values}) + "\n")
+            self._file.write(json.dumps({"step": at, **_as_json(values)}) + "\n")
         self._file.flush()
         mean = _means([values for _, values in history])
         mean |= self._speed(step) | memory()
@@ -161,7 +165,21 @@ class RunLog:
         for curves in self._curves:
             curves.text("events", f"    {line}", step)
 
+    def turn_back(self, step: int) -> None:
+        """Go on from `step`, which lies before what was reported.
+
+        Lines of metrics stay as they are; those that follow take their steps again.
+        """
+        if self._main:
+            self._bar.n = step
+            self.pause(step)
+            for curves in self._curves:
+                curves.turn_back(step)
+
     def _scalars(self, values: dict[str, float], step: int) -> None:
+        values = {
+            k: v for k, v in values.items() if math.isfinite(v)
+        }  # as far as drawn
         for curves in self._curves:
             curves.scalars(values, step)
 
@@ -246,6 +264,11 @@ def _means(history: list[dict[str, float]]) -> dict[str, float]:
         name: float(np.mean([values[name] for values in history if name in values]))
         for name in names
     }
+
+
+def _as_json(values: dict[str, float]) -> dict[str, float | str]:
+    """What is not finite as text, which JSON has no number for."""
+    return {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
 
 
 def _truncate(history: pathlib.Path, start: int) -> int:
