@@ -54,14 +54,18 @@ class Verb:
 
 WEIGHTS = ("workdir", "weights", "ema")
 ENCODERS = ("text_encoder", "tokenizer")
-TOGETHER = {"Several processes": ("coordinator", "num_processes", "process_id")}
+TOGETHER = {
+    "Several processes": (
+        *("coordinator", "num_processes", "process_id", "heartbeat_timeout"),
+    )
+}
 VERBS = {
     "train": Verb(
         summary="Train: go on from the run's newest checkpoint, or begin.",
         usage="--config=CONFIG --workdir=RUN [--config.FIELD=VALUE ...]",
         groups={
             "What to train": ("config",),
-            "Where": ("workdir",),
+            "Where": ("workdir", "cache_dir"),
             "How": ("extend", "profile", "yes"),
             **TOGETHER,
         },
@@ -87,7 +91,12 @@ VERBS = {
                 *("preset", "solver", "sample_steps", "guidance", "guidance_interval"),
                 *("guide", "shift", "yes"),
             ),
-            "Where, and what besides images": ("out", "trajectory", "stages"),
+            "Where, and what besides images": (
+                "out",
+                "cache_dir",
+                "trajectory",
+                "stages",
+            ),
             **TOGETHER,
         },
         modules=("pixelflow_jax.cli.sample",),
@@ -117,7 +126,7 @@ VERBS = {
             ),
             "Many settings": ("sweep",),
             "Text suites": ("suite", "prompts", "prompt_seeds", "count"),
-            "Besides": ("compare", "out"),
+            "Besides": ("compare", "out", "cache_dir"),
             **TOGETHER,
         },
         modules=("pixelflow_jax.cli.evaluate", "pixelflow_jax.cli.sweep"),
@@ -154,13 +163,26 @@ VERBS = {
             "--num_processes=2 --process_id=0",
         ),
     ),
+    "config": Verb(
+        summary="Show a config and what a run of it takes; list, show: those we have.",
+        usage="--config=CONFIG [--device=KIND] [--devices=N]",
+        groups={"What to plan": ("config",), "On what": ("device", "devices")},
+        modules=("pixelflow_jax.cli.plan",),
+        fields=ALL,
+        examples=(
+            "pixelflow config --config=pixnerd:xl16_256 --device=H200 --devices=8",
+            "pixelflow config --config=emoji:demo --config.batch_size=64",
+            "pixelflow config list",
+            "pixelflow config show pixnerd:xl16_256",
+        ),
+    ),
     "export": Verb(
         summary="Write a folder to publish from a run: weights, config, model card.",
         usage="--workdir=RUN --out=FOLDER",
         groups={
             "Which weights": (*WEIGHTS, *ENCODERS),
             "What the card shows": ("samples", "classes", "prompt"),
-            "Where": ("out", "dtype"),
+            "Where": ("out", "dtype", "cache_dir"),
         },
         modules=("pixelflow_jax.cli.export",),
         fields=(*OPEN, *ENCODER),
@@ -173,7 +195,6 @@ VERBS = {
     ),
 }
 OTHERS = {
-    "config": "List the configs that come with the package, or show one.",
     "prepare": "Write a data set as shards, look at it, or encode its captions.",
     "convert": "Make official weights ours, and ours official.",
     "demo": "Serve a page on which anybody can draw, step by step.",
