@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, in a small size here and in full when long."""
+"""Every notebook runs from top to bottom, in a small size, and in full when long."""
 
 import json
 import pathlib
