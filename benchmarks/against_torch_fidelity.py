@@ -11,8 +11,10 @@ VGG16), and nothing is cached (its cache knows sets by their names only).
 """
 
 import argparse
+import contextlib
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -144,21 +146,23 @@ def compare_metrics(
 
     generated = images(args.images, args.size, args.size, seed=1)
     real = images(args.images, args.size, args.size, seed=2) // 8 * 7 + 10
-    theirs = torch_fidelity.calculate_metrics(
-        input1=Images(generated),
-        input2=Images(real),
-        cuda=cuda,
-        batch_size=args.batch,
-        isc=True,
-        fid=True,
-        kid=True,
-        kid_subset_size=args.subset,
-        prc=True,
-        feature_extractor=NAME,
-        feature_extractor_weights_path=str(weights),
-        cache=False,
-        verbose=False,
-    )
+    with float64_distances():
+        theirs = torch_fidelity.calculate_metrics(
+            input1=Images(generated),
+            input2=Images(real),
+            cuda=cuda,
+            batch_size=args.batch,
+            isc=True,
+            fid=True,
+            kid=True,
+            kid_subset_size=args.subset,
+            prc=True,
+            feature_extractor=NAME,
+            feature_extractor_weights_path=str(weights),
+            cache=False,
+            save_cpu_ram=True,  # else it forks, which JAX's threads do not survive
+            verbose=False,
+        )
     sets = [set_features(ours, array, 1024) for array in (generated, real)]
     reference = Reference("memory", "", "adm", {"inception": sets[1]})
     found = evaluate(METRICS, {"inception": sets[0]}, reference)
@@ -174,6 +178,25 @@ def compare_metrics(
         }
         for name, key in PAIRS.items()
     ]
+
+
+@contextlib.contextmanager
+def float64_distances() -> Iterator[None]:
+    """Within it, torch-fidelity's precision and recall are by float64 distances.
+
+    Its float32 ones lose the digits of features that are nearly equal, as those of a
+    random network are: a few of 2,000 images fall on the wrong side of a ball.
+    """
+    from torch_fidelity import metric_prc
+
+    usual = metric_prc.calculate_precision_recall_part
+    metric_prc.calculate_precision_recall_part = lambda one, other, *rest: usual(
+        one.double(), other.double(), *rest
+    )
+    try:
+        yield
+    finally:
+        metric_prc.calculate_precision_recall_part = usual
 
 
 def relative(ours: float, theirs: float) -> float:

@@ -27,7 +27,7 @@ SIZE, IMAGES, BATCH = 256, 4096, 256
 SAMPLE, REFERENCE = 50_000, 10_000
 FEATURES_OF = ["2048", "logits_unbiased"]
 PARTS = (
-    "ours, tf32x3",
+    "ours, float16x3",
     "ours, float32",
     "torch-fidelity, float32",
     "torch-fidelity, tf32",
@@ -52,21 +52,33 @@ def some_images() -> np.ndarray:
 
 
 def our_features(args: argparse.Namespace, products: str) -> dict:
-    """Our extractor's rate; `products` is how it multiplies."""
-    extractors.arithmetic_on = lambda devices: products
-    with weights() as path:
-        extractor = extractors.open_extractor("inception", path, batch=BATCH)
+    """Our extractor's rate; `products` is how it multiplies.
+
+    And how far its features are from those of float32 products, at most.
+    """
     images = some_images()
-    start = time.perf_counter()
-    extractor.extract(images[:BATCH])
-    compiled = time.perf_counter() - start
-    rate = median_rate(lambda: extractor.extract(images), args.repeats)
-    return {
-        "products": products,
-        "images/s": rate,
-        "compile s": compiled,
-        "peak GB": harness.peak_gb(),
-    }
+    with weights() as path:
+        extractor = our_extractor(path, products)
+        start = time.perf_counter()
+        seen = extractor.extract(images[:BATCH])
+        compiled = time.perf_counter() - start
+        rate = median_rate(lambda: extractor.extract(images), args.repeats)
+        row = {
+            "products": products,
+            "images/s": rate,
+            "compile s": compiled,
+            "peak GB": harness.peak_gb(),
+        }
+        plain = our_extractor(path, "float32").extract(images[:BATCH])
+    for key, array in plain.items():
+        row[f"{key} differ"] = float(np.abs(array - seen[key]).max())
+    return row
+
+
+def our_extractor(path: str, products: str) -> extractors.NetworkExtractor:
+    """Inception, which multiplies as `products` say."""
+    extractors.arithmetic_on = lambda devices: products
+    return extractors.open_extractor("inception", path, batch=BATCH)
 
 
 def their_features(args: argparse.Namespace, products: str) -> dict:

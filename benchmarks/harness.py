@@ -230,6 +230,7 @@ def run_variants(
         command = [sys.executable, "-m", module, "--one", json.dumps(variant)]
         found = in_own_process([*command, "--repeats", str(args.repeats)])
         rows.append(variant | found)
+        print(rows[-1], flush=True)  # what a later crash cannot take away
     report(rows, args.json)
 
 

@@ -6,6 +6,7 @@ benchmarks' results are pages of the site, too; a link to any other file of the
 repository leads to where the repository is published.
 """
 
+import html
 import pathlib
 import posixpath
 import re
@@ -62,12 +63,15 @@ def link(target: str, source: str, page: str, repository: str) -> str:
     return f"{repository}/{kind}/main/{path}"
 
 
-def on_page_content(html, page, config, files):
+def on_page_content(content, page, config, files):
     """Turns formulas into MathML."""
-    return FORMULA.sub(lambda found: formula(found[3], found[2] == "["), html)
+    return FORMULA.sub(lambda found: formula(found[3], found[2] == "["), content)
 
 
 def formula(latex: str, display: bool) -> str:
-    """One formula as MathML."""
-    text = latex.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
-    return convert(text.strip(), display="block" if display else "inline")
+    """One formula as MathML; an error where a command of it is not known."""
+    text = html.unescape(latex).strip()
+    found = convert(text, display="block" if display else "inline")
+    if "\\" in found or "<mi>&</mi>" in found:
+        raise PluginError(f"A formula holds what latex2mathml does not know: {text}")
+    return found

@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         "quickstart": _quickstart,
         "reproduce": _reproduce,
         "verify": _verify,
+        "demo": _demo,
     }
     if verb in commands:
         return commands[verb](rest)
@@ -128,6 +129,12 @@ def _reproduce(arguments: list[str]) -> int:
 
 def _verify(arguments: list[str]) -> int:
     from pixelflow_jax.cli.verify import main
+
+    return main(arguments)
+
+
+def _demo(arguments: list[str]) -> int:
+    from pixelflow_jax.demo.__main__ import main
 
     return main(arguments)
 

@@ -26,8 +26,8 @@ from pixelflow_jax.models.interface import Network
 from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.sampling.preview import Preview
 from pixelflow_jax.sampling.sampler import Sampler
-from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.observe import Observer
+from pixelflow_jax.training.run import TrainingRun
 from pixelflow_jax.training.state import Initial
 from pixelflow_jax.training.step import StepSettings
 from pixelflow_jax.training.throughput import Workload
@@ -128,6 +128,7 @@ def training_run(
         logging=config.log,
         posthoc=config.posthoc,
         online=online_evaluation(config),
+        guard=config.guard,
         config=config.to_dict(),
         read_config=lambda saved: Experiment.from_dict(saved).to_dict(),
         initial=initial,

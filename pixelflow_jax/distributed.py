@@ -23,7 +23,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pixelflow_jax.errors import StartError
+from pixelflow_jax import peers
+from pixelflow_jax.errors import LOST, STOPPED, StartError
 
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 DEVICES = "JAX_LOCAL_DEVICE_IDS"
@@ -221,12 +222,20 @@ def _refuse_unknown_coordinator(found: Joining, environment: Mapping[str, str]) 
         )
 
 
-def join(joining: Joining, wait: int = WAIT) -> None:
+def join(
+    joining: Joining,
+    wait: int = WAIT,
+    heartbeat: int = peers.HEARTBEAT,
+    saves: bool = False,
+) -> None:
     """Join the other processes, which must come within `wait` seconds.
 
     Must run before anything asks for devices. On CPUs the processes exchange arrays by
-    gloo. Raises StartError where they do not find each other.
+    gloo. One that is silent for `heartbeat` seconds ends the others. A program that
+    `saves` at SIGTERM is told of it by JAX; others end. Raises StartError where they do
+    not find each other.
     """
+    jax.config.update("jax_enable_preemption_service", saves)
     if "JAX_CPU_COLLECTIVES_IMPLEMENTATION" not in os.environ:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     known = joining.coordinator and joining.processes and joining.index is not None
@@ -242,7 +251,9 @@ def join(joining: Joining, wait: int = WAIT) -> None:
             joining.local_device,
             cluster_detection_method="deactivate" if known else None,
             initialization_timeout=wait + FAREWELL,
+            heartbeat_timeout_seconds=heartbeat,
         )
+        peers.watch()
     except (ValueError, RuntimeError, OSError) as error:
         if joining.launcher == "Cloud TPU" and isinstance(error, ValueError):
             return  # a host with TPUs that belongs to no pod
@@ -261,7 +272,7 @@ def _give_up(joining: Joining, wait: int) -> None:
     reason = f"{wait} s are over"
     print(f"\nStartError: {_not_found(joining, wait, reason)}", file=sys.stderr)
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(LOST)
 
 
 def _not_found(joining: Joining, wait: int, reason: str) -> str:
@@ -371,7 +382,7 @@ def leaving() -> Iterator[None]:
     except BaseException as failure:
         if jax.distributed.is_initialized():
             code = failure.code if isinstance(failure, SystemExit) else 1
-            if code not in (0, None):
+            if code not in (0, None, STOPPED):
                 number = code if isinstance(code, int) else 1
                 clock = threading.Timer(FAREWELL, os._exit, [number])
                 clock.daemon = True

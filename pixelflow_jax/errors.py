@@ -1,8 +1,21 @@
 """Errors that a user can mend: each is one paragraph, what is wrong and what to do."""
 
+# What commands end with, for launchers that decide whether to start again (the table
+# in docs/reliability.md). 0: done; 2: a command line that cannot be read.
+WRONG = 1  # a user must mend something first, or this is a fault of the program
+STOPPED = 75  # a signal: all is saved, and the same command goes on
+LOST = 76  # another process of the run was lost: the same command goes on
+DIVERGED = 77  # the loss is beyond help by itself
+INTERRUPTED = 130  # Ctrl-C where nothing was to be saved, as shells report it
+
 
 class UserError(Exception):
-    """What a user can mend; commands print it as one paragraph, without a traceback."""
+    """What a user can mend; commands print it as one paragraph, without a traceback.
+
+    `code` is what they end with.
+    """
+
+    code = WRONG
 
 
 class StartError(UserError, RuntimeError):
@@ -42,7 +55,15 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class DivergedError(UserError, RuntimeError):
-    """A loss or gradient stopped being finite."""
+    """A loss or gradient stopped being finite, or grew beyond the guard."""
+
+    code = DIVERGED
+
+
+class LostError(UserError, RuntimeError):
+    """Another process of the run was lost, or cannot be reached any more."""
+
+    code = LOST
 
 
 class InitialError(UserError, ValueError):

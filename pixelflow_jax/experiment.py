@@ -37,6 +37,7 @@ from pixelflow_jax.registry import group_of, implementations, is_protocol
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.training.checkpoint import Checkpointing
+from pixelflow_jax.training.guard import Guard
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
 from pixelflow_jax.training.posthoc import PostHocEMA
@@ -86,6 +87,7 @@ class Experiment:
     precision: Precision = dataclasses.field(default_factory=Precision)
     kernels: Kernels = dataclasses.field(default_factory=Kernels)
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+    guard: Guard = dataclasses.field(default_factory=Guard)
     checkpoint: Checkpointing = dataclasses.field(default_factory=Checkpointing)
     log: Logging = dataclasses.field(default_factory=Logging)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)

@@ -11,7 +11,14 @@ import typing
 
 from absl import app, flags
 
-from pixelflow_jax import backend, config_overrides, distributed, validate
+from pixelflow_jax import (
+    backend,
+    config_overrides,
+    distributed,
+    peers,
+    remote,
+    validate,
+)
 from pixelflow_jax.cli import (
     arguments,
     blame,
@@ -28,7 +35,7 @@ from pixelflow_jax.cli import (
 from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.cli.terminal import accept_every_text, give_up, refusing
 from pixelflow_jax.config_files import EXAMPLE, load_config
-from pixelflow_jax.errors import ConfigError, PipelineError
+from pixelflow_jax.errors import STOPPED, ConfigError, PipelineError
 from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained.pipeline import Pipeline
 
@@ -49,7 +56,9 @@ def _train(changes: list[str]) -> None:
         config = extending.shrunk(config)
     processes.agree(config)
     extend = typing.cast(extending.Kind | None, train.EXTEND.value)
-    train.run_training(config, workdir, extend, shared.YES.value)
+    yes, profile = shared.YES.value, train.PROFILE.value or ""
+    if not train.run_training(config, workdir, extend, yes, profile):
+        sys.exit(STOPPED)
 
 
 def _sample(changes: list[str]) -> None:
@@ -143,10 +152,13 @@ def _pipeline(workdir: pathlib.Path, changes: list[str]) -> Pipeline:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point; exits with 1 and one paragraph on errors a user can mend."""
+    """Entry point; ends with a paragraph and its code on errors a user can mend."""
     changes, _ = config_overrides.split(argv)
     backend.configure()
-    with distributed.leaving(), refusing(shared.OUT.value or shared.WORKDIR.value):
+    folder = shared.OUT.value or shared.WORKDIR.value
+    with distributed.leaving(), refusing(folder), peers.telling():
+        if shared.CACHE_DIR.value:
+            remote.use_cache(shared.CACHE_DIR.value)
         processes.start(MODE.value)  # before anything asks for devices
         RUNS[MODE.value](changes)
 

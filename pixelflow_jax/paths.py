@@ -30,8 +30,8 @@ def local_path(text: str | Path, what: str, error: type[UserError] = UserError) 
     if scheme:
         raise error(
             f"{what} is {printable(text)!r}: {scheme[1] or scheme[2]}:// is neither "
-            "read nor written here, only folders of this machine are. Mount the "
-            "bucket, or copy it, and give that path."
+            "read nor written here, but for weights and shards to read, which gs:// "
+            "and s3:// may hold. Mount the bucket, or copy it, and give that path."
         )
     if not text.strip():
         raise error(f"{what} is empty: give it a path.")

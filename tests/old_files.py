@@ -28,7 +28,8 @@ from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.training.checkpoint import Checkpointer
-from pixelflow_jax.training.loop import TrainingRun, train
+from pixelflow_jax.training.loop import train
+from pixelflow_jax.training.run import TrainingRun
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.validate import validated
 

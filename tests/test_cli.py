@@ -23,11 +23,12 @@ MODULES = {
     "pixelflow_jax.__main__": [*verbs.VERBS, *verbs.OTHERS],
     "pixelflow_jax.main": [*verbs.VERBS, "--mode"],
     "pixelflow_jax.quickstart": ["--workdir", "--steps"],
+    "pixelflow_jax.demo.__main__": ["--weights", "--port", "--most-images"],
     "pixelflow_jax.prepare": ["shards", "preview", "text-features"],
     "pixelflow_jax.convert.__main__": ["from-torch", "to-torch", "inspect"],
 }
 OTHER_COMMANDS = [
-    *("quickstart", "config", "prepare", "convert", "reproduce", "verify"),
+    *("quickstart", "config", "prepare", "convert", "reproduce", "verify", "demo"),
     *(f"prepare {name}" for name in ("shards", "preview", "basis", "text-features")),
     *(
         f"convert {name}"

@@ -388,5 +388,5 @@ def test_a_diverging_run_exits_with_one_paragraph(images, tmp_path):
     line = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     outcome = tiny.outcomes({"train": line})["train"]
     message = outcome["error"].split("\n\n")[-1]
-    assert outcome["code"] == 1 and "Traceback" not in outcome["error"]
+    assert outcome["code"] == 77 and "Traceback" not in outcome["error"]
     assert "DivergedError: Step" in message and "is not finite" in message

@@ -22,8 +22,8 @@ PACKAGE = "pixelflow_jax"
 FLOORS = {
     **dict.fromkeys(["errors", "atomic", "backend", "compat"], 0),
     **dict.fromkeys(["renamed", "resources", "values", "digests"], 0),
-    **dict.fromkeys(["registry", "paths", "distributed", "mesh"], 1),
-    **dict.fromkeys(["config_types"], 2),
+    **dict.fromkeys(["registry", "paths", "peers", "mesh"], 1),
+    **dict.fromkeys(["config_types", "distributed", "remote"], 2),
     **dict.fromkeys(["config_io", "config_overrides"], 3),
     **dict.fromkeys(["config_versions"], 4),
     **dict.fromkeys(["flow", "nn", "data", "tensors", "sharding"], 4),
@@ -44,6 +44,7 @@ NEIGHBOURS = {
     ("nn", "sharding"): "the stack's activation constraint",
     ("validate", "pretrained"): "the kinds of differences that fine-tuning knows",
     ("convert", "cli"): "commands read their flags and refuse alike",
+    ("demo", "cli"): "commands read their flags and refuse alike",
     ("cli", "convert"): "a paper is reproduced from its official weights",
     ("models", "teachers"): "a denoiser may look through a frozen encoder",
     ("tensors", "nn"): "weights are cast to a precision as they are read",

@@ -5,14 +5,12 @@ import itertools
 import json
 import math
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from pixelflow_jax.cli import judge, shared
@@ -23,12 +21,11 @@ from pixelflow_jax.errors import EvaluationError
 from pixelflow_jax.evaluation import record
 from pixelflow_jax.evaluation.accumulator import SetFeatures
 from pixelflow_jax.evaluation.features import LOGITS
-from pixelflow_jax.evaluation.image_sets import ImageSet, NpzImages, open_images
+from pixelflow_jax.evaluation.image_sets import ImageSet, open_images
 from pixelflow_jax.evaluation.order import class_order
-from pixelflow_jax.evaluation.passes import set_features
+from pixelflow_jax.evaluation.passes import WatchedDraw, set_features
 from pixelflow_jax.pretrained.options import DrawOptions
 from pixelflow_jax.pretrained.pipeline import Pipeline
-from pixelflow_jax.sampling.batches import Generated
 from pixelflow_jax.sampling.output import Described, write_samples
 from pixelflow_jax.sampling.stream import Stream
 
@@ -61,7 +58,11 @@ def run_images(
 def run_metrics(
     names: Sequence[str], open_pipeline: Callable[[], Pipeline], out: pathlib.Path
 ) -> pathlib.Path:
-    """Draw images to OUT/evaluations, go on with them, measure; writes a record."""
+    """Draw images to OUT/evaluations, go on with them, measure; writes a record.
+
+    Networks look at the images while they are drawn. What an earlier sitting drew is
+    read from its file.
+    """
     judge.check_count(judge.COUNT.value)
     judge.metric_names(names)
     pipeline = open_pipeline()
@@ -72,7 +73,7 @@ def run_metrics(
     shared.writable(out, "out")
     words = f"step{pipeline.step:08d}-n{judge.COUNT.value}-seed{draw.SEED.value}"
     folder = out / "evaluations" / stream.draw.folder(words)
-    timer = _Timer(stream)
+    watched = WatchedDraw(stream, judged.names, judged.extractors)
     labels = stream.draw.request.given.get("label")
     about = Described(
         shape=stream.shape,
@@ -83,9 +84,8 @@ def run_metrics(
         facts={"draw": stream.draw.facts()},
         png=PNG.value,
     )
-    paths = write_samples(folder, timer, about, progress=True)
-    batches = _shared_batches(paths["npz"], stream.draw.count, stream.shape)
-    features = set_features(batches, judged.names, judged.extractors, judge.COUNT.value)
+    paths = write_samples(folder, watched, about, progress=True)
+    features = watched.features(paths["npz"])
     facts = {
         "path": str(paths["npz"]),
         "count": stream.draw.count,
@@ -101,7 +101,7 @@ def run_metrics(
         facts=facts,
         model={**model_facts(pipeline), "weights": stream.draw.weights},
         sampling=sampling_facts(stream),
-        seconds_per_image=timer.seconds_per_image,
+        seconds_per_image=watched.seconds_per_image,
     )
 
 
@@ -161,52 +161,12 @@ def sampling_facts(stream: Stream) -> dict[str, Any]:
     }
 
 
-class _Timer:
-    """Draws a stream, and knows how long an image took."""
-
-    def __init__(self, stream: Stream):
-        self._stream, self._seconds, self._images = stream, 0.0, 0
-
-    def __call__(self, start: int) -> Iterator[tuple[int, Generated]]:
-        batches = self._stream.recorded(start)
-        begun = None  # the first batch compiles
-        for place, drawn in batches:
-            if begun is not None:
-                self._seconds = time.perf_counter() - begun
-                self._images += len(drawn.images)
-            begun = begun or time.perf_counter()
-            yield place, drawn
-
-    @property
-    def seconds_per_image(self) -> float | None:
-        """Of this process' draw; None where it drew too little to tell."""
-        return self._seconds / self._images if self._images else None
-
-
 def _counted(
     batches: Iterator[tuple[int, np.ndarray]], bar: tqdm
 ) -> Iterator[tuple[int, np.ndarray]]:
     for first, images in batches:
         yield first, images
         bar.update(len(images))
-
-
-def _shared_batches(
-    path: pathlib.Path, count: int, shape: tuple[int, int, int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The images of a file that the first process alone has, on every process."""
-    alone = jax.process_count() == 1
-    if alone or jax.process_index() == 0:
-        for first, images in NpzImages(path).batches(BATCH):
-            yield first, images if alone else _from_first(images)
-        return
-    for first in range(0, count, BATCH):
-        blank = np.zeros((min(BATCH, count - first), *shape), np.uint8)
-        yield first, _from_first(blank)
-
-
-def _from_first(images: np.ndarray) -> np.ndarray:
-    return np.asarray(multihost_utils.broadcast_one_to_all(images))
 
 
 def _set_facts(images: ImageSet, features: Mapping[str, SetFeatures]) -> dict[str, Any]:

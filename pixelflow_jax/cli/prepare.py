@@ -1,25 +1,18 @@
 """Prepares and shows data: `pixelflow prepare --help`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from pixelflow_jax import config_overrides
-from pixelflow_jax.cli import basis
-from pixelflow_jax.cli.parser import Parser, at_least, between, nonempty
+from pixelflow_jax.cli import basis, emoji_styles, imagenet, shards_out
+from pixelflow_jax.cli.parser import Parser, at_least, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
 from pixelflow_jax.cli.terminal import accept_every_text, complain, told
 from pixelflow_jax.data.images import save_png
-from pixelflow_jax.data.prepare.shard_writer import (
-    FORMATS,
-    Encoding,
-    ShardOptions,
-    write_shards,
-)
 from pixelflow_jax.data.source import SPLITS
 from pixelflow_jax.errors import DataError, UserError
 from pixelflow_jax.paths import local_path, printable
@@ -28,6 +21,8 @@ COMMAND = "pixelflow prepare"
 EXAMPLES = f"""examples:
   {COMMAND} preview ~/photos look.png
   {COMMAND} shards ~/photos /data/photos --size 256
+  {COMMAND} imagenet ~/imagenet /data/imagenet256 --size 256
+  {COMMAND} emoji-styles /data/styles64 --size 64 --packages *.tgz
   {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256
 
 A killed `shards` or `text-features` continues where it stopped when the same command is
@@ -73,42 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_shards(arguments: argparse.Namespace) -> None:
     """Writes images, with their classes or captions, as shards."""
-    path, out = _source_and_out(arguments)
+    path, out = shards_out.source_and_out(arguments)
     size = arguments.size
     if arguments.source is emoji and size is None:
         raise DataError("--emoji needs --size: emoji are drawn at any size.")
-    encoding = Encoding(
-        size=size,
-        keep_aspect=arguments.keep_aspect,
-        format=arguments.format or ("keep" if size is None else "png"),
-        quality=arguments.quality,
-    )
-    options = ShardOptions(
-        shards=arguments.shards,
-        workers=arguments.workers,
-        max_corrupt=arguments.max_corrupt,
-        overwrite=arguments.overwrite,
-    )
-    folder = local_path(out, "OUT", DataError)
     config = arguments.source(arguments, path, arguments.holdout)
     print("Listing the images ...", flush=True)
-    indices = write_shards(
-        {
-            split: config.open(split, size or 0)
-            for split in (SPLITS if arguments.holdout > 0 else SPLITS[:1])
-        },
-        folder,
-        encoding,
-        description=repr(config),
-        options=options,
+    splits = SPLITS if arguments.holdout > 0 else SPLITS[:1]
+    shards_out.write(
+        arguments, out, config, {s: config.open(s, size or 0) for s in splits}
     )
-    for split, index in indices.items():
-        print(
-            f"{split}: {index['count']} images in {len(index['shards'])} shards, "
-            f"{index['captions']} captions, {index['bare']} images without, "
-            f"{index['unreadable']} images left out"
-        )
-    print(f"Ready: Shards(path={out!r})")
 
 
 def run_preview(arguments: argparse.Namespace) -> None:
@@ -116,7 +85,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
 
     Where there is one class only, each image stands above its caption instead.
     """
-    path, out = _source_and_out(arguments, default_out="preview.png")
+    path, out = shards_out.source_and_out(arguments, default_out="preview.png")
     layout = Layout(
         arguments.rows, arguments.columns, arguments.size, seed=arguments.seed
     )
@@ -139,7 +108,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
 
 def run_basis(arguments: argparse.Namespace) -> None:
     """Writes the basis of an asymmetric prediction."""
-    path, out = _source_and_out(arguments)
+    path, out = shards_out.source_and_out(arguments)
     source = arguments.source(arguments, path, 0.0).open("train", arguments.size)
     basis.write(source, arguments, local_path(out, "OUT", DataError))
 
@@ -169,26 +138,9 @@ def run_text_features(arguments: argparse.Namespace) -> None:
     print(f"Ready: --config.conditioner.features={out}")
 
 
-def _source_and_out(
-    arguments: argparse.Namespace, default_out: str | None = None
-) -> tuple[str, str]:
-    """Sorts the positional paths: emoji have no SOURCE, a preview may omit OUT."""
-    paths = list(arguments.paths)
-    if "" in paths:
-        raise DataError("A path is empty: name SOURCE and OUT.")
-    source = "" if arguments.source is emoji else paths.pop(0) if paths else None
-    out = paths.pop(0) if paths else default_out
-    if source is None or out is None or paths:
-        raise DataError(
-            f"Give SOURCE and OUT, or --emoji and OUT (see {COMMAND} --help), not "
-            f"{' '.join(arguments.paths) or 'nothing'}."
-        )
-    return source, out
-
-
 def _parser() -> Parser:
     parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
-    names = "{shards,preview,basis,text-features}"
+    names = "{shards,imagenet,emoji-styles,preview,basis,text-features}"
     commands = parser.add_subparsers(required=True, metavar=names)
     shards = commands.add_parser(
         "shards",
@@ -198,7 +150,9 @@ def _parser() -> Parser:
     )
     shards.set_defaults(run=run_shards, parser=shards)
     add_source(shards, "SOURCE_FOLDER OUT", written=False)
-    _add_shard_options(shards)
+    shards_out.add_options(shards)
+    imagenet.add_parser(commands)
+    emoji_styles.add_parser(commands)
     preview = commands.add_parser(
         "preview",
         help="write a grid of examples as PNG and count the classes",
@@ -244,49 +198,3 @@ def _add_text_features(commands: argparse._SubParsersAction) -> None:
         help="captions at once (%(default)s)",
     )
     add("--overwrite", action="store_true", help="discard earlier features")
-
-
-def _add_shard_options(parser: argparse.ArgumentParser) -> None:
-    add, count = parser.add_argument, at_least(1)
-    add("--size", type=count, help="ADM centre crop to this size (default: no crop)")
-    add(
-        "--keep-aspect",
-        action="store_true",
-        help="cut nothing off: --size is the short side, for aspect-ratio buckets",
-    )
-    add(
-        "--shards",
-        type=at_least(0),
-        default=0,
-        help="train shards (default, 0: one per 1000 images)",
-    )
-    add(
-        "--workers",
-        type=count,
-        default=min(16, os.cpu_count() or 1),
-        help="processes (%(default)s)",
-    )
-    add(
-        "--holdout",
-        type=between(0.0, 1.0),
-        default=0.0,
-        help="share kept for OUT/test, by a hash of the name (%(default)s)",
-    )
-    add(
-        "--format",
-        choices=FORMATS,
-        help="png with --size; without, keep: the files as they are",
-    )
-    add(
-        "--quality",
-        type=at_least(1),
-        default=95,
-        help="of JPEG and WebP (%(default)s; WebP 100 is lossless)",
-    )
-    add(
-        "--max-corrupt",
-        type=between(0.0, 1.0),
-        default=0.01,
-        help="fail when more than this share cannot be used (%(default)s)",
-    )
-    add("--overwrite", action="store_true", help="discard earlier shards in OUT")

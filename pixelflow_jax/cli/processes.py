@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from pixelflow_jax import distributed
+from pixelflow_jax import distributed, peers
 from pixelflow_jax.cli import verbs
 from pixelflow_jax.experiment import Experiment
 
@@ -19,6 +19,13 @@ NUM_PROCESSES = flags.DEFINE_integer(
 )
 PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Number of this process, from 0; process 0 writes and reports."
+)
+
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_timeout",
+    peers.HEARTBEAT,
+    "Seconds of silence after which a process counts as lost, and the others end.",
+    lower_bound=5,
 )
 
 OWN = ("process_id", "config")  # the number is each one's; configs are compared whole
@@ -37,7 +44,7 @@ def start(verb: str) -> None:
     joining = distributed.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if joining is None:
         return
-    distributed.join(joining)
+    distributed.join(joining, heartbeat=HEARTBEAT.value, saves=verb == "train")
     _found[:] = [joining]
     given = {
         f"--{name}": flags.FLAGS[name].value

@@ -19,7 +19,7 @@ from pixelflow_jax.cli.terminal import accept_every_text, refusing
 from pixelflow_jax.cli.train import run_training
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.data.images import grid, save_png
-from pixelflow_jax.errors import ConfigError, WeightsError
+from pixelflow_jax.errors import STOPPED, ConfigError, WeightsError
 from pixelflow_jax.evaluation.extractors import open_extractor
 from pixelflow_jax.evaluation.features import FEATURES, Extractor
 from pixelflow_jax.evaluation.passes import set_features
@@ -126,11 +126,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.refuse_unknown(unknown)
     with refusing(arguments.workdir):
         workdir = local_path(arguments.workdir, "--workdir", ConfigError)
-        _tour(workdir, arguments.steps)
-    return 0
+        return _tour(workdir, arguments.steps)
 
 
-def _tour(workdir: pathlib.Path, steps: int | None) -> None:
+def _tour(workdir: pathlib.Path, steps: int | None) -> int:
     backend.configure()
     config = load_config("emoji:demo")
     if steps is not None:
@@ -147,7 +146,8 @@ def _tour(workdir: pathlib.Path, steps: int | None) -> None:
     print(
         f"Training {config.name}: {config.steps} steps, about three minutes on 2 cores"
     )
-    run_training(config, workdir)
+    if not run_training(config, workdir):
+        return STOPPED
     minutes = (time.monotonic() - started) / 60
     fresh, shipped = workdir / "fresh.png", workdir / "shipped.png"
     print("Sampling from the new model, then from the shipped one")
@@ -167,3 +167,4 @@ def _tour(workdir: pathlib.Path, steps: int | None) -> None:
             scores=scores(drawn),
         )
     )
+    return 0

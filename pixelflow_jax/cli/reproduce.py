@@ -7,10 +7,8 @@ measures everything that the reference allows, and compares with the paper's row
 import argparse
 import dataclasses
 import pathlib
-import time
 
 import numpy as np
-from tqdm import tqdm
 
 from pixelflow_jax import backend
 from pixelflow_jax.cli import measure
@@ -21,14 +19,13 @@ from pixelflow_jax.convert import actions, families
 from pixelflow_jax.errors import ConfigError, EvaluationError, UserError
 from pixelflow_jax.evaluation import metrics
 from pixelflow_jax.evaluation.extractors import open_extractors
-from pixelflow_jax.evaluation.image_sets import open_images
 from pixelflow_jax.evaluation.paper import (
     Judgement,
     PaperRow,
     judge,
     protocol_differences,
 )
-from pixelflow_jax.evaluation.passes import set_features
+from pixelflow_jax.evaluation.passes import WatchedDraw
 from pixelflow_jax.evaluation.record import UINT8, Protocol, write_record
 from pixelflow_jax.evaluation.references import Reference, load_reference
 from pixelflow_jax.experiment import Experiment
@@ -96,20 +93,11 @@ def run(task: Task) -> Judgement:
     stream = pipeline.stream(
         measure.evaluation_set(pipeline, task.count), seed=task.seed
     )
-    began = time.monotonic()
+    watched = WatchedDraw(stream, names, extractors)
     paths = write_samples(
-        task.out / "samples", stream.recorded, _described(stream), progress=True
+        task.out / "samples", watched, _described(stream), progress=True
     )
-    seconds = (time.monotonic() - began) / task.count
-    images = open_images(paths["npz"])
-    with tqdm(total=len(images), unit="image", desc="features", leave=False) as bar:
-
-        def batches():
-            for first, part in images.batches(BATCH):
-                yield first, part
-                bar.update(len(part))
-
-        seen = set_features(batches(), names, extractors, task.count)
+    seen = watched.features(paths["npz"])
     reference = task.reference.with_rows(extractors, metrics.required_rows(names))
     results = metrics.evaluate(names, seen, reference)
     verdict = judge(task.row, results, task.count)
@@ -118,10 +106,10 @@ def run(task: Task) -> Judgement:
     )
     protocol = Protocol(
         images={
-            "path": images.name,
+            "path": str(paths["npz"]),
             "count": task.count,
-            "height": images.size[0],
-            "width": images.size[1],
+            "height": stream.shape[0],
+            "width": stream.shape[1],
             "order": "interleaved",
             "uint8": UINT8,
         },
@@ -129,7 +117,7 @@ def run(task: Task) -> Judgement:
         reference=task.reference,
         model=measure.model_facts(pipeline),
         sampling=measure.sampling_facts(stream),
-        seconds_per_image=seconds,
+        seconds_per_image=watched.seconds_per_image,
     )
     own = {"paper": task.row.summary, **verdict.to_dict(), "differences": differing}
     path = task.out / "report.json"

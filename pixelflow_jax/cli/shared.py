@@ -5,6 +5,7 @@ import pathlib
 
 from absl import flags
 
+from pixelflow_jax import remote
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.paths import local_path
 
@@ -33,6 +34,12 @@ TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Folder of its tokenizer. Default: that of the config's weights."
 )
 OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+CACHE_DIR = flags.DEFINE_string(
+    "cache_dir",
+    None,
+    "Where weights and shards of gs:// and s3:// are kept on this machine. Default: "
+    f"that of {remote.CACHE}, or {remote.DEFAULT_CACHE}.",
+)
 YES = flags.DEFINE_bool(
     "yes", False, "Go on with what will take very long, or very much room."
 )
@@ -71,7 +78,7 @@ def chosen_weights(name: str, flag: str = "weights") -> str:
             f"--{flag}={name} is one checkpoint of a run, of which the newest is taken:"
             f" give the run's folder, --{flag}={run}."
         )
-    if "://" in name and not name.startswith("hf://"):
+    if "://" in name and not name.startswith("hf://") and not remote.located(name):
         raise ConfigError(
             f"--{flag}={name} is an address: give organisation/name for weights of the "
             "Hugging Face Hub, or the path of files that you downloaded."

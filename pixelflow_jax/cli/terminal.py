@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-from pixelflow_jax.errors import UserError
+from pixelflow_jax.errors import INTERRUPTED, UserError
 from pixelflow_jax.paths import printable
 
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
 )
-INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 LINES = 3  # of a message
 ITEMS = 8  # of a list in one
 KEPT = "\n\t\u00a0"  # besides what is printable
@@ -70,7 +69,7 @@ def refusing(folder: object) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        give_up(f"{type(error).__name__}: {error}")
+        give_up(f"{type(error).__name__}: {error}", error.code)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

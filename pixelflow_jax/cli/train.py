@@ -36,13 +36,15 @@ def run_training(
     workdir: pathlib.Path,
     extend: extending.Kind | None = None,
     yes: bool = False,
-) -> None:
+    profile: str = "",
+) -> bool:
     """Train `config` in `workdir` to its end, or to the next signal.
 
-    `extend` is for a run that has begun (`extending.resumed`); `yes` lets what is
-    enormous begin.
+    Returns whether it came to its end. `extend` is for a run that has begun
+    (`extending.resumed`); `yes` lets what is enormous begin; `profile` are steps to
+    trace, as START:STOP.
     """
-    window = Window.parse(PROFILE.value) if PROFILE.value else None
+    window = Window.parse(profile) if profile else None
     config = extending.resumed(config, workdir, extend)
     start = functools.partial(initial_weights, config) if config.init_from else None
     validate(config)
@@ -51,9 +53,12 @@ def run_training(
     run = dataclasses.replace(build.training_run(config, start), profile=window)
     shared.writable(workdir)
     backend.keep_programs()
-    train(run, workdir)
+    state = train(run, workdir)
+    if int(state.step) < config.steps:
+        return False
     if jax.process_index() == 0:
         print(f"Checkpoints, curves and previews are in {workdir}.")
+    return True
 
 
 def _check_data(config: Experiment) -> None:

@@ -54,14 +54,18 @@ class Verb:
 
 WEIGHTS = ("workdir", "weights", "ema")
 ENCODERS = ("text_encoder", "tokenizer")
-TOGETHER = {"Several processes": ("coordinator", "num_processes", "process_id")}
+TOGETHER = {
+    "Several processes": (
+        *("coordinator", "num_processes", "process_id", "heartbeat_timeout"),
+    )
+}
 VERBS = {
     "train": Verb(
         summary="Train: go on from the run's newest checkpoint, or begin.",
         usage="--config=CONFIG --workdir=RUN [--config.FIELD=VALUE ...]",
         groups={
             "What to train": ("config",),
-            "Where": ("workdir",),
+            "Where": ("workdir", "cache_dir"),
             "How": ("extend", "profile", "yes"),
             **TOGETHER,
         },
@@ -87,7 +91,12 @@ VERBS = {
                 *("preset", "solver", "sample_steps", "guidance", "guidance_interval"),
                 *("guide", "shift", "yes"),
             ),
-            "Where, and what besides images": ("out", "trajectory", "stages"),
+            "Where, and what besides images": (
+                "out",
+                "cache_dir",
+                "trajectory",
+                "stages",
+            ),
             **TOGETHER,
         },
         modules=("pixelflow_jax.cli.sample",),
@@ -117,7 +126,7 @@ VERBS = {
             ),
             "Many settings": ("sweep",),
             "Text suites": ("suite", "prompts", "prompt_seeds", "count"),
-            "Besides": ("compare", "out"),
+            "Besides": ("compare", "out", "cache_dir"),
             **TOGETHER,
         },
         modules=("pixelflow_jax.cli.evaluate", "pixelflow_jax.cli.sweep"),
@@ -160,7 +169,7 @@ VERBS = {
         groups={
             "Which weights": (*WEIGHTS, *ENCODERS),
             "What the card shows": ("samples", "classes", "prompt"),
-            "Where": ("out", "dtype"),
+            "Where": ("out", "dtype", "cache_dir"),
         },
         modules=("pixelflow_jax.cli.export",),
         fields=(*OPEN, *ENCODER),
@@ -176,6 +185,7 @@ OTHERS = {
     "config": "List the configs that come with the package, or show one.",
     "prepare": "Write a data set as shards, look at it, or encode its captions.",
     "convert": "Make official weights ours, and ours official.",
+    "demo": "Serve a page on which anybody can draw, step by step.",
     "quickstart": "Train a tiny model and draw from it: the first minutes.",
     "verify": "Are a run's checkpoints what was written? Compare their digests.",
     "reproduce": "Do official weights give their paper's figures? Draw and measure.",

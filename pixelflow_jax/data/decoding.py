@@ -134,6 +134,8 @@ def _conversion(image: Image.Image) -> Convert:
         )
     if image.mode in ALPHA or "transparency" in image.info:
         return _over_white
+    if image.mode == "RGB":
+        return np.asarray
     return lambda part: np.asarray(part.convert("RGB"))
 
 

@@ -23,7 +23,7 @@ from pixelflow_jax.data.index import (
 )
 from pixelflow_jax.data.records import Records
 from pixelflow_jax.errors import DataError
-from pixelflow_jax.paths import local_path
+from pixelflow_jax.remote import readable_path
 
 FORMAT = IndexFormat(
     name="features.json",
@@ -51,7 +51,7 @@ class Features:
     """
 
     def __init__(self, path: str):
-        root = local_path(path, "The folder of features", DataError)
+        root = readable_path(path, "The folder of features", DataError)
         own = (root / FORMAT.name).is_file()
         self.folder = root if own else root / FOLDER
         index = read_index(self.folder, FORMAT)

@@ -61,19 +61,20 @@ def find_files(pattern: str, suffix: str) -> list[Path]:
     return files
 
 
-def read_whole(path: Path, most: int, limit: str = "") -> bytes:
+def read_whole(path: str | Path, most: int, limit: str = "") -> bytes:
     """The content of a file; OSError where it is none, or has more than `most` bytes.
 
     `limit` is the field that says so, for the message.
     A pipe by the name of a file would otherwise be waited for, for ever.
     """
-    found = path.stat()
+    found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError("it is a pipe, socket, device or folder")
     if found.st_size > most:
         reason = f", for {limit}" if limit else ""
         raise OSError(f"it has {found.st_size:,} bytes, above {most:,}{reason}")
-    return path.read_bytes()
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _below(folder: Path) -> Iterator[str]:

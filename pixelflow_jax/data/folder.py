@@ -77,7 +77,12 @@ class ImageFolder(SourceConfig):
         )
         say_first_frames([file for file in files if file.lower().endswith(".gif")])
         images = FolderImages(
-            str(root), files, listing.texts, class_names, self.captions, limits
+            str(root),
+            files,
+            listing.texts if listing.has_texts else None,
+            class_names,
+            self.captions,
+            limits,
         )
         return EncodedSource(
             images,
@@ -125,14 +130,14 @@ class FolderImages:
     """The `EncodedImages` of files below `root`, named by their relative paths.
 
     `texts` are files of captions with unusual names, by the image's path without
-    suffix.
+    suffix; None: there are no files of captions at all, so none is looked for.
     """
 
     def __init__(
         self,
         root: str,
         files: list[str],
-        texts: dict[str, str],
+        texts: dict[str, str] | None,
         class_names: tuple[str, ...],
         must_have_captions: bool,
         limits: Limits,
@@ -155,7 +160,7 @@ class FolderImages:
 
     def origin(self, index: int) -> str:
         """The file itself."""
-        return portable(str(self._path(index)))
+        return portable(self._path(index))
 
     def read(self, index: int) -> bytes:
         """The file as it is; raises UnreadableImage where it cannot be read."""
@@ -169,45 +174,51 @@ class FolderImages:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The lines of the .txt beside the image, or else the name of its class."""
+        if self._texts is None and not self._must_have_captions:
+            return self._class_name(index)
         stem, _ = os.path.splitext(self._relative(index))
-        file = Path(self._root, f"{stem}.txt")
-        if stem in self._texts and not file.exists():
-            file = Path(self._root, self._texts[stem])
-        if not self._must_have_captions and not file.exists():
-            names = self._class_names
-            if names == UNLABELLED:
-                return ("",)
-            return (portable(names[self.labels[index]]),)
+        file = f"{self._root}/{stem}.txt"
+        if self._texts and stem in self._texts and not os.path.exists(file):
+            file = f"{self._root}/{self._texts[stem]}"
+        if not self._must_have_captions and not os.path.exists(file):
+            return self._class_name(index)
         return _file_captions(file, self.name(index), self._limits.max_caption)
+
+    def _class_name(self, index: int) -> tuple[str, ...]:
+        names = self._class_names
+        return ("",) if names == UNLABELLED else (portable(names[self.labels[index]]),)
 
     def _relative(self, index: int) -> str:
         return os.fsdecode(bytes(self._files[index]))
 
-    def _path(self, index: int) -> Path:
-        return Path(self._root, self._relative(index))
+    def _path(self, index: int) -> str:
+        # Strings: a pathlib.Path takes longer to make than a small file to read.
+        return f"{self._root}/{self._relative(index)}"
 
     def listing(self) -> Iterator[str]:
         """One line for each file, which changes when a file does: name and size."""
         for index in range(len(self)):
-            path = self._path(index)
-            size = path.stat().st_size if path.exists() else -1
-            yield f"{self._relative(index)} {size}"
+            yield f"{self._relative(index)} {_size(self._path(index))}"
 
     def identity(self) -> Iterator[str]:
         """The name of each file, and the sizes of a few: others are not asked for."""
         yield from map(self._relative, range(len(self)))
         for index in spread(len(self)):
-            path = self._path(index)
-            yield f"{path.stat().st_size if path.exists() else -1}"
+            yield f"{_size(self._path(index))}"
 
 
-def _file_captions(file: Path, name: str, max_caption: int) -> tuple[str, ...]:
+def _size(path: str) -> int:
+    """Bytes of a file; -1 where it is gone."""
+    return os.path.getsize(path) if os.path.exists(path) else -1
+
+
+def _file_captions(file: str, name: str, max_caption: int) -> tuple[str, ...]:
     try:
         limit = f"max_caption={max_caption:,}"
         content = read_whole(file, most_bytes(max_caption), limit)
     except OSError as error:
         raise NoCaption(
-            f"{printable(name)}: {printable(file.name)} cannot be read "
+            f"{printable(name)}: {printable(os.path.basename(file))} cannot be read "
             f"({error.strerror or error}). Write it, or use --allow-missing-captions."
         ) from error
     return clean(lines(from_text(content, name)), name, max_caption)

@@ -46,12 +46,14 @@ class Kept:
 class Listing:
     """The images below a folder, as sorted relative paths with forward slashes.
 
-    `texts` are files of captions that are not called .txt in small letters, by their
-    path without suffix. `left_out` counts files that are not read by what they are, and
-    `foreign` images among them by the first folder of their path.
+    `has_texts` says whether there are files of captions, and `texts` are those that are
+    not called .txt in small letters, by their path without suffix. `left_out` counts
+    files that are not read by what they are, and `foreign` images among them by the
+    first folder of their path.
     """
 
     images: list[str] = dataclasses.field(default_factory=list)
+    has_texts: bool = False
     texts: dict[str, str] = dataclasses.field(default_factory=dict)
     left_out: dict[str, Kept] = dataclasses.field(default_factory=dict)
     foreign: dict[str, Kept] = dataclasses.field(default_factory=dict)
@@ -68,8 +70,10 @@ class Listing:
             self.leave_out("pipes, sockets or devices", relative)
         elif kind in SUFFIXES:
             self.images.append(relative)
-        elif kind == TEXT and suffix != TEXT:
-            self.texts[stem] = relative
+        elif kind == TEXT:
+            self.has_texts = True
+            if suffix != TEXT:
+                self.texts[stem] = relative
         elif kind not in COMPANIONS:
             self.leave_out(f"{kind or 'without suffix'}", relative)
             if kind in OTHER_SUFFIXES:

@@ -7,6 +7,7 @@ processes change the speed but never the pictures.
 import dataclasses
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -38,6 +39,8 @@ from pixelflow_jax.errors import DataError
 from pixelflow_jax.values import Natural, Pixels, Processes, Range, Share
 
 LOG = logging.getLogger(__name__)
+_LISTED = [np.empty(0)]
+ALONE = sys.getrefcount(_LISTED[0])  # the count of an array that only a list refers to
 MIN_SEEN = 100  # records to look at before the share of unreadable ones counts
 
 
@@ -185,7 +188,7 @@ class Data:
             dataset = dataset.mp_prefetch(options, _Worker(os.getpid()))
         # Only bytes cross between processes; a thread here makes them floats.
         return grain.experimental.ThreadPrefetchIterDataset(
-            dataset.map(_to_float), prefetch_buffer_size=self.prefetch
+            dataset.map(_ToFloat(self.prefetch + 3)), prefetch_buffer_size=self.prefetch
         )
 
     def _check(self, batching: Batching, start: int) -> None:
@@ -314,8 +317,34 @@ class _Worker:
         end_with(self.parent)
 
 
-def _to_float(batch: dict[str, Any]) -> dict[str, Any]:
-    # Copies: what came from a worker lies in shared memory that must not outlive it.
-    unreadable, image = batch.pop("unreadable"), normalise(np.asarray(batch["image"]))
-    copies = {name: np.array(array) for name, array in batch.items() if name != "image"}
-    return {"unreadable": unreadable, "image": image, **copies}
+class _ToFloat:
+    """Turns the images of batches from bytes to floats, in memory of earlier batches.
+
+    To get fresh memory from the system takes as long as to fill it. An array is used
+    again when nobody else refers to it: neither a batch, nor a view, nor a transfer to
+    a device.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self._arrays: list[np.ndarray] = []
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        # Copies: what a worker sent lies in shared memory that must not outlive it.
+        unreadable, pixels = batch.pop("unreadable"), np.asarray(batch.pop("image"))
+        image = normalise(pixels, self._array(pixels.shape))
+        copies = {name: np.array(array) for name, array in batch.items()}
+        return {"unreadable": unreadable, "image": image, **copies}
+
+    def _array(self, shape: tuple[int, ...]) -> np.ndarray:
+        for number in range(len(self._arrays)):
+            if sys.getrefcount(self._arrays[number]) <= ALONE:
+                array = self._arrays.pop(number)
+                if array.shape == shape:
+                    break
+                # Of another bucket: its memory is free from here on.
+                return self._array(shape)
+        else:
+            array = np.empty(shape, np.float32)
+        self._arrays = [*self._arrays, array][-self._most :]
+        return array

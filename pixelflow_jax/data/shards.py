@@ -14,7 +14,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import msgpack
 import numpy as np
@@ -41,7 +41,7 @@ from pixelflow_jax.data.source import (
     decode_image,
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
-from pixelflow_jax.paths import local_path
+from pixelflow_jax.remote import readable_path, staged_digest
 from pixelflow_jax.values import Place
 
 FORMAT = IndexFormat(
@@ -93,6 +93,7 @@ class IndexedShard(IndexedFile):
     sizes: list[tuple[int, int]]
     captions: int
     bare: int
+    digest: NotRequired[str]  # `digests.SUMS`; earlier versions wrote none
 
 
 class DatasetIndex(TypedDict):
@@ -113,7 +114,8 @@ class Shards(SourceConfig):
     """Shards written by `python -m pixelflow_jax.prepare shards`.
 
     `path` holds `train` and perhaps `test`, or is itself the folder of the train
-    split; `test_path` names a test split elsewhere, of the same classes. An image of
+    split; `test_path` names a test split elsewhere, of the same classes. Folders of
+    gs:// and s3:// are brought to this machine. An image of
     more than `max_pixels` counts as unreadable. Raises DataError where a split or a
     shard is missing, dataset.json does not fit its shards, or the classes of the two
     splits are not the same.
@@ -143,9 +145,9 @@ class Shards(SourceConfig):
             )
 
     def _folder(self, split: Split) -> Path:
-        root = local_path(self.path, "The folder of shards", DataError)
+        root = readable_path(self.path, "The folder of shards", DataError)
         if split == "test" and self.test_path:
-            elsewhere = local_path(self.test_path, "test_path", DataError)
+            elsewhere = readable_path(self.test_path, "test_path", DataError)
             places = [elsewhere, elsewhere / "test", elsewhere / "train"]
             return next((p for p in places if (p / FORMAT.name).is_file()), elsewhere)
         if (root / split / FORMAT.name).is_file():
@@ -288,6 +290,13 @@ def _load_index(folder: Path) -> dict[str, Any]:
         problem = repr(error)
     if problem:
         raise damaged(folder / FORMAT.name, problem, FORMAT)
+    for shard in index["shards"]:
+        brought, written = staged_digest(folder / shard["file"]), shard.get("digest")
+        if brought and written and brought != written:
+            raise DataError(
+                f"{folder / shard['file']} holds other bytes than were written: it "
+                "was damaged in the store or on its way there. Copy it there again."
+            )
     return index
 
 

@@ -15,7 +15,7 @@ from pixelflow_jax.doctor.page import Skip
 from pixelflow_jax.errors import CheckpointError, ConfigError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
-from pixelflow_jax.training.loop import TrainingRun
+from pixelflow_jax.training.run import TrainingRun
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.step import make_step
 from pixelflow_jax.training.throughput import utilisation

@@ -32,7 +32,7 @@ DINO_SIZE = 224
 DINO_VARIANTS = {"dinov2": "vitl14", "dinov2_b": "vitb14"}
 PRODUCTS = {
     "float32": "float32, highest",
-    "tf32x3": "float32 by three TF32 products",
+    "float16x3": "float32 by three float16 products",
 }
 NAMES = ("inception", *DINO_VARIANTS, "lite0")
 
@@ -94,12 +94,12 @@ def digest(params: dict) -> str:
 
 
 def arithmetic_on(devices: list) -> inception.Arithmetic:
-    """How Inception multiplies there: by thrice TF32 on NVIDIA's GPUs that have it."""
+    """How Inception multiplies there: on the matrix units of NVIDIA's GPUs."""
     try:
         capable = all(float(one.compute_capability) >= 8 for one in devices)
     except (AttributeError, TypeError, ValueError):
         return "float32"
-    return "tf32x3" if capable else "float32"
+    return "float16x3" if capable else "float32"
 
 
 def _open(name: str, weights: str, devices: list) -> Opened:

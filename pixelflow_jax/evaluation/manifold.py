@@ -2,8 +2,10 @@
 
 A set's manifold is the union of balls about its features, each as wide as the distance
 to the k-th nearest other (Kynkäänniemi et al. 2019). All distances are squared and
-float32: n_u - 2 u v + n_v, not below 0, with matrix products of full precision. No
-matrix of all pairs is ever in memory, but one of `Blocks`.
+float32: n_u - 2 u v + n_v, not below 0, with matrix products of full precision, of rows
+from which the reference's mean is taken: that moves no distance, and where all rows are
+much alike it leaves them the digits that large norms would take. No matrix of all pairs
+is ever in memory, but one of `Blocks`.
 """
 
 import functools
@@ -59,6 +61,7 @@ def precision_recall(
     other way; a ball holds its surface. `clamp`: balls wider than that percentile of
     their set's become points. Raises EvaluationError where a set has k images or fewer.
     """
+    sample, reference = _centred(sample, reference)
     widths = [
         clamped(radii(rows, k, blocks=blocks), clamp) for rows in (sample, reference)
     ]
@@ -79,6 +82,7 @@ def prdc(
     Unlike ADM's, a ball leaves out its surface. Density is the mean number of the
     reference's balls about a sample, over k; coverage, the share of them that hold one.
     """
+    sample, reference = _centred(sample, reference)
     wide, own = (radii(rows, k, blocks=blocks) for rows in (reference, sample))
     of_sample = inside_balls(sample, reference, wide, strict=True, blocks=blocks)
     of_real = inside_balls(reference, sample, own, strict=True, blocks=blocks)
@@ -135,6 +139,12 @@ def inside_balls(
     ]
     balls, nearest = (np.concatenate(one) for one in zip(*parts, strict=True))
     return Against(balls, nearest)
+
+
+def _centred(sample: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Both less the mean of the reference, float32."""
+    mean = reference.mean(0, dtype=np.float64).astype(np.float32)
+    return tuple(np.asarray(rows, np.float32) - mean for rows in (sample, reference))
 
 
 class _Columns(NamedTuple):

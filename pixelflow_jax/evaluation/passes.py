@@ -1,14 +1,23 @@
 """One pass over a set of images, divided among the processes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import pathlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from pixelflow_jax import sharding
+from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.evaluation.accumulator import Accumulator, SetFeatures
 from pixelflow_jax.evaluation.features import Extractor
+from pixelflow_jax.evaluation.image_sets import NpzImages
 from pixelflow_jax.evaluation.metrics import required
+from pixelflow_jax.sampling.batches import Generated
+from pixelflow_jax.sampling.stream import Stream
+
+BATCH = 256  # images read at a time
 
 
 def set_features(
@@ -39,3 +48,68 @@ def look(
         start, end = cuts[jax.process_index() : jax.process_index() + 2]
         with jax.set_mesh(own):  # extractors know nothing of the mesh of a run
             seen.add(extractors, images[start:end], place + int(start))
+
+
+class WatchedDraw:
+    """Draws a stream, and shows each batch to the networks of metrics.
+
+    Called like `Stream.recorded` by what writes the images. Images that an earlier
+    sitting drew are read from the file that it left, by `features`: what networks saw
+    then died with that process, and nothing on disk can disagree with the images.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        names: Sequence[str],
+        extractors: Mapping[str, Extractor],
+    ):
+        self._stream, self._extractors = stream, extractors
+        self._seen = Accumulator(required(names))
+        self._begin = stream.draw.count  # the first image that this sitting draws
+        self._seconds, self._images = 0.0, 0
+
+    def __call__(self, start: int) -> Iterator[tuple[int, Generated]]:
+        """Yield (place, images) from place `start` on, and look at them afterwards."""
+        self._begin = start
+        begun = None  # the first batch compiles
+        for place, drawn in self._stream.recorded(start):
+            yield place, drawn
+            look(self._seen, [(place, to_uint8(drawn.images))], self._extractors)
+            if begun is not None:
+                self._seconds = time.perf_counter() - begun
+                self._images += len(drawn.images)
+            begun = begun or time.perf_counter()
+
+    def features(self, path: pathlib.Path) -> dict[str, SetFeatures]:
+        """What was seen of all images, which `path`, an npz file, holds.
+
+        On every process; only the first one needs the file.
+        """
+        earlier = _shared_batches(path, self._begin, self._stream.shape)
+        look(self._seen, earlier, self._extractors)
+        return self._seen.gathered().features(self._stream.draw.count)
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Of drawing and looking, in this sitting; None where it drew too little."""
+        return self._seconds / self._images if self._images else None
+
+
+def _shared_batches(
+    path: pathlib.Path, count: int, shape: tuple[int, int, int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The first `count` images of a file that one process has, on every process."""
+    leads = jax.process_index() == 0
+    batches = NpzImages(path).batches(BATCH) if leads and count else iter(())
+    for first in range(0, count, BATCH):
+        size = min(BATCH, count - first)
+        if leads:
+            images = next(batches)[1][:size]
+        else:
+            images = np.zeros((size, *shape), np.uint8)
+        yield first, images if jax.process_count() == 1 else _from_first(images)
+
+
+def _from_first(images: np.ndarray) -> np.ndarray:
+    return np.asarray(multihost_utils.broadcast_one_to_all(images))

@@ -45,7 +45,8 @@ class Protocol:
 
     `images` says what set it was: its count, size, order of labels and rule of
     rounding; `model` and `sampling` how it was drawn, empty for images of unknown
-    origin; `seconds_per_image` how long that took, if it was timed.
+    origin; `seconds_per_image` how long that and the metrics' networks took, if it
+    was timed.
     """
 
     images: Mapping[str, Any]

@@ -106,9 +106,19 @@ class Guidance(Protocol):
 
     scale: float
 
-    def __call__(self, branches: Branches, stage: int) -> Field:
-        """The guided field of stage number `stage`."""
+    def __call__(
+        self, branches: Branches, stage: int, scale: Array | None = None
+    ) -> Field:
+        """The guided field of stage number `stage`.
+
+        `scale` takes the place of the stage's own where that is an argument of a
+        program; whether it is 1 is decided by the own one.
+        """
         ...
+
+    def scale_of(self, stage: int) -> float:
+        """The scale on stage number `stage`."""
+        return self.scale
 
     def problems(self, num_stages: int) -> list[str]:
         """What is wrong with these fields for a path of that many stages."""
@@ -163,16 +173,19 @@ class ClassifierFree(Guidance):
     ramp: tuple[Share, ...] = ()
     rescale: Share = 0.0
 
-    def __call__(self, branches: Branches, stage: int) -> Field:
+    def __call__(
+        self, branches: Branches, stage: int, scale: Array | None = None
+    ) -> Field:
         """The guided field of stage number `stage`."""
         refuse(self.problems(len(self.ramp) or 1))
-        scale = self.scale_of(stage)
-        if scale == 1:
+        own = self.scale_of(stage)
+        if own == 1:
             return branches.cond
+        factor = own if scale is None else scale
 
         def guided(x: Array, t: Array, step: Array) -> Array:
             cond, null = branches.both(x, t, step)
-            mixed = null + scale * (cond - null)
+            mixed = null + factor * (cond - null)
             return _rescaled(mixed, cond, self.rescale) if self.rescale else mixed
 
         return _inside(self, guided, branches.cond)
@@ -214,7 +227,9 @@ class AutoGuidance(Guidance):
     weights: Place = ""
     ema: Place = ""
 
-    def __call__(self, branches: Branches, stage: int) -> Field:
+    def __call__(
+        self, branches: Branches, stage: int, scale: Array | None = None
+    ) -> Field:
         """The guided field, the same on every stage."""
         refuse(self.problems(1))
         guide = branches.guide
@@ -225,10 +240,11 @@ class AutoGuidance(Guidance):
             )
         if self.scale == 1:
             return branches.cond
+        factor = self.scale if scale is None else scale
 
         def guided(x: Array, t: Array, step: Array) -> Array:
             main, weak = guide(x, t, step)
-            return weak + self.scale * (main - weak)
+            return weak + factor * (main - weak)
 
         return _inside(self, guided, branches.cond)
 

@@ -37,16 +37,6 @@ class Steps(NamedTuple):
     noise: Callable[[Array], Array] | None = None
     record: bool = False
 
-    def grid(self) -> "StepGrid[np.ndarray]":
-        """What a solver on this grid knows of each step."""
-        times = np.asarray(self.times, np.float32)
-        index = np.arange(len(times) - 1)
-        return StepGrid(index, times[:-1], np.diff(times), index == len(times) - 2)
-
-    def trace(self, x: Array, v: Array) -> tuple[Array, Array] | None:
-        """State and velocity of a step, where the way is recorded."""
-        return (x, v) if self.record else None
-
 
 class StepGrid(NamedTuple, Generic[A]):
     """Number, beginning and size of each step, and whether it is the last one, [n].
@@ -58,6 +48,13 @@ class StepGrid(NamedTuple, Generic[A]):
     t: A
     dt: A
     last: A
+
+    @staticmethod
+    def of(times: Float[np.ndarray, " times"]) -> "StepGrid[np.ndarray]":
+        """The steps between nodes."""
+        times = np.asarray(times, np.float32)
+        index = np.arange(len(times) - 1)
+        return StepGrid(index, times[:-1], np.diff(times), index == len(times) - 2)
 
 
 class Solution(NamedTuple):
@@ -95,27 +92,69 @@ class Solver(Protocol):
         return []
 
 
-class _Asked(NamedTuple):
-    """Times [n] at which a field is asked, and at which those steps began."""
+class Evaluations(NamedTuple):
+    """All that a solver on fixed steps knows of its evaluations, in order, as numpy.
+
+    Evaluation i asks the field at time `t` [n], in the step that began at `step` [n];
+    `rows` is a pytree of arrays [n, ...] with what `advance` reads of each.
+    """
 
     t: np.ndarray
     step: np.ndarray
+    rows: Any
 
 
-def _scan(
-    advance: Callable, field: Field, carry: Any, rows: Any, asked: _Asked
-) -> tuple[Any, Any]:
-    """`lax.scan` of `advance(field, carry, row)` over the `rows`, a pytree of numpy.
+Noise = Callable[[Array], Array] | None
+Trace = tuple[Array, Array]  # the state and the velocity of an evaluation
 
-    Each row asks the field once; the times decide whether it is guided: a scan for each
-    run of rows that are guided alike, one after the other.
+
+class FixedSteps(Solver, Protocol):
+    """A solver whose evaluations follow from the nodes; config nodes name it as base.
+
+    It carries what it remembers (`start`, `end`) from one evaluation to the next
+    (`advance`), so that they can be scanned, looped over, and left in between.
     """
-    traces = []
-    for part, own in runs(field, *asked):
-        some = jax.tree.map(lambda a, part=part: jnp.asarray(a[part]), rows)
-        carry, trace = jax.lax.scan(functools.partial(advance, own), carry, some)
-        traces.append(trace)
-    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+
+    def evaluations(self, times: Float[np.ndarray, " times"]) -> Evaluations:
+        """Its evaluations on a grid of those nodes."""
+        ...
+
+    def start(self, x: Float[Array, "..."]) -> Any:
+        """What it remembers at the first node."""
+        return x
+
+    def advance(
+        self, field: Field, carry: Any, row: Any, noise: Noise
+    ) -> tuple[Any, Trace]:
+        """Ask the field once, as a row of `Evaluations.rows` says."""
+        ...
+
+    def end(self, carry: Any) -> Float[Array, "..."]:
+        """The state in what it remembers."""
+        return carry
+
+    def way(self, trace: Trace, carry: Any) -> Trace:
+        """States before the steps, and their velocities, of all evaluations'."""
+        return trace
+
+    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
+        """Integrate by one scan for each run of evaluations that are guided alike."""
+        refuse(self.problems())
+        t, step, rows = self.evaluations(steps.times)
+        carry, traces = self.start(x), []
+
+        def scanned(field: Field, carry: Any, row: Any) -> tuple[Any, Trace | None]:
+            carry, trace = self.advance(field, carry, row, steps.noise)
+            return carry, trace if steps.record else None
+
+        for part, own in runs(field, t, step):
+            some = jax.tree.map(lambda a, part=part: jnp.asarray(a[part]), rows)
+            carry, trace = jax.lax.scan(functools.partial(scanned, own), carry, some)
+            traces.append(trace)
+        if not steps.record:
+            return Solution(self.end(carry))
+        trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
+        return Solution(self.end(carry), *self.way(trace, carry))
 
 
 # Of Euler's steps: the weight of the score's drift, of the noise's variance, and of its
@@ -130,7 +169,7 @@ STOCHASTIC_WEIGHTS: dict[str, tuple[float, float, float]] = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class Euler(Solver):
+class Euler(FixedSteps):
     """Euler's method, or one of the reference's stochastic steps.
 
     With the score s = (t v - x) / ((1-t)^2 + t (1-t)) and w = 1 - t, `step` is
@@ -141,42 +180,41 @@ class Euler(Solver):
     - "sde_preserve": x + v dt + s w dt / 2 + sqrt(w dt) noise
     - "sid2": x + v dt + w dt noise
 
-    The last step is always the plain one.
+    The last step is always the plain one. Order 1, one evaluation a step.
     """
 
     step: StochasticStep = "ode"
 
-    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
-        """Integrate; order 1, one evaluation a step."""
-        refuse(self.problems())
-        drift, variance, linear = STOCHASTIC_WEIGHTS[self.step]
-        noise = steps.noise if variance or linear else None
-        if (variance or linear) and noise is None:
-            raise ValueError(f'Euler(step="{self.step}") needs a noise function.')
+    def evaluations(self, times: Float[np.ndarray, " times"]) -> Evaluations:
+        """One a step."""
+        grid = StepGrid.of(times)
+        return Evaluations(grid.t, grid.t, grid)
 
-        def advance(field: Field, x: Array, at: StepGrid[Array]) -> tuple[Array, Any]:
-            v = field(x, at.t, at.t)
-            moved = x + v * at.dt
-            if drift or noise:
-                w = 1 - at.t
-                score = (at.t * v - x) / ((1 - at.t) ** 2 + at.t * (1 - at.t))
-                jumped = moved + drift * score * w * at.dt
-                if noise:
-                    spread = jnp.sqrt(variance * w * at.dt) + linear * w * at.dt
-                    jumped += spread * noise(at.index)
-                moved = jnp.where(at.last, moved, jumped)
-            return moved, steps.trace(x, v)
-
-        grid = steps.grid()
-        x, trace = _scan(advance, field, x, grid, _Asked(grid.t, grid.t))
-        return Solution(x, *(trace or ()))
+    def advance(
+        self, field: Field, carry: Array, row: StepGrid[Array], noise: Noise
+    ) -> tuple[Array, Trace]:
+        """One step; ValueError for a stochastic one without noise."""
+        x, (drift, variance, linear) = carry, STOCHASTIC_WEIGHTS[self.step]
+        v = field(x, row.t, row.t)
+        moved = x + v * row.dt
+        if self.step == "ode":
+            return moved, (x, v)
+        w = 1 - row.t
+        score = (row.t * v - x) / ((1 - row.t) ** 2 + row.t * (1 - row.t))
+        jumped = moved + drift * score * w * row.dt
+        if variance or linear:
+            if noise is None:
+                raise ValueError(f'Euler(step="{self.step}") needs a noise function.')
+            spread = jnp.sqrt(variance * w * row.dt) + linear * w * row.dt
+            jumped += spread * noise(row.index)
+        return jnp.where(row.last, moved, jumped), (x, v)
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
         return unknown("Euler.step", self.step, STOCHASTIC_WEIGHTS)
 
 
-class _Evaluations(NamedTuple, Generic[A]):
+class _HeunRow(NamedTuple, Generic[A]):
     """The evaluations of Heun's method, [n]; scanned, one of them.
 
     At time `t` of the step that began at `step`: the state moves by `move` along the
@@ -191,57 +229,69 @@ class _Evaluations(NamedTuple, Generic[A]):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Heun(Solver):
+class Heun(FixedSteps):
     """Heun's method (order 2); the last step is Euler's.
 
     `reuse` takes the first velocity of a step from the previous step's corrector, which
     was evaluated at the predicted and not at the corrected point: one evaluation a step
     instead of two, still of order 2 (the official default, "exact" being the other).
+    2n - 1 evaluations in n steps, or n with `reuse`.
     """
 
     reuse: bool = False
 
-    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
-        """Integrate; 2n - 1 evaluations in n steps, or n with `reuse`."""
-        rows = self._evaluations(steps)
-
-        def advance(
-            field: Field, carry: tuple[Array, Array, Array], at: _Evaluations[Array]
-        ) -> tuple[tuple[Array, Array, Array], Any]:
-            x, point, v = carry
-            new = field(point, at.t, at.step)
-            mean = (v + new) / 2
-            moved = x + mean * at.move
-            return (moved, moved + new * at.look, new), steps.trace(x, mean)
-
-        start = (x, x, jnp.zeros_like(x))
-        (x, end, v), trace = _scan(
-            advance, field, start, rows, _Asked(rows.t, rows.step)
-        )
-        if steps.record:
-            correctors = slice(1, None, 1 if self.reuse else 2)
-            trace = jax.tree.map(
-                lambda a, b: jnp.concatenate([a[correctors], b[None]]), trace, (x, v)
-            )
-        return Solution(end, *(trace or ()))
-
-    def _evaluations(self, steps: Steps) -> _Evaluations[np.ndarray]:
-        """All evaluations, in order; the last one looks at the end of the grid."""
-        at = steps.grid()
+    def evaluations(self, times: Float[np.ndarray, " times"]) -> Evaluations:
+        """A predictor and a corrector a step; the last one looks at the grid's end."""
+        at = StepGrid.of(times)
         n = len(at.t)
-        zero, ends = np.zeros(n, np.float32), np.asarray(steps.times[1:], np.float32)
+        zero, ends = np.zeros(n, np.float32), np.asarray(times[1:], np.float32)
         if self.reuse:
             begun = np.append(at.t[:1], at.t[: n - 1])
             moves = np.append(zero[:1], at.dt[: n - 1])
-            return _Evaluations(at.t, begun, moves, at.dt)
-        predictors = _Evaluations(at.t, at.t, zero, at.dt)
-        correctors = _Evaluations(ends, at.t, at.dt, zero)
+            rows = _HeunRow(at.t, begun, moves, at.dt)
+            return Evaluations(rows.t, rows.step, rows)
+        predictors = _HeunRow(at.t, at.t, zero, at.dt)
+        correctors = _HeunRow(ends, at.t, at.dt, zero)
         pairs = zip(predictors, correctors, strict=True)
-        return _Evaluations(*(np.stack(pair, 1).ravel()[: 2 * n - 1] for pair in pairs))
+        rows = _HeunRow(*(np.stack(pair, 1).ravel()[: 2 * n - 1] for pair in pairs))
+        return Evaluations(rows.t, rows.step, rows)
+
+    def start(self, x: Float[Array, "..."]) -> tuple[Array, Array, Array]:
+        """The state, the point to look at next, and the velocity seen there."""
+        return x, x, jnp.zeros_like(x)
+
+    def advance(
+        self,
+        field: Field,
+        carry: tuple[Array, Array, Array],
+        row: _HeunRow[Array],
+        noise: Noise,
+    ) -> tuple[tuple[Array, Array, Array], Trace]:
+        """One evaluation: a predictor's, or a corrector's, which moves the state."""
+        x, point, v = carry
+        new = field(point, row.t, row.step)
+        mean = (v + new) / 2
+        moved = x + mean * row.move
+        used = jnp.where(row.move > 0, mean, new)
+        return (moved, moved + new * row.look, new), (x, used)
+
+    def end(self, carry: tuple[Array, Array, Array]) -> Float[Array, "..."]:
+        """The point that the last evaluation looked at."""
+        return carry[1]
+
+    def way(self, trace: Trace, carry: tuple[Array, Array, Array]) -> Trace:
+        """What the correctors did, and the last step, which has none."""
+        correctors = slice(1, None, 1 if self.reuse else 2)
+        x, _, v = carry
+        states, velocities = (
+            jnp.concatenate([a[correctors], b[None]])
+            for a, b in zip(trace, (x, v), strict=True)
+        )
+        return states, velocities
 
 
 @dataclasses.dataclass(kw_only=True)
-class AdamsBashforth(Solver):
+class AdamsBashforth(FixedSteps):
     """Adams-Bashforth of order 1 to 4 on any nodes; starts at order 1 and climbs.
 
     Step i follows the sum of the last velocities weighted by the integrals of their
@@ -261,25 +311,33 @@ class AdamsBashforth(Solver):
         started = np.zeros(1, np.float32) + np.float32(times[0])
         return np.cumsum(np.append(started, np.diff(times)[:-1]), dtype=np.float32)
 
-    def __call__(self, field: Field, x: Float[Array, "..."], steps: Steps) -> Solution:
-        """Integrate; order `order`, one evaluation a step."""
-        refuse(self.problems())
-        weights = adams_weights(steps.times, self.order, self.transform)
-        summed = self.static_times(steps.times)
-        rows = (steps.grid()._replace(t=summed), weights.astype(np.float32))
+    def evaluations(self, times: Float[np.ndarray, " times"]) -> Evaluations:
+        """One a step, each with the weights of the last velocities."""
+        weights = adams_weights(times, self.order, self.transform)
+        summed = self.static_times(times)
+        grid = StepGrid.of(times)._replace(t=summed)
+        return Evaluations(summed, summed, (grid, weights.astype(np.float32)))
 
-        def advance(
-            field: Field, carry: tuple[Array, Array], row: tuple[StepGrid[Array], Array]
-        ) -> tuple[tuple[Array, Array], Any]:
-            x, history = carry  # history [order, ...], the oldest velocity first
-            at, weight = row
-            history = jnp.concatenate([history[1:], field(x, at.t, at.t)[None]])
-            v = jnp.tensordot(weight, history, 1, precision="highest")
-            return (x + v * at.dt, history), steps.trace(x, v)
+    def start(self, x: Float[Array, "..."]) -> tuple[Array, Array]:
+        """The state, and the velocities [order, ...], the oldest first."""
+        return x, jnp.zeros((self.order, *x.shape), x.dtype)
 
-        start = (x, jnp.zeros((self.order, *x.shape), x.dtype))
-        (x, _), trace = _scan(advance, field, start, rows, _Asked(summed, summed))
-        return Solution(x, *(trace or ()))
+    def advance(
+        self,
+        field: Field,
+        carry: tuple[Array, Array],
+        row: tuple[StepGrid[Array], Array],
+        noise: Noise,
+    ) -> tuple[tuple[Array, Array], Trace]:
+        """One step along the weighted velocities."""
+        (x, history), (at, weight) = carry, row
+        history = jnp.concatenate([history[1:], field(x, at.t, at.t)[None]])
+        v = jnp.tensordot(weight, history, 1, precision="highest")
+        return (x + v * at.dt, history), (x, v)
+
+    def end(self, carry: tuple[Array, Array]) -> Float[Array, "..."]:
+        """The state."""
+        return carry[0]
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""

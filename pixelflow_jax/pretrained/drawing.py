@@ -31,6 +31,7 @@ class Drawing:
     def __init__(self, config: Experiment, params: dict, constants: dict):
         self.config, self.params, self.constants = config, params, constants
         self.generators: dict[str, Generator] = {}
+        self._first: dict[str, Generator] = {}
         self._guides: dict[tuple[str, str], Drawing] = {}
         self._frozen_params: dict[str, dict] = {}
         self._warned = False
@@ -45,15 +46,25 @@ class Drawing:
         refuse(size_problems(config, height, width))
         self._warn_of_size(height, width)
         guide = self._guide(config.sampling.guidance)
-        key = json.dumps([config.to_dict(), height, width])
-        if key not in self.generators:
+        written = config.to_dict()
+        sampling = written.pop("sampling")
+        weaker = config.sampling.guidance.guide_weights()
+        base = json.dumps([written, height, width, weaker])
+        key = json.dumps([base, sampling])
+        if key not in self.generators and base in self._first:
+            # Settings that differ in steps, times or scale share programs.
+            sampler = build.sampler(config)
+            refuse(sampler.problems())
+            first, batch_size = self._first[base], config.sampling.batch_size
+            self.generators[key] = first.with_sampler(sampler, batch_size)
+        elif key not in self.generators:
             network = guide and build.network(guide.config)
             generator = build.generator(config, height, width, network)
             try:
                 generator.check()
             except ValueError as error:
                 raise PipelineError(str(error)) from error
-            self.generators[key] = generator
+            self._first[base] = self.generators[key] = generator
         return self.generators[key]
 
     def weights(self, config: Experiment, subjects: Subjects, mesh: Mesh) -> Weights:

@@ -9,8 +9,8 @@ import numpy as np
 from pixelflow_jax.flow.guidance import Guidance
 from pixelflow_jax.flow.solver import Solver
 from pixelflow_jax.flow.time import Grid
-from pixelflow_jax.sampling.batches import Callback
 from pixelflow_jax.sampling.settings import Sampling
+from pixelflow_jax.sampling.watching import Callback
 from pixelflow_jax.values import (
     Count,
     Natural,

@@ -31,8 +31,9 @@ from pixelflow_jax.pretrained.requests import Wanted, checked, listed, path_of
 from pixelflow_jax.pretrained.results import Facts, Images, picture_of
 from pixelflow_jax.pretrained.subjects import Classes, decisive_settings, subjects
 from pixelflow_jax.pretrained.words import choices, seeds, settled
-from pixelflow_jax.sampling.batches import Generated, Generator, Request
+from pixelflow_jax.sampling.batches import Generated, Generator, Request, gathered
 from pixelflow_jax.sampling.stream import Draw, Stream, weights_digest
+from pixelflow_jax.sampling.watching import watched
 from pixelflow_jax.tensors import hub
 
 
@@ -268,13 +269,11 @@ class Pipeline:
         request = self._request(wanted, options, record)
         # Last, as encoders are large: nothing can be wrong with the request any more.
         weights = self._drawing.weights(settings, self._subjects, generator.mesh)
-        drawn = generator.draw(
-            weights,
-            request,
-            progress=options.get("progress", False),
-            callback=options.get("callback"),
-        )
-        return drawn, request
+        progress = options.get("progress", False)
+        if callback := options.get("callback"):
+            batches = watched(generator, weights, request, callback)
+            return gathered(batches, request.count, progress), request
+        return generator.draw(weights, request, progress=progress), request
 
     def stream(
         self, wanted: Wanted, *, record: bool = False, **options: Unpack[DrawOptions]

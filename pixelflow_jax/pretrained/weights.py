@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelflow_jax import build, resources, sharding
+from pixelflow_jax import build, remote, resources, sharding
 from pixelflow_jax.atomic import atomic_files
 from pixelflow_jax.data.fingerprint import saved_class_names
 from pixelflow_jax.data.images import save_png
@@ -160,11 +160,12 @@ def constant_shapes(config: Experiment) -> dict:
 def find(name: str | pathlib.Path, revision: str | None = None) -> WeightsRef:
     """The weights called `name`; their parameters are not read yet.
 
-    `name` is a published folder, a `.safetensors` file of ours, a run's workdir, or,
-    where nothing lies at such a path, a model that comes with the package ("emoji"), or
-    "organisation/name" on the Hugging Face Hub, at `revision`. A revision may also
-    follow the name after an "@". A `pathlib.Path` is never looked for on the Hub.
-    Raises PipelineError, or CheckpointError for a damaged checkpoint.
+    `name` is a published folder, a `.safetensors` file of ours or a run's workdir, also
+    on gs:// or s3://, or, where nothing lies at such a path, a model that comes with
+    the package ("emoji"), or "organisation/name" on the Hugging Face Hub, at
+    `revision`. A revision may also follow the name after an "@". A `pathlib.Path` is
+    never looked for on the Hub. Raises PipelineError, or CheckpointError for a damaged
+    checkpoint.
     """
     path = _locate(name, revision)
     if path.is_file() and path.suffix == ".safetensors":
@@ -181,7 +182,9 @@ def find(name: str | pathlib.Path, revision: str | None = None) -> WeightsRef:
 
 
 def _locate(name: str | pathlib.Path, revision: str | None) -> pathlib.Path:
-    """The path that `name` is, or that the Hub's files of that name were saved to."""
+    """The path that `name` is, or that files of a store or the Hub were saved to."""
+    if remote.located(name):
+        return remote.readable_path(name, "The name of the weights", PipelineError)
     path = pathlib.Path(name).expanduser()
     shipped = resources.asset(str(name))
     named = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([^@]+))?", str(name))

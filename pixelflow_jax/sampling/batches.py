@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,14 +13,16 @@ from tqdm.auto import tqdm
 
 from pixelflow_jax import backend, sharding
 from pixelflow_jax.conditioning.interface import Conditioner
-from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.flow.prediction import CONSTANTS
-from pixelflow_jax.models.interface import DenoiserConfig, Network, frozen_shapes
+from pixelflow_jax.models.interface import (
+    Condition,
+    DenoiserConfig,
+    Network,
+    frozen_shapes,
+)
 from pixelflow_jax.sampling.fields import Net
-from pixelflow_jax.sampling.sampler import Sampler, Samples, image_keys
+from pixelflow_jax.sampling.sampler import Sampler, Samples, Walks, image_keys
 
-Callback = Callable[[int, int, np.ndarray], object]  # step, steps, images
-GREY = 128  # of images that are still to come
 Given = np.ndarray | dict[str, np.ndarray]  # labels [n], or arrays [n, ...] by name
 
 
@@ -118,42 +120,14 @@ class Generator:
         return self.draw(weights, request, progress=progress)
 
     def draw(
-        self,
-        weights: Weights,
-        request: Request,
-        *,
-        progress: bool = False,
-        callback: Callback | None = None,
+        self, weights: Weights, request: Request, *, progress: bool = False
     ) -> Generated:
-        """The images of a request, all in memory.
-
-        `progress` shows a bar. `callback(step, steps, images)` is called after every
-        step of every batch with all images, uint8 [n, h, w, c]: those that are drawn,
-        the clean images seen in those being drawn, and grey for those that wait.
-        """
+        """The images of a request, all in memory; `progress` shows a bar."""
         if not request.count:
             raise ValueError("There is nothing to sample: give at least one label.")
         per_device = self.per_device(request.count)
         batches = self.iterate(weights, request, per_device=per_device)
-        size = (request.count, *self.size, self.model.channels)
-        seen = np.full(size, GREY, np.uint8) if callback else None
-        parts = []
-        with tqdm(total=request.count, disable=not progress, unit="image") as bar:
-            for place, part in batches:
-                parts.append(part)
-                bar.update(len(part.images))
-                if callback and seen is not None:
-                    done = place + len(part.images)
-                    seen[place:done] = to_uint8(part.images)
-                    callback(done, request.count, seen.copy())
-        stages = zip(*(part.stages for part in parts), strict=True)
-        return Generated(
-            np.concatenate([part.images for part in parts]),
-            np.concatenate([part.clean for part in parts], 1)
-            if request.record
-            else None,
-            tuple(map(np.concatenate, stages)),
-        )
+        return gathered(batches, request.count, progress)
 
     def iterate(
         self, weights: Weights, request: Request, *, per_device: int, start: int = 0
@@ -174,7 +148,7 @@ class Generator:
         running = [self._dispatch(weights, request, starts[0], size)]
         for place in starts:
             # Waits; one batch at a time lies on the devices.
-            drawn = _on_host(running.pop(), max(start - place, 0), count - place)
+            drawn = on_host(running.pop(), max(start - place, 0), count - place)
             if place + size < count:
                 running.append(self._dispatch(weights, request, place + size, size))
             yield max(start, place), drawn
@@ -183,30 +157,41 @@ class Generator:
         self, weights: Weights, request: Request, start: int, size: int
     ) -> Samples:
         """The batch of `size` from place `start` on; does not wait for it."""
+        with jax.set_mesh(self.mesh):
+            arrays = (weights, *self.batch(request, start, size))
+            # What is recorded has as many steps as the grid.
+            walks = () if request.record else self.walks
+            program = self._program(request.record, walks, *arrays)
+            return program(*arrays, walks=walks)
+
+    def batch(
+        self, request: Request, start: int, size: int
+    ) -> tuple[Array, dict[str, Array], Array]:
+        """The arguments of `trace` for `size` images from place `start` on.
+
+        Numbers [size], what the conditioner reads, and seeds [size], on the devices.
+        """
         number = start + np.arange(size)
         # What is over repeats, to fill the batch.
         rows = {name: a[number % request.count] for name, a in request.given.items()}
-        with jax.set_mesh(self.mesh):
-            numbers, seed = request.first + number, request.seed
-            if request.seeds is not None:
-                numbers = np.full_like(number, request.first)
-                seed = request.seeds[number % request.count]
-            batch = self._batch(numbers, rows, seed)
-            arrays = (weights, *batch)
-            return self._program(request.record, *arrays)(*arrays)
+        numbers, seed = request.first + number, request.seed
+        if request.seeds is not None:
+            numbers = np.full_like(number, request.first)
+            seed = request.seeds[number % request.count]
+        seeds = np.broadcast_to(np.asarray(seed, np.uint32), number.shape)
+        arrays = (numbers.astype(np.uint32), rows, seeds)
+        return jax.device_put(arrays, sharding.batch_sharding(self.mesh))
 
     def compile(self, weights: Weights, given: Given, *, record: bool = False) -> None:
         """Compile what a call with these arguments runs, so that it starts at once.
 
         Of all arrays only shapes and placement matter.
         """
-        named = _named(given)
-        shards = sharding.batch_shards(self.mesh)
-        count = min(map(len, named.values()))
-        number = np.arange(self.per_device(count) * shards)
-        part = {name: a[np.zeros_like(number)] for name, a in named.items()}
+        request = Request(_named(given), record=record)
+        size = self.per_device(request.count) * sharding.batch_shards(self.mesh)
         with jax.set_mesh(self.mesh):
-            self._program(record, weights, *self._batch(number, part, 0))
+            walks = () if record else self.walks
+            self._program(record, walks, weights, *self.batch(request, 0, size))
 
     def per_device(self, count: int) -> int:
         """How many images each device draws at a time where `count` are wanted.
@@ -225,30 +210,45 @@ class Generator:
             batch *= 2
         return min(batch, self.batch_size)
 
-    def _batch(
-        self, number: np.ndarray, given: dict[str, np.ndarray], seed: int | np.ndarray
-    ) -> tuple[Array, dict[str, Array], Array]:
-        """The arguments of `trace` that belong to the images of those numbers."""
-        arrays = (number.astype(np.uint32), given)
-        rows = sharding.batch_sharding(self.mesh)
-        placed = jax.device_put(arrays, rows)
-        seeds = np.broadcast_to(np.asarray(seed, np.uint32), number.shape)
-        return (*placed, jax.device_put(seeds, rows))
-
-    def _program(self, record: bool, *arrays: object) -> Callable[..., Samples]:
+    def _program(
+        self, record: bool, walks: Walks, *arrays: object
+    ) -> Callable[..., Samples]:
         """The compiled `trace` for arrays like these, built when first asked for."""
-        leaves, structure = jax.tree.flatten(arrays)
-        key = (record, structure, *map(_kind, leaves))
+        leaves, structure = jax.tree.flatten((arrays, walks))
+        settings = self.program if walks else repr(self.sampler)
+        key = (record, settings, structure, *map(_kind, leaves))
         if key not in self._programs:
             options = backend.loop_options()
             trace = functools.partial(self.trace, record=record)
             program = jax.jit(trace, compiler_options=options)
-            self._programs[key] = program.lower(*arrays).compile()
+            self._programs[key] = program.lower(*arrays, walks=walks).compile()
         return self._programs[key]
 
     @functools.cached_property
     def _programs(self) -> dict[tuple, Callable[..., Samples]]:
         return {}
+
+    @functools.cached_property
+    def step_programs(self) -> dict[tuple, Callable[..., Any]]:
+        """Programs of single steps, for who watches; kept here to be shared."""
+        return {}
+
+    @functools.cached_property
+    def walks(self) -> Walks:
+        """The steps, as a program is given them; empty where it finds them itself."""
+        return self.sampler.walks()
+
+    @functools.cached_property
+    def program(self) -> str:
+        """What of the sampler's settings its programs are compiled for."""
+        return self.sampler.program()
+
+    def with_sampler(self, sampler: Sampler, batch_size: int) -> "Generator":
+        """The same with other settings; what both can use is compiled once."""
+        other = dataclasses.replace(self, sampler=sampler, batch_size=batch_size)
+        vars(other)["_programs"] = self._programs
+        vars(other)["step_programs"] = self.step_programs
+        return other
 
     def trace(
         self,
@@ -257,25 +257,46 @@ class Generator:
         given: dict[str, Array],
         seed: Array,
         record: bool,
+        walks: Walks = (),
     ) -> Samples:
         """The program for one batch, as a function of arrays.
 
-        Weights are cast here, once, and not by the network in every step.
+        Weights are cast here, once, and not by the network in every step. With `walks`
+        the steps are an argument, and not those of the sampler.
         """
-        frozen_params = weights.frozen_params
-        cond = self.conditioner.encode(frozen_params, given)
+        net, guide = self.nets(weights)
+        cond, null = self.conditions(weights, given)
+        return self.sampler(
+            net,
+            image_keys(seed, index),
+            cond,
+            null,
+            self.shape,
+            guide=guide,
+            record=record,
+            walks=walks,
+        )
+
+    def nets(self, weights: Weights) -> tuple[Net, Net | None]:
+        """The denoiser with its weights, cast once, and the weaker one, if any."""
         guide = None
         if self.guide is not None and weights.guide is not None:
             guide = _net(self.guide, weights.guide)
-        return self.sampler(
-            _net(self.network, weights),
-            image_keys(seed, index),
-            cond,
-            self.conditioner.null(frozen_params, cond, self.model, given),
-            (*self.size, self.model.channels),
-            guide=guide,
-            record=record,
-        )
+        return _net(self.network, weights), guide
+
+    def conditions(
+        self, weights: Weights, given: dict[str, Array]
+    ) -> tuple[Condition, Condition]:
+        """What is drawn, and what guidance leads away from."""
+        frozen_params = weights.frozen_params
+        cond = self.conditioner.encode(frozen_params, given)
+        null = self.conditioner.null(frozen_params, cond, self.model, given)
+        return cond, null
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return (*self.size, self.model.channels)
 
     def check(self) -> None:
         """Trace the program without compiling it; raises what it would raise."""
@@ -296,6 +317,24 @@ class Generator:
         return self.conditioner.shapes() | own | {CONSTANTS: constants}
 
 
+def gathered(
+    batches: Iterable[tuple[int, Generated]], count: int, progress: bool
+) -> Generated:
+    """All of `count` images that come batch by batch; `progress` shows a bar."""
+    parts = []
+    with tqdm(total=count, disable=not progress, unit="image") as bar:
+        for _, part in batches:
+            parts.append(part)
+            bar.update(len(part.images))
+    stages = zip(*(part.stages for part in parts), strict=True)
+    clean = [part.clean for part in parts if part.clean is not None]
+    return Generated(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate(clean, 1) if clean else None,
+        tuple(map(np.concatenate, stages)),
+    )
+
+
 def _net(network: Network, weights: Weights) -> Net:
     params = network.cast_for_inference(weights.params)
     return Net(network, params, weights.frozen_params)
@@ -313,7 +352,7 @@ def _kind(array: Array | np.ndarray) -> tuple:
     return array.shape, array.dtype, None
 
 
-def _on_host(drawn: Samples, start: int, stop: int) -> Generated:
+def on_host(drawn: Samples, start: int, stop: int) -> Generated:
     """Samples number `start` up to `stop` as numpy arrays, on every process."""
     if jax.process_count() == 1:
         images, stages, clean = jax.device_get(drawn)

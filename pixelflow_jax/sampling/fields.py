@@ -42,9 +42,12 @@ class Net(NamedTuple):
 
 
 class StaticTimes(NamedTuple):
-    """All times at which a field is asked, rising, and the shape of its images."""
+    """All times at which a field is asked, rising, and the shape of its images.
 
-    times: np.ndarray
+    Times may be an argument of the program; the last one may be repeated.
+    """
+
+    times: np.ndarray | Array
     shape: tuple[int, ...]
 
 

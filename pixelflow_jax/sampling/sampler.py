@@ -1,8 +1,9 @@
 """From noise to images: guidance and solver on every stage, in one program."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,19 @@ import numpy as np
 from jax import Array
 from jaxtyping import Key
 
-from pixelflow_jax.flow.guidance import Branches, Guidance
+from pixelflow_jax.flow.guidance import Branches, Field, Guidance, runs
 from pixelflow_jax.flow.path import Stage, block_noise, image_noise, upsample2
 from pixelflow_jax.flow.prediction import Prediction
-from pixelflow_jax.flow.solver import Solution, Solver, Steps
+from pixelflow_jax.flow.solver import FixedSteps, Solution, Solver, Steps
 from pixelflow_jax.flow.time import Grid
+from pixelflow_jax.flow.walk import Walk, ends, walk, watch
+from pixelflow_jax.flow.walk import follow as follow_walk
 from pixelflow_jax.models.interface import Condition
 from pixelflow_jax.sampling.fields import Net, StageView, StaticTimes, stage_fields
+
+Walks = tuple[Walk, ...]  # one a stage
+# Fields of guidance that walks hold, as a scale and as bounds of runs.
+DECIDED = ("scale", "low", "high", "interval", "interval_time")
 
 
 class Noise(NamedTuple):
@@ -68,20 +75,83 @@ class Sampler:
         *,
         guide: Net | None = None,
         record: bool = False,
+        walks: Walks = (),
     ) -> Samples:
         """Draw one image of `size` (height, width, channels) for every key [b].
 
         Image i depends on `keys[i]` and its condition alone, not on batch or devices.
-        Made to be traced once: everything but parameters, keys and conditions is
-        static. `guide` is the weaker model of `AutoGuidance`.
+        Made to be traced once: everything but parameters, keys, conditions and `walks`
+        is static. `guide` is the weaker model of `AutoGuidance`; `walks` are what the
+        method of that name gives for settings of the same `program`.
         """
         height, width, channels = size
 
         def fields(index: int) -> Branches:
             shape = (len(keys), *self.stages[index].size(height, width), channels)
-            return self.fields(index, net, cond, null, guide=guide, shape=shape)
+            times = walks[index].times if walks else None
+            return self.fields(
+                index, net, cond, null, guide=guide, shape=shape, times=times
+            )
 
-        return self.follow(fields, keyed_noise(keys, size, self.stages), record=record)
+        noise = keyed_noise(keys, size, self.stages)
+        return self.follow(fields, noise, record=record, walks=walks)
+
+    def walks(self) -> Walks:
+        """The evaluations of each stage as arguments of a program.
+
+        Empty where they are found on the way, by a solver of adaptive steps.
+        """
+        solver = self.solver
+        if not _is_fixed(solver):
+            return ()
+        scale = self.guidance.scale_of
+        return tuple(
+            walk(solver, self.grid.times(index), self._blank_field(index), scale(index))
+            for index in range(len(self.stages))
+        )
+
+    def ends(self) -> tuple[list[int], ...]:
+        """How many evaluations are behind each step of each stage, at its end.
+
+        Of a solver of adaptive steps a stage is one step.
+        """
+        solver, stages = self.solver, range(len(self.stages))
+        if not _is_fixed(solver):
+            return tuple([1] for _ in stages)
+        return tuple(ends(solver, self.grid.times(index)) for index in stages)
+
+    def program(self) -> str:
+        """What of its settings a program with walks is compiled for, written out.
+
+        The solver, and which runs of evaluations are guided on each stage; neither the
+        number of steps nor their times, nor the scale.
+        """
+        guided = []
+        for index in range(len(self.stages) if _is_fixed(self.solver) else 0):
+            field = self._blank_field(index)
+            parts = self._runs(field, index)
+            inside = [own is getattr(field, "inside", None) for _, own in parts]
+            guided.append((self.guidance.scale_of(index) != 1, *inside))
+        fixed = {name: 0.5 for name in DECIDED if hasattr(self.guidance, name)}
+        guidance: Any = self.guidance
+        rest = {**vars(guidance), **fixed} if guided else vars(guidance)
+        grid = self.grid.timestep_scale if guided else self.grid
+        parts = (type(guidance).__name__, rest, guided, self.solver, grid)
+        return repr((self.stages, self.prediction, *parts))
+
+    def _blank_field(self, index: int) -> Field:
+        """The guided field of a stage, to see how it is cut; never evaluated."""
+
+        def never(*_: Any) -> Any:
+            raise AssertionError("this field is not to be evaluated")
+
+        return self.guidance(Branches(never, never, never), index)
+
+    def _runs(self, field: Field, index: int) -> list[tuple[slice, Field]]:
+        """The evaluations of a stage, cut where they are guided otherwise."""
+        solver: Any = self.solver
+        t, step, _ = solver.evaluations(self.grid.times(index))
+        return runs(field, t, step)
 
     def fields(
         self,
@@ -92,13 +162,16 @@ class Sampler:
         *,
         guide: Net | None = None,
         shape: tuple[int, ...] | None = None,
+        times: Array | np.ndarray | None = None,
     ) -> Branches:
         """The fields of stage number `index`, for guidance to combine.
 
         Where the `shape` [b, h, w, c] of the stage's images is given and the solver's
-        times are static, what depends on times and conditions alone is precomputed.
+        times are static, or given as `times`, what depends on times and conditions
+        alone is precomputed.
         """
-        times = self.solver.static_times(self.grid.times(index))
+        if times is None:
+            times = self.solver.static_times(self.grid.times(index))
         static = None if times is None or shape is None else StaticTimes(times, shape)
         view = StageView(
             stage=self.stages[index],
@@ -109,28 +182,71 @@ class Sampler:
         return stage_fields(view, net, cond, null, guide)
 
     def follow(
-        self, fields: Callable[[int], Branches], noise: Noise, *, record: bool = False
+        self,
+        fields: Callable[[int], Branches],
+        noise: Noise,
+        *,
+        record: bool = False,
+        walks: Walks = (),
     ) -> Samples:
         """Integrate the guided field of each stage in turn, from noise to images.
 
-        `fields(index)` are those of a stage. Raises ValueError for settings that do not
-        fit the path.
+        `fields(index)` are those of a stage. With `walks` the steps are theirs, and
+        nothing is recorded. Raises ValueError for settings that do not fit the path.
         """
         if problems := self.problems():
             raise ValueError("; ".join(problems))
         x, ends, clean = None, [], []
         for index, stage in enumerate(self.stages):
-            fresh, times = noise.fresh(index), self.grid.times(index)
-            solution = self.solver(
-                self.guidance(fields(index), index),
-                stage.begin(x, fresh),
-                Steps(times, lambda i, index=index: noise.step(index, i), record),
-            )
-            x = solution.x
+            x = stage.begin(x, noise.fresh(index))
+            if walks:
+                own = self.fields_of_runs(fields(index), index, walks[index])
+                solver: Any = self.solver
+                carry = solver.start(x)
+                step = functools.partial(noise.step, index)
+                carry = follow_walk(solver, own, carry, walks[index], step)
+                x = solver.end(carry)
+            else:
+                times = self.grid.times(index)
+                solution = self.solver(
+                    self.guidance(fields(index), index),
+                    x,
+                    Steps(times, functools.partial(noise.step, index), record),
+                )
+                x = solution.x
+                if record:
+                    clean.append(_implied_clean(solution, times[:-1], stage))
             ends.append(x)
-            if record:
-                clean.append(_implied_clean(solution, times[:-1], stage))
         return Samples(ends[-1], tuple(ends), jnp.concatenate(clean) if clean else None)
+
+    def advance(
+        self, index: int, branches: Branches, carry: Any, own: Walk | None, noise: Noise
+    ) -> tuple[Any, Array, Array]:
+        """Go on in stage number `index`, as far as its walk leads.
+
+        Gives what the solver remembers, the state, and the clean images seen on the
+        way, at full size. Without a walk it goes to the stage's end from the state
+        `carry`, which is what is seen.
+        """
+        stage, step = self.stages[index], functools.partial(noise.step, index)
+        if own is None:
+            steps = Steps(self.grid.times(index), step)
+            x = self.solver(self.guidance(branches, index), carry, steps).x
+            return x, x, _enlarged(x, stage)
+        solver: Any = self.solver
+        fields = self.fields_of_runs(branches, index, own)
+        carry, seen = watch(solver, fields, carry, own, step)
+        return carry, solver.end(carry), _clean_at(*seen, stage)
+
+    def start(self, index: int, previous: Array | None, noise: Noise) -> Any:
+        """What the solver remembers where stage number `index` begins."""
+        x = self.stages[index].begin(previous, noise.fresh(index))
+        return self.solver.start(x) if _is_fixed(self.solver) else x
+
+    def fields_of_runs(self, branches: Branches, index: int, own: Walk) -> list[Field]:
+        """The field of each run of a stage's evaluations, by the walk's scale."""
+        field = self.guidance(branches, index, scale=jnp.asarray(own.scale))
+        return [field for _, field in self._runs(field, index)]
 
     def problems(self) -> list[str]:
         """What is wrong with its parts, for the stages of the path."""
@@ -145,14 +261,25 @@ class Sampler:
 def _implied_clean(solution: Solution, times: np.ndarray, stage: Stage) -> Array:
     """Clean images [steps, b, h, w, c] that a stage's states and velocities imply."""
 
-    def at(t: Array, x: Array, v: Array) -> Array:
-        clean = stage.clean(x - t * v, x + (1 - t) * v)
-        for _ in range(stage.log2_downscale):
-            clean = upsample2(clean)
-        return clean
-
     recorded = (jnp.asarray(times), solution.states, solution.velocities)
+    at = lambda t, x, v: _clean_at(x, t, v, stage)
     return jax.lax.map(lambda a: at(*a), recorded)
+
+
+def _clean_at(x: Array, t: Array, v: Array, stage: Stage) -> Array:
+    """The clean images that velocities `v` at time `t` imply, at full size."""
+    return _enlarged(stage.clean(x - t * v, x + (1 - t) * v), stage)
+
+
+def _enlarged(x: Array, stage: Stage) -> Array:
+    for _ in range(stage.log2_downscale):
+        x = upsample2(x)
+    return x
+
+
+def _is_fixed(solver: Solver) -> TypeGuard[FixedSteps]:
+    """Whether a solver's evaluations follow from its grid."""
+    return FixedSteps in type(solver).__mro__
 
 
 def keyed_noise(

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.teachers import half_products
 from pixelflow_jax.teachers.inception_files import EPSILON
 from pixelflow_jax.teachers.inception_table import (
     BLOCKS,
@@ -33,12 +34,27 @@ SPATIAL_CHANNELS = 7
 SPATIAL_WIDTH = 17 * 17 * SPATIAL_CHANNELS
 Window = tuple[int, int, int, int]
 WINDOW: Window = (1, 3, 3, 1)
-# How products are made: in float32; or, on NVIDIA's matrix units, as sums of three
-# products of TF32's precision, which move pool3 by 2e-5 where TF32 alone moves it by
-# 1e-3 (TPUs make float32 products of several bfloat16 ones by themselves).
-Arithmetic = Literal["float32", "tf32x3"]
-LONGEST_SUM = 512
-Convolve = Callable[[Array, Array, Conv], Array]
+# How products are made: in float32; or as three of float16, which NVIDIA's matrix units
+# do many times as fast, and as exactly (TPUs make float32 products of several bfloat16
+# ones by themselves).
+Arithmetic = Literal["float32", "float16x3"]
+FEWEST = 8  # channels that matrix units take; images have 3
+# Deviations that what leaves a batch norm hardly exceeds.
+REACH = 4
+
+
+class Layer(NamedTuple):
+    """What is between two convolutions."""
+
+    values: Array  # [b, h, w, c]
+    bound: Array  # what they hardly exceed, by the batch norms that they come from
+
+    def map(self, pool: Callable[[Array], Array]) -> "Layer":
+        """The same behind a pool, which makes nothing larger."""
+        return self._replace(values=pool(self.values))
+
+
+Convolve = Callable[[Layer, Array, Conv], Array]
 
 
 class Outputs(NamedTuple):
@@ -78,20 +94,20 @@ def activations(
     [b, 2048]. What is not used of it is not computed in a compiled program.
     """
     convolve = functools.partial(_convolve, arithmetic)
-    x = (resize(images) - 128) / 128
+    x = Layer((resize(images) - 128) / 128, jnp.float32(1))
     seen = {}
     for conv in STEM:
         x = _convolved(params[conv.name], conv, x, convolve)
-        seen[conv.name] = x
+        seen[conv.name] = x.values
         if conv.name in POOLED:
-            x = _reduced(x)
-            seen[POOLED[conv.name]] = x
+            x = x.map(_reduced)
+            seen[POOLED[conv.name]] = x.values
     for block in BLOCKS:
         parts = _branches(params[block.name], block, x, convolve)
         seen |= _named(block, parts)
-        x = jnp.concatenate(parts, -1)
-        seen[block.name] = x
-    seen["AvgPool"] = x.mean((1, 2))
+        x = _concatenated(parts)
+        seen[block.name] = x.values
+    seen["AvgPool"] = x.values.mean((1, 2))
     return seen
 
 
@@ -119,17 +135,17 @@ def _neighbours(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return low, np.minimum(low + 1, size - 1), at - low.astype(np.float32)
 
 
-def _named(block: Block, parts: list[Array]) -> dict[str, Array]:
+def _named(block: Block, parts: list[Layer]) -> dict[str, Array]:
     """The outputs of branches of one convolution, by its name."""
     return {
-        f"{block.name}/{branch.convs[0].name}": part
+        f"{block.name}/{branch.convs[0].name}": part.values
         for branch, part in zip(block.branches, parts, strict=True)
         if len(branch.convs) == 1 and not branch.fork
     }
 
 
-def _branches(params: dict, block: Block, x: Array, convolve: Convolve) -> list[Array]:
-    """What each branch makes of x, [b, h, w, c]."""
+def _branches(params: dict, block: Block, x: Layer, convolve: Convolve) -> list[Layer]:
+    """What each branch makes of x."""
     joint = [branch for branch in block.branches if _starts_jointly(branch)]
     folded = [_folded(params[branch.convs[0].name]) for branch in joint]
     # All that begin with 1 x 1 read x once. Means and 1 x 1 convolutions commute, so
@@ -143,14 +159,15 @@ def _branches(params: dict, block: Block, x: Array, convolve: Convolve) -> list[
         if _starts_jointly(branch):
             head, (_, bias) = next(heads)
             head = mean_pool(head) if branch.pool == "mean" else head
-            rest, part = branch.convs[1:], jax.nn.relu(head + bias)
+            part = Layer(jax.nn.relu(head + bias), _bound(params[rest[0].name]))
+            rest = rest[1:]
         elif branch.pool:
-            part = max_pool(x) if branch.convs else _reduced(x)
+            part = x.map(max_pool if branch.convs else _reduced)
         for conv in rest:
             part = _convolved(params[conv.name], conv, part, convolve)
         if branch.fork:
             ends = [_convolved(params[c.name], c, part, convolve) for c in branch.fork]
-            part = jnp.concatenate(ends, -1)
+            part = _concatenated(ends)
         parts.append(part)
     return parts
 
@@ -158,6 +175,12 @@ def _branches(params: dict, block: Block, x: Array, convolve: Convolve) -> list[
 def _starts_jointly(branch: Branch) -> bool:
     first = branch.convs[:1]
     return bool(first) and first[0].size == (1, 1) and branch.pool != "max"
+
+
+def _concatenated(parts: list[Layer]) -> Layer:
+    """Layers side by side."""
+    values = jnp.concatenate([part.values for part in parts], -1)
+    return Layer(values, jnp.stack([part.bound for part in parts]).max())
 
 
 def _folded(params: dict) -> tuple[Array, Array]:
@@ -169,35 +192,33 @@ def _folded(params: dict) -> tuple[Array, Array]:
     return params["kernel"] * scale, params["bias"] - params["running_mean"] * scale
 
 
-def _convolved(params: dict, conv: Conv, x: Array, convolve: Convolve) -> Array:
+def _bound(params: dict) -> Array:
+    """What leaves a batch norm hardly exceeds."""
+    return (jnp.abs(params["bias"]) + REACH * jnp.abs(params["weight"])).max()
+
+
+def _convolved(params: dict, conv: Conv, x: Layer, convolve: Convolve) -> Layer:
     """A convolution, its batch norm and ReLU."""
     kernel, bias = _folded(params)
-    return jax.nn.relu(convolve(x, kernel, conv) + bias)
+    return Layer(jax.nn.relu(convolve(x, kernel, conv) + bias), _bound(params))
 
 
-def _convolve(arithmetic: Arithmetic, x: Array, kernel: Array, conv: Conv) -> Array:
-    """A convolution with the stride and border of `conv`."""
-    if arithmetic == "float32":
-        return _product(x, kernel, conv, "highest")
-    # (xh + xl) (kh + kl) without xl kl, which float32 would not hold either.
-    (xh, xl), (kh, kl) = _halves(x), _halves(kernel)
-    out = _product(
-        jnp.concatenate([xl, xh], -1), jnp.concatenate([kh, kl], 2), conv, "default"
-    )
-    # Matrix units cut off what does not fit their sums, always towards zero: long sums
-    # shrink. Short ones, which are then added in float32, shrink little.
-    rows, columns, inputs, _ = kernel.shape
-    parts = -(-rows * columns * inputs // LONGEST_SUM)
-    width = -(-inputs // (4 * parts)) * 4
-    for first in range(0, inputs, width):
-        part = slice(first, first + width)
-        out = out + _product(xh[..., part], kh[:, :, part], conv, "default")
-    return out
+def _convolve(arithmetic: Arithmetic, x: Layer, kernel: Array, conv: Conv) -> Array:
+    """A convolution with the stride and border of `conv`, float32."""
+    product = functools.partial(_product, conv)
+    if arithmetic == "float32" or kernel.shape[2] < FEWEST:
+        return product(x.values, kernel)
+    return half_products.convolve(product, x.values, x.bound, kernel)
 
 
-def _product(x: Array, kernel: Array, conv: Conv, precision: str) -> Array:
-    if conv.size == (1, 1) and precision == "highest":  # faster so on GPUs
-        return jnp.matmul(x, kernel[0, 0], precision="highest")
+def _product(conv: Conv, x: Array, kernel: Array, result: type = jnp.float32) -> Array:
+    """The same of arrays of float32 or float16, added up in float32."""
+    options = {
+        "precision": "highest" if x.dtype == jnp.float32 else "default",
+        "preferred_element_type": result,
+    }
+    if conv.size == (1, 1):  # faster so on GPUs
+        return jnp.matmul(x, kernel[0, 0], **options)
     stride = 2 if conv.border == "halve" else 1
     return jax.lax.conv_general_dilated(
         x,
@@ -205,15 +226,8 @@ def _product(x: Array, kernel: Array, conv: Conv, precision: str) -> Array:
         (stride, stride),
         "SAME" if conv.border == "same" else "VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
+        **options,
     )
-
-
-def _halves(x: Array) -> tuple[Array, Array]:
-    """x as a sum of two: the first has TF32's 11 bits of precision, exactly."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    high = jax.lax.bitcast_convert_type(bits & np.uint32(0xFFFFE000), jnp.float32)
-    return high, x - high
 
 
 def mean_pool(x: Array) -> Array:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pixelflow_jax import remote
 from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.tensors import hub, mapping, reader
@@ -74,6 +75,8 @@ def find(named: str, origin: Origin, patterns: tuple[str, ...]) -> pathlib.Path:
         raise WeightsError(f"{name} is empty. {origin.remedy}")
     if named.startswith("hf://"):
         path = _download(named, origin, patterns)
+    elif remote.located(named):
+        path = remote.readable_path(named, origin.network, WeightsError)
     else:
         path = pathlib.Path(named).expanduser()
     if not path.exists():

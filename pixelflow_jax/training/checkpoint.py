@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from pixelflow_jax.atomic import set_aside
 from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
@@ -31,6 +32,7 @@ from pixelflow_jax.values import Count, Name, Natural, Several
 FREE = (
     "name",
     "mesh",
+    "guard",
     "checkpoint",
     "log",
     "online",
@@ -199,6 +201,17 @@ class Checkpointer:
         """Return when everything is on disk; raises CheckpointError if it is not."""
         with self._writing():
             self._manager.wait_until_finished()
+
+    def has_earlier(self) -> bool:
+        """Whether there is a checkpoint before the newest."""
+        return len(self._manager.all_steps()) > 1
+
+    def doubt(self, step: int) -> None:
+        """Keep a checkpoint as suspect-STEP, from which no run goes on."""
+        self.wait()
+        if jax.process_index() == 0:
+            set_aside(self.directory / str(step), f"{integrity.SUSPECT}{step}")
+        self._manager.reload()
 
     def forget(self, step: int) -> None:
         """Remove the checkpoints of that step and of later ones."""

@@ -26,8 +26,7 @@ class Events:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         self._flushed = time.monotonic()
-        begin = SessionLog(status=SessionLog.START)
-        self._write(Event(step=start, session_log=begin))
+        self.turn_back(start - 1)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """A point of each curve."""
@@ -41,6 +40,11 @@ class Events:
     def text(self, name: str, text: str, step: int) -> None:
         """A text in Markdown."""
         self._summary(summary.text(name, text), step)
+
+    def turn_back(self, step: int) -> None:
+        """All after `step` that was written before is no longer shown."""
+        begin = SessionLog(status=SessionLog.START)
+        self._write(Event(step=step + 1, session_log=begin))
 
     def _summary(self, value: Summary, step: int) -> None:
         self._write(Event(summary=value, step=step))

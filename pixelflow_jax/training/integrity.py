@@ -27,7 +27,9 @@ LATE = "commit_timestamp_nsecs"  # what is added to it when the digests are writ
 # In that metadata: this checkpoint was written with digests.
 MARK = {"digests": digests.SUMS}
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
-DAMAGED = "damaged-"  # before the step, in the name of one that was set aside
+# Before the step, in the name of one that was set aside: as its files are damaged, or
+# as what followed it was at fault.
+DAMAGED, SUSPECT = "damaged-", "suspect-"
 SHOWN = 3  # files in a message
 
 State = Literal["good", "damaged", "without digests"]
@@ -184,7 +186,7 @@ def checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
         return []
     found = [path for path in directory.iterdir() if path.is_dir()]
     steps = [path for path in found if _is_step(path.name)]
-    aside = [path for path in found if path.name.startswith(DAMAGED)]
+    aside = [path for path in found if path.name.startswith((DAMAGED, SUSPECT))]
     return [*sorted(steps, key=lambda path: int(path.name)), *sorted(aside)]
 
 
@@ -199,7 +201,7 @@ def _check_names(directory: pathlib.Path, latest: int) -> None:
     for path in sorted(directory.iterdir()):
         number = re.fullmatch(r"[^\d.]*0*(\d{1,18})", path.name, re.ASCII)
         later = number and int(number[1]) > latest and not _is_step(path.name)
-        aside = path.name.startswith(DAMAGED)
+        aside = path.name.startswith((DAMAGED, SUSPECT))
         if number and later and not aside and (path / METADATA).is_file():
             raise CheckpointError(
                 f"{path} looks like the checkpoint of step {number[1]} under another "

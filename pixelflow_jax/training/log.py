@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ ODD = "metrics.odd"  # what was found in metrics.jsonl and is none
 EVENTS = "events.jsonl"
 # What the host waits for: batches, and steps that are still on the devices.
 WAITS = ("data_wait", "device_wait")
+LEAST, SHOWN = 1e-3, 0.05  # parts of the time: the others, and waits worth a word
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -65,6 +67,9 @@ class Curves(Protocol):
 
     def text(self, name: str, text: str, step: int) -> None:
         """A text in Markdown."""
+
+    def turn_back(self, step: int) -> None:
+        """What follows replaces all after `step`."""
 
     def close(self) -> None:
         """Write what is still in memory."""
@@ -115,7 +120,7 @@ class RunLog:
         if not self._main:
             return
         for at, values in history:
-            self._file.write(json.dumps({"step": at, **values}) + "\n")
+            self._file.write(json.dumps({"step": at, **_as_json(values)}) + "\n")
         self._file.flush()
         mean = _means([values for _, values in history])
         mean |= self._speed(step) | memory()
@@ -123,6 +128,11 @@ class RunLog:
         shown = [f"loss {mean['loss']:.4f}"]
         if "images_per_second" in mean:
             shown.append(f"{mean['images_per_second']:.4g} images/s")
+        if mean.get("data_wait", 0) > SHOWN:
+            shown.append(
+                f"waits for data {mean['data_wait']:.0%} of the time "
+                f"({mean['images_wanted']:.4g} images/s wanted)"
+            )
         for name, text in {"mfu": "MFU", "mfu_measured": "of the matmul rate"}.items():
             if name in mean:
                 shown.append(f"{text} {mean[name]:.1%}")
@@ -155,7 +165,21 @@ class RunLog:
         for curves in self._curves:
             curves.text("events", f"    {line}", step)
 
+    def turn_back(self, step: int) -> None:
+        """Go on from `step`, which lies before what was reported.
+
+        Lines of metrics stay as they are; those that follow take their steps again.
+        """
+        if self._main:
+            self._bar.n = step
+            self.pause(step)
+            for curves in self._curves:
+                curves.turn_back(step)
+
     def _scalars(self, values: dict[str, float], step: int) -> None:
+        values = {
+            k: v for k, v in values.items() if math.isfinite(v)
+        }  # as far as drawn
         for curves in self._curves:
             curves.scalars(values, step)
 
@@ -170,7 +194,9 @@ class RunLog:
         work = self._workload
         rate = work.batch_size * (step - before) / seconds
         shares = {name: waits.get(name, 0.0) / seconds for name in WAITS}
-        speeds = {"images_per_second": rate, **shares}
+        # What the devices would take if no step waited for its batch.
+        wanted = rate / max(1 - shares["data_wait"], LEAST)
+        speeds = {"images_per_second": rate, "images_wanted": wanted, **shares}
         return speeds | utilisation(rate, work.forward_flops, work.dtype)
 
     @contextlib.contextmanager
@@ -238,6 +264,11 @@ def _means(history: list[dict[str, float]]) -> dict[str, float]:
         name: float(np.mean([values[name] for values in history if name in values]))
         for name in names
     }
+
+
+def _as_json(values: dict[str, float]) -> dict[str, float | str]:
+    """What is not finite as text, which JSON has no number for."""
+    return {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
 
 
 def _truncate(history: pathlib.Path, start: int) -> int:

@@ -1,12 +1,12 @@
 """Signals that end a run after its current step, with everything saved."""
 
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 HANGUP = getattr(signal, "SIGHUP", 0)  # 0: this system has none
@@ -18,11 +18,17 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     So does the SIGHUP of a terminal that is closed, but a second one does not kill: it
     comes from the shell and from the terminal at once. Where it is ignored, as under
-    nohup, it stays so. Gives a function that tells whether to stop. With several
-    processes all stop after the same step.
+    nohup, it stays so. Gives a function that tells whether to stop, to be called once
+    after every step.
+
+    With several processes all stop after the same step, whichever was told. JAX's own
+    notice of SIGTERM sees to that, without an exchange in every step; its handler stays
+    where it is, the other signals are handed on to it, and a second SIGTERM does not
+    kill.
     """
     wish = [False]
     before = {}
+    together = jax.process_count() > 1
 
     def restore(numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -38,13 +44,20 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         more = "" if number == HANGUP else "; again to kill"
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, f"\n{name}: saving after this step{more}\n".encode())
+        if together:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    calls = itertools.count()
 
     def stop() -> bool:
-        if jax.process_count() == 1:
+        if not together:
             return wish[0]
-        return bool(multihost_utils.process_allgather(np.array(wish[0])).any())
+        # Counted here: steps are taken again after a rollback, and the service may be
+        # asked only for numbers that grow.
+        return multihost_utils.reached_preemption_sync_point(next(calls))
 
-    for number in (signal.SIGTERM, signal.SIGINT, HANGUP):
+    own = (signal.SIGINT,) if together else (signal.SIGTERM, signal.SIGINT)
+    for number in (*own, HANGUP):
         handler = signal.getsignal(number) if number else signal.SIG_IGN
         if number == HANGUP and handler == signal.SIG_IGN:
             continue

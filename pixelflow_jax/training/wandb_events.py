@@ -77,6 +77,9 @@ class WandbEvents:
         shown = self._wandb.Html(f"<pre>{_escaped(text)}</pre>", inject=False)
         self._run.log({"step": step, name: shown})
 
+    def turn_back(self, step: int) -> None:
+        """Nothing: points of a step may follow those of later ones."""
+
     def close(self) -> None:
         """Hand over what is still in memory."""
         self._run.finish()

@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -411,3 +413,23 @@ def is_checkout(path):
 
 def test_unreadable_images_are_data_errors():
     assert issubclass(UnreadableImage, DataError) and issubclass(DataError, ValueError)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_memory_is_used_again_only_where_nobody_refers_to_it(folder, workers):
+    data = make_data(folder, workers=workers)
+    options = {"split": "train", "batch_size": 4, "seed": 0}
+    with open_loader(data, **options) as loader:
+        expected = [next(loader)["image"].copy() for _ in range(24)]
+    with open_loader(data, **options) as loader:
+        whole = [next(loader)["image"] for _ in range(6)]
+        views = [next(loader)["image"][1:, :, ::-1] for _ in range(6)]
+        arrays = [jnp.asarray(next(loader)["image"]) for _ in range(6)]  # no copies
+        placed = [jax.device_put(next(loader)["image"]) for _ in range(6)]
+        places = {next(loader)["image"].ctypes.data for _ in range(20)}
+    assert len(places) < 10
+    for k in range(6):
+        np.testing.assert_array_equal(whole[k], expected[k])
+        np.testing.assert_array_equal(views[k], expected[6 + k][1:, :, ::-1])
+        np.testing.assert_array_equal(arrays[k], expected[12 + k])
+        np.testing.assert_array_equal(placed[k], expected[18 + k])

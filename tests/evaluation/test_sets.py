@@ -8,7 +8,7 @@ from pixelflow_jax.errors import EvaluationError
 from pixelflow_jax.evaluation import accumulator, extractors, metrics
 from pixelflow_jax.evaluation.accumulator import Accumulator, Kept
 from pixelflow_jax.evaluation.features import FEATURES, LOGITS, check_images
-from pixelflow_jax.evaluation.manifold import Blocks, prdc
+from pixelflow_jax.evaluation.manifold import Blocks, prdc, precision_recall
 from pixelflow_jax.evaluation.statistics import Statistics
 from pixelflow_jax.teachers.dinov2 import MEAN, STD, DinoV2
 from pixelflow_jax.teachers.dinov2_table import table
@@ -162,3 +162,14 @@ def test_prdc_counts_as_by_hand():
     assert found.coverage == pytest.approx(covered.mean())
     recalled = (distance(real, sample) < own(sample)).any(1)
     assert found.recall == pytest.approx(recalled.mean())
+
+
+def test_balls_of_features_that_are_much_alike_keep_their_digits():
+    draw = np.random.default_rng(0)
+    real, sample = draw.normal(size=(300, 8)), draw.normal(0.3, 1, (200, 8))
+    distance = lambda a, b: ((a[:, None] - b[None]) ** 2).sum(-1)
+    held = distance(sample, real) <= np.sort(distance(real, real), 1)[:, 3]
+    covered = distance(real, sample) <= np.sort(distance(sample, sample), 1)[:, 3]
+    far = lambda rows: (1000 + rows).astype(np.float32)  # norms of 8 million
+    expected = held.any(1).mean(), covered.any(1).mean()
+    assert precision_recall(far(sample), far(real)) == pytest.approx(expected)

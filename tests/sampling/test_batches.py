@@ -9,55 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax import build
 from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.flow.guidance import AutoGuidance, ClassifierFree
 from pixelflow_jax.flow.solver import AdamsBashforth, Euler, Heun
+from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling import fields
-from pixelflow_jax.sampling.batches import Generator, Request, Weights
-from pixelflow_jax.sharding import MeshShape, replicated
+from pixelflow_jax.sampling.batches import Generator, Request
+from pixelflow_jax.sharding import replicated
 from tests.jaxprs import equations
+from tests.sampling.generators import drawing, on
 from tests.training import tiny
 
 LABELS = np.array([0, 1, 2, 0, 1, 2, 1])
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    return on(build.generator(tiny.experiment("unused"), 16, 16), 1)
-
-
-@pytest.fixture(scope="module")
-def weights():
-    """Random weights; a fresh decoder is zero and would draw nothing but noise."""
-    network = build.network(tiny.experiment("unused"))
-    fresh = jax.jit(network.init)(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return Weights(jax.device_get(jax.tree.unflatten(tree, noisy)))
-
-
-@pytest.fixture(scope="module")
 def expected(generator, weights):
     return generator(weights, LABELS, seed=1, record=True)
-
-
-def on(generator, devices, **changes):
-    mesh = MeshShape().build(jax.devices()[:devices])
-    return dataclasses.replace(generator, mesh=mesh, **changes)
-
-
-def drawing(generator, **changes):
-    """The generator with another sampler."""
-    sampler = dataclasses.replace(generator.sampler, **changes)
-    return dataclasses.replace(generator, sampler=sampler)
 
 
 def test_shapes_and_that_labels_matter(generator, weights, expected):
@@ -159,7 +130,8 @@ def casts(generator, weights) -> tuple[set, set]:
     example = generator.conditioner.example(5)
     index, seed = (jax.ShapeDtypeStruct(s, np.uint32) for s in ((5,), ()))
     program = jax.make_jaxpr(generator.trace, static_argnums=4)(
-        *(weights._replace(guide=weights), index, example, seed, False)
+        *(weights._replace(guide=weights), index, example, seed, False),
+        walks=generator.walks,
     )
     shapes_by_loop = {True: set(), False: set()}
     for equation, looped in equations(program):
@@ -228,7 +200,7 @@ def test_what_depends_on_time_alone_is_precomputed_of_the_steps(
         index, seed = np.arange(2, dtype=np.uint32), np.uint32(0)
         labels = {"label": np.arange(2, dtype=np.int32)}
         jaxpr = jax.make_jaxpr(one.trace, static_argnums=4)
-        traced = jaxpr(weights, index, labels, seed, False).jaxpr
+        traced = jaxpr(weights, index, labels, seed, False, walks=one.walks).jaxpr
         inside = (e for e, loops in equations(traced) if loops)
         return sum(e.primitive.name == "dot_general" for e in inside)
 
@@ -269,3 +241,60 @@ def test_arrays_that_lie_elsewhere_have_a_program_of_their_own(generator, weight
     assert len(ours._programs) == 2
     for one in images[1:]:
         np.testing.assert_allclose(one, images[0], atol=1e-5)
+
+
+def with_settings(generator, **changes):
+    """What a pipeline does for other settings of the same model and size."""
+    sampler = drawing(generator, **changes).sampler
+    return generator.with_sampler(sampler, generator.batch_size)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [Euler(), Euler(step="sde"), Heun(), Heun(reuse=True), AdamsBashforth(order=3)],
+    ids=repr,
+)
+def test_steps_as_arguments_give_what_a_program_of_their_own_gives(
+    generator, weights, solver
+):
+    for steps, shift, scale, low in ((3, 1.0, 2.0, 0.3), (5, 1.5, 3.0, 0.5)):
+        ours = with_settings(
+            generator,
+            solver=solver,
+            grid=Grid(steps=steps, shift=shift),
+            guidance=ClassifierFree(scale=scale, low=low),
+        )
+        own = ours(weights, LABELS[:2], seed=1, record=True)
+        given = ours(weights, LABELS[:2], seed=1)
+        np.testing.assert_allclose(given.images, own.images, atol=2e-5)
+        assert ours._programs is generator._programs
+
+
+def test_other_steps_times_scales_and_windows_are_no_other_program(
+    generator, weights, caplog
+):
+    ours = with_settings(generator)
+    ours(weights, LABELS[:1])
+    before = len(ours._programs)
+    with jax.log_compiles():
+        for steps, scale, low, high, shift in (
+            (2, 1.5, 0.2, 1.0, 1.0),
+            (40, 9.0, 0.1, 1.0, 3.0),
+            (7, 4.0, 0.5, np.inf, 0.5),
+        ):
+            guidance = ClassifierFree(scale=scale, low=low, high=high)
+            grid = Grid(steps=steps, shift=shift)
+            one = with_settings(ours, grid=grid, guidance=guidance)
+            assert one.program == ours.program
+            one(weights, LABELS[:1])
+        assert not compilations(caplog) and len(ours._programs) == before
+    # What is another program: runs that are guided otherwise, a solver, no guidance.
+    for changes in (
+        {"guidance": ClassifierFree(scale=2.0)},
+        {"guidance": ClassifierFree(scale=2.0, low=0.2, high=0.6)},
+        {"guidance": ClassifierFree(scale=1.0)},
+        {"guidance": ClassifierFree(scale=2.0, low=0.2, rescale=0.5)},
+        {"solver": Heun()},
+        {"grid": Grid(timestep_scale=0.999)},
+    ):
+        assert with_settings(ours, **changes).program != ours.program, changes

@@ -20,7 +20,8 @@ from pixelflow_jax.training.throughput import Workload
 from tests.training import tiny
 
 # What a CPU tells of: it has neither a published peak nor statistics of its memory.
-SPEEDS = {"images_per_second", "mfu_measured", "data_wait", "device_wait"}
+SPEEDS = {"images_per_second", "images_wanted", "mfu_measured"}
+SPEEDS |= {"data_wait", "device_wait"}
 SPEEDS |= {"host_memory"}
 WORKLOAD = Workload(batch_size=8, forward_flops=1e6, dtype="float32")
 
@@ -107,6 +108,7 @@ def test_speed_leaves_out_what_it_was_told_to(tmp_path, monkeypatch):
     }
     assert found["images_per_second"] == 16  # 8 * 4 images in 2 s
     assert found["mfu_measured"] == pytest.approx(3 * 16 * 1e6 / 1e9)
+    assert found["images_wanted"] == pytest.approx(16 / 0.75)
     assert found["data_wait"] == 0.25 and found["device_wait"] == 0
 
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pixelflow_jax.errors import STOPPED
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.signals import stop_signals
 from tests.training import tiny
@@ -66,7 +67,7 @@ def test_the_signals_save_and_the_next_start_goes_on(images, tmp_path):
         process = start(images, tmp_path)
         process.send_signal(number)
         code, out, error = tiny.finish(process, timeout=60)
-        assert code == 0, error
+        assert code == STOPPED, error
         step = latest(tmp_path)
         assert f"Stopped after step {step}" in out
         assert f"{number.name}: saving after this step" in error

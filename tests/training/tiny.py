@@ -27,8 +27,8 @@ from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.log import Logging
-from pixelflow_jax.training.loop import TrainingRun
 from pixelflow_jax.training.optimizer import AdamW
+from pixelflow_jax.training.run import TrainingRun
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.validate import validated
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from pixelflow_jax import digests
 from pixelflow_jax.data.images import encode_image
 from pixelflow_jax.data.index import write_index
 from pixelflow_jax.data.prepare.processes import run_tasks
@@ -29,6 +30,7 @@ from pixelflow_jax.data.prepare.report import (
 from pixelflow_jax.data.shards import (
     FORMAT,
     DatasetIndex,
+    IndexedShard,
     StoredRecord,
     shard_name,
     whole_file,
@@ -204,7 +206,9 @@ def write_shard(
             captions += texts
             bare += [] if texts else [record.name]
     equal = all(size == sizes[0] for size in sizes)
+    [(_, digest)] = digests.of_files([path])
     return {
+        "digest": digest,
         "file": task.file,
         "bytes": path.stat().st_size,
         "count": len(labels),
@@ -295,17 +299,21 @@ def _index(
         "unreadable": sum(len(shard["unreadable"]) for shard in shards),
         "image_size": encoding.size,
         "source": description,
-        "shards": [
-            {
-                "file": shard["file"].split("/", 1)[1],
-                "bytes": shard["bytes"],
-                "count": shard["count"],
-                "labels": shard["labels"],
-                "sizes": shard["sizes"],
-                "captions": shard["captions"],
-                "bare": shard["bare"],
-            }
-            for shard in shards
-            if shard["count"]
-        ],
+        "shards": [_entry(shard) for shard in shards if shard["count"]],
     }
+
+
+def _entry(shard: WrittenShard) -> IndexedShard:
+    """A shard as dataset.json names it, relative to the split."""
+    entry: IndexedShard = {
+        "file": shard["file"].split("/", 1)[1],
+        "bytes": shard["bytes"],
+        "count": shard["count"],
+        "labels": shard["labels"],
+        "sizes": shard["sizes"],
+        "captions": shard["captions"],
+        "bare": shard["bare"],
+    }
+    if "digest" in shard:  # what an earlier version began has none
+        entry["digest"] = shard["digest"]
+    return entry

@@ -1,0 +1,1 @@
+"""The papers' claims side by side at a small size: see docs/evidence.md."""

@@ -1,0 +1,126 @@
+"""Lines of results as rows of tables, and what a claim comes to."""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmarks.study.rows import ROWS, SEEDS, Claim
+
+METRIC = "fd_lite0"  # by which a claim is decided
+SHOWN = {
+    "fd_lite0": ("FD-lite0", 1),
+    "fd_lite0_heldout": ("FD-lite0, held out", 1),
+    "kid_lite0_heldout": ("KID-lite0, held out", 4),
+    "precision": ("precision", 2),
+    "recall": ("recall", 2),
+    "precision_heldout": ("precision, held out", 2),
+    "recall_heldout": ("recall, held out", 2),
+    "copied": ("copied", 2),
+}
+NOT_RUN = "not run"
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over seeds, and how many there are."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """The deviation is that of a sample; 0 for one value."""
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        return cls(statistics.fmean(values), deviation, len(values))
+
+    def words(self, digits: int) -> str:
+        """Such as 12.3 ± 0.4."""
+        return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f}"
+
+
+Lines = dict[str, list[dict]]  # by row
+
+
+def read(path: pathlib.Path, budget: str) -> Lines:
+    """The results of each row at a budget, the last of each seed."""
+    found: dict[tuple[str, int], dict] = {}
+    for text in path.read_text().splitlines() if path.exists() else ():
+        if text.strip():
+            line = json.loads(text)
+            if line["budget"] == budget:
+                found[line["row"], line["seed"]] = line
+    rows: Lines = {}
+    for (name, _), line in sorted(found.items()):
+        rows.setdefault(name, []).append(line)
+    return rows
+
+
+def spread(lines: list[dict], metric: str = METRIC) -> Spread:
+    """A metric over the seeds of a row."""
+    return Spread.of([line["results"][metric] for line in lines])
+
+
+def best_of(names: Sequence[str], lines: Lines) -> tuple[str, Spread] | None:
+    """The row of the smallest mean, None where none was run with several seeds."""
+    known = {
+        name: spread(lines[name]) for name in names if len(lines.get(name, ())) > 1
+    }
+    if not known:
+        return None
+    name = min(known, key=lambda name: known[name].mean)
+    return name, known[name]
+
+
+def verdict(claim: Claim, lines: Lines) -> str:
+    """Whether it agrees, does not, or cannot be told at this size, with the figures.
+
+    A difference counts where it is more than twice its standard error over the seeds.
+    """
+    better, than = best_of(claim.better, lines), best_of(claim.than, lines)
+    if better is None or than is None:
+        return NOT_RUN
+    difference = than[1].mean - better[1].mean
+    error = sum(one.deviation**2 / one.count for one in (better[1], than[1])) ** 0.5
+    word = "agrees" if difference > 0 else "does not"
+    if abs(difference) <= 2 * error:
+        word = "cannot tell at this size"
+    return (
+        f"{word}: {ROWS[better[0]].label} {better[1].words(1)}, "
+        f"{ROWS[than[0]].label} {than[1].words(1)}"
+    )
+
+
+def table(claim: Claim, lines: Lines) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows of a claim's table; rows that were not run say so."""
+    columns = ["", "seeds", "params", "MFLOP an image"]
+    columns += [title for title, _ in SHOWN.values()]
+    columns += ["sweep's best"]
+    return columns, [_cells(name, lines[name]) for name in claim.rows if name in lines]
+
+
+def _cells(name: str, lines: list[dict]) -> list[object]:
+    first = lines[0]
+    figures = [spread(lines, key).words(digits) for key, (_, digits) in SHOWN.items()]
+    return [
+        ROWS[name].label,
+        str(len(lines)),
+        f"{first['params'] / 1e6:.2f}M",
+        f"{first['forward_mflops']:.0f}",
+        *figures,
+        "; ".join(dict.fromkeys(_best(line["best"]) for line in lines)),
+    ]
+
+
+def _best(point: dict) -> str:
+    scale, steps, ema = point["scale"], point["steps"], point["ema"]
+    where = (
+        "" if point["interval"] == "all" or scale == 1 else f" on {point['interval']}"
+    )
+    return f"scale {scale:g}{where}, {steps} steps, EMA {ema}"
+
+
+def missing(lines: Lines) -> list[str]:
+    """Rows that lack seeds."""
+    return [name for name in ROWS if len(lines.get(name, ())) < len(SEEDS)]

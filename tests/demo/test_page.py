@@ -1,0 +1,84 @@
+"""The page in a real browser: a class is drawn, and its way out of the noise."""
+
+import os
+import shutil
+
+import pytest
+
+pytest.importorskip(
+    "gradio", reason="the demo needs: pip install 'pixelflow_jax[demo]'"
+)
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+
+from pixelflow_jax.demo import page  # noqa: E402
+from pixelflow_jax.demo.form import Limits  # noqa: E402
+from pixelflow_jax.demo.models import Models  # noqa: E402
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update"),
+    "--disable-sync",
+)
+WAIT = 120_000  # milliseconds
+DRAWN = "document.querySelector('#words').innerText.includes('pixels in')"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    named = os.environ.get("PIXELFLOW_BROWSER")
+    found = next(
+        filter(None, map(shutil.which, filter(None, [named, *BROWSERS]))), None
+    )
+    if found is None:
+        pytest.skip("no browser: install chromium, or name one in PIXELFLOW_BROWSER")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address():
+    built = page.build(Models(["emoji"]), Limits(images=4, steps=20, side=128))
+    _, address, _ = built.launch(
+        server_name="127.0.0.1",
+        share=False,
+        quiet=True,
+        ssr_mode=False,
+        prevent_thread_lock=True,
+        theme=page.theme(),
+    )
+    yield address
+    built.close()
+
+
+def set_number(view, name: str, value: object) -> None:
+    box = view.locator(f"#{name} input[type=number]")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+@pytest.mark.slow
+def test_a_class_is_drawn_and_what_cannot_be_is_told(browser, address):
+    view = browser.new_page(viewport={"width": 390, "height": 844})  # a phone's
+    view.goto(address)
+    view.wait_for_selector("#generate")
+    view.click("#sampling")
+    set_number(view, "count", 1)
+    set_number(view, "steps", 3)
+    view.click("#generate")
+    view.wait_for_function(DRAWN, timeout=WAIT)
+    assert view.inner_text("#words").startswith("2 images of 64 x 64 pixels")
+    for place in ("picture", "animation"):
+        view.wait_for_selector(f"#{place} img", timeout=WAIT)
+        width = view.locator(f"#{place} img").evaluate("image => image.naturalWidth")
+        assert width >= 128
+    wide = view.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 390  # nothing hangs out to the side
+    set_number(view, "seed", 1.5)
+    view.click("#generate")
+    view.wait_for_function(
+        "document.querySelector('#words').innerText.includes('not 1.5')", timeout=WAIT
+    )
+    view.close()
