@@ -56,6 +56,8 @@ CALLS = re.compile(r"(body|condition|calls|to_apply|branch_computations)=\{?([^}
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](T\([\d,]+\))?")
+NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+TURNS = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 
 
@@ -81,9 +83,11 @@ def exchanges(text: str, devices: int) -> Iterator[Exchange]:
             if match is None:
                 continue
             shape, kind, start = match.groups()
-            group, far = _group(line, devices)
+            size, (group, far) = _bytes(shape), _group(line, devices)
+            if "all-reduce-scatter" in name:  # of TPUs: each device keeps its part
+                kind, size = "reduce-scatter", size // group
             if group > 1:
-                sent = _sent(kind, _bytes(shape), group, bool(start))
+                sent = _sent(kind, size, group, bool(start))
                 yield Exchange(kind, sent, times, group, far)
 
 
@@ -111,15 +115,24 @@ def _times(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
     def visit(name: str, count: int) -> None:
         times[name] += count
         for line in bodies[name]:
-            trips = TRIPS.search(line)
-            for how, called in CALLS.findall(line):
-                inner = count * int(trips[1]) if trips and how == "body" else count
+            called_by = CALLS.findall(line)
+            turns = _turns(line, bodies, dict(called_by).get("condition", ""))
+            for how, called in called_by:
+                inner = count * turns if how == "body" else count
                 for one in called.split(","):
                     if (callee := one.strip().lstrip("%")) in bodies:
                         visit(callee, inner)
 
     visit(entry, 1)
     return {name: count for name, count in times.items() if count}
+
+
+def _turns(line: str, bodies: dict[str, list[str]], condition: str) -> int:
+    """How often a loop turns: as it says, or as its condition compares with."""
+    if trips := TRIPS.search(line):
+        return int(trips[1])
+    lines = "\n".join(bodies.get(condition.strip().lstrip("%"), []))
+    return max(map(int, TURNS.findall(lines)), default=1)
 
 
 def _bytes(shape: str) -> int:
@@ -140,6 +153,11 @@ def _group(line: str, devices: int) -> tuple[int, bool]:
             order = [int(n) for n in re.findall(r"\d+", transposed)]
             ids = ids.reshape(dims).transpose(order)
         first = ids.reshape(int(groups), int(size))[0]
+    elif named := NAMED.search(line):
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        ids = np.arange(devices).reshape([int(n) for n in axes.values()])
+        along = re.findall(r"'(\w+)'", named[2])
+        first = ids[tuple(slice(None) if a in along else 0 for a in axes)].ravel()
     elif listed := LISTED.search(line):
         first = np.array([int(n) for n in listed[1].split(",")])
     else:

@@ -76,6 +76,20 @@ PROGRAM = """HloModule jit_step
   %r = (f32[16]{0}, f32[4]{0}) all-reduce(%y, %z), replica_groups={{0,8},{1,9}}
 }
 
+%body.2 (p: (s32[], bf16[64])) -> (s32[], bf16[64]) {
+  %h = f32[16]{0} all-reduce(%y), replica_groups=mesh['a'=2,'b'=4,'c'=2] {'b','c'}
+  %f = (f32[8], f32[2]) fusion(%y), kind=kCustom, calls=%all-reduce-scatter.7
+}
+
+%all-reduce-scatter.7 (p: f32[32]) -> (f32[8], f32[2]) {
+  %k = (f32[32], f32[8]) all-reduce(%y), replica_groups=mesh['a'=2,'b'=8] {'a'}
+}
+
+%cond.2 (p: (s32[], bf16[64])) -> pred[] {
+  %n = s32[]{:T(128)} constant(3)
+  %done = pred[] compare(%i, %n), direction=LT
+}
+
 %cond.1 (p: (s32[], bf16[64])) -> pred[] {
   %done = pred[] compare(%i, %n), direction=LT
 }
@@ -83,6 +97,7 @@ PROGRAM = """HloModule jit_step
 ENTRY %main.9 (p0: f32[8]) -> f32[8] {
   %w = (s32[], bf16[64]) while(%t), condition=%cond.1, body=%body.1, \
 backend_config={"known_trip_count":{"n":"5"}}
+  %w2 = (s32[], bf16[64]) while(%t), condition=%cond.2, body=%body.2, metadata={}
   %s = (bf16[8]{0}, bf16[64]{0}) all-gather-start(%q), replica_groups=[2,8]<=[8,2]T(1,0)
   %d = bf16[64]{0} all-gather-done(%s)
   %c = f32[32]{0} reduce-scatter(%v), replica_groups=[16,1]<=[16], to_apply=%add
@@ -99,6 +114,8 @@ def test_what_a_program_exchanges_is_read_from_it():
     assert kinds == {
         ("all-gather", 5, 8, False): 64 * 8 * 2 * 7 / 8,
         ("all-reduce", 5, 2, True): 2 * 20 * 4 / 2,
+        ("all-reduce", 3, 8, False): 2 * 16 * 4 * 7 / 8,
+        ("reduce-scatter", 3, 2, True): 40 * 4 / 2,
         ("all-gather", 1, 8, True): 64 * 2 * 7 / 8,
         ("reduce-scatter", 1, 16, True): 32 * 4 * 15,
     }
