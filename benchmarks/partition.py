@@ -56,7 +56,11 @@ CALLS = re.compile(r"(body|condition|calls|to_apply|branch_computations)=\{?([^}
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](T\([\d,]+\))?")
-NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+# Groups along named axes, of devices in their order or in another one.
+NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](T\([\d,]+\))?\))? \{([^}]*)\}"
+)
 TURNS = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 
@@ -147,22 +151,27 @@ def _group(line: str, devices: int) -> tuple[int, bool]:
     """How many devices exchange, and whether they are of several hosts."""
     if iota := IOTA.search(line):
         groups, size, dims, transposed = iota.groups()
-        ids = np.arange(devices)
-        if transposed:
-            dims = [int(n) for n in dims.split(",")]
-            order = [int(n) for n in re.findall(r"\d+", transposed)]
-            ids = ids.reshape(dims).transpose(order)
+        ids = _ordered(dims, transposed)
         first = ids.reshape(int(groups), int(size))[0]
     elif named := NAMED.search(line):
-        axes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        ids = np.arange(devices).reshape([int(n) for n in axes.values()])
-        along = re.findall(r"'(\w+)'", named[2])
+        mesh, dims, transposed, chosen = named.groups()
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh))
+        ids = _ordered(dims or str(devices), transposed)
+        ids = ids.reshape([int(n) for n in axes.values()])
+        along = re.findall(r"'(\w+)'", chosen)
         first = ids[tuple(slice(None) if a in along else 0 for a in axes)].ravel()
     elif listed := LISTED.search(line):
         first = np.array([int(n) for n in listed[1].split(",")])
     else:
         first = np.arange(devices)  # no groups: all together
     return len(first), len(set(first // HOST)) > 1
+
+
+def _ordered(dims: str, transposed: str | None) -> np.ndarray:
+    """The numbers of devices as XLA writes their order: [4,2]T(1,0)."""
+    shape = [int(n) for n in dims.split(",")]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    return ids.transpose([int(n) for n in re.findall(r"\d+", transposed or "")] or None)
 
 
 def _sent(kind: str, size: int, group: int, started: bool) -> float:

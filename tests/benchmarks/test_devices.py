@@ -78,6 +78,8 @@ PROGRAM = """HloModule jit_step
 
 %body.2 (p: (s32[], bf16[64])) -> (s32[], bf16[64]) {
   %h = f32[16]{0} all-reduce(%y), replica_groups=mesh['a'=2,'b'=4,'c'=2] {'b','c'}
+  %i = bf16[8]{0} all-gather(%y), replica_groups=mesh['a'=2,'b'=8], \
+device_ids=([8,2]T(1,0)) {'b'}, dimensions={0}
   %f = (f32[8], f32[2]) fusion(%y), kind=kCustom, calls=%all-reduce-scatter.7
 }
 
@@ -114,6 +116,7 @@ def test_what_a_program_exchanges_is_read_from_it():
     assert kinds == {
         ("all-gather", 5, 8, False): 64 * 8 * 2 * 7 / 8,
         ("all-reduce", 5, 2, True): 2 * 20 * 4 / 2,
+        ("all-gather", 3, 8, True): 8 * 2 * 7 / 8,
         ("all-reduce", 3, 8, False): 2 * 16 * 4 * 7 / 8,
         ("reduce-scatter", 3, 2, True): 40 * 4 / 2,
         ("all-gather", 1, 8, True): 64 * 2 * 7 / 8,
