@@ -17,6 +17,7 @@ from pixelflow_jax import (
     distributed,
     peers,
     remote,
+    remote_runs,
     validate,
 )
 from pixelflow_jax.cli import (
@@ -160,7 +161,10 @@ def main(argv: list[str]) -> None:
         if shared.CACHE_DIR.value:
             remote.use_cache(shared.CACHE_DIR.value)
         processes.start(MODE.value)  # before anything asks for devices
-        RUNS[MODE.value](changes)
+        run = remote_runs.folder(shared.WORKDIR.value, "--workdir", ConfigError)
+        mine = run if distributed.is_main() else None
+        with remote_runs.copied(mine, alone=MODE.value == "train"):
+            RUNS[MODE.value](changes)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
