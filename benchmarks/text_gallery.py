@@ -74,8 +74,9 @@ def main() -> None:
     """Draw the three pictures."""
     args = arguments()
     pipeline = text_alignment.load(args)
-    data = pipeline.config.data
-    held, training = (data.source.open(s, data.image_size) for s in ("test", "train"))
+    source = text_alignment.drawings(pipeline.config)
+    size = pipeline.config.data.image_size
+    held, training = (source.open(s, size) for s in ("test", "train"))
     for name, picture in {
         "heldout": held_out(pipeline, held, args.seed),
         "new": new(pipeline, training, args.seed),

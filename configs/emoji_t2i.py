@@ -16,8 +16,10 @@ drawn, such as 64 x 64, 96 x 96 and 128 x 64.
 """
 
 from pixelflow_jax.conditioning.text import Text
+from pixelflow_jax.data.emoji.recoloured import Recoloured
 from pixelflow_jax.data.emoji.source import DRAWN, EASY, Emoji
 from pixelflow_jax.data.loader import Data
+from pixelflow_jax.data.shards import Shards
 from pixelflow_jax.encoders.bert import Bert
 from pixelflow_jax.experiment import Experiment, choose_variant
 from pixelflow_jax.flow.guidance import ClassifierFree
@@ -34,6 +36,12 @@ from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.optimizer import AdamW
 
 LENGTH = 24  # tokens: room for any name with its colour
+
+
+# Never copied in other colours: what is asked for in new colours, to see whether words
+# for colours hold for things that were only ever seen in one.
+KEPT = ("apple", "car", "house", "heart", "cat face", "dog face", "bird", "fish")
+KEPT += ("star", "balloon", "banana", "strawberry", "carrot", "grinning", "cry")
 
 
 def denoiser(image_size: int, width: int, depth: int, field: int) -> PixNerdText:
@@ -86,19 +94,32 @@ def demo() -> Experiment:
     )
 
 
+def shipped() -> Experiment:
+    """The model in assets/: four styles, and copies in other colours."""
+    config = demo()
+    config.name = "emoji_t2i_shipped"
+    config.steps = 30_000
+    config.conditioner.length = config.model.text_length = 32  # and its style
+    config.data.source = Recoloured(
+        source=Shards(path="data/styles64"), copies=4, kept=KEPT
+    )
+    return config
+
+
 def cpu() -> Experiment:
-    """Faces, hearts, flags and fruit at 32 px."""
+    """Faces, hearts, flags and fruit at 32 px, in many colours."""
     simple = Emoji(
         categories=("Smileys & Emotion", "Flags", "Food & Drink"),
         subcategories=EASY,
         captions="rich",
     )
+    coloured = Recoloured(source=simple, copies=4, kept=KEPT)
     exact = Precision(compute="float32")
     return Experiment(
         name="emoji_t2i_cpu",
         steps=3000,
         batch_size=32,
-        data=Data(source=simple, image_size=32, flip=False, threads=1),
+        data=Data(source=coloured, image_size=32, flip=False, threads=1),
         model=denoiser(32, width=128, depth=2, field=16),
         conditioner=Text(encoder=Bert(precision=exact), length=LENGTH),
         prediction=PredictClean(),
@@ -116,9 +137,9 @@ def cpu() -> Experiment:
     )
 
 
-VARIANTS = {"demo": demo, "cpu": cpu}
+VARIANTS = {"demo": demo, "shipped": shipped, "cpu": cpu}
 
 
 def get_config(variant: str = "demo") -> Experiment:
-    """The experiment of one of the two variants."""
+    """The experiment of one of the variants."""
     return choose_variant(variant, VARIANTS)

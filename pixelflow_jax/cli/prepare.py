@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pixelflow_jax import config_overrides
-from pixelflow_jax.cli import basis, imagenet, shards_out
+from pixelflow_jax.cli import basis, emoji_styles, imagenet, shards_out
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
@@ -22,6 +22,7 @@ EXAMPLES = f"""examples:
   {COMMAND} preview ~/photos look.png
   {COMMAND} shards ~/photos /data/photos --size 256
   {COMMAND} imagenet ~/imagenet /data/imagenet256 --size 256
+  {COMMAND} emoji-styles /data/styles64 --size 64 --packages *.tgz
   {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256
 
 A killed `shards` or `text-features` continues where it stopped when the same command is
@@ -139,7 +140,7 @@ def run_text_features(arguments: argparse.Namespace) -> None:
 
 def _parser() -> Parser:
     parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
-    names = "{shards,imagenet,preview,basis,text-features}"
+    names = "{shards,imagenet,emoji-styles,preview,basis,text-features}"
     commands = parser.add_subparsers(required=True, metavar=names)
     shards = commands.add_parser(
         "shards",
@@ -151,6 +152,7 @@ def _parser() -> Parser:
     add_source(shards, "SOURCE_FOLDER OUT", written=False)
     shards_out.add_options(shards)
     imagenet.add_parser(commands)
+    emoji_styles.add_parser(commands)
     preview = commands.add_parser(
         "preview",
         help="write a grid of examples as PNG and count the classes",

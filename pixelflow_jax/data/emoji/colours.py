@@ -23,7 +23,7 @@ def main_colour(image: np.ndarray) -> str:
     white with ink on all four sides, which is part of the drawing; else black counts
     where it covers SOLID of the box around the ink.
     """
-    words = _words(image.astype(np.float32) / 255)
+    words = colour_words(image.astype(np.float32) / 255)
     white, black = COLOURS.index("white"), COLOURS.index("black")
     ink = words != white
     if not ink.any():
@@ -48,8 +48,11 @@ def _surrounded(ink: np.ndarray) -> np.ndarray:
     return between & reach(ink, 0) & reach(ink[::-1], 0)[::-1]
 
 
-def _words(image: np.ndarray) -> np.ndarray:
-    """The number in COLOURS of each pixel's colour, [h, w]; values in [0, 1]."""
+def hue_saturation_value(image: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Hue in degrees, 0 to 360, saturation and value in [0, 1], each [h, w].
+
+    `image` is [h, w, 3] in [0, 1]. A grey has hue 0 and saturation 0.
+    """
     high, low = image.max(-1), image.min(-1)
     spread = high - low
     safe = np.where(spread > 0, spread, 1)
@@ -59,7 +62,12 @@ def _words(image: np.ndarray) -> np.ndarray:
         [(green - blue) / safe % 6, (blue - red) / safe + 2],
         (red - green) / safe + 4,
     )
-    hue, saturation = 60 * sextant, spread / np.where(high > 0, high, 1)
+    return 60 * sextant, spread / np.where(high > 0, high, 1), high
+
+
+def colour_words(image: np.ndarray) -> np.ndarray:
+    """The number in COLOURS of each pixel's colour, [h, w]; values in [0, 1]."""
+    hue, saturation, high = hue_saturation_value(image)
     number = np.searchsorted([limit for limit, _ in HUES], hue, side="right")
     number = number % len(HUES)  # beyond the last limit: the first word
     # Dark orange is called brown and pale red pink.

