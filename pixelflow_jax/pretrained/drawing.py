@@ -67,8 +67,13 @@ class Drawing:
             self._first[base] = self.generators[key] = generator
         return self.generators[key]
 
-    def weights(self, config: Experiment, subjects: Subjects, mesh: Mesh) -> Weights:
-        """The arrays of a program that draws `subjects` with it and with its guide."""
+    def weights(
+        self, params: dict, config: Experiment, subjects: Subjects, mesh: Mesh
+    ) -> Weights:
+        """The arrays of a program that draws `subjects` with `params` and its guide.
+
+        A pipeline may be given other parameters of the same model: they are its own.
+        """
         guide = self._guide(config.sampling.guidance)
         frozen_params = subjects.load(mesh) | self._own_frozen_params(
             config.model, mesh
@@ -76,7 +81,7 @@ class Drawing:
         weaker = guide and Weights(
             guide.params, guide._own_frozen_params(guide.config.model, mesh)
         )
-        return Weights(self.params, frozen_params, weaker)
+        return Weights(params, frozen_params, weaker)
 
     def _own_frozen_params(self, model: DenoiserConfig, mesh: Mesh) -> dict:
         """Parameters of what the denoiser looks through, and constants; read once."""

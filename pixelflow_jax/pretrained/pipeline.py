@@ -31,7 +31,13 @@ from pixelflow_jax.pretrained.requests import Wanted, checked, listed, path_of
 from pixelflow_jax.pretrained.results import Facts, Images, picture_of
 from pixelflow_jax.pretrained.subjects import Classes, decisive_settings, subjects
 from pixelflow_jax.pretrained.words import choices, seeds, settled
-from pixelflow_jax.sampling.batches import Generated, Generator, Request, gathered
+from pixelflow_jax.sampling.batches import (
+    Generated,
+    Generator,
+    Request,
+    Weights,
+    gathered,
+)
 from pixelflow_jax.sampling.stream import Draw, Stream, weights_digest
 from pixelflow_jax.sampling.watching import watched
 from pixelflow_jax.tensors import hub
@@ -268,7 +274,7 @@ class Pipeline:
         generator = self._generator(settings, options)
         request = self._request(wanted, options, record)
         # Last, as encoders are large: nothing can be wrong with the request any more.
-        weights = self._drawing.weights(settings, self._subjects, generator.mesh)
+        weights = self._weights(settings, generator)
         progress = options.get("progress", False)
         if callback := options.get("callback"):
             batches = watched(generator, weights, request, callback)
@@ -287,7 +293,7 @@ class Pipeline:
         settings = self._settings(given)
         generator = self._generator(settings, given)
         request = self._request(wanted, given, record)
-        weights = self._drawing.weights(settings, self._subjects, generator.mesh)
+        weights = self._weights(settings, generator)
         draw = Draw(
             weights=weights_digest(weights),
             request=request,
@@ -324,7 +330,7 @@ class Pipeline:
         generator = self._generator(settings, given)
         example = {**given, "images_per_prompt": batch_size}
         request = self._request(self._subjects.example, example, record)
-        weights = self._drawing.weights(settings, self._subjects, generator.mesh)
+        weights = self._weights(settings, generator)
         generator.compile(weights, request.given, record=record)
 
     def _settings(self, options: Mapping[str, Any]) -> Experiment:
@@ -340,6 +346,11 @@ class Pipeline:
         """What draws by these settings, images of the size that is asked for."""
         height, width = options.get("height", 0), options.get("width", 0)
         return self._drawing.generator(settings, height, width)
+
+    def _weights(self, settings: Experiment, generator: Generator) -> Weights:
+        """The arrays that its programs share."""
+        mesh = generator.mesh
+        return self._drawing.weights(self.params, settings, self._subjects, mesh)
 
     def _request(
         self, wanted: Wanted, options: Mapping[str, Any], record: bool

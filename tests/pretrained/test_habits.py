@@ -182,3 +182,15 @@ def habits() -> list[str]:
 )
 def test_a_habit_has_an_answer(habit, check, pipeline, reader, tmp_path):
     check(pipeline, reader, tmp_path)
+
+
+def test_a_pipeline_given_other_parameters_draws_with_them(pipeline):
+    """As a sweep over averages does: the programs serve all."""
+    import dataclasses
+
+    import jax
+
+    one = dataclasses.replace(pipeline)
+    before = one.generate(0).images
+    one.params = jax.tree.map(lambda a: a + 0.05, one.params)
+    assert (one.generate(0).images != before).any()
