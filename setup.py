@@ -92,6 +92,8 @@ setup(
         "text": TEXT,
         "teachers": TEACHERS,
         "hub": HUB,
+        # Folders of runs on gs://: epath, through which Orbax writes, calls it.
+        "gcs": ["gcsfs>=2024.6"],
         "tfds": TFDS,
         "parquet": PARQUET,
         "svg": SVG,

@@ -76,8 +76,8 @@ def demo() -> Experiment:
         log=Logging(every=50, preview_every=500, preview_count=24),
         sampling=Sampling(
             solver=AdamsBashforth(order=2),
-            grid=Grid(steps=25),
-            guidance=ClassifierFree(scale=1.5, low=0.1, high=1.0),
+            grid=Grid(steps=20),  # no finer than `PredictClean.t_eps`
+            guidance=ClassifierFree(scale=2.0, low=0.1, high=1.0),
         ),
     )
 

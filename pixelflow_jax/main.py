@@ -17,6 +17,7 @@ from pixelflow_jax import (
     distributed,
     peers,
     remote,
+    remote_runs,
     validate,
 )
 from pixelflow_jax.cli import (
@@ -56,7 +57,8 @@ def _train(changes: list[str]) -> None:
         config = extending.shrunk(config)
     processes.agree(config)
     extend = typing.cast(extending.Kind | None, train.EXTEND.value)
-    if not train.run_training(config, workdir, extend, shared.YES.value):
+    yes, profile = shared.YES.value, train.PROFILE.value or ""
+    if not train.run_training(config, workdir, extend, yes, profile):
         sys.exit(STOPPED)
 
 
@@ -159,7 +161,10 @@ def main(argv: list[str]) -> None:
         if shared.CACHE_DIR.value:
             remote.use_cache(shared.CACHE_DIR.value)
         processes.start(MODE.value)  # before anything asks for devices
-        RUNS[MODE.value](changes)
+        run = remote_runs.folder(shared.WORKDIR.value, "--workdir", ConfigError)
+        mine = run if distributed.is_main() else None
+        with remote_runs.copied(mine, alone=MODE.value == "train"):
+            RUNS[MODE.value](changes)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -87,15 +87,22 @@ def readable_path(
         raise error(str(known)) from known
     except OSError as failure:
         raise error(
-            f"{place} cannot be kept in {_cache()} ({failure.strerror or failure}): "
+            f"{place} cannot be kept in {cache()} ({failure.strerror or failure}): "
             "name a folder with room by --cache_dir."
         ) from failure
     except Exception as failure:  # TensorStore has ValueError for all
-        said = " ".join(str(failure).split())[:MAX_REASON]
-        raise error(
-            f"{what} is {place}, which cannot be read ({printable(said)}). Check the "
-            f"name, and that you may read it ({LOG_IN[place.scheme]})."
-        ) from failure
+        raise unreachable(what, place, failure, error) from failure
+
+
+def unreachable(
+    what: str, place: Located, failure: Exception, error: type[UserError]
+) -> UserError:
+    """The error for a place that its store does not give, in the store's words."""
+    said = " ".join(str(failure).split())[:MAX_REASON]
+    return error(
+        f"{what} is {place}, which cannot be read ({printable(said)}). Check the "
+        f"name, and that you may read it ({LOG_IN[place.scheme]})."
+    )
 
 
 def staged_digest(path: Path) -> str | None:
@@ -104,14 +111,15 @@ def staged_digest(path: Path) -> str | None:
     return known and known.digest
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder in which files are kept."""
     return Path(os.environ.get(CACHE) or DEFAULT_CACHE).expanduser()
 
 
 def _stage(place: Located) -> Path:
     """Brings one file, or all below a folder; returns where they lie."""
-    bucket = _cache() / "staged" / place.scheme / place.bucket
-    store = _open(place)
+    bucket = cache() / "staged" / place.scheme / place.bucket
+    store = open_store(place)
     with _alone(bucket):
         keys = _keys(store, place.key)
         if not keys:
@@ -129,7 +137,7 @@ def _stage(place: Located) -> Path:
     return bucket / place.key
 
 
-def _open(place: Located) -> Any:
+def open_store(place: Located) -> Any:
     """The bucket as a TensorStore KvStore."""
     import tensorstore  # here: few runs need it, and workers import this file
 
@@ -146,21 +154,28 @@ def _open(place: Located) -> Any:
     return tensorstore.KvStore.open({**spec, "context": context}).result()
 
 
-def _keys(store: Any, key: str) -> list[str]:
-    """The file of that name, or all below the folder."""
-    import tensorstore
-
-    # "0" follows "/": names that go on otherwise are sorted out.
-    span = tensorstore.KvStore.KeyRange(key, f"{key}0")
-    names = [name.decode() for name in store.list(span).result()]
-    if key in names:
-        return [key]
-    below = [name for name in names if name.startswith(f"{key}/")]
-    files = [name for name in below if not name.endswith("/")]  # folders made by hand
+def keys_below(store: Any, key: str) -> list[str]:
+    """The names of all files below a folder; UserError for what can be none here."""
+    names = [name for name in _names(store, key) if name.startswith(f"{key}/")]
+    files = [name for name in names if not name.endswith("/")]  # folders made by hand
     for name in files:
         if {"..", "."} & set(name.split("/")) or "\0" in name or "//" in name:
             raise UserError(f"{printable(name)!r} is no name of a file: rename it.")
     return sorted(files)
+
+
+def _keys(store: Any, key: str) -> list[str]:
+    """The file of that name, or all below the folder."""
+    return [key] if key in _names(store, key) else keys_below(store, key)
+
+
+def _names(store: Any, key: str) -> list[str]:
+    """All names that begin with `key`, and a few others."""
+    import tensorstore
+
+    # "0" follows "/".
+    span = tensorstore.KvStore.KeyRange(key, f"{key}0")
+    return [name.decode() for name in store.list(span).result()]
 
 
 def _bring(store: Any, key: str, path: Path) -> int:

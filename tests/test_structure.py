@@ -24,7 +24,7 @@ FLOORS = {
     **dict.fromkeys(["renamed", "resources", "values", "digests"], 0),
     **dict.fromkeys(["registry", "paths", "peers", "mesh"], 1),
     **dict.fromkeys(["config_types", "distributed", "remote"], 2),
-    **dict.fromkeys(["config_io", "config_overrides"], 3),
+    **dict.fromkeys(["config_io", "config_overrides", "remote_runs"], 3),
     **dict.fromkeys(["config_versions"], 4),
     **dict.fromkeys(["flow", "nn", "data", "tensors", "sharding"], 4),
     **dict.fromkeys(["models", "encoders", "teachers"], 5),

@@ -24,7 +24,6 @@ from pixelflow_jax.evaluation.extractors import open_extractor
 from pixelflow_jax.evaluation.features import FEATURES, Extractor
 from pixelflow_jax.evaluation.passes import set_features
 from pixelflow_jax.evaluation.statistics import frechet_distance
-from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.paths import local_path
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.teachers import efficientnet
@@ -59,11 +58,7 @@ def draw(
 ) -> np.ndarray:
     """Write a grid of eight samples of each class, a row a class; returns them."""
     wanted = [name for name in classes for _ in range(8)]
-    own: Any = pipeline.config.sampling.guidance
-    guidance = dataclasses.replace(own, scale=2.0)
-    images = pipeline(
-        wanted, seed=1, grid=Grid(steps=20), guidance=guidance, progress=True
-    )
+    images = pipeline(wanted, seed=1, progress=True)
     save_png(path, grid(images, columns=8, row_labels=list(classes), scale=scale))
     return images
 

@@ -5,7 +5,7 @@ import pathlib
 
 from absl import flags
 
-from pixelflow_jax import remote
+from pixelflow_jax import remote, remote_runs
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.paths import local_path
 
@@ -54,6 +54,9 @@ def folder_of_run(name: str | None, verb: str) -> pathlib.Path:
             "--workdir is missing: name the folder of the run, as in `pixelflow "
             f"{verb} --workdir=runs/mine`."
         )
+    in_store = remote_runs.folder(name, "--workdir", ConfigError)
+    if in_store is not None:
+        return in_store
     path = local_path(name, "--workdir", ConfigError)
     run = _run_above(path)
     if run is not None:

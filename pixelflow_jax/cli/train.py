@@ -36,13 +36,15 @@ def run_training(
     workdir: pathlib.Path,
     extend: extending.Kind | None = None,
     yes: bool = False,
+    profile: str = "",
 ) -> bool:
     """Train `config` in `workdir` to its end, or to the next signal.
 
     Returns whether it came to its end. `extend` is for a run that has begun
-    (`extending.resumed`); `yes` lets what is enormous begin.
+    (`extending.resumed`); `yes` lets what is enormous begin; `profile` are steps to
+    trace, as START:STOP.
     """
-    window = Window.parse(PROFILE.value) if PROFILE.value else None
+    window = Window.parse(profile) if profile else None
     config = extending.resumed(config, workdir, extend)
     start = functools.partial(initial_weights, config) if config.init_from else None
     validate(config)

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from pixelflow_jax import remote_runs
 from pixelflow_jax.atomic import set_aside
 from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
@@ -92,6 +93,8 @@ class Checkpointer:
     def __init__(self, directory: pathlib.Path, policy: Checkpointing | None):
         """Without a `policy`, for reading only."""
         self.directory = pathlib.Path(directory).absolute()
+        # Of a run in a store: what is looked for here is not there, and does not count.
+        self._in_store = remote_runs.in_store(self.directory)
         pattern = PATTERN.search(str(self.directory))
         if pattern and jax.process_count() > 1:  # one alone reads it by a link
             raise CheckpointError(
@@ -115,6 +118,7 @@ class Checkpointer:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=policy.keep,
                 keep_period=policy.keep_period or None,
+                cleanup_tmp_directories=self._in_store is not None,
                 async_options=ocp.AsyncOptions(
                     post_finalization_callback=self._write_digests
                 ),
@@ -123,7 +127,7 @@ class Checkpointer:
         unlisted = integrity.hidden(self.directory, aside=False)
         self._alias = PlainAlias(self.directory, unlisted)
         self._manager = ocp.CheckpointManager(
-            self._alias.path,
+            self._in_store or self._alias.path,
             item_names=("state", "data", "config"),
             options=options,
         )
@@ -146,7 +150,7 @@ class Checkpointer:
         Orbax would find out as well, but half-way and in many words.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        if needed > shutil.disk_usage(self.directory).free:
+        if self._in_store is None and needed > shutil.disk_usage(self.directory).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _write_digests(self) -> None:
@@ -209,7 +213,9 @@ class Checkpointer:
     def doubt(self, step: int) -> None:
         """Keep a checkpoint as suspect-STEP, from which no run goes on."""
         self.wait()
-        if jax.process_index() == 0:
+        if self._in_store is not None:  # where nothing can be renamed
+            self._manager.delete(step)
+        elif jax.process_index() == 0:
             set_aside(self.directory / str(step), f"{integrity.SUSPECT}{step}")
         self._manager.reload()
 

@@ -207,7 +207,7 @@ FIELDS = {
 SETTLED = ("steps=3", "model.width=8", "optimizer.lr=1", "data.source.path=x")
 
 PREPARE = {
-    "prepare": "{shards,preview,",
+    "prepare": "{shards,imagenet,",
     "prepare shards": "SOURCE",
     "prepare shards x": "SOURCE",
     "prepare shards {folder}/nope out": "does not exist",

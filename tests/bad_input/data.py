@@ -229,7 +229,7 @@ FOLDERS = [
     Row("folder: only a pipe", _only_a_pipe, ("holds no images", "pipes")),
     Row("folder: an image of 3 GB", _huge_image, ("x.png cannot be read", "bytes")),
     source("no such split", ImageFolder(path="."), "train, test", split="dev"),
-    source("shards of a bucket", Shards(path="s3://b/x"), "s3://", "copy it"),
+    source("shards of a bucket", Shards(path="az://b/x"), "az://", "copy it"),
     source("no path of shards", Shards(), "is empty"),
     source("absent shards", Shards(path="nowhere"), "not a finished folder", "prepare"),
     source("tfds of a bucket", Tfds(data_dir="gs://b"), "gs://"),

@@ -13,7 +13,7 @@ import numpy as np
 from pixelflow_jax import backend, build
 from pixelflow_jax.evaluation.image_sets import NpzImages
 from pixelflow_jax.evaluation.metrics import evaluate
-from pixelflow_jax.evaluation.passes import set_features
+from pixelflow_jax.evaluation.passes import WatchedDraw, set_features
 from pixelflow_jax.evaluation.references import Reference
 from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.pretrained.pipeline import Pipeline
@@ -54,13 +54,20 @@ def draw(folder: pathlib.Path, model: Pipeline) -> dict[str, float]:
         columns=3,
         labels=stream.draw.request.given["label"],
     )
-    paths = write_samples(folder, stream.recorded, about)
-    network, images = {"lite0": Pixels()}, NpzImages(paths["npz"])
-    batches = list(images.batches(8))
-    seen = set_features(batches, METRICS, network, COUNT)
+    network = {"lite0": Pixels()}
+    watched = WatchedDraw(stream, METRICS, network)
+    paths = write_samples(folder, watched, about)
+    seen = watched.features(paths["npz"])
+    batches = list(NpzImages(paths["npz"]).batches(8))
     theirs = set_features(batches[:1], METRICS, network)
     reference = Reference("itself", "", "pixelflow", theirs)
-    return evaluate(METRICS, seen, reference)
+    results = evaluate(METRICS, seen, reference)
+    # All of it is there now, and is looked at again from the file.
+    watched = WatchedDraw(stream, METRICS, network)
+    write_samples(folder, watched, about)
+    again = evaluate(METRICS, watched.features(paths["npz"]), reference)
+    np.testing.assert_allclose(again["fd_lite0"], results["fd_lite0"], rtol=1e-6)
+    return results
 
 
 def main(index: int, port: int, folder: str) -> None:
