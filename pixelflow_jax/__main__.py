@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if verb == "evaluate" and rest[:1] == ["reference"]:
         return _reference(rest[1:])
-    if verb in verbs.VERBS:
+    if verb in verbs.VERBS and not (verb == "config" and _is_listing(rest)):
         return _run(verb, rest)
     commands = {
         "config": _config,
@@ -64,26 +64,15 @@ def _run(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-CONFIG_HELP = """usage: pixelflow config list
-       pixelflow config show NAME[:VARIANT] [--config.FIELD=VALUE ...]
-
-Lists the configs that come with the package, with their variants, or shows one as JSON,
-which --config reads as well.
-
-examples:
-  pixelflow config list
-  pixelflow config show pixnerd:xl16_256
-  pixelflow config show emoji:demo --config.steps=6000 > mine.json
-"""
+def _is_listing(arguments: list[str]) -> bool:
+    """Whether configs are to be listed or shown, and not planned."""
+    return not (arguments and arguments[0].startswith("-"))
 
 
 def _config(arguments: list[str]) -> int:
     from pixelflow_jax import config_files
     from pixelflow_jax.errors import UserError
 
-    if {"--help", "-h"} & set(arguments):
-        print(CONFIG_HELP)
-        return 0
     try:
         if arguments == ["list"]:
             for name in config_files.names():

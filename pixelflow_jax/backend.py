@@ -1,8 +1,11 @@
 """What a program sets once, before it computes."""
 
+import hashlib
 import logging
 import os
 import pathlib
+import platform
+import re
 import sys
 import tempfile
 import warnings
@@ -34,6 +37,7 @@ LOOPS = "CONDITIONAL,WHILE"
 VARIABLES = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
 # "off", or the folder of compiled programs.
 CACHE = "PIXELFLOW_COMPILE_CACHE"
+CPU_FACTS = pathlib.Path("/proc/cpuinfo")
 
 
 def configure() -> None:
@@ -77,20 +81,26 @@ def _hush() -> None:
 
 
 def keep_programs() -> None:
-    """Keep compiled programs on disk for the next process, except on CPUs.
+    """Keep compiled programs on disk for the next process.
 
     The folder is that of PIXELFLOW_COMPILE_CACHE ("off": none), or else the one that
     JAX has been given (JAX_COMPILATION_CACHE_DIR), or else `pixelflow_jax/programs` in
-    $XDG_CACHE_HOME or ~/.cache. Starts JAX. Warns where the folder cannot be written.
+    $XDG_CACHE_HOME or ~/.cache. Each kind of CPU has a folder of its own in it, as a
+    program may ask for instructions that another one lacks; where the kind is not known
+    nothing is kept. Starts JAX. Warns where the folder cannot be written.
     """
     named = os.environ.get(CACHE, "")
     known = cast(Any, jax.config).jax_compilation_cache_dir
-    # On CPUs a program may ask for instructions that the next machine lacks.
-    if named == "off" or (known and not named) or jax.default_backend() == "cpu":
+    if named == "off" or (known and not named):
         return
     folder = named or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "pixelflow_jax", "programs"
     )
+    if jax.default_backend() == "cpu":
+        kind = cpu_kind()
+        if kind is None:
+            return
+        folder = os.path.join(folder, f"cpu-{kind}")
     try:
         folder = pathlib.Path(folder).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +116,20 @@ def keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # Whether there is a cache is decided when a process first compiles.
         compilation_cache.reset_cache()
+
+
+def cpu_kind() -> str | None:
+    """A digest of the instructions that this machine's CPU has; None where unknown."""
+    try:
+        text = CPU_FACTS.read_text("utf-8", "replace")
+    except OSError:
+        return None
+    # "flags" on x86, "Features" on ARM.
+    facts = re.findall(r"^(?:flags|Features|model name)\s*:.*$", text, re.MULTILINE)
+    if not facts:
+        return None
+    whole = "\n".join([platform.machine(), *sorted(set(facts))])
+    return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
 
 def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:

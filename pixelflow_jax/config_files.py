@@ -2,7 +2,9 @@
 
 A config file is Python, with a function `get_config()` that returns an `Experiment`.
 Where it takes an argument, that is the name of a variant; a dict `VARIANTS` of the
-file, from names to functions, lets all be listed. A run's `config.json` is one as well.
+file, from names to functions, lets all be listed. A function `finish(config)` may
+choose what follows from fields that flags have set, such as the classes of a folder. A
+run's `config.json` is a config file as well.
 Files that come with the package go by their names: "pixnerd:xl16_256" is the variant
 xl16_256 of configs/pixnerd.py.
 """
@@ -20,11 +22,11 @@ import sys
 import textwrap
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pixelflow_jax import config_overrides, renamed, resources
 from pixelflow_jax.config_types import is_node, unknown_field
-from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.errors import ConfigError, UserError
 from pixelflow_jax.evaluation.paper import PaperRow
 from pixelflow_jax.experiment import Experiment, node_classes
 
@@ -41,12 +43,13 @@ def load_config(
     Raises ConfigError, in one paragraph, for whatever keeps it from being used.
     """
     path, variant = find(name)
-    if path.suffix == ".json":
-        config = _from_json(path)
-    else:
-        config = _from_python(path, variant)
     flags = config_overrides.as_flags(changes)
-    return config_overrides.apply(config, flags) if flags else config
+    if path.suffix == ".json":
+        return config_overrides.apply(_from_json(path), flags)
+    config, finish = _from_python(path, variant)
+    config = config_overrides.apply(config, flags)
+    with _explained(path):
+        return finish(config)
 
 
 def names() -> list[str]:
@@ -148,7 +151,10 @@ def _from_json(path: pathlib.Path) -> Experiment:
         raise ConfigError(f"{path} cannot be used: {error}") from error
 
 
-def _from_python(path: pathlib.Path, variant: str | None) -> Experiment:
+def _from_python(
+    path: pathlib.Path, variant: str | None
+) -> tuple[Experiment, Callable[[Experiment], Experiment]]:
+    """What the file gives, and what it does when fields were set."""
     with _explained(path):
         module = _module(path)
         get_config = getattr(module, "get_config", None)
@@ -165,7 +171,7 @@ def _from_python(path: pathlib.Path, variant: str | None) -> Experiment:
             raise ConfigError(
                 f"get_config() must return an Experiment, not {kind[:100]}."
             )
-        return config
+        return config, getattr(module, "finish", lambda config: config)
 
 
 def _module(path: pathlib.Path) -> types.ModuleType:
@@ -190,6 +196,8 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
     except BaseException as error:  # config files are code, and may even call exit()
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path} cannot be used: {error}") from error
+        if isinstance(error, UserError):  # of what it opens
+            raise
         frames = traceback.extract_tb(error.__traceback__)
         own = [f.lineno for f in frames if f.filename == os.path.abspath(path)]
         lines = [line for line in own if line is not None]

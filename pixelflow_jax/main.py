@@ -28,6 +28,7 @@ from pixelflow_jax.cli import (
     evaluate,
     export,
     extending,
+    plan,
     processes,
     shared,
     train,
@@ -126,8 +127,18 @@ def _doctor(changes: list[str]) -> None:
         sys.exit(code)
 
 
+def _plan(changes: list[str]) -> None:
+    if shared.CONFIG.value is None:
+        raise ConfigError(
+            f"A plan needs --config, such as {EXAMPLE}. `pixelflow config list` lists "
+            "those that come with the package."
+        )
+    plan.run_plan(load_config(shared.CONFIG.value, changes))
+
+
 RUNS = {
     "train": _train,
+    "config": _plan,
     "doctor": _doctor,
     "sample": _sample,
     "evaluate": _evaluate,

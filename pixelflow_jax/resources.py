@@ -23,6 +23,11 @@ def asset(name: str) -> pathlib.Path | None:
     return path if path.stem == name and path.is_file() else None
 
 
+def assets() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(path.stem for path in folder("assets").glob("*.safetensors"))
+
+
 class _Beside(importlib.abc.MetaPathFinder):
     """Finds `pixelflow_jax.configs` beside the package, where it lies in a clone."""
 

@@ -69,9 +69,26 @@ def test_programs_are_kept_in_the_users_cache(kept, tmp_path):
     assert pathlib.Path(kept("tpu")).is_dir()
 
 
-def test_programs_of_a_cpu_are_not_kept(kept, tmp_path):
+def test_programs_of_each_kind_of_cpu_lie_apart(kept, tmp_path, monkeypatch):
+    facts = tmp_path / "cpuinfo"
+    monkeypatch.setattr(backend, "CPU_FACTS", facts)
+    folders = []
+    for flags in ("flags : avx2 fma", "flags : avx2 fma avx512f", "Features : asimd"):
+        facts.write_text(f"processor : 0\n{flags}\nprocessor : 1\n{flags}\n")
+        folders.append(kept("cpu", **{backend.CACHE: tmp_path / "named"}))
+    assert len(set(folders)) == 3
+    assert all(folder.startswith(str(tmp_path / "named/cpu-")) for folder in folders)
+    # Clocks differ from one look to the next, and say nothing.
+    facts.write_text("cpu MHz : 2300.1\nflags : avx2 fma\n")
+    assert kept("cpu", **{backend.CACHE: tmp_path / "named"}) == folders[0]
+
+
+def test_programs_of_a_cpu_of_unknown_kind_are_not_kept(kept, tmp_path, monkeypatch):
+    facts = tmp_path / "cpuinfo"
+    monkeypatch.setattr(backend, "CPU_FACTS", facts)
     assert kept("cpu") is None
-    assert kept("cpu", **{backend.CACHE: tmp_path / "named"}) is None
+    facts.write_text("processor : 0\n")
+    assert kept("cpu") is None
 
 
 def test_the_users_choice_of_folder_comes_first(kept, tmp_path):

@@ -163,6 +163,19 @@ VERBS = {
             "--num_processes=2 --process_id=0",
         ),
     ),
+    "config": Verb(
+        summary="Show a config and what a run of it takes; list, show: those we have.",
+        usage="--config=CONFIG [--device=KIND] [--devices=N]",
+        groups={"What to plan": ("config",), "On what": ("device", "devices")},
+        modules=("pixelflow_jax.cli.plan",),
+        fields=ALL,
+        examples=(
+            "pixelflow config --config=pixnerd:xl16_256 --device=H200 --devices=8",
+            "pixelflow config --config=emoji:demo --config.batch_size=64",
+            "pixelflow config list",
+            "pixelflow config show pixnerd:xl16_256",
+        ),
+    ),
     "export": Verb(
         summary="Write a folder to publish from a run: weights, config, model card.",
         usage="--workdir=RUN --out=FOLDER",
@@ -182,7 +195,6 @@ VERBS = {
     ),
 }
 OTHERS = {
-    "config": "List the configs that come with the package, or show one.",
     "prepare": "Write a data set as shards, look at it, or encode its captions.",
     "convert": "Make official weights ours, and ours official.",
     "demo": "Serve a page on which anybody can draw, step by step.",

@@ -176,8 +176,9 @@ def find(name: str | pathlib.Path, revision: str | None = None) -> WeightsRef:
         return _in_folder(path)
     raise PipelineError(
         f"No weights at {path}: give a published folder, a .safetensors file written "
-        f"by Pipeline.save, or a training run's workdir (it holds checkpoints/). "
-        f"{CONVERT}"
+        "by Pipeline.save, a training run's workdir (it holds checkpoints/), or the "
+        f"name of a model that comes with the package "
+        f"({', '.join(resources.assets())}). {CONVERT}"
     )
 
 
@@ -185,6 +186,8 @@ def _locate(name: str | pathlib.Path, revision: str | None) -> pathlib.Path:
     """The path that `name` is, or that files of a store or the Hub were saved to."""
     if remote.located(name):
         return remote.readable_path(name, "The name of the weights", PipelineError)
+    if isinstance(name, str):
+        name = name.removeprefix("hf://")
     path = pathlib.Path(name).expanduser()
     shipped = resources.asset(str(name))
     named = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([^@]+))?", str(name))

@@ -16,6 +16,7 @@ from pixelflow_jax.training.best import BestCheckpoint
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.guard import Trouble, Watch
 from pixelflow_jax.training.log import RunLog
+from pixelflow_jax.training.pace import Pace
 from pixelflow_jax.training.posthoc import Snapshots
 from pixelflow_jax.training.profile import FOLDER, Profiler
 from pixelflow_jax.training.run import TrainingRun
@@ -80,6 +81,12 @@ class Sitting:
         self.snapshots = Snapshots(workdir, run.posthoc) if run.posthoc else None
         self.best = BestCheckpoint(workdir) if run.online else None
         self.frozen_params: dict = {}
+        self.pace = Pace(
+            steps=run.steps,
+            batch_size=run.workload.batch_size,
+            checkpoint_every=run.checkpointing.every,
+            preview_every=run.logging.preview_every,
+        )
         self._go_on_from(begun)
 
     def _go_on_from(self, begun: Begun) -> None:
@@ -143,6 +150,10 @@ class Sitting:
             self.compiled.add(compiled)
             jax.block_until_ready(metrics)
             log.pause(step)  # compiling is not speed
+            self.pace.begin(step)
+        elif self.pace.is_due(step):
+            jax.block_until_ready(metrics)
+            log.say(self.pace.words(step))
 
     def _after_step(self) -> None:
         """What is due after this step; Trouble where its metrics are at fault."""

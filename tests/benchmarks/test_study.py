@@ -204,6 +204,4 @@ def test_a_row_from_its_config_to_its_lines(tmp_path, monkeypatch):
     assert first["losses"] != second["losses"]
     assert first["results"]["fd_lite0"] != second["results"]["fd_lite0"]
     assert len(first["sweep"]) == 2 and first["best"]["steps"] == 2
-    (alone,) = bench.run(ROWS["rank8"], (1,))
-    np.testing.assert_allclose(alone["losses"], second["losses"], rtol=0.01)
     assert (tmp_path / "pictures" / "smoke_rank8_samples.png").exists()
