@@ -10,9 +10,9 @@ from pixelflow_jax import build as builders
 from pixelflow_jax.config_io import to_dict
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.mesh import AXES
 from pixelflow_jax.models.interface import Network
 from pixelflow_jax.sampling.choices import SOLVERS
-from pixelflow_jax.sharding import AXES
 from pixelflow_jax.validate import validate
 
 TRAIN, SAMPLE = "train", "sample"
@@ -62,6 +62,12 @@ class Case:
         compact = {"separators": (",", ":")}
         words += [f"{k}={json.dumps(v, **compact)}" for k, v in self.changes.items()]
         return " ".join(words)
+
+    @property
+    def names_devices(self) -> bool:
+        """Whether its mesh says how many devices it takes, and not all there are."""
+        sizes = [self.changes.get(f"mesh.{axis}") for axis in AXES]
+        return any(sizes) and -1 not in sizes
 
     @property
     def devices(self) -> int:

@@ -1,12 +1,14 @@
-"""How a training step's cost grows with batch, resolution and depth.
+"""How a training step's cost grows with batch, resolution, depth, and devices.
 
 python -m benchmarks.scaling --cache CACHE            measures, then draws
+python -m benchmarks.scaling --axis devices           on 1, 2 and 4 devices of a host
 python -m benchmarks.scaling --plot | --markdown      from results/scaling.jsonl alone
 
 PixNerd-XL/16 with flow matching, its layers scanned so that compiling stays short
 (written out, a step is some per cent faster). Where the resolution grows, the batch
 shrinks, so that a step sees equally many tokens; a batch above 128 keeps less for the
-backward pass and computes more again. Drawing needs the extra "bench".
+backward pass and computes more again. Drawing needs the extra "bench". The axis of
+devices is one of its own (`benchmarks.devices`), with its results in devices.jsonl.
 """
 
 import argparse
@@ -15,10 +17,10 @@ import os
 import pathlib
 from typing import Any
 
-from benchmarks import harness, markdown, speed, suite
+from benchmarks import devices, harness, markdown, speed, suite
 from benchmarks.case import FLOW, TRAIN, Case, changes, current_words
 
-RESULTS = harness.RESULTS / "scaling.jsonl"
+DEVICES = "devices"  # the axis that is measured and shown apart
 FIGURE = harness.ROOT / "docs" / "gallery" / "scaling.png"
 CONFIG = "configs/pixnerd.py:xl16_256"
 BATCH, SIZE = 32, 256  # where the three sweeps meet
@@ -33,16 +35,22 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = harness.parser(__doc__)
     suite.add_arguments(parser)
-    parser.set_defaults(json=RESULTS)
+    devices.add_arguments(parser)
     add = parser.add_argument
     add("--config", default=CONFIG)
-    add("--axis", nargs="+", default=list(AXES), choices=list(AXES))
+    add("--axis", nargs="+", default=list(AXES), choices=[*AXES, DEVICES])
     add("--scan", type=int, default=1, choices=(0, 1), help="0 writes layers out")
     add("--plot", action="store_true", help="draw what is measured, run nothing")
     add("--markdown", action="store_true", help="render, run nothing")
     add("--into", type=pathlib.Path, help="fill the place there")
     add("--figure", type=pathlib.Path, default=FIGURE)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if DEVICES in args.axis and len(args.axis) > 1:
+        parser.error(f"--axis {DEVICES} is measured alone, in a sitting of its own")
+    if args.json is None:
+        name = DEVICES if DEVICES in args.axis else "scaling"
+        args.json = harness.RESULTS / f"{name}.jsonl"
+    return args
 
 
 def axis(name: str, config: str = CONFIG, scan: int = 1) -> dict[int, Case]:
@@ -178,9 +186,23 @@ def _line(values: dict[int, float]) -> tuple[list, list]:
     return list(values), list(values.values())
 
 
+def over_devices(args: argparse.Namespace) -> None:
+    """Measure on more and more devices, or only render what was measured."""
+    if not args.markdown:
+        suite.run(devices.cases(args), args)
+    text = devices.read(args)
+    if args.into:
+        markdown.fill(args.into, DEVICES, text)
+    else:
+        print(text)
+
+
 def main() -> None:
     """Measure, then draw; or only draw or render what was measured."""
     args = arguments()
+    if DEVICES in args.axis:
+        over_devices(args)
+        return
     if not (args.plot or args.markdown):
         sweeps = [axis(name, args.config, args.scan).values() for name in args.axis]
         cases = {case.key: case for sweep in sweeps for case in sweep}

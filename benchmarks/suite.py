@@ -177,11 +177,22 @@ class Suite:
         }
         for name, value in ENVIRONMENTS[phase].items():
             environment[name] = value if phase == COUNT else os.environ.get(name, value)
-        if phase == COUNT and case.devices > 1:  # the CPU stands for as many
-            flags = os.environ.get("XLA_FLAGS", "")
-            environment["XLA_FLAGS"] = f"{flags} {HOST_DEVICES}={case.devices}".strip()
+        environment |= _of_mesh(case, environment)
         found = harness.in_own_process(command, environment, limit)
         return _failed(found["failed"]) if "failed" in found else found
+
+
+def _of_mesh(case: Case, environment: dict[str, str]) -> dict[str, str]:
+    """What gives a process the devices that a case's mesh names, and no others."""
+    if not case.names_devices:
+        return {}
+    known = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    known = known if known[0] else [str(number) for number in range(case.devices)]
+    found = {"CUDA_VISIBLE_DEVICES": ",".join(known[: case.devices])}
+    if environment.get("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS")) == "cpu":
+        flags = os.environ.get("XLA_FLAGS", "")  # the CPU stands for as many
+        found["XLA_FLAGS"] = f"{flags} {HOST_DEVICES}={case.devices}".strip()
+    return found
 
 
 def run(cases: list[Case], args: argparse.Namespace) -> list[dict]:

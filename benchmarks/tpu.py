@@ -52,6 +52,7 @@ from pixelflow_jax.sampling.batches import Weights  # isort: skip  # noqa: E402
 from pixelflow_jax.config_io import walk  # isort: skip  # noqa: E402
 from pixelflow_jax.losses.flow_matching import FlowMatching  # isort: skip  # noqa: E402
 from pixelflow_jax.training.step import abstract_state, make_step  # isort: skip  # noqa: E402
+from pixelflow_jax.training.throughput import PEAKS  # isort: skip  # noqa: E402
 
 
 class Chip(NamedTuple):
@@ -62,7 +63,10 @@ class Chip(NamedTuple):
     memory: float
 
 
-CHIPS = {"v5e": Chip(197e12, 819e9, 16e9), "v5p": Chip(459e12, 2765e9, 95e9)}
+CHIPS = {
+    "v5e": Chip(PEAKS["TPU v5e"], 819e9, 16e9),
+    "v5p": Chip(PEAKS["TPU v5"], 2765e9, 95e9),
+}
 # By default gathers of split parameters become loops of partial products, and XLA
 # counts the body of each once: 40 % of the operations would be missing.
 OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
@@ -122,6 +126,7 @@ def written_out(config: Experiment, terms: str = "all") -> Experiment:
     if terms == "flow":
         config.terms = [FlowMatching()]
     config.adaptive_weight = None
+    config.mesh = sharding.MeshShape(data=1, fsdp=-1)
     for _, node in walk(config):
         if isinstance(node, StackConfig):
             node.scan = False
@@ -134,8 +139,8 @@ def tpu_devices(topology: str) -> list:
 
 
 def training(config: Experiment, devices: list, batch: int) -> Programs:
-    """The training step, compiled; parameters and optimizer split over `devices`."""
-    mesh = sharding.MeshShape(data=1, fsdp=-1).build(devices)
+    """The training step of the config's mesh, compiled for `devices`."""
+    mesh = config.mesh.build(devices)
     objective, settings = build.objective(config), build.step_settings(config)
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((batch, size, size, 3), np.float32)
@@ -199,7 +204,8 @@ def compiled(function: Callable, mesh: Mesh, *inputs: object, **how: object) -> 
     """`function` compiled for the devices of `mesh` and for the shapes `inputs`."""
     with jax.set_mesh(mesh):
         lowered = jax.jit(function, **how).lower(*inputs)
-    return lowered.compile(compiler_options=OPTIONS)
+    of_tpu = mesh.devices.flat[0].platform == "tpu"
+    return lowered.compile(compiler_options=OPTIONS if of_tpu else None)
 
 
 def prediction(programs: Programs, chip: Chip) -> dict:

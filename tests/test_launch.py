@@ -14,8 +14,8 @@ import pytest
 import yaml
 from absl.testing import flagsaver
 
-from pixelflow_jax import distributed, main  # noqa: F401  defines the flags
-from pixelflow_jax.cli import arguments, shared
+from pixelflow_jax import distributed, errors, main  # noqa: F401  defines the flags
+from pixelflow_jax.cli import arguments, parser, shared
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -130,9 +130,14 @@ def test_slurm_starts_its_tasks_with_srun(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("code", [1, 2, 75, 76, 77, 137])
+KILLED = 137
+AGAIN = (errors.STOPPED, errors.LOST, KILLED)
+HOPELESS = [errors.WRONG, parser.WRONG, errors.DIVERGED]
+
+
+@pytest.mark.parametrize("code", [*HOPELESS, *AGAIN])
 def test_slurm_queues_again_what_was_interrupted(tmp_path, code):
-    again = code in (75, 76, 137)
+    again = code in AGAIN
     found, (_, *then) = slurm(tmp_path, code)
     assert found == code
     assert then == ([["scontrol", "requeue", "7"]] if again else [])
@@ -306,6 +311,7 @@ def test_a_jobset_is_one(kind):
     assert "${" not in json.dumps(found)
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert rule["onExitCodes"]["values"] == HOPELESS
 
 
 @pytest.mark.parametrize("kind", ["gpu", "tpu"])

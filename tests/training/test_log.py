@@ -144,6 +144,15 @@ def test_a_metric_of_some_steps_is_averaged_over_those(tmp_path):
     assert curves["param_norm"][0][1].simple_value == 5
 
 
+def test_the_page_names_the_events_that_a_run_writes():
+    sources = (tiny.ROOT / "pixelflow_jax" / "training").glob("*.py")
+    text = "\n".join(path.read_text("utf-8") for path in sources)
+    written = re.findall(r'log\.event\([^"]*?"(\w+)"', text)
+    page = (tiny.ROOT / "docs" / "observe.md").read_text("utf-8")
+    table = page.partition("## Events")[2].partition("## Traces")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(written) > {"resume"}
+
+
 def test_events_are_kept_over_all_sittings(tmp_path):
     for start in (0, 4):
         with open_log(tmp_path, start=start) as log:
