@@ -60,8 +60,9 @@ $(VENV)/.docs: $(INSTALLED)
 docs: $(VENV)/.docs  ## Build the pages of docs/ into site/, strictly
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-docs-check: docs  ## Run every block of the pages, the long ones too
+docs-check: docs  ## Run every block of the pages and all notebooks, in full
 	@$(BIN)/python -m pytest tests/docs -m "slow or not slow"
+	@$(BIN)/python -m pytest tests/notebooks -m "slow"
 
 wheel:  ## Build the wheel and try it in a fresh environment
 	@PYTHON=$(PYTHON) .ci/wheel

@@ -1,6 +1,6 @@
 """Do several processes train, draw and measure as one does?
 
-python -m benchmarks.processes [--steps 50] [--out FOLDER] [--models PixNerd,...]
+python -m benchmarks.processes [--steps 50] [--models PixNerd,...] [--meshes 8x1x1,...]
 
 Tiny models of every kind are trained on eight virtual CPU devices, laid out as several
 meshes: by one process, by two that launch/local.sh starts, and by four with the
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pixelflow_jax.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2))
 DRAWN = (2, 2, 2)  # images and held-out loss are compared on this one
 DEVICES = 8
 WORKER = [sys.executable, "-m", "benchmarks.processes", "--worker"]
@@ -39,6 +38,11 @@ def environment(devices: int) -> dict[str, str]:
     flags += " --xla_llvm_disable_expensive_passes=true"
     own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     return {**os.environ, **own}
+
+
+def meshes_of(text: str) -> list[tuple[int, ...]]:
+    """Sizes of data, fsdp and tensor: "2x2x2" with commas between."""
+    return [tuple(map(int, mesh.split("x"))) for mesh in text.split(",")]
 
 
 def free_port() -> int:
@@ -82,7 +86,7 @@ def work(arguments: argparse.Namespace) -> None:
     done = arguments.out / f"{arguments.name}.jsonl"
     known = {line["key"] for line in rows(done)}
     for model in arguments.models.split(","):
-        for sizes in MESHES:
+        for sizes in meshes_of(arguments.meshes):
             key = f"{model} {sizes}"
             if key in known:
                 continue
@@ -188,6 +192,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--models", default="PixNerd,PixelFlow,PixelGen,PixNerdText")
     parser.add_argument("--launches", default="one,two,four")
+    parser.add_argument("--meshes", default="8x1x1,1x8x1,2x2x2,4x1x2")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
     parser.add_argument("--coordinator", help=argparse.SUPPRESS)
@@ -205,6 +210,7 @@ def main() -> None:
             launcher, count = LAUNCHES[name]
             words = [*WORKER, f"--name={name}", f"--out={out}"]
             words += [f"--steps={arguments.steps}", f"--models={model}"]
+            words += [f"--meshes={arguments.meshes}"]
             codes = [process.wait() for process in started(launcher, words, count)]
             if any(codes):
                 print(f"{model}, {name}: ended with {codes}", file=sys.stderr)

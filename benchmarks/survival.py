@@ -1,6 +1,6 @@
 """Attempts to lose work: kills, signals, a full disk, lost processes; what is left.
 
-python -m benchmarks.survival [--trials kills,saves,terms,pairs,disk,lost] [--count 20]
+python -m benchmarks.survival [--trials kills,saves,...] [--count 20]
 
 A tiny run is started again and again as a process of its own, and disturbed. Whatever
 happened, the last start must end with the same bits as a run that nobody disturbed.
@@ -215,6 +215,27 @@ class Trials:
             return f"ended with {code}"
         return self.finish(workdir) or "refused with a paragraph, code 1"
 
+    def notice(self) -> str:
+        """A signal to one of two processes; SIGTERM, then Ctrl-C."""
+        workdir, told = self.folder / "notice", []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            children, before = self.several(workdir, 2), steps(workdir)
+            while steps(workdir) < before + 4:
+                if any(child.poll() is not None for child in children):
+                    return f"ended before: {[child.code for child in children]}"
+                time.sleep(0.01)
+            children[1].send(number)
+            codes = [child.wait() for child in children]
+            last = max(
+                int(p.name)
+                for p in (workdir / "checkpoints").glob("[0-9]*")
+                if p.name.isdigit()
+            )
+            if codes != [75, 75] or last != steps(workdir):
+                return f"{number.name}: ended with {codes}, saved {last}"
+            told.append(f"{number.name}: both saved step {last}, codes 75")
+        return "; ".join(told)
+
     def lost(self) -> str:
         """One of four processes is killed, stopped or late; two go on, then one."""
         told = []
@@ -304,7 +325,7 @@ def folder_of(out: pathlib.Path | None) -> Iterator[pathlib.Path]:
 def main() -> None:
     """Carry out the trials, and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", default="kills,saves,terms,pairs,disk,lost")
+    parser.add_argument("--trials", default="kills,saves,terms,pairs,disk,notice,lost")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path)

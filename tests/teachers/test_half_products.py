@@ -1,11 +1,15 @@
 """Float32 convolutions on matrix units: splitting, sums, and the whole network."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
-from pixelflow_jax.teachers import half_products, inception
+from pixelflow_jax.teachers import half_products, inception, inception_table
 from tests.teachers.inception_weights import Recording, parameters
 
 
@@ -75,6 +79,19 @@ def test_sums_of_whole_numbers_need_no_more_than_24_bits(images, kernel):
     weights = half_products.split(kernel, largest, half_products.KERNEL_BITS)
     total = np.abs(convolution(pixels.whole, weights.whole))
     assert total.max() < 2**24
+
+
+def test_gpus_are_given_float16_and_a_barrier(images, kernel):
+    """A number is not computed twice where its two parts are."""
+    conv = inception_table.Conv("", 8, (3, 3))
+    product = functools.partial(inception._product, conv)
+    run = jax.jit(lambda *arrays: half_products.convolve(product, *arrays))
+    arrays = (images, np.float32(4), kernel)
+    text = export.export(run, platforms=["cuda"])(*arrays).mlir_module()
+    products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    kinds = [re.findall(r"x(f16|f32)>", line) for line in products]
+    assert kinds == [["f16", "f16", "f32"], ["f16", "f16", "f16"]]
+    assert "stablehlo.optimization_barrier" in text
 
 
 @pytest.mark.slow  # CPUs drop the barrier, and only optimised programs do without it

@@ -62,18 +62,23 @@ def events(workdir, kind="rollback"):
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
+@pytest.fixture(scope="module")
+def wanted(images, tmp_path_factory):
+    """The last state of the run that never sees batch 4."""
+    return train(without(run_of(images), 4), tmp_path_factory.mktemp("wanted"))
+
+
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize(
     ("spoil", "guard"), [(poison, Guard()), (brighten, Guard(spike=20, window=4))]
 )
 def test_a_run_goes_on_without_what_led_to_the_fault(
-    images, tmp_path, capfd, every, spoil, guard
+    images, wanted, tmp_path, capfd, every, spoil, guard
 ):
     """Batch 4 spoils step 5; the checkpoint before is of step 4."""
     run = run_of(images, every, guard=guard)
     state = train(with_batch(run, 4, spoil), tmp_path / "run")
     assert int(state.step) == 6 and saved(tmp_path / "run") == [2, 4, 6]
-    wanted = train(without(run, 4), tmp_path / "wanted")
     tiny.assert_identical(state, wanted)
 
     (event,) = events(tmp_path / "run")

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pixelflow_jax import build
+from pixelflow_jax.errors import LOST
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.validate import validated
 from tests.training import tiny
@@ -107,7 +108,7 @@ def test_a_process_that_waits_in_vain_says_for_whom():
     code = "from pixelflow_jax.distributed import *; join(find(%r, 2, 1), wait=1)"
     address = f"localhost:{free_port()}"
     (done,) = ended([start([sys.executable, "-c", code % address])])
-    assert done[0] == 1
+    assert done[0] == LOST
     assert f"Process 1 of 2 did not find the others by flags, at {address}" in done[2]
 
 
