@@ -35,6 +35,7 @@ from pixelflow_jax import build
 
 from pixelflow_jax import Pipeline  # isort: skip
 from pixelflow_jax.data.emoji.source import DRAWN, Emoji, EmojiSource  # isort: skip
+from pixelflow_jax.data.emoji.recoloured import Recoloured  # isort: skip
 from pixelflow_jax.experiment import Experiment  # isort: skip
 from pixelflow_jax.evaluation.extractors import open_extractor  # isort: skip
 from pixelflow_jax.evaluation.features import FEATURES, Extractor  # isort: skip
@@ -77,6 +78,7 @@ def load(args: argparse.Namespace) -> Pipeline:
 def drawings(config: Experiment) -> Emoji:
     """The drawings that a model is asked for: its own, or else OpenMoji's."""
     own = config.data.source
+    own = own.source if isinstance(own, Recoloured) else own
     return own if isinstance(own, Emoji) else Emoji(categories=DRAWN, captions="rich")
 
 

@@ -3,7 +3,8 @@
 python -m benchmarks.text_gallery runs/emoji_t2i --out docs/gallery
 
 t2i_heldout.png: held-out drawings, chosen by the seed, drawn from the first caption
-(left) beside the real one (right). t2i_new.png: prompts that were chosen before they
+(left) beside the real one (right). t2i_colours.png: things in colours in which training
+never shows them, chosen by the seed. t2i_new.png: prompts that were chosen before they
 were drawn; those that are training captions say so. t2i_sizes.png: prompts in rows,
 SIZES in columns. No image is left out or drawn twice.
 """
@@ -15,11 +16,13 @@ import numpy as np
 
 from benchmarks import text_alignment  # first: it sets the compiler's flags
 
+from benchmarks import ask  # isort: skip
 from pixelflow_jax import Pipeline  # isort: skip
 from pixelflow_jax.data.emoji.source import EmojiSource  # isort: skip
 from pixelflow_jax.data.images import captioned_grid, grid, save_png  # isort: skip
 
 COUNT, COLUMNS = 24, 6
+PICTURES = ("heldout", "colours", "new", "sizes")
 NEW = (
     *("red apple", "blue car", "sad cat face", "green heart", "purple car"),
     *("yellow house", "blue cat face", "black dog", "green bird", "purple fish"),
@@ -37,6 +40,9 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = text_alignment.parser(__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder")
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=PICTURES, help="these (default: all)"
+    )
     return parser.parse_args()
 
 
@@ -47,6 +53,15 @@ def held_out(pipeline: Pipeline, held: EmojiSource, seed: int) -> np.ndarray:
     drawn = pipeline(prompts, seed=seed, progress=True)
     pairs = np.concatenate([drawn, held.images[chosen]], 2)
     return captioned_grid(pairs, prompts, COLUMNS)
+
+
+def colours(pipeline: Pipeline, training: EmojiSource, seed: int) -> np.ndarray:
+    """COUNT of the combinations that `ask` asks for."""
+    prompts = ask.of_combinations(training, 1).prompts
+    chosen = np.random.default_rng(seed).permutation(len(prompts))[:COUNT]
+    some = [prompts[number] for number in sorted(chosen)]
+    drawn = pipeline(some, seed=seed, progress=True)
+    return captioned_grid(np.asarray(drawn), some, COLUMNS, scale=2)
 
 
 def new(pipeline: Pipeline, training: EmojiSource, seed: int) -> np.ndarray:
@@ -71,18 +86,20 @@ def sizes(pipeline: Pipeline, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Draw the three pictures."""
+    """Draw the pictures."""
     args = arguments()
     pipeline = text_alignment.load(args)
     source = text_alignment.drawings(pipeline.config)
     size = pipeline.config.data.image_size
     held, training = (source.open(s, size) for s in ("test", "train"))
-    for name, picture in {
-        "heldout": held_out(pipeline, held, args.seed),
-        "new": new(pipeline, training, args.seed),
-        "sizes": sizes(pipeline, args.seed),
-    }.items():
-        save_png(args.out / f"t2i_{name}.png", picture)
+    draw = {
+        "heldout": lambda: held_out(pipeline, held, args.seed),
+        "colours": lambda: colours(pipeline, training, args.seed),
+        "new": lambda: new(pipeline, training, args.seed),
+        "sizes": lambda: sizes(pipeline, args.seed),
+    }
+    for name in args.only or PICTURES:
+        save_png(args.out / f"t2i_{name}.png", draw[name]())
 
 
 if __name__ == "__main__":

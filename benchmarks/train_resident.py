@@ -1,6 +1,6 @@
 """Trains a text-to-image model for so many minutes, with all of its data on the device.
 
-python -m benchmarks.train_resident emoji_t2i:shipped --minutes=5 --out=runs/t2i \\
+python -m benchmarks.train_resident emoji_t2i:styles --minutes=5 --out=runs/t2i \\
     --config.data.source.source.path=/data/styles64
 
 For data that fit into the memory of one device. Every caption goes through the text

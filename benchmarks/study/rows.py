@@ -103,7 +103,8 @@ class Claim:
     """What is compared: rows by name, of which one is said to be `better`.
 
     `paper` is what the papers say; `than` the row that it is compared with. Several
-    rows may be `better` or `than`: the best of each side counts.
+    rows may be `better` or `than`: the best of each side counts; where they are
+    `paired`, the best of `than` whose partner was run counts, against its partner.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Claim:
     rows: tuple[str, ...]
     better: tuple[str, ...]
     than: tuple[str, ...]
+    paired: bool = False
 
 
 CLAIMS = (
@@ -143,6 +145,7 @@ CLAIMS = (
         ),
         better=tuple(f"rank{r}_frequency" for r in RANKS),
         than=tuple(f"rank{r}" for r in RANKS),
+        paired=True,
     ),
     Claim(
         name="decoder",

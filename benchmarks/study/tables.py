@@ -78,7 +78,11 @@ def verdict(claim: Claim, lines: Lines) -> str:
 
     A difference counts where it is more than twice its standard error over the seeds.
     """
-    better, than = best_of(claim.better, lines), best_of(claim.than, lines)
+    partner = dict(zip(claim.than, claim.better, strict=False))
+    others = [n for n in claim.than if not claim.paired or partner[n] in lines]
+    than = best_of(others, lines)
+    chosen = (partner[than[0]],) if claim.paired and than else claim.better
+    better = best_of(chosen, lines)
     if better is None or than is None:
         return NOT_RUN
     difference = than[1].mean - better[1].mean

@@ -247,12 +247,20 @@ BUCKETS = [
         ("://", "copy it"),
     )
     for words in (
-        ("train", "--workdir=gs://b/run", "--config=emoji:tiny"),
-        ("sample", "--workdir=s3://b/run"),
+        ("train", "--workdir=az://b/run", "--config=emoji:tiny"),
+        ("sample", "--workdir=az://b/run"),
         ("sample", "--out=gs://b/images", "--weights=x"),
         ("export", "--out=s3://b/x", "--weights=shipped"),
         ("quickstart", "--workdir=gs://b/run"),
     )
+]
+BUCKETS += [
+    Row(
+        f"bucket: {name} --workdir=s3://b/run",
+        lambda _, w=name: verb(w, "--workdir=s3://b/run", "--config=emoji:tiny"),
+        ("s3://b/run", "as in gs://bucket/runs/mine"),
+    )
+    for name in ("train",)
 ]
 
 OPTIONS = [

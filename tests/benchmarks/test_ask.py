@@ -1,13 +1,15 @@
 """What is asked of a text-to-image model, and how the answers are counted."""
 
 import dataclasses
+import runpy
 
 import numpy as np
 import pytest
 
 from benchmarks import ask
 from pixelflow_jax.data.emoji.colours import main_colour
-from pixelflow_jax.data.emoji.source import Emoji
+from pixelflow_jax.data.emoji.source import EASY, Emoji
+from pixelflow_jax.resources import folder
 
 PAPER, RED, BLUE = (255, 255, 255), (220, 30, 30), (40, 60, 220)
 
@@ -98,6 +100,19 @@ def test_new_combinations_are_new(training):
         assert prompt == f"{colour} {ask.OBJECTS[target]}"
     apple = ask.OBJECTS.index("apple")
     assert main_colour(asked.candidates[apple]) == "red"
+
+
+def test_models_of_few_things_are_asked_for_those():
+    few = Emoji(
+        categories=("Smileys & Emotion", "Food & Drink"),
+        subcategories=EASY,
+        captions="rich",
+    )
+    asked = ask.of_combinations(few.open("train", 16), 1)
+    assert {p.split(" ", 1)[1] for p in asked.prompts} == set(ask.FEW)
+    # What the text configs never show in another colour is what is asked for.
+    kept = runpy.run_path(str(folder("configs") / "emoji_t2i.py"))["KEPT"]
+    assert set(ask.OBJECTS) | set(ask.FEW) == set(kept)
 
 
 def test_drawings_are_asked_for_by_their_captions_in_turn(training):

@@ -27,7 +27,7 @@ FOREIGN = {
     *". cd cp cat chmod curl docker export gcloud git gsutil kill kubectl".split()
 }
 FOREIGN |= {
-    *"ls mkdir mount mpirun nvidia-smi pip python3 sbatch scancel squeue".split()
+    *"ls mkdir mount mpirun npm nvidia-smi pip python3 sbatch scancel squeue".split()
 }
 FOREIGN |= {*"srun ssh tar tensorboard xpk".split()}
 SHELL = [block for block in pages.every_block() if block.language in pages.SHELL]
