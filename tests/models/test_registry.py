@@ -3,15 +3,19 @@
 import pathlib
 
 import pytest
+from flax import nnx
 
 from pixelflow_jax.errors import ConfigError
+from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixnerd import PixNerd
 from pixelflow_jax.models.registry import GROUP, denoiser_classes
+from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.registry import implementations
 
 MODEL = """
 import dataclasses
 from pixelflow_jax.models.interface import DenoiserConfig
+from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixnerd import PixNerd
 
 @dataclasses.dataclass(kw_only=True)
@@ -82,3 +86,17 @@ def test_entry_points_that_bring_none_are_named(install, module, text, value, wo
     install(module, text, value)
     with pytest.raises(ConfigError, match=words):
         denoiser_classes()
+
+
+class Listed(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(2)])
+
+
+def test_parameters_without_names_are_refused():
+    class Config(PixNerd):
+        def build(self, rngs, precision):
+            return Listed(rngs)
+
+    with pytest.raises(ConfigError, match=r"Config lie in a list \(layers/0/.*Stack"):
+        network(Config(), Precision())
