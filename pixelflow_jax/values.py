@@ -138,6 +138,7 @@ AxisSize = Annotated[int, Range(low=1, high=2**20, also=(-1,))]  # -1: what is l
 
 Name = Annotated[str, Words(empty=False)]
 Title = Annotated[str, Words(empty=False, longest=200)]  # shown in every message
+OptionalTitle = Annotated[str, Words(longest=200)]  # "" for none
 Place = Annotated[str, Words()]  # a path, or "" for none
 
 

@@ -229,9 +229,9 @@ def _refuse_lists(config: DenoiserConfig, params: dict) -> None:
         if not all(isinstance(part, str) for part in path):
             place = "/".join(map(str, path))
             raise ConfigError(
-                f"Parameters of {type(config).__name__} lie in a list ({place}), but files "
-                "know them by name: make layers that are alike a nn.stack.Stack, and give "
-                "others attributes of their own."
+                f"Parameters of {type(config).__name__} lie in a list ({place}), but "
+                "files know them by name: make layers that are alike a nn.stack.Stack, "
+                "and give others attributes of their own."
             )
 
 

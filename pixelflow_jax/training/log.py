@@ -22,7 +22,7 @@ from pixelflow_jax.training import wandb_events
 from pixelflow_jax.training.events import Events
 from pixelflow_jax.training.throughput import Workload, matmul_rate, utilisation
 from pixelflow_jax.training.usage import memory
-from pixelflow_jax.values import Batch, Count, Natural
+from pixelflow_jax.values import Batch, Count, Natural, OptionalTitle
 
 ODD = "metrics.odd"  # what was found in metrics.jsonl and is none
 EVENTS = "events.jsonl"
@@ -44,7 +44,7 @@ class Logging:
     every: Count = 100
     preview_every: Natural = 10_000
     preview_count: Batch = 32
-    wandb: str = ""
+    wandb: OptionalTitle = ""
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
