@@ -1,7 +1,6 @@
 """From noise to images: guidance and solver on every stage, in one program."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeGuard
 
@@ -35,6 +34,10 @@ class Noise(NamedTuple):
 
     fresh: Callable[[int], Array]
     step: Callable[[int, Array], Array]
+
+    def of_stage(self, stage: int) -> Callable[[Array], Array]:
+        """`step` of one stage; only stochastic solvers ever ask for it."""
+        return lambda i: self.step(stage, i)
 
 
 class Samples(NamedTuple):
@@ -203,15 +206,16 @@ class Sampler:
                 own = self.fields_of_runs(fields(index), index, walks[index])
                 solver: Any = self.solver
                 carry = solver.start(x)
-                step = functools.partial(noise.step, index)
-                carry = follow_walk(solver, own, carry, walks[index], step)
+                carry = follow_walk(
+                    solver, own, carry, walks[index], noise.of_stage(index)
+                )
                 x = solver.end(carry)
             else:
                 times = self.grid.times(index)
                 solution = self.solver(
                     self.guidance(fields(index), index),
                     x,
-                    Steps(times, functools.partial(noise.step, index), record),
+                    Steps(times, noise.of_stage(index), record),
                 )
                 x = solution.x
                 if record:
@@ -228,7 +232,7 @@ class Sampler:
         way, at full size. Without a walk it goes to the stage's end from the state
         `carry`, which is what is seen.
         """
-        stage, step = self.stages[index], functools.partial(noise.step, index)
+        stage, step = self.stages[index], noise.of_stage(index)
         if own is None:
             steps = Steps(self.grid.times(index), step)
             x = self.solver(self.guidance(branches, index), carry, steps).x
