@@ -7,29 +7,22 @@ are, without a look at each file.
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from pixelflow_jax.data.plan import CaptionEncoder
-from pixelflow_jax.data.source import Source, class_changes, spread_captions
+from pixelflow_jax.data.source import (
+    Identified,
+    Source,
+    class_changes,
+    spread,
+    spread_captions,
+)
 from pixelflow_jax.errors import UnreadableImage
 
 CLASSES = "class_names"  # in a fingerprint: what the labels of a run mean
 RECORDS = "records"  # there, too: a digest of which they are, in which order
-PROBES = 8  # records that are looked at, spread over all
-
-
-@runtime_checkable
-class Identified(Protocol):
-    """A source that can tell its records apart without reading them."""
-
-    def identity(self) -> Iterator[str]:
-        """Lines that change when records are renamed, added, removed or reordered.
-
-        They stay the same when the data are moved to another folder.
-        """
-        ...
 
 
 def of_source(source: Source) -> dict[str, Any]:
@@ -85,12 +78,6 @@ def _digest(source: Source) -> str:
     for line in lines:
         digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
-
-
-def spread(length: int) -> list[int]:
-    """The numbers of at most PROBES records, spread evenly over `length`."""
-    places = np.linspace(0, length, min(PROBES, length), endpoint=False)
-    return places.astype(int).tolist()
 
 
 def _probed(source: Source) -> Iterator[str]:

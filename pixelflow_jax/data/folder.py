@@ -18,7 +18,6 @@ from pixelflow_jax.data.captions import (
 from pixelflow_jax.data.decoding import MAX_FILE_BYTES, MAX_PIXELS, SUFFIXES, PixelLimit
 from pixelflow_jax.data.encoded import EncodedSource, say_first_frames
 from pixelflow_jax.data.files import read_whole
-from pixelflow_jax.data.fingerprint import spread
 from pixelflow_jax.data.limits import Limits
 from pixelflow_jax.data.listing import Listing, list_folder
 from pixelflow_jax.data.source import (
@@ -27,6 +26,7 @@ from pixelflow_jax.data.source import (
     Split,
     check_split,
     choose_split,
+    spread,
 )
 from pixelflow_jax.errors import DataError, NoCaption, UnreadableImage
 from pixelflow_jax.paths import local_path, portable, printable

@@ -22,7 +22,6 @@ from array_record.python import array_record_module  # pyright: ignore (compiled
 
 from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.decoding import MAX_PIXELS, PixelLimit
-from pixelflow_jax.data.fingerprint import spread
 from pixelflow_jax.data.index import (
     IndexedFile,
     IndexFormat,
@@ -39,6 +38,7 @@ from pixelflow_jax.data.source import (
     check_split,
     class_changes,
     decode_image,
+    spread,
 )
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.remote import readable_path, staged_digest

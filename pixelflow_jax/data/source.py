@@ -3,7 +3,7 @@
 import hashlib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol, TypedDict, TypeVar
+from typing import Literal, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import UnidentifiedImageError
@@ -17,6 +17,7 @@ SPLITS: tuple[Split, ...] = typing.get_args(Split)
 MAX_UNREADABLE_RUN = 100  # unreadable records in a row that end a run
 UNLABELLED = ("image",)  # the one class of data without classes
 SHOWN = 5  # names that a message lists
+PROBES = 8  # records that stand for all, spread over them
 T = TypeVar("T")
 
 
@@ -81,6 +82,18 @@ class ListedSource(LabelledSource, Protocol):
 
     def listing(self) -> Iterator[str]:
         """A line for each record, or file of many, that changes when a record does."""
+        ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A source that can tell its records apart without reading them."""
+
+    def identity(self) -> Iterator[str]:
+        """Lines that change when records are renamed, added, removed or reordered.
+
+        They stay the same when the data are moved to another folder.
+        """
         ...
 
 
@@ -152,6 +165,12 @@ def class_changes(before: Sequence[str], now: Sequence[str]) -> str:
     pairs = enumerate(zip(before, now, strict=False))
     moved = [f"label {i}: {a!r} -> {b!r}" for i, (a, b) in pairs if a != b]
     return "; ".join([*parts, *moved[:1]])
+
+
+def spread(length: int) -> list[int]:
+    """The numbers of at most PROBES records, spread evenly over `length`."""
+    places = np.linspace(0, length, min(PROBES, length), endpoint=False)
+    return places.astype(int).tolist()
 
 
 def spread_captions(source: Source, count: int) -> tuple[str, ...]:

@@ -280,3 +280,13 @@ def test_memory_stays_below_a_gigabyte(kind, tmp_path):
     )
     assert result.returncode == (1 if kind == "bomb" else 0), result.stderr
     assert int(result.stdout.split()[-1]) < 10**9
+
+
+def test_preparing_data_loads_no_compiler():
+    """What decodes hostile images in many workers keeps its memory for them."""
+    code = (
+        "import sys, pixelflow_jax.cli.prepare as _\n"
+        "print(sorted({'jax', 'grain', 'orbax', 'tensorstore'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stderr

@@ -16,8 +16,13 @@ import numpy as np
 from pixelflow_jax.data.emoji.colours import COLOURS
 from pixelflow_jax.data.emoji.repaint import PAINTS, Painter
 from pixelflow_jax.data.emoji.source import Emoji, EmojiEntry, read_emoji_entries
-from pixelflow_jax.data.fingerprint import Identified
-from pixelflow_jax.data.source import LabelledSource, Record, SourceConfig, Split
+from pixelflow_jax.data.source import (
+    Identified,
+    LabelledSource,
+    Record,
+    SourceConfig,
+    Split,
+)
 from pixelflow_jax.errors import DataError
 from pixelflow_jax.values import Count, Name
 
