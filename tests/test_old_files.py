@@ -176,7 +176,9 @@ def test_what_they_give_is_what_they_gave(expected, tmp_path):
             if int(step) > 4:
                 bound = 1e-6 if field else 0
                 bound = bound if exact else 1e-3
-                assert metrics == pytest.approx(then, rel=bound, abs=0)
+                # Reports hold more than they did.
+                found = {key: metrics[key] for key in then}
+                assert found == pytest.approx(then, rel=bound, abs=0)
             if int(step) <= 4 or not field:
                 assert not exact or same == facts, (name, step)
     with np.load(FILES / "expected.npz") as old, np.load(tmp_path / "now.npz") as new:
