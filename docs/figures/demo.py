@@ -33,21 +33,6 @@ REFUSALS = (
 )
 
 
-def serve() -> str:
-    """Start the page in this process; returns its address."""
-    built = page.build(Models(["emoji"]), Limits(images=8, steps=50, side=128))
-    _, address, _ = built.launch(
-        server_name="127.0.0.1",
-        share=False,
-        quiet=True,
-        ssr_mode=False,
-        prevent_thread_lock=True,
-        theme=page.theme(),
-        footer_links=[],
-    )
-    return address
-
-
 def number(view: Page, name: str, value: object) -> None:
     """Write into a field for a number."""
     box = view.locator(f"#{name} input[type=number]")
@@ -104,7 +89,8 @@ def walk(view: Page, folder: pathlib.Path) -> None:
 def main(folder: pathlib.Path = GALLERY) -> None:
     """Visit the page twice, at a desk's width and at a phone's."""
     named = os.environ.get("PIXELFLOW_BROWSER", "chromium")
-    address = serve()
+    built = page.build(Models(["emoji"]), Limits(images=8, steps=50, side=128))
+    address = page.launch(built)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which(named), args=list(FLAGS)

@@ -12,4 +12,5 @@ LIMITS = Limits(images=8, steps=50, side=128, waiting=8)
 demo = page.build(Models(WEIGHTS), LIMITS)
 
 if __name__ == "__main__":
-    demo.launch(theme=page.theme(), ssr_mode=False)
+    page.launch(demo, host=None)  # where the Space says
+    demo.block_thread()

@@ -81,16 +81,7 @@ def _serve(args: argparse.Namespace) -> None:
     built = page.build(Models(args.weights or shipped), limits)
     place = f"{args.host}:{args.port}"
     try:
-        built.launch(
-            server_name=args.host,
-            server_port=args.port,
-            share=False,
-            theme=page.theme(),
-            quiet=True,
-            footer_links=[],
-            ssr_mode=False,
-            prevent_thread_lock=True,
-        )
+        page.launch(built, args.host, args.port)
     except OSError as error:
         give_up(
             f"Nothing can listen at {place} ({error}): choose another --port, or end "

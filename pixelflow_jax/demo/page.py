@@ -47,9 +47,25 @@ def build(models: Models, limits: Limits) -> gr.Blocks:
     return page
 
 
-def theme() -> themes.Base:
-    """How the page looks."""
-    return themes.Soft(font=FONTS, font_mono=MONO)
+def launch(
+    page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = None
+) -> str:
+    """Serve the page without waiting, never shared; returns its address.
+
+    `host` None: that of Gradio's environment; `port` None: its own, or a free one.
+    Raises OSError where nothing can listen there.
+    """
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        theme=themes.Soft(font=FONTS, font_mono=MONO),
+        quiet=True,
+        footer_links=[],
+        ssr_mode=False,
+        prevent_thread_lock=True,
+    )
+    return address
 
 
 def _form(models: Models, first: Pipeline, limits: Limits) -> dict[str, Any]:

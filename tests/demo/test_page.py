@@ -41,14 +41,7 @@ def browser():
 @pytest.fixture(scope="module")
 def address():
     built = page.build(Models(["emoji"]), Limits(images=4, steps=20, side=128))
-    _, address, _ = built.launch(
-        server_name="127.0.0.1",
-        share=False,
-        quiet=True,
-        ssr_mode=False,
-        prevent_thread_lock=True,
-        theme=page.theme(),
-    )
+    address = page.launch(built)
     yield address
     built.close()
 
