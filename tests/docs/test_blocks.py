@@ -69,7 +69,8 @@ def test_a_command_can_be_read(command):
 
 def read(command: Command, words: list[str]) -> None:
     verb, *rest = words
-    if verb in ("quickstart", "config", "demo", "verify", "--version"):
+    plans = verb == "config" and rest[0].startswith("--config=")
+    if verb in ("quickstart", "config", "demo", "verify", "--version") and not plans:
         return reads_alone(verb, rest)
     if rest[:1] == ["reference"]:
         verb, rest = "reference", rest[1:]
@@ -82,7 +83,8 @@ def read(command: Command, words: list[str]) -> None:
         with flagsaver.flagsaver():
             line = arguments.read(rest, verb)
             own = written(command.block)
-            if verb == "train" and shared.CONFIG.value not in own:
+            planned = verb in ("train", "config")
+            if planned and shared.CONFIG.value not in own:
                 load_config(shared.CONFIG.value, line.changes)
 
 
