@@ -38,7 +38,7 @@ def together(folder) -> list[dict]:
         for index in range(2)
     ]
     try:
-        done = [tiny.finish(one, timeout=240) for one in running]
+        done = [tiny.finish(one, timeout=600) for one in running]
     finally:
         for one in running:
             one.kill()
