@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 from absl.testing import flagsaver
+from PIL import Image
 
 from pixelflow_jax import main  # noqa: F401  defines the flags
 from pixelflow_jax.cli import arguments, prepare, reference, reproduce, shared, verbs
@@ -45,9 +46,22 @@ def test_blocks_say_their_language():
     assert not odd
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a reader has images: the config `images` looks at them when it is read."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("flags", "food"):
+        (folder / "my_images" / name).mkdir(parents=True)
+        for number in range(2):
+            image = Image.new("RGB", (32, 32))
+            image.save(folder / "my_images" / name / f"{number}.png")
+    return folder
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=told)
-def test_a_command_can_be_read(command):
+def test_a_command_can_be_read(command, folder, monkeypatch):
     """Its verb, flags, config and fields are those that there are."""
+    monkeypatch.chdir(folder)
     program, *words = command.words
     words = [word for word in words if word != "..." and not word.startswith("$")]
     if program == "pixelflow":
