@@ -65,7 +65,7 @@ def main() -> None:
     references, labels = compared(pipeline.config.data, folder)
     if args.references_only:
         return
-    network = open_extractor("lite0", batch=256)
+    network = open_extractor("lite0", batch=min(args.count, 256))
     for reference in references.values():
         reference.check_extractor(network)
     pipeline.config.sampling.batch_size = args.batch
