@@ -23,7 +23,7 @@ from benchmarks import harness  # before jax: it sets the compiler's flags
 from pixelflow_jax.evaluation import extractors, manifold  # isort: skip
 from pixelflow_jax.teachers.inception_table import WIDTH
 
-SIZE, BATCH = 256, 256
+SIZE = 256  # pixels of a side
 FEATURES_OF = ["2048", "logits_unbiased"]
 PARTS = (
     "ours, float16x3",
@@ -58,9 +58,9 @@ def our_features(args: argparse.Namespace, products: str) -> dict:
     """
     images = some_images(args.images)
     with weights() as path:
-        extractor = our_extractor(path, products)
+        extractor = our_extractor(path, products, args.batch)
         start = time.perf_counter()
-        seen = extractor.extract(images[:BATCH])
+        seen = extractor.extract(images[: args.batch])
         compiled = time.perf_counter() - start
         rate = median_rate(lambda: extractor.extract(images), args)
         row = {
@@ -69,16 +69,16 @@ def our_features(args: argparse.Namespace, products: str) -> dict:
             "compile s": compiled,
             "peak GB": harness.peak_gb(),
         }
-        plain = our_extractor(path, "float32").extract(images[:BATCH])
+        plain = our_extractor(path, "float32", args.batch).extract(images[: args.batch])
     for key, array in plain.items():
         row[f"{key} differ"] = float(np.abs(array - seen[key]).max())
     return row
 
 
-def our_extractor(path: str, products: str) -> extractors.NetworkExtractor:
+def our_extractor(path: str, products: str, batch: int) -> extractors.NetworkExtractor:
     """Inception, which multiplies as `products` say."""
     extractors.arithmetic_on = lambda devices: products
-    return extractors.open_extractor("inception", path, batch=BATCH)
+    return extractors.open_extractor("inception", path, batch=batch)
 
 
 def their_features(args: argparse.Namespace, products: str) -> dict:
@@ -98,8 +98,8 @@ def their_features(args: argparse.Namespace, products: str) -> dict:
 
     def run() -> None:
         with torch.no_grad():
-            for first in range(0, len(images), BATCH):
-                batch = torch.from_numpy(images[first : first + BATCH])
+            for first in range(0, len(images), args.batch):
+                batch = torch.from_numpy(images[first : first + args.batch])
                 batch = batch.cuda(non_blocking=True) if cuda else batch
                 _ = [part.cpu() for part in network(batch)]
 
@@ -155,13 +155,14 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--measured", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--sample", type=int, default=50_000, help="drawn features")
     parser.add_argument("--reference", type=int, default=10_000, help="real features")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     # Memory is measured: none is taken before it is needed.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     args = parser.parse_args()
-    passed = ("repeats", "images", "sample", "reference")
+    passed = ("repeats", "images", "batch", "sample", "reference")
     harness.run_variants("benchmarks.evaluator", args, ("measured",), measure, passed)
 
 
