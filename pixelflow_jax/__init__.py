@@ -32,7 +32,9 @@ if typing.TYPE_CHECKING:
     from pixelflow_jax.losses.frequency import FrequencyMatching
     from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
     from pixelflow_jax.models.deco import DeCo
+    from pixelflow_jax.models.deco_text import DeCoText
     from pixelflow_jax.models.pixeldit2 import PixelDiT2
+    from pixelflow_jax.models.pixeldit2_text import PixelDiT2Text
     from pixelflow_jax.models.pixelflow import PixelFlow
     from pixelflow_jax.models.pixelgen import PixelGen
     from pixelflow_jax.models.pixelgen_text import PixelGenText
@@ -48,6 +50,7 @@ __all__ = [
     "AutoGuidance",
     "ClassifierFree",
     "DeCo",
+    "DeCoText",
     "Dopri5",
     "Euler",
     "Experiment",
@@ -62,6 +65,7 @@ __all__ = [
     "PixNerd",
     "PixNerdText",
     "PixelDiT2",
+    "PixelDiT2Text",
     "PixelFlow",
     "PixelGen",
     "PixelGenText",
@@ -94,7 +98,9 @@ HOMES = {
     "losses.frequency": "FrequencyMatching",
     "losses.perceptual": "Lpips PDino Repa",
     "models.deco": "DeCo",
+    "models.deco_text": "DeCoText",
     "models.pixeldit2": "PixelDiT2",
+    "models.pixeldit2_text": "PixelDiT2Text",
     "models.pixelflow": "PixelFlow",
     "models.pixelgen": "PixelGen",
     "models.pixelgen_text": "PixelGenText",

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pixelflow_jax import sharding
+from pixelflow_jax.conditioning.grounded import GroundedText
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.conditioning.text import Text, reads_padding
 from pixelflow_jax.data.features import (
@@ -48,6 +49,8 @@ def write_features(
     an earlier, interrupted call finished is kept. States of padding are stored only
     where `model` reads them. Raises DataError, or WeightsError without weights.
     """
+    if isinstance(conditioner, GroundedText):
+        conditioner = conditioner.content
     if not isinstance(conditioner, Text):
         raise DataError(
             f"The config's conditioner is {type(conditioner).__name__}, which reads no "
