@@ -14,8 +14,8 @@ It looks at its noisy images through DINOv3-S, at 512 pixels through DINOv3-B, w
 weights, and their licence, are the user's to get; any DINOv2 serves as well, with
 figures of its own. Batch 1024, AdamW 2e-4 (0.9, 0.95) without decay, 6255 steps of
 warm-up, EMA 0.9999, logit-normal times (-0.8, 0.8), REPA at block 8 with DINOv2-B.
-Class and grounding are dropped independently, with probability 0.1 each; guidance drops
-both. The paper's dropout of 0.2 is left out.
+Dropout of 0.2 in the middle half. Class and grounding are dropped independently, with
+probability 0.1 each; guidance drops both.
 
 h16_512 is trained from random weights, on noise that is twice as large, as JiT's. It
 differs in three more ways: the MLPs are rounded up to multiples of 32, one SiLU less
@@ -49,6 +49,7 @@ def h16_256() -> Experiment:
         batch_size=1024,
         data=Data(source=source, image_size=256, workers=16, threads=16),
         model=PixelDiT2(
+            dropout=0.2,
             encoder=DinoV3(variant="vits16"),
             stack=StackConfig(remat="full"),
         ),
@@ -73,6 +74,7 @@ def h16_512() -> Experiment:
         model=PixelDiT2(
             mlp_multiple=32,
             single_silu=True,
+            dropout=0.2,
             encoder=DinoV3(variant="vitb16"),
             stack=StackConfig(remat="full"),
         ),

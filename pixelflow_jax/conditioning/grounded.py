@@ -24,9 +24,9 @@ class Grounded(Conditioner, Protocol):
     """A condition's `content`, and whether the denoiser looks at the image.
 
     Training drops the content with probability `drop` and the grounding with
-    probability `grounding_drop`, independently, or with `together` "coupled" the
-    grounding where the content is dropped; and both at once with probability
-    `joint_drop`. The null condition of guidance is without both.
+    probability `grounding_drop`, independently, and both at once with probability
+    `joint_drop`; or, with `together` "coupled", the grounding where the content is
+    dropped and nowhere else. The null condition of guidance is without both.
     """
 
     grounding_drop: float
@@ -74,16 +74,10 @@ class Grounded(Conditioner, Protocol):
     ) -> Condition:
         """The same by numbers in [0, 1), [b] for content, grounding and both."""
         if self.together == "coupled":
-            cond = drop(content, cond, null, self.drop)
-        else:
-            rates = zip(
-                (content, grounding),
-                (CONTENT, GROUNDING),
-                self.drop_rates(),
-                strict=True,
-            )
-            for draw, part, rate in rates:
-                cond = drop(draw, cond, exchange(cond, null, part), rate)
+            return drop(content, cond, null, self.drop)
+        draws, parts = (content, grounding), (CONTENT, GROUNDING)
+        for draw, part, rate in zip(draws, parts, self.drop_rates(), strict=True):
+            cond = drop(draw, cond, exchange(cond, null, part), rate)
         return drop(both, cond, null, self.joint_drop)
 
     def example(self, count: int) -> dict:
@@ -118,6 +112,11 @@ class Grounded(Conditioner, Protocol):
                 f"conditioner {type(self).__name__} needs a model that looks at its "
                 "images through a frozen network (PixelDiT2); others take "
                 f"{type(self.content).__name__}"
+            )
+        if self.together == "coupled" and self.joint_drop:
+            problems.append(
+                f"conditioner.joint_drop={self.joint_drop} must be 0 with together="
+                '"coupled", where both always drop at once: raise conditioner.drop'
             )
         return problems
 

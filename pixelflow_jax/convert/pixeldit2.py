@@ -53,14 +53,15 @@ def infer(sizes: Sizes, given: Fields) -> InferredConfig:
     }
     plain = PixelDiT2(width=width or PixelDiT2.width).mlp_width
     depth = from_tensors["depth"]
-    rounded = hidden is not None and hidden != plain
+    rounded = bool(hidden) and hidden != plain
     assumed = patch_and_channels(inputs, given) | {
         "feature_layer": feature_layer(PixelDiT2.feature_layer, depth),
         "context_start": min(PixelDiT2.context_start, max(depth - 1, 0)),
         "encoder": _encoder(sizes.axis((f"{GROUND}.input_proj.weight", 1))),
-        "mlp_multiple": _multiple(hidden, plain) if rounded else 0,
+        "mlp_multiple": _multiple(hidden, plain) if hidden and rounded else 0,
         # Of the two released models, that for 512 pixels has both.
         "single_silu": rounded,
+        "dropout": 0.2,  # that both were trained with
     }
     return InferredConfig.of(from_tensors, assumed)
 

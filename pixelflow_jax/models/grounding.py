@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
@@ -20,10 +19,26 @@ from jaxtyping import Float
 from pixelflow_jax.models import trunk
 from pixelflow_jax.models.interface import FrozenNetwork, Inputs
 from pixelflow_jax.nn.attention import SelfAttention
-from pixelflow_jax.nn.block import Block, BlockAttention, BlockConfig, block_flops
+from pixelflow_jax.nn.block import (
+    HIDDEN,
+    PROJECTION,
+    Block,
+    BlockAttention,
+    BlockConfig,
+    block_flops,
+)
 from pixelflow_jax.nn.decoder import Patches
-from pixelflow_jax.nn.embed import TimeEmbed, rotary_table
-from pixelflow_jax.nn.layers import RMSNorm, bias_of, gated, linear, modulate, zeros
+from pixelflow_jax.nn.dropout import DropoutKeys, drop_packed, group_dropouts
+from pixelflow_jax.nn.embed import Table, TimeEmbed, rotary_table
+from pixelflow_jax.nn.layers import (
+    TORCH,
+    RMSNorm,
+    bias_of,
+    gated,
+    linear,
+    modulate,
+    zeros,
+)
 from pixelflow_jax.nn.mlp import MLP
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.patch import unpatchify
@@ -114,7 +129,8 @@ def flops(config: Config, tokens: int) -> float:
 class TokenBlock(nnx.Module):
     """The transformer block with AdaLN, whose modulation is each token's own.
 
-    `attend` makes the attention, which is made and called as `SelfAttention` is.
+    It begins as the identity. `attend` makes the attention, which is made and called as
+    `SelfAttention` is. Of the rates in `sizes` it knows `dropout`, as `Block` does.
     """
 
     def __init__(
@@ -124,12 +140,14 @@ class TokenBlock(nnx.Module):
         rngs: nnx.Rngs,
         attend: Callable[..., BlockAttention] = SelfAttention,
     ):
-        width = sizes.width
+        width, self.dropout = sizes.width, sizes.dropout
         self.norm1 = RMSNorm(width)
         self.attention = attend(sizes, precision, rngs)
         self.norm2 = RMSNorm(width)
         self.mlp = MLP("swiglu", width, sizes.hidden, precision, rngs)
-        self.modulation = linear(width, 6 * width, precision, rngs)
+        self.modulation = linear(
+            *(width, 6 * width, precision, rngs), init=zeros, bias_init=zeros
+        )
 
     def __call__(
         self,
@@ -137,18 +155,23 @@ class TokenBlock(nnx.Module):
         cond: Float[Array, "rows n width"],
         packing: Packing,
         rope: tuple[Array, Array],
+        drop: DropoutKeys | None = None,
         context: Any = None,
     ) -> Float[Array, "rows n width"]:
         """Packed tokens to the same, each under its condition.
 
-        `context` is for the attention: the text of a joint one.
+        `drop`: this layer's dropout in training; `context` is for the attention, such
+        as the text of a joint one.
         """
         chunks = jnp.split(self.modulation(jax.nn.silu(cond)), 6, -1)
         shift1, scale1, gate1, shift2, scale2, gate2 = chunks
+        projection = group_dropouts(drop, self.dropout, PROJECTION)
+        hidden = group_dropouts(drop, self.dropout, HIDDEN)
         z = modulate(self.norm1(x), shift1, scale1)
         mixed = self.attention(z, packing, rope, None, context)
-        x = gated(x, gate1, _biased(mixed, self.attention.out))
-        out = self.mlp(modulate(self.norm2(x), shift2, scale2), packing)
+        mixed = drop_packed(_biased(mixed, self.attention.out), packing, projection)
+        x = gated(x, gate1, mixed)
+        out = self.mlp(modulate(self.norm2(x), shift2, scale2), packing, hidden)
         return gated(x, gate2, _biased(out, self.mlp.down))
 
 
@@ -157,7 +180,7 @@ def _biased(branch: Array, layer: nnx.Linear) -> Array:
     return branch if bias is None else branch + bias.astype(branch.dtype)
 
 
-def block_table(rows: int, columns: int, head_width: int) -> tuple[np.ndarray, ...]:
+def block_table(rows: int, columns: int, head_width: int) -> tuple[Table, Table]:
     """The rotary table of a grid."""
     return rotary_table(rows, columns, head_width, ROPE_EXTENT)
 
@@ -172,7 +195,10 @@ class Grounding(nnx.Module):
         self.dtype = precision.dtype
         heads = config.ground_heads or config.heads
         self.table = functools.partial(block_table, head_width=d // heads)
-        sizes = BlockConfig(width=d, heads=heads, hidden=config.mlp_width)
+        begins = TORCH._replace(zero_modulation=True)
+        sizes = BlockConfig(
+            width=d, heads=heads, hidden=config.mlp_width, initial=begins
+        )
         self.proj = linear(config.encoder.width, d, precision, rngs)
         self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs)
         depth = config.ground_depth

@@ -24,13 +24,21 @@ from pixelflow_jax.models.interface import (
     Paper,
 )
 from pixelflow_jax.nn.block import BlockConfig, block_flops
+from pixelflow_jax.nn.dropout import DropoutKeys, layer_dropout_keys
 from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, identity_rope
 from pixelflow_jax.nn.mlp import swiglu_width
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.teachers.dinov3 import VARIANTS, DinoV3
-from pixelflow_jax.values import Depth, OptionalDepth, OptionalWidth, Pixels, Width
+from pixelflow_jax.values import (
+    Depth,
+    OptionalDepth,
+    OptionalWidth,
+    Pixels,
+    Rate,
+    Width,
+)
 
 PAPER = Paper(
     title="PixelDiT2: Representation-Grounded Pixel Diffusion Transformers",
@@ -61,7 +69,8 @@ class PixelDiT2(DenoiserConfig):
     `ground_depth` blocks of `ground_heads` (0: `heads`) adapt its tokens. Its file is
     the user's to get.
     `mlp_multiple`: the MLP's width is rounded up to multiples of it (0: not);
-    `single_silu` leaves out the first of the two SiLU before modulation.
+    `single_silu` leaves out the first of the two SiLU before modulation. `dropout`
+    (attention output, MLP hidden) is the rate of the blocks in the middle half.
     """
 
     paper: ClassVar[Paper] = PAPER
@@ -76,6 +85,7 @@ class PixelDiT2(DenoiserConfig):
     context_start: OptionalDepth = 8
     mlp_multiple: OptionalWidth = 0
     single_silu: bool = False
+    dropout: Rate = 0.0
     encoder: grounding.Vit = dataclasses.field(default_factory=smallest)
     ground_depth: OptionalDepth = 1
     ground_heads: OptionalWidth = 0
@@ -97,6 +107,12 @@ class PixelDiT2(DenoiserConfig):
         """Where the early stack ends and where the late one begins."""
         start = self.context_start if self.context_length else self.feature_layer
         return min(self.feature_layer, start), max(self.feature_layer, start)
+
+    @property
+    def dropping(self) -> range:
+        """The blocks with dropout in training."""
+        quarter = self.depth // 4
+        return range(quarter, 3 * quarter)
 
     def build(self, rngs: nnx.Rngs, precision: Precision) -> "PixelDiT2Model":
         """The module."""
@@ -158,7 +174,14 @@ class PixelDiT2Model(nnx.Module):
         self.ground = Grounding(config, rngs, precision)
         self.features_at = 1 if config.feature_layer == config.cuts[0] else 2
         self.context_at = 3 - self.features_at
-        sizes = BlockConfig(width=d, heads=config.heads, hidden=config.mlp_width)
+        self.depth, self.dropping = config.depth, config.dropping
+        self.drops = bool(config.dropout)
+        sizes = BlockConfig(
+            width=d,
+            heads=config.heads,
+            hidden=config.mlp_width,
+            dropout=config.dropout,
+        )
         block = lambda rngs: TokenBlock(sizes, precision, rngs)
         stacks = trunk.make_stacks(config, block, rngs, config.cuts)
         self.early, self.middle, self.late = stacks
@@ -174,8 +197,9 @@ class PixelDiT2Model(nnx.Module):
     ) -> Output:
         """Prediction for times in [0, 1] and labels in [0, num_classes].
 
-        `Condition.grounding` says which images it looks at (None: all). Raises
-        ValueError without the encoder's parameters.
+        `Condition.grounding` says which images it looks at (None: all). `key` turns
+        dropout on: one key for all images, or one an image in the order of the batch.
+        Raises ValueError without the encoder's parameters.
         """
         params = grounding.encoder_params(frozen_params)
         known, images = pre or self.precompute(batch), trunk.images_of(batch)
@@ -187,16 +211,28 @@ class PixelDiT2Model(nnx.Module):
         x = x._replace(array=self.patch_embed(x.array))
         lengths, features = x.packing.lengths, ()
         walk = Conditioned(x, x.packing.join(list(conds)))
+        drops = self.dropouts(key, images)
         for number, stack in enumerate((self.early, self.middle, self.late)):
             if number == self.context_at and self.context is not None:
                 walk = self.with_context(walk, images, known)
             if number == self.features_at:
                 features = trunk.image_tokens(walk.x, lengths)
             if stack is not None:
-                array = stack(walk.x.array, walk.cond, walk.x.packing, walk.x.rope)
+                own, drops = drops[: stack.depth], drops[stack.depth :]
+                args = walk.x.array, walk.cond, walk.x.packing, walk.x.rope
+                array = stack(*args, dropouts=own)
                 walk = walk._replace(x=walk.x._replace(array=array))
         parts = zip(images, trunk.image_tokens(walk.x, lengths), conds, strict=True)
         return Output(tuple(self.decoder(*part) for part in parts), features)
+
+    def dropouts(
+        self, key: Array | None, images: trunk.Images
+    ) -> list[DropoutKeys | None]:
+        """A layer's keys each; None where it drops nothing."""
+        if key is None or not self.drops:
+            return [None] * self.depth
+        counts = tuple(map(len, images))
+        return layer_dropout_keys(key, counts, self.depth, self.dropping)
 
     def precompute(self, batch: tuple[Inputs, ...]) -> tuple[Known, ...]:
         """What time and class make."""

@@ -141,7 +141,7 @@ class PixelDiT2TextModel(nnx.Module):
             if number == 1:
                 features = tuple(packing.split(array))
             if stack is not None:
-                array = stack(array, cond, packing, x.rope, text)
+                array = stack(array, cond, packing, x.rope, None, text)
         parts = zip(images, packing.split(array), conds, strict=True)
         return Output(tuple(self.decoder(*part) for part in parts), features)
 
