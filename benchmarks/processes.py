@@ -4,9 +4,10 @@ python -m benchmarks.processes [--steps 50] [--models PixNerd,...] [--meshes 8x1
 
 Tiny models of every kind are trained on eight virtual CPU devices, laid out as several
 meshes: by one process, by two that launch/local.sh starts, and by four with the
-variables of SLURM. Prints a table: the largest relative difference of a loss from that
-of one process, over all steps; whether what is drawn with the same weights has the same
-bytes; and the difference of the held-out loss.
+variables of SLURM. Prints a table: the largest relative difference of the loss of a
+step from that of one process, over all steps; and whether what is drawn with the same
+weights, and the held-out loss of these, have the same bytes. --steps 0 does without
+training. The rows are added to benchmarks/results/processes.jsonl (--results).
 """
 
 import argparse
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pixelflow_jax.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DRAWN = (2, 2, 2)  # images and held-out loss are compared on this one
+RESULTS = ROOT / "benchmarks" / "results" / "processes.jsonl"
 DEVICES = 8
 WORKER = [sys.executable, "-m", "benchmarks.processes", "--worker"]
 BOUND = 1e-5
@@ -97,30 +98,36 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def measured(model: str, sizes: tuple, arguments: argparse.Namespace) -> dict:
-    """Losses of the training; on one of the meshes also what is drawn and measured."""
-    import jax
-
+    """The loss of every step of a training, and what is drawn and measured."""
     from benchmarks.tiny_runs import MODELS
-    from pixelflow_jax import build
     from pixelflow_jax.mesh import MeshShape
-    from pixelflow_jax.training.loop import train
-    from pixelflow_jax.validate import validated
 
     begun = time.monotonic()
     config = MODELS[model]()
     config.steps = arguments.steps
     data, fsdp, tensor = sizes
     config.mesh = MeshShape(data=data, fsdp=fsdp, tensor=tensor)
-    run = build.training_run(validated(config))
-    place = f"{arguments.name}_{model}_{data}{fsdp}{tensor}"
-    train(run, arguments.out / place)
-    lines = []
-    if jax.process_index() == 0:
-        text = (arguments.out / place / "metrics.jsonl").read_text()
-        lines = [json.loads(line)["loss"] for line in text.splitlines()]
+    place = arguments.out / f"{arguments.name}_{model}_{data}{fsdp}{tensor}"
+    row = {"losses": trained(config, place)} if arguments.steps else {}
+    return row | drawn(config) | {"seconds": time.monotonic() - begun}
 
-    row = {"losses": lines, "seconds": time.monotonic() - begun}
-    return row | (drawn(config) if sizes == DRAWN else {})
+
+def trained(config: "Experiment", workdir: pathlib.Path) -> list[float]:
+    """The loss of each step, in the first process; others give none."""
+    import jax
+
+    from pixelflow_jax import build
+    from pixelflow_jax.training.loop import train
+    from pixelflow_jax.validate import validated
+
+    train(build.training_run(validated(config)), workdir)
+    if jax.process_index():
+        return []
+    text = (workdir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    # Each step has its line, however seldom a run reports.
+    assert [line["step"] for line in lines] == list(range(1, config.steps + 1))
+    return [line["loss"] for line in lines]
 
 
 def drawn(config: "Experiment") -> dict:
@@ -158,30 +165,54 @@ def rows(path: pathlib.Path) -> list[dict]:
 LAUNCHES = {"one": ("alone", 1), "two": ("local.sh", 2), "four": ("SLURM", 4)}
 
 
-def table(out: pathlib.Path) -> tuple[str, bool]:
-    """What was found, in Markdown, and whether all of it is as it should be."""
+def compared(out: pathlib.Path) -> list[dict]:
+    """A row for each model, mesh and number of processes: how it differs from one."""
     one = {row["key"]: row for row in rows(out / "one.jsonl")}
-    lines = [
-        "| model and mesh (data, fsdp, tensor) | processes | losses | images | held-out"
-        " loss |",
-        "|---|---|---|---|---|",
-    ]
-    good = True
+    found = []
     for name, (launcher, count) in list(LAUNCHES.items())[1:]:
         for row in rows(out / f"{name}.jsonl"):
             wanted = one[row["key"]]
-            pairs = zip(row["losses"], wanted["losses"], strict=True)
-            apart = max(abs(a - b) / abs(b) for a, b in pairs)
-            good = good and apart <= BOUND
-            images = held = ""
+            result = {"key": row["key"], "processes": count, "launcher": launcher}
+            if "losses" in row:
+                pairs = list(zip(row["losses"], wanted["losses"], strict=True))
+                apart = max(abs(a - b) / abs(b) for a, b in pairs)
+                result |= {"steps": len(pairs), "loss_difference": apart}
             if "images" in row:
-                same = row["images"] == wanted["images"]
-                images = "the same bytes" if same else "OTHER BYTES"
-                off = abs(row["heldout"] - wanted["heldout"]) / abs(wanted["heldout"])
-                held = f"{off:.1e}" if off else "the same"
-                good = good and same and off <= BOUND
-            shown = f"{count} ({launcher}) | {apart:.1e} | {images} | {held}"
-            lines.append(f"| {row['key']} | {shown} |")
+                same = {k: row[k] == wanted[k] for k in ("images", "heldout")}
+                result |= {"images_same": same["images"]}
+                result |= {"heldout_same": same["heldout"]}
+            found.append(result)
+    return found
+
+
+def merged(path: pathlib.Path, new: list[dict]) -> list[dict]:
+    """The rows of a file with those of today added or put in their places."""
+    every: dict[tuple, dict] = {}
+    for row in [*rows(path), *new]:
+        place = row["key"], row["processes"]
+        every[place] = every.get(place, {}) | row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(every.values(), key=lambda row: (row["processes"], row["key"]))
+    path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+    return ordered
+
+
+def table(found: list[dict]) -> tuple[str, bool]:
+    """Rows as Markdown, and whether all of it is as it should be."""
+    lines = [
+        "| model and mesh | processes | largest relative difference of a loss |"
+        " images | held-out loss |",
+        "|---|---|---|---|---|",
+    ]
+    words = {True: "the same bytes", False: "OTHER BYTES", None: "-"}
+    good = True
+    for row in found:
+        apart = row.get("loss_difference")
+        same = [row.get("images_same"), row.get("heldout_same")]
+        good = good and (apart or 0) <= BOUND and False not in same
+        cells = [row["key"], f"{row['processes']} ({row['launcher']})"]
+        cells += ["-" if apart is None else f"{apart:.1e}", *(words[s] for s in same)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines), good
 
 
@@ -191,6 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--models", default="PixNerd,PixelFlow,PixelGen,PixNerdText")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--launches", default="one,two,four")
     parser.add_argument("--meshes", default="8x1x1,1x8x1,2x2x2,4x1x2")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -214,7 +246,7 @@ def main() -> None:
             codes = [process.wait() for process in started(launcher, words, count)]
             if any(codes):
                 print(f"{model}, {name}: ended with {codes}", file=sys.stderr)
-    text, good = table(out)
+    text, good = table(merged(arguments.results, compared(out)))
     print(text)
     sys.exit(0 if good else 1)
 

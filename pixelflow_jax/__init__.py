@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
     from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
     from pixelflow_jax.losses.flow_matching import FlowMatching
     from pixelflow_jax.losses.frequency import FrequencyMatching
+    from pixelflow_jax.losses.packaged import Lite0Distance, StLpips
     from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
     from pixelflow_jax.models.deco import DeCo
     from pixelflow_jax.models.pixeldit2 import PixelDiT2
@@ -55,6 +56,7 @@ __all__ = [
     "FrequencyMatching",
     "Grid",
     "Heun",
+    "Lite0Distance",
     "LogitNormal",
     "Lpips",
     "PDino",
@@ -71,6 +73,7 @@ __all__ = [
     "Pyramid",
     "Repa",
     "Sampling",
+    "StLpips",
     "Straight",
     "Uniform",
     "__version__",
@@ -92,6 +95,7 @@ HOMES = {
     "flow.time": "Grid LogitNormal Uniform",
     "losses.flow_matching": "FlowMatching",
     "losses.frequency": "FrequencyMatching",
+    "losses.packaged": "Lite0Distance StLpips",
     "losses.perceptual": "Lpips PDino Repa",
     "models.deco": "DeCo",
     "models.pixeldit2": "PixelDiT2",

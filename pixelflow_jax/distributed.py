@@ -16,15 +16,17 @@ import platform
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from pixelflow_jax import peers
-from pixelflow_jax.errors import LOST, STOPPED, StartError
+from pixelflow_jax.errors import LOST, STOPPED, StartError, UserError
+
+Result = TypeVar("Result")
 
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 DEVICES = "JAX_LOCAL_DEVICE_IDS"
@@ -343,10 +345,28 @@ def everyones(value: object) -> list:
     """
     if not jax.distributed.is_initialized():
         return [value]
-    text = json.dumps(value, sort_keys=True, default=str).encode()
+    text = json.dumps(value, default=str).encode()
     sizes = _gathered(np.array([len(text)], np.int32))[:, 0]
     padded = np.frombuffer(text.ljust(int(sizes.max())), np.uint8)
     return [json.loads(line.tobytes()) for line in _gathered(padded)]
+
+
+def of_first(work: Callable[[], Result]) -> Result:
+    """What `work` gives in process 0, in every process; it runs there alone.
+
+    That must be what JSON can hold. A UserError of it is raised in every process, which
+    all must call this.
+    """
+    value, problem, failure = None, "", None
+    if is_main():
+        try:
+            value = work()
+        except UserError as error:
+            problem, failure = str(error), error
+    value, problem = everyones([value, problem])[0]
+    if problem:
+        raise failure or UserError(problem)
+    return cast(Result, value)
 
 
 def _gathered(row: np.ndarray) -> np.ndarray:
@@ -381,7 +401,8 @@ def leaving() -> Iterator[None]:
         yield
     except BaseException as failure:
         if jax.distributed.is_initialized():
-            code = failure.code if isinstance(failure, SystemExit) else 1
+            known = isinstance(failure, SystemExit | UserError)
+            code = failure.code if known else 1
             if code not in (0, None, STOPPED):
                 number = code if isinstance(code, int) else 1
                 clock = threading.Timer(FAREWELL, os._exit, [number])

@@ -94,6 +94,23 @@ class MeshShape:
             return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
         return jax.sharding.Mesh(arranged(sizes, devices), AXES, axis_types=axis_types)
 
+    def of_process(self) -> jax.sharding.Mesh:
+        """A mesh of this process' devices alone, for work that processes share out.
+
+        Matrices are split over as many devices as in the whole mesh, so that results
+        are the same; ValueError where a process has not so many.
+        """
+        local = jax.local_devices()
+        _, fsdp, tensor = self.sizes(jax.device_count())
+        if len(local) % tensor:
+            raise ValueError(
+                f"mesh.tensor={tensor} does not divide the {len(local)} devices of a "
+                "process, each of which works alone here: set --config.mesh.tensor=1."
+            )
+        fsdp = math.gcd(fsdp, len(local) // tensor)
+        own = dataclasses.replace(self, data=-1, fsdp=fsdp, tensor=tensor)
+        return own.build(local)
+
     def sizes(self, count: int) -> tuple[int, ...]:
         """Devices along each axis, of `count`; ValueError where they do not fit."""
         sizes = [self.data, self.fsdp, self.tensor]

@@ -62,7 +62,7 @@ def test_the_help_of_a_module(module):
         text=True,
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
     assert "Traceback" not in run.stderr, run.stderr
@@ -142,7 +142,7 @@ def test_a_terminal_of_another_encoding_is_no_error():
         [sys.executable, "-m", "pixelflow_jax", "smäple→"],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        timeout=120,
+        timeout=600,
     )
     assert run.returncode == 2
     assert b"There is no command 'sm\\xe4ple" in run.stderr

@@ -61,7 +61,7 @@ def run(*words, **variables: str) -> subprocess.CompletedProcess:
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

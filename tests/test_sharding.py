@@ -144,6 +144,27 @@ def test_parameters_can_be_placed_by_their_shardings(tree):
     assert kernel.addressable_shards[0].data.shape == (16, 4, 12)
 
 
+@pytest.mark.parametrize(
+    ("shape", "own"),
+    [
+        ({}, (4, 1, 1)),
+        ({"data": 2, "fsdp": -1}, (1, 4, 1)),
+        ({"fsdp": 2, "tensor": 2}, (1, 2, 2)),
+    ],
+)
+def test_a_process_alone_splits_matrices_as_all_do(monkeypatch, shape, own):
+    """One of two processes, of four devices each."""
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[4:])
+    mesh = MeshShape(**shape).of_process()
+    assert mesh.devices.shape == own and mesh.devices.flat[0] == jax.devices()[4]
+
+
+def test_a_process_alone_has_no_room_for_a_wider_split(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[4:])
+    with pytest.raises(ValueError, match=r"tensor=8 does not divide the 4 .*tensor=1"):
+        MeshShape(tensor=8).of_process()
+
+
 def test_batches_are_split_over_data_and_fsdp():
     mesh = MeshShape(data=2, fsdp=2, tensor=2).build()
     x = jax.device_put(np.zeros((8, 3)), batch_sharding(mesh))

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from pixelflow_jax import config_overrides
-from pixelflow_jax.cli import basis, emoji_styles, imagenet, shards_out
+from pixelflow_jax.cli import (
+    basis,
+    emoji_styles,
+    imagenet,
+    process_flags,
+    shards_out,
+)
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
 from pixelflow_jax.cli.preview import Layout, examples
 from pixelflow_jax.cli.sources import add_source, emoji
 from pixelflow_jax.cli.terminal import accept_every_text, complain, told
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.source import SPLITS
-from pixelflow_jax.errors import DataError, UserError
+from pixelflow_jax.errors import WRONG, ConfigError, DataError, UserError
 from pixelflow_jax.paths import local_path, printable
 
 COMMAND = "pixelflow prepare"
@@ -28,6 +34,7 @@ EXAMPLES = f"""examples:
 A killed `shards` or `text-features` continues where it stopped when the same command is
 run again. `{COMMAND} shards --help` lists the flags of `shards`, and so on.
 """
+NOT_FLAGS = ("run", "parser", "overrides")  # beside what was read from the line
 OF_SHARDS = f"""examples:
   {COMMAND} shards ~/imagenet/train /data/imagenet256 --size 256
   {COMMAND} shards --captions ~/captioned /data/captioned --size 256 --keep-aspect
@@ -43,11 +50,14 @@ OF_FEATURES = f"""examples:
   {COMMAND} text-features /data/emoji --config=emoji_t2i:cpu --batch-size 16
   {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256 \\
       --config.conditioner.encoder.weights=/data/flan-t5-xl
+  srun {COMMAND} text-features /data/blip3o --config=pixelflow_t2i:256
+
+Several processes, started as those of a training are, share the shards out.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code (0, 1 on an error, 130 on Ctrl-C)."""
+    """Runs the command; returns the exit code (0, 130 on Ctrl-C, or an error's)."""
     accept_every_text()
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -59,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
     except (UserError, OSError) as error:
         complain(told(error))
-        return 1
+        return error.code if isinstance(error, UserError) else WRONG
     except KeyboardInterrupt:
         print("Stopped: the same command continues from here.", file=sys.stderr)
         return 130
@@ -116,7 +126,8 @@ def run_basis(arguments: argparse.Namespace) -> None:
 def run_text_features(arguments: argparse.Namespace) -> None:
     """Encodes the captions of shards once, for training without the encoder."""
     # Here, because the processes that write shards import this file and need no jax.
-    from pixelflow_jax import backend
+    from pixelflow_jax import backend, distributed, peers
+    from pixelflow_jax.cli import processes
     from pixelflow_jax.cli.text_features import write_features
     from pixelflow_jax.config_files import load_config
 
@@ -126,16 +137,25 @@ def run_text_features(arguments: argparse.Namespace) -> None:
         )
     backend.configure()
     backend.keep_programs()
-    config = load_config(arguments.config, arguments.overrides)
-    out = write_features(
-        config.conditioner,
-        config.model,
-        local_path(arguments.paths[0], "SHARDS", DataError),
-        mesh=config.mesh.build(),
-        batch_size=arguments.batch_size,
-        overwrite=arguments.overwrite,
-    )
-    print(f"Ready: --config.conditioner.features={out}")
+    given = {k: v for k, v in vars(arguments).items() if k not in NOT_FLAGS}
+    with distributed.leaving(), peers.telling():
+        processes.meet("prepare text-features", given)
+        config = load_config(arguments.config, arguments.overrides)
+        processes.agree(config)
+        try:
+            mesh = config.mesh.of_process()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        out = write_features(
+            config.conditioner,
+            config.model,
+            local_path(arguments.paths[0], "SHARDS", DataError),
+            mesh=mesh,
+            batch_size=arguments.batch_size,
+            overwrite=arguments.overwrite,
+        )
+    if distributed.is_main():
+        print(f"Ready: --config.conditioner.features={out}")
 
 
 def _parser() -> Parser:
@@ -198,3 +218,4 @@ def _add_text_features(commands: argparse._SubParsersAction) -> None:
         help="captions at once (%(default)s)",
     )
     add("--overwrite", action="store_true", help="discard earlier features")
+    process_flags.add_flags(features)

@@ -1,31 +1,22 @@
 """The flags by which several processes find each other, and what verbs do with them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from absl import flags
 
 from pixelflow_jax import distributed, peers
-from pixelflow_jax.cli import verbs
+from pixelflow_jax.cli import process_flags, verbs
 from pixelflow_jax.experiment import Experiment
 
-COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    None,
-    "HOST:PORT of process 0, at which several processes meet. Default: what Open MPI, "
-    "SLURM, a TPU pod or Kubernetes says, or JAX_COORDINATOR_ADDRESS.",
-)
-NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Number of all processes. 1: alone, whatever started it."
-)
-PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Number of this process, from 0; process 0 writes and reports."
-)
-
+COORDINATOR = flags.DEFINE_string("coordinator", None, process_flags.COORDINATOR)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, process_flags.NUM_PROCESSES)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, process_flags.PROCESS_ID)
 HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_timeout",
     peers.HEARTBEAT,
-    "Seconds of silence after which a process counts as lost, and the others end.",
-    lower_bound=5,
+    process_flags.HEARTBEAT,
+    lower_bound=process_flags.SHORTEST,
 )
 
 OWN = ("process_id", "config")  # the number is each one's; configs are compared whole
@@ -41,17 +32,25 @@ def start(verb: str) -> None:
     """
     if "num_processes" not in verbs.VERBS[verb].flags():
         return
-    joining = distributed.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    given = {name: flags.FLAGS[name].value for name in verbs.VERBS[verb].flags()}
+    meet(verb, given, saves=verb == "train")
+
+
+def meet(verb: str, given: Mapping[str, Any], saves: bool = False) -> None:
+    """The same for a command that has read its flags by itself, into `given`.
+
+    One that `saves` at SIGTERM is told of it by JAX.
+    """
+    joining = distributed.find(
+        given["coordinator"], given["num_processes"], given["process_id"]
+    )
     if joining is None:
         return
-    distributed.join(joining, heartbeat=HEARTBEAT.value, saves=verb == "train")
+    heartbeat = given["heartbeat_timeout"] or peers.HEARTBEAT
+    distributed.join(joining, heartbeat=heartbeat, saves=saves)
     _found[:] = [joining]
-    given = {
-        f"--{name}": flags.FLAGS[name].value
-        for name in verbs.VERBS[verb].flags()
-        if name not in OWN
-    }
-    distributed.agree({"the verb": verb, **distributed.versions(), **given})
+    alike = {f"--{name}": value for name, value in given.items() if name not in OWN}
+    distributed.agree({"the verb": verb, **distributed.versions(), **alike})
 
 
 def agree(config: Experiment) -> None:

@@ -3,19 +3,20 @@
 What lies on disk afterwards is described in `data/features.py`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from pixelflow_jax import sharding
+from pixelflow_jax import distributed, sharding
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.conditioning.text import Text, reads_padding
 from pixelflow_jax.data.features import (
@@ -26,7 +27,7 @@ from pixelflow_jax.data.features import (
     pack_features,
     text_key,
 )
-from pixelflow_jax.data.index import IndexedFile, write_index
+from pixelflow_jax.data.index import IndexedFile, find_damage, write_index
 from pixelflow_jax.data.prepare.progress import Header, begin, note
 from pixelflow_jax.data.shards import Shards, ShardSource, whole_file
 from pixelflow_jax.errors import DataError, UnreadableImage
@@ -44,9 +45,11 @@ def write_features(
 ) -> Path:
     """Encodes every caption of a folder of shards; returns the folder of the features.
 
-    `batch_size` captions are encoded at a time, spread over the devices of `mesh`. What
-    an earlier, interrupted call finished is kept. States of padding are stored only
-    where `model` reads them. Raises DataError, or WeightsError without weights.
+    `batch_size` captions are encoded at a time, spread over the devices of `mesh`, or
+    over those of all processes: with several of them each has a mesh of its own, and
+    encodes whole shards, the same bytes as one would. What an earlier, interrupted call
+    finished is kept. States of padding are stored only where `model` reads them. Raises
+    DataError, or WeightsError without weights.
     """
     if not isinstance(conditioner, Text):
         raise DataError(
@@ -61,34 +64,93 @@ def write_features(
         for split, source in sources.items()
         for file, count in source.shards.items()
     }
-    for name in (FORMAT.name, EMPTY) if overwrite else ():
-        (out / name).unlink(missing_ok=True)
+    distributed.agree({f"the shards of {shards}": counts})
     options = _options(conditioner, model)
     header: Header = {
         "listing": _digest(counts),
         "options": {"version": FORMAT.version, **options},
     }
-    try:
-        done: dict[str, IndexedFile] = begin(out, header, sources, overwrite)
-        encode = Encoder(conditioner, model, mesh, batch_size)
-        states, mask = encode.empty()
-        np.savez(out / EMPTY, states=states, mask=mask)
-        for file, texts in _texts(sources, done):
-            done[file] = _write(out, file, texts, encode, options["padding"])
-            note(out, done[file])
+    done = distributed.of_first(lambda: _begin(out, header, [*sources], overwrite))
+    encode = Encoder(conditioner, model, mesh, batch_size)
+    with _writing(out):
+        if distributed.is_main():
+            states, mask = encode.empty()
+            np.savez(out / EMPTY, states=states, mask=mask)
+        _encode_all(out, sources, done, encode, options["padding"])
+        if not distributed.is_main():
+            return out
         files = [done[file] for file in counts]
         write_index(out, FORMAT, {**options, "shards": counts, "files": files})
+    total = sum(entry["count"] for entry in files)
+    tqdm.write(
+        f"{total} captions of {sum(counts.values())} images in {len(files)} files"
+    )
+    return out
+
+
+def _begin(
+    out: Path, header: Header, splits: list[str], overwrite: bool
+) -> dict[str, IndexedFile]:
+    """Makes the folders; returns what an earlier call finished."""
+    with _writing(out):
+        for name in (FORMAT.name, EMPTY) if overwrite else ():
+            (out / name).unlink(missing_ok=True)
+        return begin(out, header, splits, overwrite)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Errors of the disk as DataErrors."""
+    try:
+        yield
     except OSError as error:
         raise DataError(
             f"{out} cannot be written ({error.strerror or error}): free some space, or "
             "correct its permissions, and run the same command again; it continues "
             "where it stopped."
         ) from error
-    total = sum(entry["count"] for entry in files)
-    tqdm.write(
-        f"{total} captions of {sum(counts.values())} images in {len(files)} files"
+
+
+def _encode_all(
+    out: Path,
+    sources: dict[str, ShardSource],
+    done: dict[str, IndexedFile],
+    encode: "Encoder",
+    padding: bool,
+) -> None:
+    """Encode what is not `done`, and add it there: a shard a process, then the next.
+
+    After each round process 0 notes what all have written.
+    """
+    main, count, own = distributed.is_main(), jax.process_count(), jax.process_index()
+    left = [shard for shard in _shards(sources) if shard.file not in done]
+    images = sum(len(source) for source in sources.values())
+    before = images - sum(len(shard.records) for shard in left)
+    bar = tqdm(
+        total=images, initial=before, unit="image", desc="features", disable=not main
     )
-    return out
+    with bar:
+        for start in range(0, len(left), count):
+            together = left[start : start + count]
+            entry = None
+            if own < len(together):
+                entry = _write(out, together[own], encode, padding)
+            written = distributed.everyones(entry)[: len(together)]
+            for shard, entry in zip(together, written, strict=True):
+                done[shard.file] = entry
+                if main:
+                    _note(out, entry)
+                bar.update(len(shard.records))
+
+
+def _note(out: Path, entry: IndexedFile) -> None:
+    """Remember a finished file; DataError where this process does not see it."""
+    if find_damage(out, entry):
+        raise DataError(
+            f"Another process wrote {entry['file']}, but process 0 does not find it in "
+            f"{out}: the shards must lie on a disk that all processes share."
+        )
+    note(out, entry)
 
 
 class Encoder:
@@ -101,8 +163,10 @@ class Encoder:
         mesh: jax.sharding.Mesh,
         batch_size: int,
     ):
+        # A device has as many captions as it would have of one process with all.
         devices = sharding.batch_shards(mesh)
-        self._size = -(-max(1, batch_size) // devices) * devices
+        each = -(-max(1, batch_size) // (devices * jax.process_count()))
+        self._size = each * devices
         self._conditioner, self._model, self._mesh = conditioner, model, mesh
         self._reader = conditioner.encoder.reader(conditioner.length)
         self._reader.check()
@@ -152,20 +216,20 @@ def _options(conditioner: Text, model: DenoiserConfig) -> dict[str, Any]:
     }
 
 
-def _texts(
-    sources: dict[str, ShardSource], done: Mapping[str, IndexedFile]
-) -> Iterator[tuple[str, dict[int, str]]]:
-    """The captions of each shard that is not done, by their keys; shows progress."""
-    total = sum(len(source) for source in sources.values())
-    with tqdm(total=total, unit="image", desc="features") as bar:
-        for split, source in sources.items():
-            first = 0
-            for name, count in source.shards.items():
-                file = f"{split}/{name}"
-                if file not in done:
-                    yield file, _captions(source, range(first, first + count))
-                bar.update(count)
-                first += count
+class Shard(NamedTuple):
+    """A file of shards by its path, and its records in the source of its split."""
+
+    file: str
+    source: ShardSource
+    records: range
+
+
+def _shards(sources: dict[str, ShardSource]) -> Iterator[Shard]:
+    for split, source in sources.items():
+        first = 0
+        for name, count in source.shards.items():
+            yield Shard(f"{split}/{name}", source, range(first, first + count))
+            first += count
 
 
 def _captions(source: ShardSource, records: range) -> dict[int, str]:
@@ -180,10 +244,9 @@ def _captions(source: ShardSource, records: range) -> dict[int, str]:
     return texts
 
 
-def _write(
-    out: Path, file: str, texts: dict[int, str], encode: Encoder, padding: bool
-) -> IndexedFile:
+def _write(out: Path, shard: Shard, encode: Encoder, padding: bool) -> IndexedFile:
     """Writes the states of one shard's captions, and their keys."""
+    texts, file = _captions(shard.source, shard.records), shard.file
     path = out / file
     with whole_file(path) as writer:
         for states, mask in encode(list(texts.values())):

@@ -1,6 +1,7 @@
 """The flow-matching loss on images that training never saw, at fixed times."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import jax
@@ -50,33 +51,39 @@ class HeldoutLoss:
         """
         frozen_params = jax.device_put(frozen_params or {}, sharding.replicated(mesh))
 
-        def errors(
-            params: dict, batch: dict, first: Array, frozen_params: dict
-        ) -> Array:
-            net = Net(self.network, params, frozen_params)
-            cond = self.conditioner.encode(frozen_params, batch)
-            return jax.lax.map(
-                lambda t: self._error(net, batch, cond, first, t), jnp.asarray(TIMES)
-            )
-
-        program = jax.jit(errors, out_shardings=sharding.replicated(mesh))
-        total, weight, first = np.zeros(len(TIMES)), 0.0, 0
+        program = self.program(mesh)
+        every, weights, first = [], [], 0
         with jax.set_mesh(mesh):
             for batch in batches:
                 arrays = sharding.global_batch(batch, mesh)
-                total += np.asarray(
-                    program(params, arrays, first, frozen_params), np.float64
-                )
-                weight += float(arrays["weight"].sum())
-                first += len(arrays["weight"])
-        means = dict(zip(TIMES, total / weight, strict=True))
-        by_time = {f"loss_at_{t}": float(value) for t, value in means.items()}
-        return {"loss": float(np.mean(list(means.values()))), **by_time}
+                seen = program(params, arrays, first, frozen_params)
+                every.append(np.asarray(seen[0]))
+                weights.append(np.asarray(seen[1]))
+                first += len(weights[-1])
+        means = _means(np.concatenate(every, axis=1), np.concatenate(weights))
+        by_time = {f"loss_at_{t}": mean for t, mean in zip(TIMES, means, strict=True)}
+        return {"loss": math.fsum(means) / len(means), **by_time}
 
-    def _error(
+    def program(self, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+        """Errors [times, b] of a batch and its weights [b], whole on every device.
+
+        Takes parameters, batch, the number of its first image, and frozen parameters.
+        """
+
+        def errors(
+            params: dict, batch: dict, first: Array, frozen_params: dict
+        ) -> tuple[Array, Array]:
+            net = Net(self.network, params, frozen_params)
+            cond = self.conditioner.encode(frozen_params, batch)
+            at = lambda t: self._errors(net, batch, cond, first, t)
+            return jax.lax.map(at, jnp.asarray(TIMES)), batch["weight"]
+
+        return jax.jit(errors, out_shardings=sharding.replicated(mesh))
+
+    def _errors(
         self, net: Net, batch: dict, cond: Condition, first: Array, t: Array
     ) -> Array:
-        """Sum over the batch of the weighted error at time `t`, mean over stages."""
+        """Error [b] of each image at time `t`, mean over stages."""
         images, prediction = batch["image"], net.bound(self.prediction)
         count, height, width, channels = images.shape
         keys = image_keys(self.seed, first + jnp.arange(count))
@@ -87,4 +94,16 @@ class HeldoutLoss:
             inputs = Inputs(*prediction.inputs(point.x_t, point.t, stage), cond)
             context = Context((point,), net((inputs,)), prediction, (stage,))
             values.append(FlowMatching()(context))
-        return jnp.sum(sum(values) / len(values) * batch["weight"])
+        # Of each image where the image is; then gathered.
+        return sharding.constrain_batch(sum(values[1:], values[0]) / len(values))
+
+
+def _means(errors: np.ndarray, weights: np.ndarray) -> list[float]:
+    """Weighted mean over the images of errors [times, n], for each time.
+
+    No device adds errors of several images, and the sums here are rounded once: the
+    means do not depend on how batches are divided over devices and processes.
+    """
+    counted = weights > 0
+    weighted = np.float64(errors[:, counted]) * weights[counted]
+    return [math.fsum(row) / math.fsum(weights) for row in weighted]

@@ -409,7 +409,7 @@ def test_workers_in_a_plain_script(folder, tmp_path, guarded):
         [sys.executable, str(script), str(folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={"PYTHONPATH": str(next(p for p in sys.path if is_checkout(p)))},
     )
     if guarded:

@@ -161,7 +161,7 @@ def test_a_killed_preparation_continues(folder, tmp_path):
         stdout=subprocess.DEVNULL,
     )
     progress = out / "progress.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not progress.exists() or progress.read_bytes().count(b"\n") < 4:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
@@ -186,7 +186,7 @@ def test_workers_do_not_outlive_a_killed_parent(folder, tmp_path):
         stdout=subprocess.DEVNULL,
     )
     progress = tmp_path / "out" / "progress.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not progress.exists() or progress.read_bytes().count(b"\n") < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)

@@ -62,7 +62,7 @@ def alive(pids: set[int]) -> set[int]:
     return found
 
 
-def wait_for(condition, seconds: float = 20) -> bool:
+def wait_for(condition, seconds: float = 120) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -114,6 +114,6 @@ def test_a_run_that_fails_ends(images, tmp_path):
     """Nobody closes its loader: neither threads nor workers keep it."""
     before = set(os.listdir(SHARED))
     with start(images, tmp_path, "fail") as process:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=300)
     assert process.returncode == 1 and "as a step might" in error
     assert wait_for(lambda: not set(os.listdir(SHARED)) - before)

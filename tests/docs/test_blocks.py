@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 from absl.testing import flagsaver
+from PIL import Image
 
 from pixelflow_jax import main  # noqa: F401  defines the flags
 from pixelflow_jax.cli import arguments, prepare, reference, reproduce, shared, verbs
@@ -45,9 +46,22 @@ def test_blocks_say_their_language():
     assert not odd
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a reader has images: the config `images` looks at them when it is read."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("flags", "food"):
+        (folder / "my_images" / name).mkdir(parents=True)
+        for number in range(2):
+            image = Image.new("RGB", (32, 32))
+            image.save(folder / "my_images" / name / f"{number}.png")
+    return folder
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=told)
-def test_a_command_can_be_read(command):
+def test_a_command_can_be_read(command, folder, monkeypatch):
     """Its verb, flags, config and fields are those that there are."""
+    monkeypatch.chdir(folder)
     program, *words = command.words
     words = [word for word in words if word != "..." and not word.startswith("$")]
     if program == "pixelflow":
@@ -69,7 +83,8 @@ def test_a_command_can_be_read(command):
 
 def read(command: Command, words: list[str]) -> None:
     verb, *rest = words
-    if verb in ("quickstart", "config", "demo", "verify", "--version"):
+    plans = verb == "config" and rest[0].startswith("--config=")
+    if verb in ("quickstart", "config", "demo", "verify", "--version") and not plans:
         return reads_alone(verb, rest)
     if rest[:1] == ["reference"]:
         verb, rest = "reference", rest[1:]
@@ -82,7 +97,8 @@ def read(command: Command, words: list[str]) -> None:
         with flagsaver.flagsaver():
             line = arguments.read(rest, verb)
             own = written(command.block)
-            if verb == "train" and shared.CONFIG.value not in own:
+            planned = verb in ("train", "config")
+            if planned and shared.CONFIG.value not in own:
                 load_config(shared.CONFIG.value, line.changes)
 
 

@@ -10,7 +10,8 @@ import sys
 import jax
 import numpy as np
 
-from pixelflow_jax import backend, build
+from pixelflow_jax import backend, build, sharding
+from pixelflow_jax.evaluation.heldout import HeldoutLoss
 from pixelflow_jax.evaluation.image_sets import NpzImages
 from pixelflow_jax.evaluation.metrics import evaluate
 from pixelflow_jax.evaluation.passes import WatchedDraw, set_features
@@ -70,13 +71,36 @@ def draw(folder: pathlib.Path, model: Pipeline) -> dict[str, float]:
     return results
 
 
+def heldout(model: Pipeline) -> dict[str, float]:
+    """The held-out loss on random images, of which every process reads its own."""
+    config, mesh = model.config, model.config.mesh.build()
+    rng = np.random.default_rng(1)
+    images = rng.uniform(-1, 1, (2, 16, tiny.SIZE, tiny.SIZE, 3)).astype(np.float32)
+    parts, count = sharding.batch_parts(mesh)
+    rows = np.concatenate([np.split(np.arange(16), count)[part] for part in parts])
+    weight = np.float32(np.arange(16) < 13)
+    labels = np.arange(16, dtype=np.int32) % 3
+    loss = HeldoutLoss(
+        network=build.network(config),
+        stages=build.stages(config),
+        prediction=config.prediction,
+        conditioner=config.conditioner,
+        seed=config.seed,
+    )
+    whole = {"label": labels, "weight": weight}
+    batches = [{"image": part, **whole} for part in images]
+    given = [{k: v[rows] for k, v in batch.items()} for batch in batches]
+    return loss(model.params, given, mesh)
+
+
 def main(index: int, port: int, folder: str) -> None:
     """Join the other process and draw."""
     backend.configure()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
     assert jax.process_count() == 2 and jax.device_count() == 8
-    results = draw(pathlib.Path(folder), pipeline(MeshShape()))
+    model = pipeline(MeshShape())
+    results = draw(pathlib.Path(folder), model) | heldout(model)
     print(json.dumps(results))
 
 

@@ -38,7 +38,7 @@ def together(folder) -> list[dict]:
         for index in range(2)
     ]
     try:
-        done = [tiny.finish(one, timeout=240) for one in running]
+        done = [tiny.finish(one, timeout=600) for one in running]
     finally:
         for one in running:
             one.kill()
@@ -49,13 +49,18 @@ def together(folder) -> list[dict]:
 
 @pytest.mark.slow
 def test_devices_and_processes_draw_the_same_set(tmp_path, monkeypatch):
-    results = {"eight": process.draw(tmp_path / "eight", process.pipeline(eight()))}
+    model = process.pipeline(eight())
+    results = {"eight": process.draw(tmp_path / "eight", model)}
+    losses = process.heldout(model)
     first = jax.devices()[:1]
     monkeypatch.setattr(MeshShape, "build", lambda self, devices=None: mesh_of(first))
     results["one"] = process.draw(tmp_path / "one", process.pipeline(eight()))
     monkeypatch.undo()
     results["two"], other = together(tmp_path / "two")
     assert results["two"] == other
+    # Losses too are those of one process on the same mesh, to the last bit.
+    assert {name: other.pop(name) for name in losses} == losses
+    results["two"] = other
     one = content(tmp_path / "one")
     assert len(one) == process.COUNT + 3
     for name in ("eight", "two"):

@@ -186,7 +186,7 @@ def test_without_a_network_the_folder_is_asked_for(tmp_path):
         env=environment("http://127.0.0.1:9", tmp_path),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert "There is no some/one on this disk, and some/one cannot be" in done.stdout
     assert "hf download" in done.stdout, done.stdout + done.stderr

@@ -285,11 +285,11 @@ def test_an_interrupted_preparation_continues(shards, monkeypatch):
     whole = contents(shards / "features")
     write, written = text_features._write, []
 
-    def interrupted(out, file, *arguments):
+    def interrupted(out, shard, *arguments):
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(file)
-        return write(out, file, *arguments)
+        written.append(shard.file)
+        return write(out, shard, *arguments)
 
     monkeypatch.setattr(text_features, "_write", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -305,9 +305,7 @@ def test_an_interrupted_preparation_continues(shards, monkeypatch):
 
 def contents(folder):
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    return {
-        str(f.relative_to(folder)): f.read_bytes() for f in files if f.suffix != ".npz"
-    }
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
 def test_the_command_takes_a_config_and_overrides(shards, tmp_path, capsys):

@@ -154,7 +154,7 @@ def outcomes(commands: dict[str, list], devices: int = 1) -> dict[str, dict]:
         text=True,
         cwd=ROOT,
         env=environment(devices),
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(commands, json.loads(done.stdout), strict=True))
