@@ -85,7 +85,7 @@ def same_as_pillow() -> bool:
                 image = Image.fromarray(pixels.astype(np.uint8))
                 image.save(file, "JPEG", subsampling=subsampling, **options)
                 found = decode_jpeg(file.getvalue(), "RGB", strict=True)
-                if not np.array_equal(found, Image.open(file)):
+                if not np.array_equal(found, np.asarray(Image.open(file))):
                     LOG.warning(
                         "simplejpeg decodes other pixels than Pillow (libjpeg-turbo "
                         "%s): Pillow is used.",
