@@ -30,9 +30,12 @@ if typing.TYPE_CHECKING:
     from pixelflow_jax.flow.time import Grid, LogitNormal, Uniform
     from pixelflow_jax.losses.flow_matching import FlowMatching
     from pixelflow_jax.losses.frequency import FrequencyMatching
+    from pixelflow_jax.losses.packaged import Lite0Distance, StLpips
     from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
     from pixelflow_jax.models.deco import DeCo
+    from pixelflow_jax.models.deco_text import DeCoText
     from pixelflow_jax.models.pixeldit2 import PixelDiT2
+    from pixelflow_jax.models.pixeldit2_text import PixelDiT2Text
     from pixelflow_jax.models.pixelflow import PixelFlow
     from pixelflow_jax.models.pixelgen import PixelGen
     from pixelflow_jax.models.pixelgen_text import PixelGenText
@@ -48,6 +51,7 @@ __all__ = [
     "AutoGuidance",
     "ClassifierFree",
     "DeCo",
+    "DeCoText",
     "Dopri5",
     "Euler",
     "Experiment",
@@ -55,6 +59,7 @@ __all__ = [
     "FrequencyMatching",
     "Grid",
     "Heun",
+    "Lite0Distance",
     "LogitNormal",
     "Lpips",
     "PDino",
@@ -62,6 +67,7 @@ __all__ = [
     "PixNerd",
     "PixNerdText",
     "PixelDiT2",
+    "PixelDiT2Text",
     "PixelFlow",
     "PixelGen",
     "PixelGenText",
@@ -71,6 +77,7 @@ __all__ = [
     "Pyramid",
     "Repa",
     "Sampling",
+    "StLpips",
     "Straight",
     "Uniform",
     "__version__",
@@ -92,9 +99,12 @@ HOMES = {
     "flow.time": "Grid LogitNormal Uniform",
     "losses.flow_matching": "FlowMatching",
     "losses.frequency": "FrequencyMatching",
+    "losses.packaged": "Lite0Distance StLpips",
     "losses.perceptual": "Lpips PDino Repa",
     "models.deco": "DeCo",
+    "models.deco_text": "DeCoText",
     "models.pixeldit2": "PixelDiT2",
+    "models.pixeldit2_text": "PixelDiT2Text",
     "models.pixelflow": "PixelFlow",
     "models.pixelgen": "PixelGen",
     "models.pixelgen_text": "PixelGenText",

@@ -21,6 +21,7 @@ from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.context import term_name
 from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.batches import Weights
@@ -206,7 +207,7 @@ def test_cudnn_attention_does_not_lower():
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_a_step_with_the_fused_field_does_not_pass(platform, monkeypatch):
     """The package's own GPU kernel, chosen as it would be on a machine with a GPU."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(backends, "platform", lambda: "gpu")
     config = shallow("pixnerd")
     config.terms = [FlowMatching()]
     config.kernels = Kernels(attention="xla")
@@ -219,3 +220,16 @@ def test_a_step_with_the_fused_field_does_not_pass(platform, monkeypatch):
         assert platform == "tpu" or "GPU" in str(refusal)
     else:
         assert foreign(module) == ["__gpu$xla.gpu.triton"]
+
+
+def test_a_step_lowers_with_the_package_s_own_tpu_kernels(monkeypatch):
+    """All that "auto" takes on a TPU: norms, heads and the neural field."""
+    monkeypatch.setattr(backends, "platform", lambda: "tpu")
+    config = shallow("pixnerd")
+    config.terms = [FlowMatching()]
+    mesh = sharding.MeshShape().build(jax.devices()[:1])
+    module = lowered(traced_step(config, mesh), "tpu")
+    assert foreign(module) == []
+    for name in ("adaln_residual", "qkv_norm_rope", "neural_field"):
+        assert f"{name}_forward_kernel" in module, name
+        assert f"{name}_backward_kernel" in module, name

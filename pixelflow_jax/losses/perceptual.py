@@ -1,7 +1,7 @@
 """Loss terms that look through frozen networks: REPA, LPIPS and P-DINO."""
 
 import dataclasses
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -186,14 +186,10 @@ class Lpips(Term):
         for clean, point in zip(context.clean(), context.points, strict=True):
             pair = self._resized(clean), self._resized(point.clean)
             values.append(lpips.distance(params, *pair))
-        return _gated(jnp.concatenate(values), context, self.threshold)
+        return gated(jnp.concatenate(values), context, self.threshold)
 
     def _resized(self, images: Array) -> Array:
-        b, height, width, c = images.shape
-        if self.patch == 16:
-            return images
-        size = (b, height * 16 // self.patch, width * 16 // self.patch, c)
-        return jax.image.resize(images, size, "linear")  # smooths where it shrinks
+        return for_patch(images, self.patch)
 
     def required_features(self) -> RequiredFeatures:
         """The LPIPS network."""
@@ -201,7 +197,7 @@ class Lpips(Term):
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        messages = [*weight_problems(self), *_threshold_problems(self)]
+        messages = [*weight_problems(self), *threshold_problems(self)]
         if self.patch < 1:
             messages.append(f"Lpips.patch={self.patch} must be at least 1")
         return messages
@@ -238,7 +234,7 @@ class PDino(Term):
             values.append(1 - sum(cosines, jnp.zeros(())) / len(cosines))
         value = jnp.concatenate(values)
         if self.gate == "paper":
-            return _gated(value, context, self.threshold)
+            return gated(value, context, self.threshold)
         if self.threshold == 0:
             return value
         any_clean = jnp.any(context.data_share() >= self.threshold)
@@ -250,7 +246,7 @@ class PDino(Term):
 
     def problems(self) -> list[str]:
         """What is wrong with these fields."""
-        messages = [*weight_problems(self), *_threshold_problems(self)]
+        messages = [*weight_problems(self), *threshold_problems(self)]
         if self.gate not in get_args(Gate):
             messages.append(
                 f'PDino.gate must be "official" or "paper", not {self.gate!r}'
@@ -260,14 +256,30 @@ class PDino(Term):
         return messages
 
 
-def _threshold_problems(term: Lpips | PDino) -> list[str]:
+def for_patch(images: Array, patch: int) -> Array:
+    """Images [b, h, w, c] resized by 16 / `patch`, as PixelGen shows them to LPIPS."""
+    b, height, width, c = images.shape
+    if patch == 16:
+        return images
+    size = (b, height * 16 // patch, width * 16 // patch, c)
+    return jax.image.resize(images, size, "linear")  # smooths where it shrinks
+
+
+class Gated(Protocol):
+    """A term that leaves images with less than the share `threshold` of data out."""
+
+    threshold: float
+
+
+def threshold_problems(term: Gated) -> list[str]:
+    """A message where a term's threshold is no share."""
     if 0 <= term.threshold <= 1:
         return []
     name = type(term).__name__
     return [f"{name}.threshold={term.threshold} must lie in [0, 1]"]
 
 
-def _gated(values: Array, context: Context, threshold: float) -> Array:
+def gated(values: Array, context: Context, threshold: float) -> Array:
     """Values [b] whose plain mean is the mean over images with enough data; else 0."""
     if threshold == 0:
         return values

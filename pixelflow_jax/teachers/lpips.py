@@ -125,14 +125,7 @@ class LpipsNet:
         self, params: dict, a: tuple[Array, ...], b: tuple[Array, ...]
     ) -> Array:
         """The parts of `distance` from two results of `features`, [layers, b]."""
-        linear = jax.lax.stop_gradient(params["linear"])
-        with jax.default_matmul_precision("highest"):
-            return jnp.stack(
-                [
-                    _difference(one, other) @ linear[f"layer{i}"]
-                    for i, (one, other) in enumerate(zip(a, b, strict=True))
-                ]
-            )
+        return compare(params["linear"], a, b)
 
     def features(self, params: dict, images: Array) -> tuple[Array, ...]:
         """What is compared: five layers' values behind their ReLU, each [b, h, w, c].
@@ -188,7 +181,7 @@ def scaled(images: Array) -> Array:
 
 def _slice(part: Slice, window: int, params: dict, x: Array) -> Array:
     if part.pool:
-        x = _maxima(x, window)
+        x = maxima(x, window)
     for conv in part.convs:
         own = params[f"conv{conv.key}"]
         x = jax.lax.conv_general_dilated(
@@ -202,11 +195,27 @@ def _slice(part: Slice, window: int, params: dict, x: Array) -> Array:
     return x
 
 
-def _maxima(x: Array, window: int) -> Array:
-    """Maxima over windows, stride 2, of [b, h, w, c]; what is left over is cut."""
+def maxima(x: Array, window: int, stride: int = 2) -> Array:
+    """Maxima over windows of [b, h, w, c]; what is left over is cut."""
+    strides = (1, stride, stride, 1)
     return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, window, window, 1), (1, 2, 2, 1), "VALID"
+        x, -jnp.inf, jax.lax.max, (1, window, window, 1), strides, "VALID"
     )
+
+
+def compare(linear: dict, a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
+    """The distance of two images' features in each layer, [layers, b].
+
+    `linear` are the weights of the channels of each layer.
+    """
+    linear = jax.lax.stop_gradient(linear)
+    with jax.default_matmul_precision("highest"):
+        return jnp.stack(
+            [
+                _difference(one, other) @ linear[f"layer{i}"]
+                for i, (one, other) in enumerate(zip(a, b, strict=True))
+            ]
+        )
 
 
 def _difference(a: Array, b: Array) -> Array:
@@ -243,14 +252,18 @@ def _convolutions(net: Backbone) -> list[Row]:
 
 
 def _linears(net: Backbone) -> list[Row]:
+    return channel_weights([part.convs[-1].outputs for part in net.slices])
+
+
+def channel_weights(channels: list[int]) -> list[Row]:
     """One weight a channel of each compared layer: [1, c, 1, 1] <-> [c]."""
-    channels = Layout(np.ravel, lambda a: a.reshape(1, -1, 1, 1))
+    layout = Layout(np.ravel, lambda a: a.reshape(1, -1, 1, 1))
     return [
         Row(
             f"linear/layer{i}",
             f"lin{i}.model.1.weight",
-            channels,
-            shape=(1, part.convs[-1].outputs, 1, 1),
+            layout,
+            shape=(1, count, 1, 1),
         )
-        for i, part in enumerate(net.slices)
+        for i, count in enumerate(channels)
     ]

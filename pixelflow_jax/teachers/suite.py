@@ -8,19 +8,26 @@ import jax
 from jax import Array
 
 from pixelflow_jax.teachers.dinov2 import DinoV2
+from pixelflow_jax.teachers.efficientnet import EfficientNetLite0
 from pixelflow_jax.teachers.lpips import LpipsNet
+from pixelflow_jax.teachers.stlpips import StLpipsNet
+
+Teacher = DinoV2 | LpipsNet | StLpipsNet | EfficientNetLite0
 
 
 class RequiredFeatures(NamedTuple):
     """What loss terms ask of the teachers.
 
     `full` and `staged` are DINOv2 layers of the real images at full size and at their
-    stage's; `dino` and `lpips` say whether those networks are needed at all.
+    stage's; `dino`, `lpips`, `stlpips` and `lite0` say whether those networks are
+    needed at all.
     """
 
     full: tuple[int, ...] = ()
     staged: tuple[int, ...] = ()
     lpips: bool = False
+    stlpips: bool = False
+    lite0: bool = False
 
     @property
     def dino(self) -> bool:
@@ -35,6 +42,8 @@ def union(required: Iterable[RequiredFeatures]) -> RequiredFeatures:
         full=tuple(sorted({layer for one in required for layer in one.full})),
         staged=tuple(sorted({layer for one in required for layer in one.staged})),
         lpips=any(one.lpips for one in required),
+        stlpips=any(one.stlpips for one in required),
+        lite0=any(one.lite0 for one in required),
     )
 
 
@@ -55,14 +64,12 @@ class Teachers:
 
     dino: DinoV2 = dataclasses.field(default_factory=DinoV2)
     lpips: LpipsNet = dataclasses.field(default_factory=LpipsNet)
+    stlpips: StLpipsNet = dataclasses.field(default_factory=StLpipsNet)
+    lite0: EfficientNetLite0 = dataclasses.field(default_factory=EfficientNetLite0)
 
-    def _needed(self, required: RequiredFeatures) -> dict[str, DinoV2 | LpipsNet]:
-        networks: dict[str, DinoV2 | LpipsNet] = {}
-        if required.dino:
-            networks["dino"] = self.dino
-        if required.lpips:
-            networks["lpips"] = self.lpips
-        return networks
+    def _needed(self, required: RequiredFeatures) -> dict[str, Teacher]:
+        names = ("dino", "lpips", "stlpips", "lite0")
+        return {name: getattr(self, name) for name in names if getattr(required, name)}
 
     def load(self, required: RequiredFeatures) -> dict:
         """The parameters of the needed networks, by name; WeightsError without."""
