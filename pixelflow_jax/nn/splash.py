@@ -7,7 +7,7 @@ a pass, which takes longer than the arithmetic. The kernel holds a block of them
 time, forward and backward.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     q, k, v = (_padded(a).swapaxes(1, 2) for a in (q, k, v))
     sizes = q.shape[2], k.shape[2]
     heads = [library.FullMask(sizes)] * q.shape[1]
-    kernel = library.make_splash_mha_single_device(
+    kernel: Any = library.make_splash_mha_single_device(
         library.MultiHeadMask(heads),
         block_sizes=_blocks(*sizes),
         residual_checkpoint_name="attention",
