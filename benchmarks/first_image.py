@@ -5,7 +5,8 @@
 Each process makes the calls of `CALLS` one after the other and times each. Three kinds
 of process take turns: of another checkout, where one is named (its words for settings
 must be those of `CALLS`), of this one with nothing compiled before, and of this one
-with the programs that the second kind kept. A call's time is the least of all rounds.
+with the programs that the second kind kept. A call's time is the least of all rounds, and so
+are, in brackets, the processor's seconds, which other programs change little.
 """
 
 import argparse
@@ -29,24 +30,29 @@ CALLS = {
 }
 CHILD = """
     import json, time
-    start = time.perf_counter()
+    clocks = lambda: (time.perf_counter(), time.process_time())
+    since = lambda start: [now - then for now, then in zip(clocks(), start)]
+    start = clocks()
     from pixelflow_jax import Pipeline
     from pixelflow_jax.flow.guidance import ClassifierFree
     from pixelflow_jax.flow.solver import Heun
     from pixelflow_jax.flow.time import Grid
     pipeline = Pipeline.from_pretrained("emoji")
     guided = ClassifierFree(scale=2.0, low=0.1, high=1.0)
-    seconds = {"import and load": time.perf_counter() - start}
+    seconds = {"import and load": since(start)}
     for name, call in CALLS.items():
-        start = time.perf_counter()
+        start = clocks()
         eval(call)
-        seconds[name] = time.perf_counter() - start
+        seconds[name] = since(start)
     print(json.dumps(seconds))
 """
 
 
-def measured(checkout: pathlib.Path, cache: str) -> dict[str, float]:
-    """Seconds of every call in one new process; `cache` is its folder of programs."""
+def measured(checkout: pathlib.Path, cache: str) -> dict[str, list[float]]:
+    """Seconds of every call in one new process, by a clock and of the processor.
+
+    `cache` is its folder of programs.
+    """
     code = f"CALLS = {CALLS!r}\n{textwrap.dedent(CHILD)}"
     environment = {
         **os.environ,
@@ -73,7 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    best: dict[str, dict[str, float]] = {}
+    best: dict[str, dict[str, list[float]]] = {}
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as cache:
             turns = {"before": (args.before, "off")} if args.before else {}
@@ -81,12 +87,13 @@ def main() -> None:
             for kind, (checkout, folder) in turns.items():
                 for name, seconds in measured(checkout, folder).items():
                     own = best.setdefault(name, {})
-                    own[kind] = min(seconds, own.get(kind, seconds))
+                    own[kind] = list(map(min, seconds, own.get(kind, seconds)))
     kinds = list(next(iter(best.values())))
     print(f"| seconds | {' | '.join(kinds)} |")
     print(f"|---|{'---|' * len(kinds)}")
     for name, row in best.items():
-        print(f"| {name} | {' | '.join(f'{row[kind]:.2f}' for kind in kinds)} |")
+        cells = ("{:.1f} ({:.1f})".format(*row[kind]) for kind in kinds)
+        print(f"| {name} | {' | '.join(cells)} |")
     if args.out:
         with args.out.open("a") as file:
             file.write(json.dumps({"cores": os.cpu_count(), "seconds": best}) + "\n")
