@@ -5,8 +5,8 @@
 Each process makes the calls of `CALLS` one after the other and times each. Three kinds
 of process take turns: of another checkout, where one is named (its words for settings
 must be those of `CALLS`), of this one with nothing compiled before, and of this one
-with the programs that the second kind kept. A call's time is the least of all rounds, and so
-are, in brackets, the processor's seconds, which other programs change little.
+with the programs that the second kind kept. A call's time is the least of all rounds,
+and so are, in brackets, the processor's seconds, which other programs change little.
 """
 
 import argparse
