@@ -1,7 +1,9 @@
 """What lies where on a mesh: the only file that says PartitionSpec."""
 
+import functools
 import re
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any, TypeVar
 
 import jax
@@ -59,6 +61,26 @@ def global_batch(batch: dict, mesh: jax.sharding.Mesh) -> dict:
         name: jax.make_array_from_process_local_data(layout, array)
         for name, array in batch.items()
     }
+
+
+@functools.cache
+def connect(mesh: jax.sharding.Mesh) -> None:
+    """Let processes on CPUs meet in each group of devices that will exchange anything.
+
+    The first exchange of a group waits for 30 s, and programs compile for longer on a
+    machine that is busy; later ones wait for as long as it takes. All processes call
+    this together. On other backends, and alone, it does nothing.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    names = mesh.axis_names
+    groups = [g for n in range(len(names)) for g in combinations(names, n + 1)]
+    sums = lambda one: [jax.lax.psum(one, group) for group in groups]
+    whole = PartitionSpec()
+    meet = jax.shard_map(
+        sums, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
+    )
+    jax.block_until_ready(jax.jit(meet)(np.float32(1)))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -14,10 +14,10 @@ from pixelflow_jax import backend
 from pixelflow_jax.cli import measure
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
 from pixelflow_jax.cli.shared import could_write
-from pixelflow_jax.cli.terminal import accept_every_text, give_up
+from pixelflow_jax.cli.terminal import accept_every_text, give_up, refusing
 from pixelflow_jax.config_files import load_config, paper_rows
 from pixelflow_jax.convert import actions, families
-from pixelflow_jax.errors import ConfigError, EvaluationError, UserError
+from pixelflow_jax.errors import ConfigError, EvaluationError
 from pixelflow_jax.evaluation import metrics
 from pixelflow_jax.evaluation.extractors import open_extractors
 from pixelflow_jax.evaluation.features import FEATURES
@@ -44,7 +44,7 @@ EXAMPLES = """examples:
   pixelflow reproduce pixelgen:xl_256 --weights=pixelgen.ckpt --row=0 \\
       --reference=VIRTUAL_imagenet256_labeled.npz --inception=inception-2015.pth
 """
-BATCH = 256  # images looked at together
+DEFAULT = "runs/reproduce"  # the folder of all that are reproduced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,16 +74,15 @@ def main(argv: list[str] | None = None) -> int:
     given, unknown = parser.parse_known_args(argv)
     parser.refuse_unknown(unknown)
     backend.configure()
-    try:
+    with refusing(given.out or DEFAULT):
         if given.rows:
             for number, row in enumerate(paper_rows(given.name)):
                 print(f"--row={number}  {row.summary}")
             return 0
-        run(_task(given))
-    except UserError as error:
-        give_up(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        give_up("Interrupted: the same command goes on from there.", 130)
+        try:
+            run(_task(given))
+        except KeyboardInterrupt:
+            give_up("Interrupted: the same command goes on from there.", 130)
     return 0
 
 
@@ -235,7 +234,7 @@ def _task(given: argparse.Namespace) -> Task:
         )
     row = rows[given.row]
     count = given.num_samples or row.count
-    out = given.out or pathlib.Path("runs") / "reproduce" / given.name.replace(":", "-")
+    out = given.out or pathlib.Path(DEFAULT) / given.name.replace(":", "-")
     files = {"inception": given.inception, "dinov2": given.dinov2, "lite0": given.lite0}
     return Task(
         name=given.name,

@@ -1,6 +1,7 @@
 """A paper's figures from official weights, end to end on a small generated model."""
 
 import dataclasses
+import errno
 import json
 
 import numpy as np
@@ -193,6 +194,17 @@ def test_what_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         reproduce.main(arguments)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_full_disk_is_one_paragraph(monkeypatch, capsys):
+    def full(given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reproduce, "_task", full)
+    with pytest.raises(SystemExit):
+        reproduce.main(["pixnerd:xl16_256"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Writing to runs/reproduce failed: No space left on device." in said
 
 
 def test_the_rows_are_listed(capsys):
