@@ -15,7 +15,7 @@ from tests.training import tiny
 GUIDE = (
     "README.md",
     *("getting_started", "training", "own_images", "captions"),
-    *("sample", "publish", "fine_tuning", "methods/asymflow"),
+    *("sample", "publish", "official_weights", "fine_tuning", "methods/asymflow"),
 )
 # Blocks that set up a machine, which is not repeated here, or that others run.
 SETTING_UP = ("git", "make", "cd", ".", "python3", "pip", "python")
