@@ -99,7 +99,7 @@ class Bench:
         for seed, line in zip(seeds, lines, strict=True):
             found.append({**common, "seed": seed, **line, **_machine()})
             records.append(self.out / records.RESULTS, found[-1])
-        file.unlink()
+        file.unlink(missing_ok=True)
         return found
 
     @property

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.study import records
+from benchmarks.study.turns import Turns
+from pixelflow_jax.data.parent import end_with
 
 Left = tuple[tuple[str, tuple[int, ...]], ...]  # rows by name, each with its seeds
 
@@ -71,7 +73,18 @@ def families(rows: Left) -> list[Left]:
 
 
 def run(plan: Plan) -> None:
-    """Work off the plan with `plan.workers` processes, or in this one for one."""
+    """Work off the plan with `plan.workers` processes, or in this one for one.
+
+    Raises SystemExit where another run has the same `state`.
+    """
+    try:
+        with Turns(plan.state).only("run"):
+            _run(plan)
+    except BlockingIOError:
+        raise SystemExit(f"Another run works in {plan.state}: wait for it.") from None
+
+
+def _run(plan: Plan) -> None:
     context = multiprocessing.get_context("spawn")
     waiting = context.Queue()
     for family in families(plan.rows):
@@ -83,9 +96,8 @@ def run(plan: Plan) -> None:
     share = min(0.9, 1.35 / plan.workers)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{share:.3f}"
-    workers = [
-        context.Process(target=work, args=(plan, waiting)) for _ in range(plan.workers)
-    ]
+    own = plan, waiting, os.getpid()
+    workers = [context.Process(target=work, args=own) for _ in range(plan.workers)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -94,10 +106,13 @@ def run(plan: Plan) -> None:
             worker.kill()
 
 
-def work(plan: Plan, waiting: Any) -> None:
-    """Take families until none are left or the time is up."""
+def work(plan: Plan, waiting: Any, parent: int = 0) -> None:
+    """Take families until none are left, the time is up, or the `parent` is gone."""
     from benchmarks.study import budgets, compiling, piece
     from benchmarks.study.rows import ROWS
+
+    if parent:
+        end_with(parent)
 
     budget = dataclasses.replace(budgets.BUDGETS[plan.budget], data=plan.data)
     if plan.steps:
