@@ -21,6 +21,7 @@ from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.context import term_name
 from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.batches import Weights
@@ -138,6 +139,21 @@ def test_it_lowers_for_a_tpu_and_plainly_for_a_gpu(family, program, mesh):
     assert f"mhlo.num_partitions = {count} " in module
 
 
+def test_long_sequences_attend_by_a_kernel_of_tpus(monkeypatch):
+    """PixelFlow's last stage, 4,096 tokens, where images and heads are divided."""
+    monkeypatch.setattr(backends, "platform", lambda: "tpu")
+    config = shallow("pixelflow")
+    config.kernels = Kernels(blocks="xla", field="xla")
+    mesh = sharding.MeshShape(fsdp=2, tensor=4).build(jax.devices()[:8])
+    traced = traced_step(config, mesh)
+    module = lowered(traced, "tpu")
+    assert foreign(module) == []
+    kernels = re.findall(r'kernel_name = "(\w+)"', module)
+    assert set(kernels) == {"splash_mha_fwd_residuals", "splash_mha_dkv_no_residuals"}
+    with pytest.raises(REFUSALS):
+        lowered(traced, "cuda")
+
+
 def test_pixelgen_lowers_with_all_of_its_loss():
     """The step above looks through both teachers, and its weights are balanced."""
     config = shallow("pixelgen")
@@ -206,7 +222,7 @@ def test_cudnn_attention_does_not_lower():
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_a_step_with_the_fused_field_does_not_pass(platform, monkeypatch):
     """The package's own GPU kernel, chosen as it would be on a machine with a GPU."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(backends, "platform", lambda: "gpu")
     config = shallow("pixnerd")
     config.terms = [FlowMatching()]
     config.kernels = Kernels(attention="xla")
@@ -219,3 +235,16 @@ def test_a_step_with_the_fused_field_does_not_pass(platform, monkeypatch):
         assert platform == "tpu" or "GPU" in str(refusal)
     else:
         assert foreign(module) == ["__gpu$xla.gpu.triton"]
+
+
+def test_a_step_lowers_with_the_package_s_own_tpu_kernels(monkeypatch):
+    """All that "auto" takes on a TPU: norms, heads and the neural field."""
+    monkeypatch.setattr(backends, "platform", lambda: "tpu")
+    config = shallow("pixnerd")
+    config.terms = [FlowMatching()]
+    mesh = sharding.MeshShape().build(jax.devices()[:1])
+    module = lowered(traced_step(config, mesh), "tpu")
+    assert foreign(module) == []
+    for name in ("adaln_residual", "qkv_norm_rope", "neural_field"):
+        assert f"{name}_forward_kernel" in module, name
+        assert f"{name}_backward_kernel" in module, name

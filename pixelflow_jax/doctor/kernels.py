@@ -1,7 +1,7 @@
 """Each operation that has a kernel, against its formula in float32, with gradients.
 
 Inputs are of the type that a run computes in. On GPUs the kernels are Triton's and
-cuDNN's; on CPUs they are interpreted; TPUs leave all to the compiler, whose formula is
+cuDNN's, on TPUs Mosaic's; on CPUs they are interpreted. What is left to the compiler is
 compared all the same.
 """
 
@@ -15,9 +15,14 @@ from jax import Array
 
 from pixelflow_jax.nn.attention import attend, cudnn_fits
 from pixelflow_jax.nn.block import CHUNKS, GATE1, SCALE2, SHIFT2
-from pixelflow_jax.nn.kernels import launch
 from pixelflow_jax.nn.kernels.activate_and_project import activate_and_project
 from pixelflow_jax.nn.kernels.adaln_residual import AdaLN, Residual, adaln_residual
+from pixelflow_jax.nn.kernels.backends import (
+    BACKENDS,
+    is_interpreted,
+    missing,
+    platform,
+)
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.kernels.neural_field import GeneratedMLP, neural_field
 from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
@@ -162,14 +167,15 @@ def check(dtype: str) -> list[str]:
 
 def chosen(operation: Operation, dtype: str) -> tuple[Kernels, str]:
     """The kernels to compare, and what they are."""
-    backend = jax.default_backend()
     if operation.part == "attention":
         q = jax.ShapeDtypeStruct(operation.shapes[0], jnp.dtype(dtype))
         fits = cudnn_fits(q)
         return Kernels(attention="cudnn" if fits else "xla"), "cuDNN" if fits else "XLA"
-    if backend == "tpu" or launch.missing():
+    backend = BACKENDS[platform()]["pallas"]
+    if missing(backend):
         return Kernels(blocks="xla", field="xla"), "XLA"
-    how = "interpreted" if launch.is_interpreted() else "Triton"
+    how = {"triton": "Triton", "mosaic_gpu": "Mosaic", "mosaic_tpu": "Mosaic"}[backend]
+    how = "interpreted" if is_interpreted() else how
     return Kernels(blocks="pallas", field="pallas"), how
 
 

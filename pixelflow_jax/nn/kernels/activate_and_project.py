@@ -20,15 +20,14 @@ from pixelflow_jax.nn.dropout import (
     stacked_seeds,
     survives,
 )
-from pixelflow_jax.nn.kernels.choice import use_kernel
+from pixelflow_jax.nn.kernels.backends import is_interpreted, pl, triton
+from pixelflow_jax.nn.kernels.choice import Version, kernel_backend
 from pixelflow_jax.nn.kernels.launch import (
+    Launch,
     block,
     group_of,
-    is_interpreted,
     launch,
-    pl,
     take_references,
-    triton,
 )
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.products import kernel_gradient, matmul
@@ -66,7 +65,8 @@ def activate_and_project(
     """
     first = products[0]
     supported = packing.aligned and supports(packing.lengths, len(matrix))
-    fuse = use_kernel("blocks", supported, f"{SIZES}, not {first.shape}", first.dtype)
+    versions: dict = {"triton": Version(supported, f"{SIZES}, not {first.shape}")}
+    fuse = kernel_backend("blocks", versions, first.dtype)
     # Of matrices that are split over devices, hidden values lie here and there.
     compute = fused if fuse and tensor_shards() == 1 else reference
     return compute(kind, products, biases, matrix, packing, dropouts)
@@ -233,8 +233,7 @@ def _launch(kernel, spec, arrays, cotangents, outs, sums):
         (b, n // TILE, hidden // columns),
         inputs,
         outputs,
-        warps=WARPS,
-        name=f"activate_and_project{kernel.__name__}",
+        Launch(f"activate_and_project{kernel.__name__}", warps=WARPS),
     )
 
 

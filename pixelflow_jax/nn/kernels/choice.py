@@ -1,24 +1,30 @@
 """Who computes an operation, a kernel or the compiler: said once for a whole program.
 
 A network says it where its functions are traced (`choose`); the operations ask
-(`use_kernel`). They ask once, in the forward pass: a gradient follows the choice of the
-pass that it belongs to, wherever it is traced.
+(`kernel_backend`). They ask once, in the forward pass: a gradient follows the choice of
+the pass that it belongs to, wherever it is traced.
 """
 
 import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from pixelflow_jax.nn.kernels import launch
+from pixelflow_jax.nn.kernels import backends
+from pixelflow_jax.nn.kernels.backends import (
+    BACKENDS,
+    Backend,
+    is_available,
+    require,
+)
 from pixelflow_jax.nn.precision import check_word
 
-Fusion = Literal["auto", "pallas", "xla"]
-Attention = Literal["auto", "xla", "cudnn"]
+Fusion = Literal["auto", "pallas", "mosaic", "xla"]
+Attention = Literal["auto", "xla", "cudnn", "splash"]
+HALF = (jnp.bfloat16, jnp.float16)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -26,10 +32,12 @@ class Kernels:
     """Which operations run as kernels of their own; changes speed, never results.
 
     `blocks`: what lies between a block's matrix products; `field`: the MLPs of a neural
-    field. "pallas" insists on our kernels, "xla" leaves all to the compiler; "auto"
-    takes the kernels on GPUs in half precision, for the sizes they know.
-    `attention`: "cudnn" insists on cuDNN's flash attention, "xla" on the compiler;
-    "auto" takes cuDNN's where it is available and right.
+    field. "pallas" insists on our kernels, "mosaic" on those that need no Triton (on
+    GPUs fewer operations have one), "xla" leaves all to the compiler; "auto" takes the
+    kernels that gain, on GPUs and TPUs in half precision, for the sizes they know.
+    `attention`: "cudnn" insists on cuDNN's flash attention, "splash" on the one that
+    JAX ships for TPUs, "xla" on the compiler; "auto" takes cuDNN's where it is
+    available and right, and the other where it has fewer bytes to move.
     """
 
     blocks: Fusion = "auto"
@@ -66,27 +74,58 @@ def chosen() -> Kernels:
     return _chosen.get(Kernels())
 
 
-def use_kernel(
-    part: Literal["blocks", "field"], supported: bool, needs: str, dtype: jnp.dtype
-) -> bool:
-    """Whether an operation of that part of a network shall run as its kernel.
+class Version(NamedTuple):
+    """An operation's kernel for one backend.
 
-    `supported`: the kernel knows the operation's sizes; `needs` says which those are,
-    and which are given. Raises ValueError where "pallas" insists on other sizes, or on
-    kernels that this jax cannot run.
+    `supported`: it knows the operation's sizes; `needs` says which those are, and
+    which are given.
+    """
+
+    supported: bool
+    needs: str
+
+
+def versions(
+    kernels: dict[Backend, Any], aligned: bool, sizes: tuple, shape: object
+) -> dict[Backend, Version]:
+    """An operation's kernels, of arrays of that shape.
+
+    Each has `supports(*sizes)` and `SIZES`, the same in words. `aligned`: groups of
+    tokens have alike batches.
+    """
+    return {
+        name: Version(
+            aligned and kernel.supports(*sizes), f"{kernel.SIZES}, not {shape}"
+        )
+        for name, kernel in kernels.items()
+    }
+
+
+def kernel_backend(
+    part: Literal["blocks", "field"], versions: dict[Backend, Version], dtype: jnp.dtype
+) -> Backend | None:
+    """Who runs the kernel of an operation of that part of a network; None: no one.
+
+    `versions` are the kernels that the operation has. Raises ValueError where a word
+    other than "auto" insists on sizes that its kernel does not know, or on kernels that
+    this jax cannot run.
     """
     choice: Fusion = getattr(chosen(), part)
-    if choice == "pallas":
-        if not supported:
-            raise ValueError(
-                f'kernels.{part}="pallas" needs {needs}: set kernels.{part}="auto".'
-            )
-        launch.require(f'kernels.{part}="pallas"')
-        return True
-    suits = choice == "auto" and supported and is_half_on_gpu(dtype)
-    return suits and launch.is_available()
+    backend = BACKENDS.get(backends.platform(), BACKENDS["cpu"]).get(choice)
+    if backend is None or backend not in versions:
+        return None
+    supported, needs = versions[backend]
+    if choice == "auto":
+        suits = supported and dtype in HALF and is_available(backend)
+        return backend if suits else None
+    if not supported:
+        raise ValueError(
+            f'kernels.{part}="{choice}" needs {needs}: set kernels.{part}="auto".'
+        )
+    require(backend, f'kernels.{part}="{choice}"')
+    return backend
 
 
 def is_half_on_gpu(dtype: jnp.dtype) -> bool:
     """Whether there is a GPU, and its fast units take this type."""
-    return jax.default_backend() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)
+    return backends.platform() == "gpu" and dtype in HALF

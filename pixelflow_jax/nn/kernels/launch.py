@@ -1,80 +1,27 @@
-"""How Pallas kernels are launched, and cut into programs and into powers of two.
-
-Triton runs them on GPUs, interpret mode anywhere, which needs no Triton. Pallas is
-imported where the first kernel is traced: all else runs with a jax that lacks it.
-"""
+"""How Pallas kernels are launched, and cut into programs and into powers of two."""
 
 import functools
-import importlib
-import logging
+import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-LOG = logging.getLogger(__name__)
+from pixelflow_jax.nn.kernels.backends import (
+    Backend,
+    is_interpreted,
+    pl,
+    pltpu,
+    triton,
+)
 
 EPS = 1e-6  # of all norms
+SHORTEST = 1e-24  # a column's squared length is at least this
 # Tokens a program: the backward pass sums over them, the forward pass need not.
 FORWARD_TILES, BACKWARD_TILE = (8, 4, 2, 1), 16
 PROGRAMS = 528  # fewer leave parts of a large GPU without work
-
-
-class LazyModule:
-    """A module that is imported where something of it is first asked for."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
-
-
-if TYPE_CHECKING:
-    from jax.experimental import pallas as pl
-    from jax.experimental.pallas import triton
-else:
-    pl = LazyModule("jax.experimental.pallas")
-    triton = LazyModule("jax.experimental.pallas.triton")
-
-
-def missing() -> str:
-    """Why kernels cannot be launched; empty where they can.
-
-    GPUs need Pallas' Triton backend, interpret mode Pallas alone.
-    """
-    return _unimportable("jax.experimental.pallas" + ".triton" * (not is_interpreted()))
-
-
-@functools.cache
-def _unimportable(module: str) -> str:
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        what = "Pallas' Triton backend" if module.endswith("triton") else "Pallas"
-        return f"jax {jax.__version__} lacks {what} ({error})"
-    return ""
-
-
-@functools.cache  # one line a process
-def is_available() -> bool:
-    """Whether kernels can be launched; says so once where they cannot."""
-    if missing():
-        LOG.warning("%s: the compiler does the work of all kernels.", missing())
-    return not missing()
-
-
-def require(asked: str) -> None:
-    """Raises ValueError where kernels that were `asked` for cannot be launched."""
-    if missing():
-        raise ValueError(f'{asked} cannot be had: {missing()}; set it to "auto".')
-
-
-def is_interpreted() -> bool:
-    """Whether kernels run as plain operations, for want of a GPU."""
-    return jax.default_backend() != "gpu"
 
 
 def block(
@@ -96,14 +43,25 @@ def block(
     return pl.BlockSpec(shape, place)
 
 
+class Launch(NamedTuple):
+    """How a kernel is launched: its name, who runs it, and with what.
+
+    `warps` of a program are Triton's; `flops`, of all programs, are what the compiler
+    for TPUs plans with.
+    """
+
+    name: str
+    backend: Backend = "triton"
+    warps: int = 4
+    flops: int = 0
+
+
 def launch(
     kernel: Callable[..., None],
     grid: tuple[int, ...],
     inputs: Iterable[tuple],
     outputs: Iterable[tuple],
-    *,
-    warps: int,
-    name: str,
+    how: Launch,
 ) -> list[Array]:
     """What `kernel(*references)` writes, run once for every place of the grid.
 
@@ -111,6 +69,7 @@ def launch(
     """
     arrays, in_specs = zip(*inputs, strict=True)
     shapes, out_specs = zip(*outputs, strict=True)
+    moved = sum(math.prod(a.shape) * a.dtype.itemsize for a in (*arrays, *shapes))
     return pl.pallas_call(
         kernel,
         grid=grid,
@@ -118,15 +77,20 @@ def launch(
         out_specs=list(out_specs),
         out_shape=list(shapes),
         interpret=is_interpreted(),
-        name=name,
-        **_compiler_params(warps),
+        name=how.name,
+        **_compiler_params(how, len(grid), moved),
     )(*arrays)
 
 
-def _compiler_params(warps: int) -> dict[str, Any]:
+def _compiler_params(how: Launch, axes: int, moved: int) -> dict[str, Any]:
     if is_interpreted():
         return {}
-    return {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=1)}
+    if how.backend == "triton":
+        params = triton.CompilerParams(num_warps=how.warps, num_stages=1)
+        return {"compiler_params": params}
+    cost = pl.CostEstimate(flops=how.flops, transcendentals=0, bytes_accessed=moved)
+    params = pltpu.CompilerParams(dimension_semantics=("parallel",) * axes)
+    return {"compiler_params": params, "cost_estimate": cost}
 
 
 def take_references(structure: Any, references: tuple) -> tuple[Any, list]:

@@ -5,33 +5,24 @@ nor the hidden values to memory; a patch a program, forward and backward.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.nn.kernels.choice import use_kernel
-from pixelflow_jax.nn.kernels.launch import (
-    EPS,
-    block,
-    is_interpreted,
-    launch,
-    pl,
-    triton,
-)
+from pixelflow_jax.nn.kernels.backends import Backend
+from pixelflow_jax.nn.kernels.choice import kernel_backend, versions
+from pixelflow_jax.nn.kernels.launch import SHORTEST
+from pixelflow_jax.nn.kernels.mosaic_tpu import neural_field as mosaic_tpu
+from pixelflow_jax.nn.kernels.triton import neural_field as triton
 from pixelflow_jax.nn.layers import rms_norm
 from pixelflow_jax.sharding import by_device
 
-SHORTEST = 1e-24  # a column's squared length is at least this
-# Pixels at a time, and warps. More pixels spill the sums of the backward pass out of
-# registers.
-FORWARD, BACKWARD = (64, 4), (32, 4)
-FORWARD_ROWS = FORWARD[0]
-SIZES = (
-    f"powers of two, at least {FORWARD_ROWS} pixels a patch and widths of at least 16 "
-    "whose product is at most 8192"
-)
+# `forward(unit, z, gain, weights)` of patches z [patches, pixels, width] and weights
+# [patches, 2 * width * hidden] gives z's shape; `backward(unit, z, gain, weights,
+# cotangent)` the gradients of all three.
+KERNELS: dict[Backend, Any] = {"triton": triton, "mosaic_tpu": mosaic_tpu}
 
 
 class GeneratedMLP(NamedTuple):
@@ -68,9 +59,11 @@ def neural_field(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
     """
     pixels, width, hidden = z.shape[-2], mlp.width, mlp.hidden
     given = f"{pixels} pixels, width {width} and hidden width {hidden}"
-    supported = supports(pixels, width, hidden)
-    fuse = use_kernel("field", supported, f"{SIZES}, not {given}", z.dtype)
-    return (fused if fuse else reference)(z, gain, mlp)
+    known = versions(KERNELS, True, (pixels, width, hidden), given)
+    backend = kernel_backend("field", known, z.dtype)
+    if backend is None:
+        return reference(z, gain, mlp)
+    return fused(z, gain, mlp, backend)
 
 
 def reference(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
@@ -91,176 +84,41 @@ def unit_columns(weight: Array) -> Array:
     return (weight32 * inverse).astype(weight.dtype)
 
 
-def supports(pixels: int, width: int, hidden: int) -> bool:
-    """Whether the kernel takes these sizes: `SIZES` in words."""
-    powers = all(not n & (n - 1) for n in (pixels, width, hidden))
-    return (
-        powers
-        and pixels >= FORWARD_ROWS
-        and min(width, hidden) >= 16
-        and width * hidden <= 8192
-    )
-
-
-def fused(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
+def fused(
+    z: Array, gain: Array, mlp: GeneratedMLP, backend: Backend = "triton"
+) -> Array:
     """`neural_field` as one kernel, on each device's part of the batch."""
+    spec = Spec(mlp.unit, backend)
 
     def run(z: Array, weights: Array, gain: Array) -> Array:
         # All patches one after the other.
         flat = lambda a: a.reshape(-1, *a.shape[2:])
-        out: Array = _fused(mlp.unit, flat(z), gain, flat(weights))
+        out: Array = _fused(spec, flat(z), gain, flat(weights))
         return out.reshape(z.shape)
 
     return by_device(run, z, mlp.weights, whole=(gain,))
 
 
+class Spec(NamedTuple):
+    """Which matrices get columns of length one, and who runs the kernels."""
+
+    unit: tuple[bool, bool]
+    backend: Backend
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(unit: tuple[bool, bool], z: Array, gain: Array, weights: Array) -> Array:
-    out = jax.ShapeDtypeStruct(z.shape, z.dtype)
-    arrays = (z, gain, weights)
-    return _launch(_forward_kernel, unit, arrays, [out], FORWARD)[0]
+def _fused(spec: Spec, z: Array, gain: Array, weights: Array) -> Array:
+    out: Array = KERNELS[spec.backend].forward(spec.unit, z, gain, weights)
+    return out
 
 
-def _forward(unit: tuple[bool, bool], *arrays: Array) -> tuple:
-    return _fused(unit, *arrays), arrays
+def _forward(spec: Spec, *arrays: Array) -> tuple:
+    return _fused(spec, *arrays), arrays
 
 
-def _backward(unit: tuple[bool, bool], arrays: tuple, cotangent: Array) -> tuple:
-    z, gain, weights = arrays
-    width = z.shape[-1]
-    by_row = (len(z), weights.shape[-1] // width, width)
-    outs = [jax.ShapeDtypeStruct(shape, z.dtype) for shape in (z.shape, by_row)]
-    outs.append(jax.ShapeDtypeStruct((len(z), *gain.shape), jnp.float32))
-    arrays = (*arrays, cotangent)
-    dz, dweights, dgain = _launch(_backward_kernel, unit, arrays, outs, BACKWARD)
-    dweights = dweights.reshape(weights.shape)
-    return dz, dgain.sum(0).astype(gain.dtype), dweights
+def _backward(spec: Spec, arrays: tuple, cotangent: Array) -> tuple:
+    gradients: tuple = KERNELS[spec.backend].backward(spec.unit, *arrays, cotangent)
+    return gradients
 
 
 _fused.defvjp(_forward, _backward)
-
-
-def _launch(kernel, unit, arrays, outs, size):
-    """One program a patch; the gain is the same for all.
-
-    The weights are handed over twice, each time in the shape of one of the matrices.
-    """
-    patch = lambda a: (a, block((None, *a.shape[1:]), 0))
-    (rows, warps), (z, gain, weights, *others) = size, arrays
-    n, width = len(z), z.shape[-1]
-    hidden = weights.shape[-1] // 2 // width
-    first = (weights.reshape(n, 2 * width, hidden), block((None, width, hidden), 0))
-    second = (
-        weights.reshape(n, 2 * hidden, width),
-        block((None, hidden, width), 0, None, start=(0, 1, 0)),
-    )
-    return launch(
-        functools.partial(kernel, unit=unit, rows=rows),
-        (n,),
-        [patch(z), (gain, block(gain.shape)), first, second, *map(patch, others)],
-        list(map(patch, outs)),
-        warps=warps,
-        name=f"neural_field{kernel.__name__}",
-    )
-
-
-def _forward_kernel(*references, unit: tuple[bool, bool], rows: int):
-    z_ref, gain_ref, first_ref, second_ref, out_ref = references
-    dtype = z_ref.dtype
-    gain = gain_ref[...].astype(jnp.float32)
-    first, _ = _columns(first_ref[...], unit[0])
-    second, _ = _columns(second_ref[...], unit[1])
-
-    def tile(i, nothing):
-        place = pl.ds(i * rows, rows)
-        z = z_ref[place, :].astype(jnp.float32)
-        unit_z, _ = _rms(z)
-        hidden = _dot((unit_z * gain).astype(dtype), first)
-        active = (hidden * _sigmoid(hidden)).astype(dtype)
-        out_ref[place, :] = (z + _dot(active, second)).astype(dtype)
-        return nothing
-
-    jax.lax.fori_loop(0, z_ref.shape[0] // rows, tile, None)
-
-
-def _backward_kernel(*references, unit: tuple[bool, bool], rows: int):
-    z_ref, gain_ref, first_ref, second_ref, cotangent_ref, *outs = references
-    dz_ref, dweights_ref, dgain_ref = outs
-    dtype = z_ref.dtype
-    gain = gain_ref[...].astype(jnp.float32)
-    first, scale1 = _columns(first_ref[...], unit[0])
-    second, scale2 = _columns(second_ref[...], unit[1])
-
-    def tile(i, sums):
-        dgain, dfirst, dsecond = sums
-        place = pl.ds(i * rows, rows)
-        unit_z, inverse = _rms(z_ref[place, :].astype(jnp.float32))
-        normed = (unit_z * gain).astype(dtype)
-        hidden = _dot(normed, first)
-        gate = _sigmoid(hidden)
-        dout = cotangent_ref[place, :]
-        dsecond += _dot((hidden * gate).astype(dtype), dout, left=True)
-        dactive = _dot(dout, second, right=True)
-        dhidden = (dactive * gate * (1 + hidden * (1 - gate))).astype(dtype)
-        dfirst += _dot(normed, dhidden, left=True)
-        dnormed = _dot(dhidden, first, right=True)
-        dgain += jnp.sum(dnormed * unit_z, 0)
-        dunit = dnormed * gain
-        along = jnp.sum(dunit * unit_z, 1, keepdims=True) / unit_z.shape[1]
-        dz = dout.astype(jnp.float32) + inverse * (dunit - unit_z * along)
-        dz_ref[place, :] = dz.astype(dtype)
-        return dgain, dfirst, dsecond
-
-    zeros = tuple(jnp.zeros(a.shape, jnp.float32) for a in (gain, first, second))
-    steps = z_ref.shape[0] // rows
-    dgain, dfirst, dsecond = jax.lax.fori_loop(0, steps, tile, zeros)
-    dgain_ref[...] = dgain
-    dfirst = _through_columns(dfirst, first, scale1).astype(dtype)
-    dsecond = _through_columns(dsecond, second, scale2).astype(dtype)
-    # Row by row, the first matrix fills as many rows of the second's width.
-    hidden = len(second)
-    dweights_ref[pl.ds(0, hidden), :] = dfirst.reshape(dsecond.shape)
-    dweights_ref[pl.ds(hidden, hidden), :] = dsecond
-
-
-def _sigmoid(x: Array) -> Array:
-    """1 / (1 + e^-x); on GPUs through their own tanh, right to 2^-11."""
-    if is_interpreted() or x.dtype != jnp.float32:
-        return jax.nn.sigmoid(x)
-    return 0.5 * triton.approx_tanh(0.5 * x) + 0.5
-
-
-def _dot(a: Array, b: Array, left: bool = False, right: bool = False) -> Array:
-    """a @ b in float32; `left` transposes a, `right` b."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    sides = (0 if left else 1,), (1 if right else 0,)
-    return jax.lax.dot_general(
-        *(a, b, (sides, ((), ()))),
-        precision=exact,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _rms(z: Array) -> tuple[Array, Array]:
-    """z / rms(z) and 1 / rms(z), over the last axis."""
-    inverse = jax.lax.rsqrt(jnp.sum(z * z, 1, keepdims=True) / z.shape[1] + EPS)
-    return z * inverse, inverse
-
-
-def _columns(weight: Array, normalised: bool) -> tuple[Array, Array | None]:
-    """The weight with columns of unit length, where asked for, and their scales."""
-    if not normalised:
-        return weight, None
-    weight32 = weight.astype(jnp.float32)
-    squared = jnp.sum(weight32 * weight32, 0, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.maximum(squared, SHORTEST))
-    return (weight32 * scale).astype(weight.dtype), scale
-
-
-def _through_columns(gradient: Array, unit: Array, scale: Array | None) -> Array:
-    """The gradient of a weight from that of its unit columns."""
-    if scale is None:
-        return gradient
-    unit = unit.astype(jnp.float32)
-    along = jnp.sum(gradient * unit, 0, keepdims=True)
-    return scale * (gradient - unit * along)

@@ -9,6 +9,7 @@ import pytest
 
 from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn.kernels.adaln_residual import (
+    KERNELS,
     AdaLN,
     Residual,
     adaln_residual,
@@ -74,15 +75,20 @@ def gradients(function, arrays: dict, packing: Packing, norm: str | None):
     return jax.value_and_grad(total, has_aux=True)(arrays)
 
 
+FUSED = {name: functools.partial(fused, backend=name) for name in KERNELS}
+
+
 @pytest.mark.parametrize("lengths", [(32,), (16, 48)], ids=["one", "two groups"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_kernel_computes_the_formula_and_its_gradients(case, lengths):
+@pytest.mark.parametrize("backend", FUSED)
+def test_the_kernel_computes_the_formula_and_its_gradients(backend, case, lengths):
     there, norm = CASES[case]
     there = {"x", "modulation", *there}
     arrays = {name: a for name, a in given(lengths).items() if name in there}
     packing = Packing((2,) * len(lengths), lengths)
     plain, kernel = (
-        gradients(function, arrays, packing, norm) for function in (reference, fused)
+        gradients(function, arrays, packing, norm)
+        for function in (reference, FUSED[backend])
     )
 
     def close(ours, theirs):
@@ -104,11 +110,12 @@ def test_the_formula():
     np.testing.assert_allclose(z, expected, atol=1e-4)
 
 
-def test_the_kernel_runs_on_each_device_s_part_of_a_batch():
+@pytest.mark.parametrize("backend", FUSED)
+def test_the_kernel_runs_on_each_device_s_part_of_a_batch(backend):
     arrays, packing = given((16,), b=4), Packing((4,), (16,))
 
     def total(arrays: dict):
-        return sum(jnp.sum(a**3) for a in call(fused, arrays, packing))
+        return sum(jnp.sum(a**3) for a in call(FUSED[backend], arrays, packing))
 
     alone = jax.jit(jax.grad(total))(arrays)
     with jax.set_mesh(MeshShape(data=2, fsdp=2).build(jax.devices()[:4])):

@@ -1,6 +1,7 @@
 """Who computes an operation: said once for a program, kept by its gradients."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,14 @@ import pytest
 
 from pixelflow_jax.models.interface import Condition, Inputs, network
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
-from pixelflow_jax.nn.kernels.choice import Kernels, choose, chosen, use_kernel
+from pixelflow_jax.nn.kernels.backends import is_interpreted, platform
+from pixelflow_jax.nn.kernels.choice import (
+    Kernels,
+    Version,
+    choose,
+    chosen,
+    kernel_backend,
+)
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 
@@ -31,24 +39,54 @@ MODEL = PixNerd(
 SIDE = 64
 
 
+# The kernels of an operation that has one for each backend.
+ALL = {name: Version(True, "sizes") for name in ("triton", "mosaic_gpu", "mosaic_tpu")}
+WITHOUT_TRITON = "PIXELFLOW_WITHOUT_TRITON" in os.environ
+
+
 @pytest.mark.parametrize(
-    ("choice", "gpu", "dtype", "supported", "used"),
+    ("choice", "platform", "dtype", "backend"),
     [
-        ("auto", True, HALF, True, True),
-        ("auto", True, EXACT, True, False),
-        ("auto", True, HALF, False, False),
-        ("auto", False, HALF, True, False),
-        ("pallas", False, EXACT, True, True),
-        ("xla", True, HALF, True, False),
+        ("auto", "gpu", HALF, None if WITHOUT_TRITON else "triton"),
+        ("auto", "gpu", EXACT, None),
+        ("auto", "cpu", HALF, None),
+        ("auto", "tpu", HALF, "mosaic_tpu"),
+        ("auto", "tpu", EXACT, None),
+        ("pallas", "cpu", EXACT, "triton"),
+        ("pallas", "tpu", EXACT, "mosaic_tpu"),
+        ("mosaic", "gpu", EXACT, "mosaic_gpu"),
+        ("mosaic", "tpu", HALF, "mosaic_tpu"),
+        ("mosaic", "cpu", HALF, "mosaic_tpu"),
+        ("xla", "gpu", HALF, None),
     ],
 )
-def test_which_operations_run_as_kernels(
-    choice, gpu, dtype, supported, used, monkeypatch
+def test_who_runs_the_kernel_of_an_operation(
+    choice, platform, dtype, backend, monkeypatch
 ):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if gpu else "cpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     for part, other in (("blocks", "field"), ("field", "blocks")):
         with choose(Kernels(**{part: choice, other: "auto"})):
-            assert use_kernel(part, supported, "sizes", dtype) == used
+            assert kernel_backend(part, ALL, dtype) == backend
+            others = {name: v for name, v in ALL.items() if name != backend}
+            assert kernel_backend(part, others, dtype) is None
+
+
+def test_auto_leaves_sizes_that_no_kernel_knows_to_the_compiler(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    other = {"mosaic_tpu": Version(False, "other sizes")}
+    assert kernel_backend("blocks", other, HALF) is None
+
+
+def test_the_mesh_in_use_says_what_a_program_runs_on():
+    """Its devices need not be there: programs are compiled ahead of time."""
+    chip = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=chip)
+    assert platform() == "cpu" and is_interpreted()
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert platform() == "tpu" and not is_interpreted()
+        assert kernel_backend("blocks", ALL, HALF) == "mosaic_tpu"
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        assert platform() == "cpu"
 
 
 def test_choices_nest_and_end():
@@ -86,7 +124,7 @@ def test_unknown_words_and_sizes_are_refused():
             ValueError, match='kernels.blocks="pallas" needs even sizes, not 3'
         ),
     ):
-        use_kernel("blocks", False, "even sizes, not 3", HALF)
+        kernel_backend("blocks", {"triton": Version(False, "even sizes, not 3")}, HALF)
 
 
 def kernel_names(traced: jax.stages.Traced) -> set[str]:
@@ -185,7 +223,7 @@ def test_a_network_trains_on_a_gpu_whose_jax_lacks_the_kernels_backend():
         import optax
         from pixelflow_jax.models.interface import Condition, Inputs, network
         from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
-        from pixelflow_jax.nn.kernels import choice, launch
+        from pixelflow_jax.nn.kernels import choice
         from pixelflow_jax.nn.kernels.choice import Kernels
         from pixelflow_jax.nn.precision import Precision
 
@@ -194,9 +232,7 @@ def test_a_network_trains_on_a_gpu_whose_jax_lacks_the_kernels_backend():
             num_classes=2, patch=8, width=96, heads=4, depth=2, feature_layer=1,
             decoder=NeuralField(width=16, ratio=1, depth=1),
         )
-        asked = []
-        choice.is_half_on_gpu = lambda dtype: not asked.append(dtype)
-        launch.is_interpreted = lambda: False
+        jax.default_backend = lambda: "gpu"
         net = network(model, Precision(), Kernels(attention="xla"))
         cond = Condition(labels=jnp.array([0, 1]))
         image = jnp.ones((2, 64, 64, 3))
@@ -215,7 +251,6 @@ def test_a_network_trains_on_a_gpu_whose_jax_lacks_the_kernels_backend():
             value, params = step(params)
             values.append(float(value))
         assert values[2] < values[1] < values[0], values
-        assert set(asked) == {jnp.dtype("bfloat16")}
     """)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("lacks Pallas' Triton backend") == 1

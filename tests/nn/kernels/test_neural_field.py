@@ -10,6 +10,7 @@ import pytest
 from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.kernels.neural_field import (
+    KERNELS,
     GeneratedMLP,
     fused,
     neural_field,
@@ -75,11 +76,16 @@ def gradients(function, unit: tuple[bool, bool], arrays: tuple, out: jax.Array):
         return value, pull(out)
 
 
+FUSED = {name: functools.partial(fused, backend=name) for name in KERNELS}
+
+
 @pytest.mark.parametrize("unit", UNIT.values(), ids=UNIT)
-def test_the_kernel_computes_the_products_and_their_gradients(unit):
+@pytest.mark.parametrize("backend", FUSED)
+def test_the_kernel_computes_the_products_and_their_gradients(backend, unit):
     arrays, out = given(2, 3, 128, 16, 32), normal(4, 2, 3, 128, 16)
     plain, kernel = (
-        gradients(function, unit, arrays, out) for function in (reference, fused)
+        gradients(function, unit, arrays, out)
+        for function in (reference, FUSED[backend])
     )
 
     def close(ours, theirs):

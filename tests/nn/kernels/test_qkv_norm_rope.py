@@ -9,7 +9,12 @@ import pytest
 
 from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
-from pixelflow_jax.nn.kernels.qkv_norm_rope import fused, qkv_norm_rope, reference
+from pixelflow_jax.nn.kernels.qkv_norm_rope import (
+    KERNELS,
+    fused,
+    qkv_norm_rope,
+    reference,
+)
 from pixelflow_jax.nn.packing import Packing
 
 HEAD = 24
@@ -46,16 +51,22 @@ def gradients(function, arrays: dict, heads: int):
     return jax.value_and_grad(total, has_aux=True)(arrays)
 
 
+FUSED = {name: functools.partial(fused, backend=name) for name in KERNELS}
+HEADS = {"triton": 3, "mosaic_tpu": 5}  # two powers of two; more than a register
+
+
+@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("n", [16, 32])
 @pytest.mark.parametrize("whole", [False, True], ids=["each head", "all heads"])
 @pytest.mark.parametrize("bare", [False, True], ids=["rope, bias", "neither"])
-def test_the_kernel_computes_the_formula_and_its_gradients(n, whole, bare):
-    heads = 3  # two powers of two
+def test_the_kernel_computes_the_formula_and_its_gradients(n, whole, bare, backend):
+    heads = HEADS[backend]
     arrays = given(n, heads, whole, bias=not bare)
     if bare:
         arrays["rope"] = None
     plain, kernel = (
-        gradients(function, dict(arrays), heads) for function in (reference, fused)
+        gradients(function, dict(arrays), heads)
+        for function in (reference, FUSED[backend])
     )
 
     def close(ours, theirs):
@@ -66,12 +77,15 @@ def test_the_kernel_computes_the_formula_and_its_gradients(n, whole, bare):
     jax.tree.map(close, kernel[1], plain[1])
 
 
-def test_the_kernel_runs_on_each_device_s_part_of_a_batch():
-    arrays = given(8, 2, False, b=4)
-    alone = gradients(fused, dict(arrays), 2)
+@pytest.mark.parametrize("backend", FUSED)
+def test_the_kernel_runs_on_each_device_s_part_of_a_batch(backend):
+    heads, run = HEADS[backend], FUSED[backend]
+    arrays = given(16, heads, False, b=4)
+    alone = gradients(run, dict(arrays), heads)
     with jax.set_mesh(MeshShape(data=2, fsdp=2).build(jax.devices()[:4])):
-        apart = gradients(fused, dict(arrays), 2)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), alone, apart)
+        apart = gradients(run, dict(arrays), heads)
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-4)
+    jax.tree.map(close, alone, apart)
 
 
 def test_matrices_that_are_split_over_devices_are_left_to_the_compiler():
