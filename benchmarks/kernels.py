@@ -7,7 +7,8 @@ variant runs many times inside one program, so that starting it costs nothing. `
 one run; `gb_s` counts each input and each result once, `of_copy` is its share of the
 measured copy rate; `tflop_s` and `of_matmul` likewise for entries that say their
 operations. `deviation` is the largest difference from the first variant, of the largest
-value; what disagrees is said beside its time. Several entries share a process; one that kills it costs its own rows alone.
+value; what disagrees is said beside its time. Several entries share a process; one that
+kills it costs its own rows alone.
 """
 
 import argparse
