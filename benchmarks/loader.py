@@ -1,6 +1,6 @@
 """Images per second and core from JPEG files to float batches, ours against others.
 
-python -m benchmarks.loader [--images 4096] [--torch FOLDER] [--out FILE]
+python -m benchmarks.loader [--images 4096] [--extra FOLDER ...] [--out FILE]
 
 Writes JPEG files of 256 x 256 (quality 95, some 35 kB, as a prepared ImageNet has them)
 and reads them, shuffled, as batches of 32 in [-1, 1], half of the images mirrored:
@@ -10,33 +10,40 @@ and reads them, shuffled, as batches of 32 in [-1, 1], half of the images mirror
   ours     this package's loader on the same folder, with W workers (0: threads)
   shards   the same from ArrayRecord files of these JPEG files
 
-All run in turns, each in processes of its own, several rounds. What counts is the
-processor time of all their processes between the first batch and the last, which
-others at work on the machine change little: images per second of it are what one core
-delivers.
-`--torch` is a folder with torch, where it is not installed.
+"ours" and "shards" run as they are installed by default, and once more with the extra
+"jpeg". Each is a process of its own; they take turns of a few batches, so that what
+else runs on the machine slows all of them alike. What counts is the processor time of
+a loader and all below it from its first turn to its last, which is what one core
+delivers; wall-clock rates are those of the turns. `--extra` are folders with torch or
+simplejpeg, where they are not installed.
 """
 
 import argparse
-import json
+import contextlib
+import itertools
 import os
 import pathlib
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from pixelflow_jax.data.loader import BatchLoader
 
 BATCH, SIZE, WARM = 32, 256, 8  # images, pixels, and batches before the clock starts
 WANTED = {"PixNerd-XL, batch 32": 430, "PixNerd-XL, batch 128": 506}  # on one H200
 BICUBIC = Image.Resampling.BICUBIC
 DISTINCT = 512  # files that are drawn; others are copies of them
 TICKS = os.sysconf("SC_CLK_TCK")
+TURN = 32  # batches
+ABSENT = "raise ImportError('left out of this comparison')"
 
 
 def write_images(root: pathlib.Path, count: int) -> None:
@@ -78,7 +85,7 @@ class Files:
         return pixels.astype(np.float32) / 127.5 - 1, int(file.parent.name)
 
 
-def plain(root: pathlib.Path, workers: int) -> Iterator:
+def plain(root: pathlib.Path, workers: int) -> Generator:
     """Batches by a loop."""
     data = Files(root)
     while True:
@@ -89,7 +96,7 @@ def plain(root: pathlib.Path, workers: int) -> Iterator:
             yield np.stack(images), np.array(labels)
 
 
-def torch(root: pathlib.Path, workers: int) -> Iterator:
+def torch(root: pathlib.Path, workers: int) -> Generator:
     """Batches by torch's DataLoader."""
     from torch import set_num_threads  # pyright: ignore (not a dependency)
     from torch.utils.data import DataLoader  # pyright: ignore
@@ -108,21 +115,21 @@ def torch(root: pathlib.Path, workers: int) -> Iterator:
         yield from loader
 
 
-def ours(root: pathlib.Path, workers: int) -> Iterator:
+def ours(root: pathlib.Path, workers: int) -> "BatchLoader":
     """Batches by this package, from a folder."""
     from pixelflow_jax.data.folder import ImageFolder
 
     return _loader(ImageFolder(path=str(root)), workers)
 
 
-def shards(root: pathlib.Path, workers: int) -> Iterator:
+def shards(root: pathlib.Path, workers: int) -> "BatchLoader":
     """Batches by this package, from ArrayRecord."""
     from pixelflow_jax.data.shards import Shards
 
     return _loader(Shards(path=f"{root}-shards"), workers)
 
 
-def _loader(source, workers: int) -> Iterator:
+def _loader(source, workers: int) -> "BatchLoader":
     from pixelflow_jax.data.loader import Data
     from pixelflow_jax.data.plan import Batching
 
@@ -130,13 +137,13 @@ def _loader(source, workers: int) -> Iterator:
     return data.loader(Batching(split="train", batch_size=BATCH, seed=0))
 
 
-LOADERS: dict[str, Callable[[pathlib.Path, int], Iterator]] = {
+LOADERS: dict[str, Callable[[pathlib.Path, int], "Generator | BatchLoader"]] = {
     loader.__name__: loader for loader in (plain, torch, ours, shards)
 }
 
 
-def processor_seconds() -> float:
-    """Of this process and all below it."""
+def processor_seconds() -> dict[int, float]:
+    """What each process of the machine, and all below it that live, have taken."""
     parents, seconds = {}, {}
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -146,25 +153,25 @@ def processor_seconds() -> float:
         pid = int(stat.parent.name)
         parents[pid] = int(fields[1])
         seconds[pid] = (int(fields[11]) + int(fields[12])) / TICKS
+    sums = dict.fromkeys(seconds, 0.0)
+    for pid, spent in seconds.items():
+        above: int | None = pid
+        while above:
+            sums[above] = sums.get(above, 0.0) + spent
+            above = parents.get(above)
+    return sums
 
-    def below(pid: int | None) -> bool:
-        while pid and pid != os.getpid():
-            pid = parents.get(pid)
-        return pid == os.getpid()
 
-    return sum(spent for pid, spent in seconds.items() if below(pid))
-
-
-def measure(name: str, root: pathlib.Path, workers: int, images: int) -> dict:
-    """One loader's rates, in this process."""
+def serve(name: str, root: pathlib.Path, workers: int) -> None:
+    """One loader in this process: numbers of batches come in, their seconds go out."""
     batches = LOADERS[name](root, workers)
-    for _ in range(WARM):
-        next(batches)
-    wall, cpu = time.perf_counter(), processor_seconds()
-    for _ in range(images // BATCH):
-        next(batches)
-    wall, cpu = time.perf_counter() - wall, processor_seconds() - cpu
-    return {"per_core": images / cpu, "per_second": images / wall}
+    for line in sys.stdin:
+        wall = time.perf_counter()
+        for _ in range(int(line)):
+            next(batches)
+        print(time.perf_counter() - wall, flush=True)
+    batches.close()
+    os._exit(0)  # no thread keeps it
 
 
 def write_shards(root: pathlib.Path) -> None:
@@ -185,33 +192,70 @@ def write_shards(root: pathlib.Path) -> None:
     )
 
 
-def in_own_process(name: str, root: pathlib.Path, workers: int, images: int) -> dict:
-    """The result of `measure` in another process."""
-    command = [sys.executable, "-m", "benchmarks.loader", "--one", name, str(root)]
-    command += ["--workers", str(workers), "--images", str(images)]
-    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+class Contender:
+    """A loader in a process of its own, and what its batches have cost so far."""
+
+    def __init__(self, name: str, workers: int, jpeg: bool, root: pathlib.Path):
+        self.row = {"loader": name, "workers": workers, "jpeg": jpeg}
+        command = [sys.executable, "-m", "benchmarks.loader", "--one", name, str(root)]
+        paths = [] if jpeg else [str(root.parent / "absent")]
+        paths.append(os.environ.get("PYTHONPATH", ""))
+        self._process = subprocess.Popen(
+            [*command, "--workers", str(workers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+        self.pid, self.wall = self._process.pid, 0.0
+
+    def turn(self, batches: int) -> None:
+        """Asks for so many batches, and waits for them."""
+        assert self._process.stdin and self._process.stdout
+        print(batches, file=self._process.stdin, flush=True)
+        self.wall += float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends the process, by the end of its input."""
+        self._process.communicate()
 
 
 def compare(arguments: argparse.Namespace) -> list[dict]:
-    """Medians over the rounds, a row each loader and number of workers."""
-    cases = [("plain", 0)]
-    cases += [(n, w) for w in arguments.workers for n in ("torch", "ours", "shards")]
-    found: dict[tuple, list[dict]] = {case: [] for case in cases}
-    with tempfile.TemporaryDirectory() as folder:
+    """A row for each loader and number of workers, all measured in turns."""
+    cases = [("plain", 0, False)]
+    for workers in arguments.workers:
+        cases += [("torch", workers, False)] if arguments.torch else []
+        both = itertools.product(("ours", "shards"), (workers,), (False, True))
+        cases += list(both)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         root = pathlib.Path(folder, "images")
+        (root.parent / "absent").mkdir()
+        (root.parent / "absent" / "simplejpeg.py").write_text(ABSENT)
         write_images(root, arguments.images)
         write_shards(root)
-        for _ in range(arguments.rounds):
-            for name, workers in cases:
-                one = in_own_process(name, root, workers, arguments.images)
-                found[name, workers].append(one)
-    rows = []
-    for (name, workers), results in found.items():
-        row = {"loader": name, "workers": workers}
-        for rate in ("per_core", "per_second"):
-            row[rate] = round(statistics.median(one[rate] for one in results))
-        cores = {k: round(rate / row["per_core"], 2) for k, rate in WANTED.items()}
-        rows.append({**row, **{f"cores for {k}": v for k, v in cores.items()}})
+        contenders = []
+        for name, workers, jpeg in cases:
+            contenders.append(Contender(name, workers, jpeg, root))
+            stack.callback(contenders[-1].close)
+        return measure(contenders, max(1, arguments.images // (TURN * BATCH)))
+
+
+def measure(contenders: list[Contender], turns: int) -> list[dict]:
+    """A row for each: images per second of processor time, and of the clock."""
+    for contender in contenders:
+        contender.turn(WARM)
+        contender.wall = 0.0
+    before, images = processor_seconds(), turns * TURN * BATCH
+    for _ in range(turns):
+        for contender in contenders:
+            contender.turn(TURN)
+    after, rows = processor_seconds(), []
+    for contender in contenders:
+        rate = images / (after[contender.pid] - before[contender.pid])
+        row = {**contender.row, "per_core": round(rate)}
+        row["per_second"] = round(images / contender.wall)
+        cores = {k: round(wanted / rate, 2) for k, wanted in WANTED.items()}
+        rows.append(row | {f"cores for {k}": n for k, n in cores.items()})
     return rows
 
 
@@ -220,19 +264,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 2])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--torch", help="a folder that holds torch")
+    parser.add_argument("--torch", type=int, default=1, help="0 leaves torch out")
+    parser.add_argument("--extra", nargs="*", default=[], help="folders of packages")
     parser.add_argument("--out", type=pathlib.Path, help="JSON lines to add to")
     parser.add_argument("--one", nargs=2, metavar=("LOADER", "FOLDER"))
     arguments = parser.parse_args()
-    if arguments.torch:
-        paths = [os.environ.get("PYTHONPATH", ""), arguments.torch]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if arguments.one:
         name, folder = arguments.one
-        root, workers = pathlib.Path(folder), arguments.workers[0]
-        print(json.dumps(measure(name, root, workers, arguments.images)), flush=True)
-        os._exit(0)  # workers of all kinds end with their parent
+        serve(name, pathlib.Path(folder), arguments.workers[0])
+    paths = [os.environ.get("PYTHONPATH", ""), *arguments.extra]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     rows = compare(arguments)
     from benchmarks import harness
 

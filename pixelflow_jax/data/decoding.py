@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from PIL import Image
 
+from pixelflow_jax.data import jpeg
 from pixelflow_jax.values import Range
 
 # The suffixes that are read, and the formats that a file of any such name may have.
@@ -64,6 +65,9 @@ def decode(encoded: bytes, max_pixels: int) -> np.ndarray:
     the header says before anything is decoded, and for kinds of pixels without a rule;
     damage raises whatever Pillow raises.
     """
+    plain = jpeg.decode(encoded, int(max_pixels / PROGRESSIVE_JPEG))
+    if plain is not None:
+        return plain
     pixels, orientation = _decoded(encoded, max_pixels)
     return np.ascontiguousarray(_upright(pixels, orientation))
 

@@ -25,7 +25,6 @@ from pixelflow_jax.data.plan import (
     Batching,
     Bucket,
     CaptionEncoder,
-    Collate,
     Plan,
     Prepare,
 )
@@ -142,9 +141,10 @@ class Data:
         self._check(batching, start)
         source = self.open(batching.split)
         plan = Plan(self.open_buckets(batching.split), batching)
-        prepare = Prepare(source, plan.buckets[0], self.crop, self.flip)
-        collate = Collate(caption_encoder)
-        batches = self._prefetched(plan.batches(prepare, collate, start))
+        prepare = Prepare(
+            source, plan.buckets[0], self.crop, self.flip, caption_encoder
+        )
+        batches = self._prefetched(plan.batches(prepare, start))
         captions = None
         if caption_encoder is not None:
             captions = fingerprint.of_captions(source, caption_encoder)

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
 
 from pixelflow_jax.data.source import MAX_UNREADABLE_RUN, Record, Source, Split
-from pixelflow_jax.data.transforms import Crop, Rng, flip
+from pixelflow_jax.data.transforms import Crop, Rng, mirror
 from pixelflow_jax.errors import DataError, UnreadableImage
 
 
@@ -25,10 +25,21 @@ class Bucket(NamedTuple):
     shape: tuple[int, int]
 
 
-class Example(TypedDict):
-    """A record as it goes into a batch, and why others were passed over for it."""
+class Drawn(NamedTuple):
+    """A place in a bucket, and the state of its random numbers, if any are drawn."""
 
-    image: np.ndarray
+    place: int
+    state: Any = None
+
+
+def with_state(place: int, rng: np.random.Generator) -> Drawn:
+    """Keeps the state of a generator that grain takes back for the next record."""
+    return Drawn(place, rng.bit_generator.state)
+
+
+class Chosen(NamedTuple):
+    """What goes into a batch beside an image, and why others were passed over."""
+
     label: int
     caption: str
     unreadable: list[str]
@@ -89,19 +100,14 @@ class Plan:
             return None
         return sum(map(self._batches_of, self.buckets))
 
-    def batches(
-        self, prepare: "Prepare", collate: "Collate", start: int
-    ) -> grain.MapDataset:
+    def batches(self, prepare: "Prepare", start: int) -> grain.MapDataset:
         """This process's batches from `start` on, computed on demand.
 
         Buckets take turns in proportion to their lengths; in one pass they follow each
         other.
         """
         repeat = self.batching.repeat
-        parts = [
-            self._bucket_batches(number, prepare, collate)
-            for number in range(len(self.buckets))
-        ]
+        parts = [self._bucket_batches(k, prepare) for k in range(len(self.buckets))]
         if len(parts) == 1:
             joined = parts[0]
         elif repeat:
@@ -123,9 +129,7 @@ class Plan:
         numbers = (first[:, None] + np.arange(own.part_size)).ravel()
         return (numbers < length).astype(np.float32)
 
-    def _bucket_batches(
-        self, number: int, prepare: "Prepare", collate: "Collate"
-    ) -> grain.MapDataset:
+    def _bucket_batches(self, number: int, prepare: "Prepare") -> grain.MapDataset:
         """This process's batches of one bucket, without end where it repeats."""
         own, bucket = self.batching, self.buckets[number]
         order = grain.MapDataset.range(len(bucket.records))
@@ -133,12 +137,12 @@ class Plan:
         order = order.shuffle() if own.shuffle else order
         order = order.repeat(reseed_each_epoch=own.repeat)
         one = dataclasses.replace(prepare, bucket=bucket)
-        records = order.random_map(one) if own.repeat else order.map(one)
+        drawn = order.random_map(with_state) if own.repeat else order.map(Drawn)
         # Parts of batches, dealt out in turn: number k * count + part.
         if own.part_size == 1:  # grain cannot count so many batches without end
-            dealt = records.map(Single(collate))
+            dealt = drawn.map(one.single)
         else:
-            dealt = records.batch(own.part_size, batch_fn=collate)
+            dealt = drawn.batch(own.part_size, batch_fn=one)
         end = None if own.repeat else self._batches_of(bucket)
         mine = [dealt.slice(slice(i, None, own.part_count)) for i in own.parts]
         mine = [part.slice(slice(0, end)) for part in mine]
@@ -152,21 +156,48 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Place in a bucket -> cropped, perhaps mirrored image, label and one caption.
+    """Places in a bucket -> a batch of cropped, perhaps mirrored images and the rest.
 
     An unreadable record's place is taken by the next readable one in the order of the
-    bucket, so the outcome depends on the data alone. Without `rng`, in passes for
-    evaluation, nothing is random: no image is mirrored, crops are fixed, and the first
-    caption is taken.
+    bucket, so the outcome depends on the data alone. Where no random numbers are drawn,
+    in passes for evaluation, no image is mirrored, crops are fixed, and the first
+    caption is taken. `encoder` makes arrays of the captions: of all at once, which
+    costs tokenizers less than text by text.
     """
 
     source: Source
     bucket: Bucket
     crop: Crop
     mirror: bool
+    encoder: CaptionEncoder | None = None
 
-    def __call__(self, place: int, rng: Rng = None) -> Example:
-        """The record at that place, or the next readable one."""
+    def __call__(self, drawn: Sequence[Drawn]) -> dict[str, Any]:
+        """Arrays by name, and all "unreadable" messages."""
+        # Each image goes to its place at once: dozens of them would push each other
+        # out of the processor's cache.
+        images = np.empty((len(drawn), *self.bucket.shape, 3), np.uint8)
+        generator = np.random.Generator(np.random.Philox(0))  # of one state after all
+        chosen = []
+        for (place, state), out in zip(drawn, images, strict=True):
+            rng = None
+            if state is not None:
+                rng, generator.bit_generator.state = generator, state
+            chosen.append(self._choose(place, rng, out))
+        batch: dict[str, Any] = {
+            "image": images,
+            "label": np.array([one.label for one in chosen], np.int32),
+            "unreadable": [text for one in chosen for text in one.unreadable],
+        }
+        if self.encoder is not None:
+            batch |= self.encoder([one.caption for one in chosen])
+        return batch
+
+    def single(self, drawn: Drawn) -> dict[str, Any]:
+        """A batch of one record."""
+        return self([drawn])
+
+    def _choose(self, place: int, rng: Rng, out: np.ndarray) -> Chosen:
+        """Writes the image of the record at that place, or the next readable one."""
         failures: list[str] = []
         numbers = self.bucket.records
         for step in range(MAX_UNREADABLE_RUN):
@@ -176,17 +207,14 @@ class Prepare:
             except UnreadableImage as error:
                 failures.append(str(error))
                 continue
-            if self.mirror and rng is not None:
-                image = flip(image, rng)
+            if self.mirror and rng is not None and rng.random() < 0.5:
+                mirror(image, out)
+            else:
+                np.copyto(out, image)
             captions = record["captions"]
             # Drawn last, so that images do not depend on how many captions there are.
-            drawn = 0 if rng is None else rng.integers(len(captions))
-            return {
-                "image": image,
-                "label": record["label"],
-                "caption": captions[drawn],
-                "unreadable": failures,
-            }
+            number = 0 if rng is None else rng.integers(len(captions))
+            return Chosen(record["label"], captions[number], failures)
         raise DataError(
             f"{MAX_UNREADABLE_RUN} records in a row cannot be used, the last because: "
             f"{failures[-1]} Check that the data is complete and still mounted."
@@ -199,27 +227,6 @@ class Prepare:
             raise UnreadableImage(f"{record['name']}: {error}") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class Collate:
-    """Records -> a batch, with what `encoder` makes of their captions, if there is one.
-
-    All captions are encoded at once, which costs tokenizers less than text by text.
-    """
-
-    encoder: CaptionEncoder | None
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Arrays by name, and all "unreadable" messages."""
-        batch: dict[str, Any] = {
-            "image": np.stack([example["image"] for example in examples]),
-            "label": np.array([example["label"] for example in examples], np.int32),
-            "unreadable": [text for one in examples for text in one["unreadable"]],
-        }
-        if self.encoder is not None:
-            batch |= self.encoder([example["caption"] for example in examples])
-        return batch
-
-
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Parts of a batch, one after the other, as one."""
     return {
@@ -228,14 +235,3 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         else np.concatenate([part[name] for part in parts])
         for name in parts[0]
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Single:
-    """A record -> a batch of it alone."""
-
-    collate: Collate
-
-    def __call__(self, example: Example) -> dict[str, Any]:
-        """What `collate` makes of one record."""
-        return self.collate([example])

@@ -128,7 +128,8 @@ def _animation(result: Images) -> str:
     with tempfile.NamedTemporaryFile(suffix=".gif", delete=False) as file:
         path = file.name
     columns = _columns(len(result))
-    frames = [grid(one, columns, scale=2) for one in result.trajectory.frames]
+    scale = _scale(result, columns, WIDE // 2)
+    frames = [grid(one, columns, scale=scale) for one in result.trajectory.frames]
     save_animation(pathlib.Path(path), np.stack(frames), fps=10)
     return path
 
@@ -144,5 +145,5 @@ def _columns(count: int) -> int:
     return min(math.ceil(math.sqrt(count)), COLUMNS)
 
 
-def _scale(images: np.ndarray, columns: int) -> int:
-    return max(1, WIDE // (columns * images.shape[2]))
+def _scale(images: np.ndarray, columns: int, wide: int = WIDE) -> int:
+    return max(1, wide // (columns * images.shape[2]))

@@ -126,25 +126,34 @@ class Defaults(NamedTuple):
     size: int
 
 
-def defaults(pipeline: Pipeline) -> Defaults:
-    """The settings that a model's config names, by the page's fields."""
+def defaults(pipeline: Pipeline, limits: Limits) -> Defaults:
+    """The settings that a model's config names, by the page's fields, within limits."""
     sampling = pipeline.config.sampling
     solvers = [name for name, solver in SOLVERS.items() if solver == sampling.solver]
     grid, guidance = sampling.grid, sampling.guidance
+    steps = max(grid.stage_steps) if grid.stage_steps else grid.steps
     return Defaults(
         solver=solvers[0] if solvers else "euler",
-        steps=max(grid.stage_steps) if grid.stage_steps else grid.steps,
+        steps=min(steps, limits.steps),
         guidance=getattr(guidance, "scale", 1.0),
         low=getattr(guidance, "low", 0.0),
         high=getattr(guidance, "high", 1.0),
         shift=grid.shift,
-        size=pipeline.config.data.image_size,
+        size=sizes(pipeline, limits)[0],
     )
 
 
 def sizes(pipeline: Pipeline, limits: Limits) -> list[int]:
-    """The sides in pixels that the model can draw, up to the limit; its own first."""
+    """The sides in pixels that the model can draw, up to the limit, the best first.
+
+    That is its own, or the largest below the limit; its own alone where none is.
+    """
     own = pipeline.config.data.image_size
     sides = [int(own * scale) for scale in SCALES]
-    able = [s for s in sides if not size_problems(pipeline.config, s, s)]
-    return [own, *(s for s in able if s != own and s <= limits.side)]
+    able = [
+        side
+        for side in sides
+        if side <= limits.side and not size_problems(pipeline.config, side, side)
+    ]
+    best = min(own, max(able, default=own))
+    return [best, *(side for side in able if side != best)]

