@@ -196,5 +196,12 @@ def test_a_file_of_the_command_serves_any_rank(tmp_path, capsys):
     for path in (broken, tmp_path / "absent.npz"):
         with pytest.raises(ConfigError, match="prepare basis"):
             asymmetric(2, basis=str(path)).constants(iter(()))
+    few = ["--emoji", str(tmp_path / "few.npz"), "--size=4", "--patch=2", "--images=1"]
+    assert prepare.main(["basis", *few]) == 0
+    assert "note: 4 patches fill at most so many of 12" in capsys.readouterr().err
+    (tmp_path / "folder.npz").mkdir()
+    few[1] = str(tmp_path / "folder.npz")
+    assert prepare.main(["basis", *few]) == 1
+    assert "must be a .npz file" in capsys.readouterr().err
     assert prepare.main(["basis", "--emoji", str(out), "--size=15", "--patch=2"]) == 1
     assert "error: --size=15" in capsys.readouterr().err
