@@ -13,7 +13,17 @@ if [ "$#" -eq 0 ]; then
   echo "Give the command to start: $0 pixelflow train --config=... --workdir=..." >&2
   exit 2
 fi
+whole() { # NAME: its value must be a number, of LEAST or more
+  if ! [[ "${!1}" =~ ^[0-9]{1,6}$ ]] || ((10#${!1} < $2)); then
+    echo "$1=${!1} must be a whole number of at least $2." >&2
+    exit 2
+  fi
+}
+whole PROCESSES 1
+whole PORT 1
+whole GRACE 0
 if [ -n "$CPU_DEVICES" ]; then
+  whole CPU_DEVICES 1
   count="--xla_force_host_platform_device_count=$CPU_DEVICES"
   export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} $count"
 fi

@@ -21,9 +21,20 @@ class KernelDistance(NamedTuple):
     deviation: float
 
 
-def polynomial(x: Array, y: Array) -> Array:
-    """(x . y / d + 1)^3 of rows [m, d] and [n, d]: [m, n]."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+def polynomial(
+    x: Array,
+    y: Array,
+    degree: int = 3,
+    gamma: float | None = None,
+    offset: float = 1.0,
+) -> Array:
+    """(gamma x . y + offset)^degree of rows [m, d] and [n, d]: [m, n].
+
+    The usual gamma is 1 / d.
+    """
+    products = x @ y.T
+    scaled = products / x.shape[1] if gamma is None else products * gamma
+    return (scaled + offset) ** degree
 
 
 def radial(sigma: float) -> Kernel:
@@ -57,6 +68,7 @@ def kernel_distance(
             f"KID compares subsets of {subset_size} images, and one of the sets has "
             f"{smaller}: draw more images, or leave KID out of --metrics."
         )
+    sample, reference = (np.asarray(one, np.float32) for one in (sample, reference))
     draw = np.random.RandomState(SEED)
     program = jax.jit(lambda x, y: _row_sums(kernel, x, y))
     values = []

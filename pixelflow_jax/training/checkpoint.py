@@ -157,6 +157,7 @@ class Checkpointer:
     def _write_digests(self) -> None:
         """In the background, before a complete save takes its place."""
         for folder in integrity.unfinished(self.directory):
+            integrity.settle(folder)
             integrity.write(folder)
 
     def latest(self) -> int | None:

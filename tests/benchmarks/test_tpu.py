@@ -77,5 +77,5 @@ def test_a_sampler_compiles_and_all_of_its_steps_are_counted():
 @needs_libtpu
 def test_a_step_that_does_not_fit_is_a_row_that_says_so():
     config = f"{ROOT}/configs/emoji.py:demo"
-    row = tpu.measure(config, "v5e:2x2", 2**23, "train", "flow")
+    row = tpu.measure(config, "train", "flow", "auto", tpu.Place("v5e:2x2", 2**23))
     assert row["fits"] is False and "HBM" in row["why"]
