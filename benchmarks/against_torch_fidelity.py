@@ -221,11 +221,14 @@ def main() -> None:
         weights = pathlib.Path(folder, "weights.pth")
         random_weights(weights)
         ours = open_extractor("inception", str(weights), batch=args.batch)
-        rows = compare_features(weights, ours, cuda)
-        rows += compare_metrics(weights, ours, args, cuda)
-    harness.report(
-        [{"against": "torch-fidelity 0.4.0", **row} for row in rows], args.json
-    )
+        report(compare_features(weights, ours, cuda), args)
+        report(compare_metrics(weights, ours, args, cuda), args)
+
+
+def report(rows: list[dict], args: argparse.Namespace) -> None:
+    """Print and record rows at once, as the next ones take minutes."""
+    own = [{"against": "torch-fidelity 0.4.0", **row} for row in rows]
+    harness.report(own, args.json)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from benchmarks import harness  # before jax: it sets the compiler's flags
 from pixelflow_jax.evaluation import extractors, manifold  # isort: skip
 from pixelflow_jax.teachers.inception_table import WIDTH
 
-SIZE, IMAGES, BATCH = 256, 4096, 256
-SAMPLE, REFERENCE = 50_000, 10_000
+SIZE = 256  # pixels of a side
 FEATURES_OF = ["2048", "logits_unbiased"]
 PARTS = (
     "ours, float16x3",
@@ -35,20 +34,21 @@ PARTS = (
 )
 
 
-def median_rate(run: Callable[[], object], repeats: int) -> float:
+def median_rate(run: Callable[[], object], args: argparse.Namespace) -> float:
     """Images a second, by the median of several runs after one that warms up."""
     run()
     times = []
-    for _ in range(repeats):
+    for _ in range(args.repeats):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return IMAGES / float(np.median(times))
+    return args.images / float(np.median(times))
 
 
-def some_images() -> np.ndarray:
-    """`IMAGES` images uint8, which are a few over and over."""
-    return np.tile(theirs.images(256, SIZE, SIZE, seed=0), (IMAGES // 256, 1, 1, 1))
+def some_images(count: int) -> np.ndarray:
+    """So many images uint8, which are a few over and over."""
+    few = theirs.images(min(count, 256), SIZE, SIZE, seed=0)
+    return np.tile(few, (-(-count // len(few)), 1, 1, 1))[:count]
 
 
 def our_features(args: argparse.Namespace, products: str) -> dict:
@@ -56,29 +56,29 @@ def our_features(args: argparse.Namespace, products: str) -> dict:
 
     And how far its features are from those of float32 products, at most.
     """
-    images = some_images()
+    images = some_images(args.images)
     with weights() as path:
-        extractor = our_extractor(path, products)
+        extractor = our_extractor(path, products, args.batch)
         start = time.perf_counter()
-        seen = extractor.extract(images[:BATCH])
+        seen = extractor.extract(images[: args.batch])
         compiled = time.perf_counter() - start
-        rate = median_rate(lambda: extractor.extract(images), args.repeats)
+        rate = median_rate(lambda: extractor.extract(images), args)
         row = {
             "products": products,
             "images/s": rate,
             "compile s": compiled,
             "peak GB": harness.peak_gb(),
         }
-        plain = our_extractor(path, "float32").extract(images[:BATCH])
+        plain = our_extractor(path, "float32", args.batch).extract(images[: args.batch])
     for key, array in plain.items():
         row[f"{key} differ"] = float(np.abs(array - seen[key]).max())
     return row
 
 
-def our_extractor(path: str, products: str) -> extractors.NetworkExtractor:
+def our_extractor(path: str, products: str, batch: int) -> extractors.NetworkExtractor:
     """Inception, which multiplies as `products` say."""
     extractors.arithmetic_on = lambda devices: products
-    return extractors.open_extractor("inception", path, batch=BATCH)
+    return extractors.open_extractor("inception", path, batch=batch)
 
 
 def their_features(args: argparse.Namespace, products: str) -> dict:
@@ -94,16 +94,16 @@ def their_features(args: argparse.Namespace, products: str) -> dict:
         network = create_feature_extractor(
             theirs.NAME, FEATURES_OF, cuda=cuda, feature_extractor_weights_path=path
         )
-    images = np.ascontiguousarray(some_images().transpose(0, 3, 1, 2))
+    images = np.ascontiguousarray(some_images(args.images).transpose(0, 3, 1, 2))
 
     def run() -> None:
         with torch.no_grad():
-            for first in range(0, len(images), BATCH):
-                batch = torch.from_numpy(images[first : first + BATCH])
+            for first in range(0, len(images), args.batch):
+                batch = torch.from_numpy(images[first : first + args.batch])
                 batch = batch.cuda(non_blocking=True) if cuda else batch
                 _ = [part.cpu() for part in network(batch)]
 
-    rate = median_rate(run, args.repeats)
+    rate = median_rate(run, args)
     return {"products": products, "images/s": rate}
 
 
@@ -112,14 +112,14 @@ def precision_recall(args: argparse.Namespace) -> dict:
     draw = np.random.default_rng(0)
     sample, real = (
         draw.gamma(1, 0.4, (count, WIDTH)).astype(np.float32)
-        for count in (SAMPLE, REFERENCE)
+        for count in (args.sample, args.reference)
     )
     few = [rows[: 2 * max(manifold.DEFAULT)] for rows in (sample, real)]
     manifold.precision_recall(*few)
     start = time.perf_counter()
     precision, recall = manifold.precision_recall(sample, real)
     return {
-        "features": f"{SAMPLE} x {REFERENCE}",
+        "features": f"{args.sample} x {args.reference}",
         "seconds": time.perf_counter() - start,
         "peak GB": harness.peak_gb(),
         "precision": precision,
@@ -154,11 +154,16 @@ def main() -> None:
     """Measure every part in a process of its own."""
     parser = harness.parser(__doc__)
     parser.add_argument("--measured", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--sample", type=int, default=50_000, help="drawn features")
+    parser.add_argument("--reference", type=int, default=10_000, help="real features")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     # Memory is measured: none is taken before it is needed.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     args = parser.parse_args()
-    harness.run_variants("benchmarks.evaluator", args, ("measured",), measure)
+    passed = ("repeats", "images", "batch", "sample", "reference")
+    harness.run_variants("benchmarks.evaluator", args, ("measured",), measure, passed)
 
 
 if __name__ == "__main__":

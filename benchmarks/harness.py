@@ -215,11 +215,12 @@ def run_variants(
     args: argparse.Namespace,
     names: tuple[str, ...],
     measure: Callable[[argparse.Namespace, dict], dict],
+    passed: tuple[str, ...] = ("repeats",),
 ) -> None:
     """Measure every combination of the arguments `names`, and report.
 
-    Each variant runs `module` again in a process of its own (with `--one`), so that its
-    peak memory is its own and a crash costs one row.
+    Each variant runs `module` again in a process of its own (with `--one` and the
+    arguments `passed`), so that its peak memory is its own and a crash costs one row.
     """
     if args.one:
         print(ROW + json.dumps(measure(args, json.loads(args.one))))
@@ -228,7 +229,7 @@ def run_variants(
     for values in itertools.product(*(getattr(args, name) for name in names)):
         variant = dict(zip(names, values, strict=True))
         command = [sys.executable, "-m", module, "--one", json.dumps(variant)]
-        found = in_own_process([*command, "--repeats", str(args.repeats)])
+        found = in_own_process(command + [f"--{n}={getattr(args, n)}" for n in passed])
         rows.append(variant | found)
         print(rows[-1], flush=True)  # what a later crash cannot take away
     report(rows, args.json)

@@ -10,6 +10,9 @@ left where the costs are counted, "loops" how many the program has.
 
 `--table FILE` prints the rows of a file that `--json FILE` wrote as Markdown.
 
+XLA counts a Pallas kernel by the estimate that it brings; splash attention has none,
+and what it does is added (`benchmarks.tpu_calls`). `--attention xla` goes without it.
+
 `batch` is that of all devices together. Training splits parameters and optimizer over
 all devices (fsdp), sampling copies the parameters to each.
 """
@@ -36,6 +39,8 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 from benchmarks import harness  # noqa: E402  first: it sets the compiler's flags
+
+from benchmarks import tpu_calls  # isort: skip  # noqa: E402
 
 import jax  # isort: skip  # noqa: E402
 import numpy as np  # isort: skip  # noqa: E402
@@ -67,9 +72,17 @@ CHIPS = {
     "v5e": Chip(PEAKS["TPU v5e"], 819e9, 16e9),
     "v5p": Chip(PEAKS["TPU v5"], 2765e9, 95e9),
 }
+ATTENTIONS = ("auto", "xla")
 # By default gathers of split parameters become loops of partial products, and XLA
 # counts the body of each once: 40 % of the operations would be missing.
 OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
+class Place(NamedTuple):
+    """A topology such as "v5e:2x4", and how many images all of its chips share."""
+
+    topology: str
+    batch: int
 
 
 class Part(NamedTuple):
@@ -99,16 +112,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[64])
     parser.add_argument("--program", nargs="+", default=["train"], choices=PROGRAMS)
     parser.add_argument("--terms", nargs="+", default=["flow"], choices=["flow", "all"])
+    parser.add_argument("--attention", nargs="+", default=["auto"], choices=ATTENTIONS)
     parser.add_argument("--json", type=pathlib.Path, help="append the record here")
     parser.add_argument("--table", type=pathlib.Path, help="print this file instead")
     return parser.parse_args()
 
 
-def measure(config: str, topology: str, batch: int, program: str, terms: str) -> dict:
+def measure(
+    config: str, program: str, terms: str, attention: str, where: Place
+) -> dict:
     """One program for one topology."""
     experiment = written_out(harness.load_config(config), terms)
+    experiment.kernels.attention = attention
+    topology, batch = where
     row = {"config": experiment.name, "topology": topology, "batch": batch}
-    row |= {"program": program, "terms": terms}
+    row |= {"program": program, "terms": terms, "attention": attention}
     try:
         programs = PROGRAMS[program](experiment, tpu_devices(topology), batch)
     except jax.errors.JaxRuntimeError as error:
@@ -216,8 +234,10 @@ def prediction(programs: Programs, chip: Chip) -> dict:
     from and to its vector memory, so the time may be too long.
     """
     whole, parts = programs
-    flops = sum(part.times * _cost(part, "flops") for part in parts)
-    moved = sum(part.times * _cost(part, "bytes accessed") for part in parts)
+    kernels = [tpu_calls.attention(part.program.as_text()) for part in parts]
+    pairs = list(zip(parts, kernels, strict=True))
+    flops = sum(p.times * (_cost(p, "flops") + k.flops) for p, k in pairs)
+    moved = sum(p.times * (_cost(p, "bytes accessed") + k.moved) for p, k in pairs)
     memory = whole.memory_analysis()
     peak = memory.peak_memory_in_bytes
     compute, traffic = flops / chip.flops, moved / chip.bandwidth
@@ -231,6 +251,7 @@ def prediction(programs: Programs, chip: Chip) -> dict:
         "flops_ms": compute * 1e3,
         "bytes_ms": traffic * 1e3,
         "predicted_ms": max(compute, traffic) * 1e3,
+        "attention_kernels": len(tpu_calls.CALL.findall(whole.as_text())),
         "loops": _loops(whole),
         "loops_counted_once": max(_loops(part.program) for part in parts),
     }
@@ -248,6 +269,7 @@ def _loops(program: object) -> int:
 PROGRAMS = {"train": training, "sampler": sampling}
 COLUMNS = {
     "program": lambda r: f"{r['config']}, {_kind(r)}",
+    "attention": lambda r: r.get("attention", "xla"),
     "chips": lambda r: r["topology"],
     "images a chip": lambda r: f"{r['batch'] // _chips(r)}",
     "TFLOP": lambda r: f"{r['tflop']:.1f}",
@@ -291,9 +313,9 @@ def main() -> None:
     if args.table:
         print(table(args.table.read_text().splitlines()))
         return
-    names = ("config", "topology", "batch", "program", "terms")
+    names = ("config", "program", "terms", "attention", "topology", "batch")
     choices = itertools.product(*(getattr(args, name) for name in names))
-    harness.report([measure(*choice) for choice in choices], args.json)
+    harness.report([measure(*c[:4], Place(*c[4:])) for c in choices], args.json)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ pixelflow train --config=combinations:field_asymmetric --workdir=runs/field \\
 | field_asymmetric     | PixNerd's field, asymmetric prediction, FrequencyMatching: a  |
 |                      | field is smooth, which full-rank noise is not                 |
 | field_clean          | the same with clean prediction, which asks for no noise at all|
+| text_asymmetric      | PixelGen's text model, asymmetric prediction: the basis is of |
+|                      | patches, whatever their image is conditioned on               |
 | cascade_clean        | PixelFlow's stages, clean prediction, REPA, FrequencyMatching:|
 |                      | all stages then predict one image, in its own frequencies     |
 
 Sizes and recipes are those of the papers' XL models, with 18 heads of 64 channels,
-which the fast attention kernels take. Nobody has measured any.
+which the fast attention kernels take (the text model has 24). Nobody has measured any.
 """
 
 import dataclasses
@@ -62,6 +64,14 @@ def field(name: str, prediction: Prediction) -> Experiment:
     )
 
 
+def text_asymmetric() -> Experiment:
+    """PixelGen-XXL at 256 pixels, whose bottleneck begins as the basis."""
+    config = load_config("pixelgen_t2i:pretrain_256")
+    return dataclasses.replace(
+        config, name="text_asymmetric", prediction=PredictAsymmetric()
+    )
+
+
 def cascade_clean() -> Experiment:
     """PixelFlow-XL, whose stages are aligned and compared at their own sizes."""
     config = load_config("pixelflow:xl4_256")
@@ -79,6 +89,7 @@ VARIANTS = {
     "perceptual_asymmetric": perceptual_asymmetric,
     "field_asymmetric": lambda: field("field_asymmetric", PredictAsymmetric()),
     "field_clean": lambda: field("field_clean", PredictClean()),
+    "text_asymmetric": text_asymmetric,
     "cascade_clean": cascade_clean,
 }
 

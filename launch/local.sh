@@ -13,7 +13,17 @@ if [ "$#" -eq 0 ]; then
   echo "Give the command to start: $0 pixelflow train --config=... --workdir=..." >&2
   exit 2
 fi
+whole() { # NAME: its value must be a number, of LEAST or more
+  if ! [[ "${!1}" =~ ^[0-9]{1,6}$ ]] || ((10#${!1} < $2)); then
+    echo "$1=${!1} must be a whole number of at least $2." >&2
+    exit 2
+  fi
+}
+whole PROCESSES 1
+whole PORT 1
+whole GRACE 0
 if [ -n "$CPU_DEVICES" ]; then
+  whole CPU_DEVICES 1
   count="--xla_force_host_platform_device_count=$CPU_DEVICES"
   export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} $count"
 fi
@@ -28,6 +38,7 @@ done
 # Training saves at the first of these signals, and ends at once at the second.
 trap 'kill -INT "${pids[@]}" 2>/dev/null || true' INT
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
+trap 'kill -HUP "${pids[@]}" 2>/dev/null || true' HUP # a closed terminal
 
 code=0 failed=
 while [ "${#pids[@]}" -gt 0 ]; do

@@ -33,7 +33,9 @@ if typing.TYPE_CHECKING:
     from pixelflow_jax.losses.packaged import Lite0Distance, StLpips
     from pixelflow_jax.losses.perceptual import Lpips, PDino, Repa
     from pixelflow_jax.models.deco import DeCo
+    from pixelflow_jax.models.deco_text import DeCoText
     from pixelflow_jax.models.pixeldit2 import PixelDiT2
+    from pixelflow_jax.models.pixeldit2_text import PixelDiT2Text
     from pixelflow_jax.models.pixelflow import PixelFlow
     from pixelflow_jax.models.pixelgen import PixelGen
     from pixelflow_jax.models.pixelgen_text import PixelGenText
@@ -49,6 +51,7 @@ __all__ = [
     "AutoGuidance",
     "ClassifierFree",
     "DeCo",
+    "DeCoText",
     "Dopri5",
     "Euler",
     "Experiment",
@@ -64,6 +67,7 @@ __all__ = [
     "PixNerd",
     "PixNerdText",
     "PixelDiT2",
+    "PixelDiT2Text",
     "PixelFlow",
     "PixelGen",
     "PixelGenText",
@@ -98,7 +102,9 @@ HOMES = {
     "losses.packaged": "Lite0Distance StLpips",
     "losses.perceptual": "Lpips PDino Repa",
     "models.deco": "DeCo",
+    "models.deco_text": "DeCoText",
     "models.pixeldit2": "PixelDiT2",
+    "models.pixeldit2_text": "PixelDiT2Text",
     "models.pixelflow": "PixelFlow",
     "models.pixelgen": "PixelGen",
     "models.pixelgen_text": "PixelGenText",

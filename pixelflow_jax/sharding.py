@@ -1,7 +1,9 @@
 """What lies where on a mesh: the only file that says PartitionSpec."""
 
+import functools
 import re
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any, TypeVar
 
 import jax
@@ -59,6 +61,26 @@ def global_batch(batch: dict, mesh: jax.sharding.Mesh) -> dict:
         name: jax.make_array_from_process_local_data(layout, array)
         for name, array in batch.items()
     }
+
+
+@functools.cache
+def connect(mesh: jax.sharding.Mesh) -> None:
+    """Let processes on CPUs meet in each group of devices that will exchange anything.
+
+    The first exchange of a group waits for 30 s, and programs compile for longer on a
+    machine that is busy; later ones wait for as long as it takes. All processes call
+    this together. On other backends, and alone, it does nothing.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    names = mesh.axis_names
+    groups = [g for n in range(len(names)) for g in combinations(names, n + 1)]
+    sums = lambda one: [jax.lax.psum(one, group) for group in groups]
+    whole = PartitionSpec()
+    meet = jax.shard_map(
+        sums, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
+    )
+    jax.block_until_ready(jax.jit(meet)(np.float32(1)))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -137,22 +159,36 @@ def by_device(
     first: Array,
     *others: Array | None,
     whole: tuple = (),
+    tensor: int | None = None,
 ) -> Result:
     """`function(first, *others, *whole)` on each device's part of a batch.
 
     `first` and `others` share their first axis, which is divided over the batch axes,
-    as the result is; `whole` are the same everywhere. For kernels, which the compiler
-    cannot divide by itself. Outside `jax.set_mesh`, on one device, or where the batch
-    does not divide, the function simply runs.
+    as the result is; `whole` are the same everywhere. `tensor` is the axis of `first`,
+    of others with as many dimensions and of the result, that is divided over the tensor
+    axis. An axis that does not divide is whole on every device. For kernels, which the
+    compiler cannot divide by itself. Outside `jax.set_mesh`, or on one device, the
+    function simply runs.
     """
-    shards = _context_shards()
-    split = (first, *others)
-    if shards <= 1 or first.shape[0] % shards:
+    split, shards, parts = (first, *others), shard_count(), tensor_shards()
+    if shards * parts == 1:
         return function(*split, *whole)
-    batch = PartitionSpec(BATCH)
-    specs = (*(batch for _ in split), *(PartitionSpec() for _ in whole))
-    run = jax.shard_map(function, in_specs=specs, out_specs=batch, check_vma=False)
+    batch = None if first.shape[0] % shards else BATCH
+    main = rest = PartitionSpec(batch)
+    if tensor is not None and not first.shape[tensor] % parts:
+        main = PartitionSpec(batch, *[None] * (tensor - 1), "tensor")
+    like = lambda a: a is not None and a.ndim == first.ndim
+    specs = [main if like(a) else rest for a in split]
+    specs += [PartitionSpec() for _ in whole]
+    run = jax.shard_map(
+        function, in_specs=tuple(specs), out_specs=main, check_vma=False
+    )
     return run(*split, *whole)
+
+
+def shard_count() -> int:
+    """Into how many parts the mesh in use splits a batch; 1 without a mesh of ours."""
+    return max(_context_shards(), 1)
 
 
 def _context_shards() -> int:

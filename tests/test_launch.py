@@ -90,23 +90,36 @@ def test_local_gives_each_process_its_number_and_its_device(tmp_path):
     assert run(LAUNCH / "local.sh").returncode == 2
 
 
+@pytest.mark.parametrize(
+    "variable", ["PROCESSES=0", "PROCESSES=two", "CPU_DEVICES=0", "PORT=x", "GRACE=-1"]
+)
+def test_local_refuses_what_starts_nothing(tmp_path, variable):
+    name, _, value = variable.partition("=")
+    done = run(
+        LAUNCH / "local.sh", stand_in(tmp_path / "one", "echo x"), **{name: value}
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert f"{variable} must be a whole number of at least" in done.stderr
+
+
 def test_local_ends_the_others_where_one_fails(tmp_path):
     body = 'case "$*" in *process_id=1) exit 3;; esac; exec sleep 50'
     done = run(LAUNCH / "local.sh", stand_in(tmp_path / "one", body), GRACE="0")
     assert done.returncode == 3
 
 
-def test_local_hands_a_signal_on(tmp_path):
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_local_hands_a_signal_on(tmp_path, name):
     wait = "for i in {1..200}; do sleep 0.1; done"
-    body = f"trap 'echo saved; exit 0' TERM; echo ready; {wait}"
+    body = f"trap 'echo saved; exit 0' {name}; echo ready; {wait}"
     one = stand_in(tmp_path / "one", body)
     script = subprocess.Popen(
         [LAUNCH / "local.sh", one], stdout=subprocess.PIPE, text=True
     )
     assert [script.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
-    script.send_signal(signal.SIGTERM)
+    script.send_signal(signal.Signals[f"SIG{name}"])
     assert [script.stdout.readline() for _ in range(2)] == ["saved\n"] * 2
-    assert script.wait(30) == 0
+    assert script.wait(300) == 0
 
 
 def slurm(tmp_path, code: int = 0, **variables: str) -> tuple[int, list]:

@@ -139,6 +139,21 @@ def test_it_lowers_for_a_tpu_and_plainly_for_a_gpu(family, program, mesh):
     assert f"mhlo.num_partitions = {count} " in module
 
 
+def test_long_sequences_attend_by_a_kernel_of_tpus(monkeypatch):
+    """PixelFlow's last stage, 4,096 tokens, where images and heads are divided."""
+    monkeypatch.setattr(backends, "platform", lambda: "tpu")
+    config = shallow("pixelflow")
+    config.kernels = Kernels(blocks="xla", field="xla")
+    mesh = sharding.MeshShape(fsdp=2, tensor=4).build(jax.devices()[:8])
+    traced = traced_step(config, mesh)
+    module = lowered(traced, "tpu")
+    assert foreign(module) == []
+    kernels = re.findall(r'kernel_name = "(\w+)"', module)
+    assert set(kernels) == {"splash_mha_fwd_residuals", "splash_mha_dkv_no_residuals"}
+    with pytest.raises(REFUSALS):
+        lowered(traced, "cuda")
+
+
 def test_pixelgen_lowers_with_all_of_its_loss():
     """The step above looks through both teachers, and its weights are balanced."""
     config = shallow("pixelgen")

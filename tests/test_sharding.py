@@ -17,6 +17,7 @@ from pixelflow_jax.sharding import (
     batch_parts,
     batch_sharding,
     batch_shards,
+    connect,
     constrain_batch,
     place,
     replicated,
@@ -163,6 +164,21 @@ def test_a_process_alone_has_no_room_for_a_wider_split(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[4:])
     with pytest.raises(ValueError, match=r"tensor=8 does not divide the 4 .*tensor=1"):
         MeshShape(tensor=8).of_process()
+
+
+def test_processes_meet_in_each_group_of_a_mesh(monkeypatch):
+    """Over real ones: tests/training/test_processes.py; here it runs at all."""
+    mesh = MeshShape(data=2, fsdp=2, tensor=2).build(jax.devices())
+    run = []
+    jit = lambda function: lambda x: run.append(jax.device_get(function(x)))
+    monkeypatch.setattr(jax, "jit", jit)
+    connect(mesh)
+    assert not run  # alone
+    connect.cache_clear()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    connect(mesh)
+    assert [float(x) for x in run[0]] == [2, 2, 2, 4, 4, 4, 8]
+    connect.cache_clear()
 
 
 def test_batches_are_split_over_data_and_fsdp():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import Pipeline, build
+from pixelflow_jax.conditioning.grounded import GroundedText
 from pixelflow_jax.conditioning.text import Text
 from pixelflow_jax.encoders.t5 import T5, T5Geometry
 from pixelflow_jax.experiment import Experiment
@@ -16,11 +17,14 @@ from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Pyramid, Straight
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.models.interface import DenoiserConfig
+from pixelflow_jax.models.pixeldit2_text import PixelDiT2Text
 from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.sampling.settings import Sampling
+from pixelflow_jax.teachers.dinov2 import DinoV2
+from pixelflow_jax.teachers.dinov2_table import Geometry
 
 EXACT = Precision(compute="float32", matmul="highest")
 SIZE, LENGTH = 16, 6
@@ -32,6 +36,9 @@ ENCODER = T5(
 WIDTHS = {"width": 32, "heads": 4, "depth": 2, "feature_layer": 1, "text_width": 16}
 TEXTS = {"text_depth": 1, "text_length": LENGTH}
 FIELD = dataclasses.replace(text_field(), width=8, depth=1)
+EYES = DinoV2(
+    geometry=Geometry(width=24, heads=3, depth=1, patch=4, grid=4), precision=EXACT
+)
 MODELS: dict[str, DenoiserConfig] = {
     "pixnerd": PixNerdText(patch=4, decoder=FIELD, **WIDTHS, **TEXTS),
     "canvas": PixNerdText(
@@ -39,6 +46,7 @@ MODELS: dict[str, DenoiserConfig] = {
     ),
     "pixelgen": PixelGenText(patch=4, image_size=SIZE, bottleneck=8, **WIDTHS, **TEXTS),
     "pixelflow": PixelFlow(num_classes=0, **WIDTHS),
+    "pixeldit2": PixelDiT2Text(patch=4, encoder=EYES, **WIDTHS, **TEXTS),
 }
 
 
@@ -48,6 +56,9 @@ class CaptionEncoder:
     def __init__(self, length: int):
         self.length = length
         self.read: list[str] = []
+
+    def check(self) -> None:
+        """There is no file that could be wrong."""
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         self.read += texts
@@ -72,8 +83,11 @@ def random(shapes: dict, seed: int = 0) -> dict:
 
 
 @contextlib.contextmanager
-def encoder_without_files() -> Iterator[list[str]]:
-    """T5 with random weights and letters as tokens; lists how often it is loaded."""
+def encoder_without_files(vision: bool = True) -> Iterator[list[str]]:
+    """T5 with random weights and letters as tokens; lists how often it is loaded.
+
+    With `vision`, a DINOv2 has random weights, too.
+    """
     loaded = []
 
     def load(self: T5, field: str = "") -> dict:
@@ -82,6 +96,8 @@ def encoder_without_files() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(T5, "load", load)
+        if vision:
+            patch.setattr(DinoV2, "load", lambda self, field: random(self.shapes(), 2))
         patch.setattr(T5, "reader", lambda self, n: CaptionEncoder(n), raising=False)
         yield loaded
 
@@ -89,11 +105,12 @@ def encoder_without_files() -> Iterator[list[str]]:
 def experiment(model: DenoiserConfig) -> Experiment:
     """A text model with two steps of guided sampling."""
     cascade = isinstance(model, PixelFlow)
+    reads = GroundedText if model.frozen_networks() else Text
     config = Experiment(
         name="text",
         model=model,
         path=Pyramid(num_stages=2) if cascade else Straight(),
-        conditioner=Text(encoder=dataclasses.replace(ENCODER), length=LENGTH),
+        conditioner=reads(encoder=dataclasses.replace(ENCODER), length=LENGTH),
         precision=EXACT,
         batch_size=8,
         ema=(),

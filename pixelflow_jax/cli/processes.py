@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from pixelflow_jax import distributed, peers
+from pixelflow_jax import distributed, peers, sharding
 from pixelflow_jax.cli import process_flags, verbs
 from pixelflow_jax.experiment import Experiment
 
@@ -59,10 +59,11 @@ def agree(config: Experiment) -> None:
         return
     distributed.agree(dict(_leaves(config.to_dict(), "config")))
     try:
-        shape = config.mesh.build().shape
+        mesh = config.mesh.build()
     except ValueError:  # said in full where the config is checked
         return
-    listed = ", ".join(f"{axis}={size}" for axis, size in shape.items())
+    sharding.connect(mesh)
+    listed = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     distributed.report(_found[0].launcher, listed)
 
 

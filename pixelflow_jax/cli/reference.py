@@ -30,7 +30,7 @@ COMMAND = "pixelflow evaluate reference"
 EXAMPLES = f"""examples:
   {COMMAND} lite0.npz --images=~/pictures
   {COMMAND} imagenet256.npz --config=pixnerd:xl16_256 \\
-      --config.data.source.path=/data/imagenet256 --inception=inception.pth
+      --config.data.source.data_dir=/data/tfds --inception=inception.pth
   {COMMAND} all.npz --images=real.npz --metrics=fid,sfid,pr,kid,fd_dinov2 \\
       --inception=inception.pth --dinov2=dinov2_vitl14_pretrain.pth
 

@@ -13,12 +13,14 @@ import numpy as np
 from pixelflow_jax import backend
 from pixelflow_jax.cli import measure
 from pixelflow_jax.cli.parser import Parser, at_least, nonempty
-from pixelflow_jax.cli.terminal import accept_every_text, give_up
+from pixelflow_jax.cli.shared import could_write
+from pixelflow_jax.cli.terminal import accept_every_text, give_up, refusing
 from pixelflow_jax.config_files import load_config, paper_rows
 from pixelflow_jax.convert import actions, families
-from pixelflow_jax.errors import ConfigError, EvaluationError, UserError
+from pixelflow_jax.errors import ConfigError, EvaluationError
 from pixelflow_jax.evaluation import metrics
 from pixelflow_jax.evaluation.extractors import open_extractors
+from pixelflow_jax.evaluation.features import FEATURES
 from pixelflow_jax.evaluation.paper import (
     Judgement,
     PaperRow,
@@ -42,7 +44,7 @@ EXAMPLES = """examples:
   pixelflow reproduce pixelgen:xl_256 --weights=pixelgen.ckpt --row=0 \\
       --reference=VIRTUAL_imagenet256_labeled.npz --inception=inception-2015.pth
 """
-BATCH = 256  # images looked at together
+DEFAULT = "runs/reproduce"  # the folder of all that are reproduced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,23 +74,25 @@ def main(argv: list[str] | None = None) -> int:
     given, unknown = parser.parse_known_args(argv)
     parser.refuse_unknown(unknown)
     backend.configure()
-    try:
+    with refusing(given.out or DEFAULT):
         if given.rows:
             for number, row in enumerate(paper_rows(given.name)):
                 print(f"--row={number}  {row.summary}")
             return 0
-        run(_task(given))
-    except UserError as error:
-        give_up(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        give_up("Interrupted: the same command goes on from there.", 130)
+        try:
+            run(_task(given))
+        except KeyboardInterrupt:
+            give_up("Interrupted: the same command goes on from there.", 130)
     return 0
 
 
 def run(task: Task) -> Judgement:
     """Carry it out, print the verdict, and write report.json; returns the verdict."""
     print(f"{task.name}: {task.row.summary}")
+    could_write(task.out, "--out")
     extractors, names = _measured(task)
+    # All that may be wrong with the reference, before hours of drawing.
+    reference = task.reference.with_rows(extractors, metrics.required_rows(names))
     pipeline = _pipeline(task)
     stream = pipeline.stream(
         measure.evaluation_set(pipeline, task.count), seed=task.seed
@@ -98,7 +102,6 @@ def run(task: Task) -> Judgement:
         task.out / "samples", watched, _described(stream), progress=True
     )
     seen = watched.features(paths["npz"])
-    reference = task.reference.with_rows(extractors, metrics.required_rows(names))
     results = metrics.evaluate(names, seen, reference)
     verdict = judge(task.row, results, task.count)
     differing = protocol_differences(
@@ -151,20 +154,30 @@ def _measured(task: Task) -> tuple[dict, list[str]]:
         wanted = {*metric.against.statistics, *metric.against.rows}
         there = {*held.gaussians, *held.rows} if held else set()
         from_images = reference.images is not None and not metric.against.statistics
-        few = metric.against.rows and task.count < 1000 and name.startswith("kid")
+        few = min(task.count, _compared(metric, reference)) < metric.fewest
         if metric.extractor in available and (wanted <= there or from_images):
             names += [] if few else [name]
     if not names:
         raise EvaluationError(
             f"The reference {reference.path} (for {', '.join(reference.sets)}) serves "
-            f"none of the networks {', '.join(sorted(available))}: name the network's "
-            "file with --inception or --dinov2, or another --reference."
+            f"no metric of {task.count:,} images by {', '.join(sorted(available))}: "
+            "name the network's file with --inception or --dinov2, or another "
+            "--reference."
         )
     used = dict.fromkeys(metrics.METRICS[name].extractor for name in names)
     extractors = open_extractors(used, task.networks)
     for extractor in extractors.values():
         reference.check_extractor(extractor)
     return extractors, names
+
+
+def _compared(metric: metrics.Metric, reference: Reference) -> int:
+    """How many images of the reference a metric looks at; enough, where at none."""
+    if not metric.against.rows:
+        return metric.fewest
+    held = reference.sets.get(metric.extractor)
+    rows = held.rows.get(FEATURES, ()) if held else ()
+    return len(rows) or len(reference.images or ())
 
 
 def _pipeline(task: Task) -> Pipeline:
@@ -221,7 +234,7 @@ def _task(given: argparse.Namespace) -> Task:
         )
     row = rows[given.row]
     count = given.num_samples or row.count
-    out = given.out or pathlib.Path("runs") / "reproduce" / given.name.replace(":", "-")
+    out = given.out or pathlib.Path(DEFAULT) / given.name.replace(":", "-")
     files = {"inception": given.inception, "dinov2": given.dinov2, "lite0": given.lite0}
     return Task(
         name=given.name,

@@ -1,5 +1,6 @@
 """`pixelflow evaluate --sweep=ema,scale`: which sampling settings are best."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,6 +27,7 @@ from pixelflow_jax.pretrained.options import DrawOptions
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.sampling.choices import SOLVERS
 from pixelflow_jax.sampling.settings import Sampling
+from pixelflow_jax.sampling.spool import only_writer
 from pixelflow_jax.training.ema import posthoc_name
 
 COUNT = 10_000  # images a point, unless told
@@ -162,11 +164,12 @@ def run_sweep(task: Sweep, text: str, workdir: pathlib.Path) -> dict[str, pathli
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = workdir / "sweeps" / f"step{task.pipeline.step:08d}-{digest[:8]}"
     main = jax.process_index() == 0
-    ledger = sweep.Ledger(folder / "results.jsonl", facts, main)
     say: Callable[[str], object] = tqdm.write if main else (lambda line: None)
-    say(f"{len(wanted)} points of {len(task.wanted)} images, to {folder}")
-    sweep.run(wanted, ledger, task.measure, say)
-    return report(ledger, axes, folder, say) if main else {}
+    with only_writer(folder) if main else contextlib.nullcontext():
+        ledger = sweep.Ledger(folder / "results.jsonl", facts, main)
+        say(f"{len(wanted)} points of {len(task.wanted)} images, to {folder}")
+        sweep.run(wanted, ledger, task.measure, say)
+        return report(ledger, axes, folder, say) if main else {}
 
 
 def report(

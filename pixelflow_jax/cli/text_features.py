@@ -51,6 +51,7 @@ def write_features(
     finished is kept. States of padding are stored only where `model` reads them. Raises
     DataError, or WeightsError without weights.
     """
+    conditioner = conditioner.content
     if not isinstance(conditioner, Text):
         raise DataError(
             f"The config's conditioner is {type(conditioner).__name__}, which reads no "

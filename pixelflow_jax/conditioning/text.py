@@ -18,6 +18,7 @@ from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.models.interface import Condition, DenoiserConfig, TextSpec
 from pixelflow_jax.values import Place, Share, Width
 
+TextEncoder = T5 | Qwen3 | Bert
 PROBED = 20  # images among which captions are looked for
 
 
@@ -36,7 +37,7 @@ class Text(Conditioner):
     not loaded.
     """
 
-    encoder: T5 | Qwen3 | Bert = dataclasses.field(default_factory=T5)
+    encoder: TextEncoder = dataclasses.field(default_factory=T5)
     length: Width = 512
     drop: Share = 0.1
     features: Place = ""

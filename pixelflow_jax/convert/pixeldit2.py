@@ -20,6 +20,7 @@ from pixelflow_jax.convert.sizes import (
     patch_and_channels,
 )
 from pixelflow_jax.experiment import Experiment
+from pixelflow_jax.flow.path import Straight
 from pixelflow_jax.flow.prediction import PredictClean
 from pixelflow_jax.flow.time import LogitNormal
 from pixelflow_jax.models.pixeldit2 import PixelDiT2
@@ -52,11 +53,15 @@ def infer(sizes: Sizes, given: Fields) -> InferredConfig:
     }
     plain = PixelDiT2(width=width or PixelDiT2.width).mlp_width
     depth = from_tensors["depth"]
+    rounded = bool(hidden) and hidden != plain
     assumed = patch_and_channels(inputs, given) | {
         "feature_layer": feature_layer(PixelDiT2.feature_layer, depth),
         "context_start": min(PixelDiT2.context_start, max(depth - 1, 0)),
         "encoder": _encoder(sizes.axis((f"{GROUND}.input_proj.weight", 1))),
-        "mlp_multiple": hidden and (0 if hidden == plain else _multiple(hidden, plain)),
+        "mlp_multiple": _multiple(hidden, plain) if hidden and rounded else 0,
+        # Of the two released models, that for 512 pixels has both.
+        "single_silu": rounded,
+        "dropout": 0.2,  # that both were trained with
     }
     return InferredConfig.of(from_tensors, assumed)
 
@@ -112,13 +117,19 @@ def _block_rows(stack: str, layers: range, official: str) -> list[Row]:
 def released(
     experiment: Experiment, model: PixelDiT2, size: int, family: str
 ) -> Experiment:
-    """50 steps of Heun; the weaker branch has neither class nor grounding."""
+    """50 steps of Heun; the weaker branch has neither class nor grounding.
+
+    At 512 pixels the noise is twice as large, as JiT's.
+    """
+    large = size > 256
+    sampling = presets.pixeldit2_heun50_512() if large else presets.pixeldit2_heun50()
     return dataclasses.replace(
         experiment,
+        path=Straight(noise_scale=2.0 if large else 1.0),
         prediction=PredictClean(),
         time=LogitNormal(mean=-0.8, std=0.8),
         conditioner=GroundedLabels(),
-        sampling=presets.pixeldit2_heun50(),
+        sampling=sampling,
     )
 
 
@@ -133,7 +144,7 @@ ARCHITECTURES = (
         ),
         infer=infer,
         table=table,
-        image_size=lambda model: 256,
+        image_size=lambda model: 512 if model.single_silu else 256,
         released=released,
     ),
 )

@@ -6,8 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from pixelflow_jax.encoders.interface import Geometry, TextEncoder
-from pixelflow_jax.nn.kernels.choice import Attention
+from pixelflow_jax.encoders.interface import Attention, Geometry, TextEncoder
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors.locate import Origin
 

@@ -1,14 +1,15 @@
 """What every text encoder looks like: its config node, and what it does."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from jax import Array
 
 from pixelflow_jax.encoders.tokenizers import TextReader
-from pixelflow_jax.nn.kernels.choice import Attention
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
+
+Attention = Literal["auto", "xla", "cudnn"]  # with biases and causal masks
 
 
 class Geometry(Protocol):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pixelflow_jax.encoders.interface import Attention
 from pixelflow_jax.nn.attention import cudnn_fits
-from pixelflow_jax.nn.kernels.choice import Attention
 from pixelflow_jax.nn.stack import StackConfig, layers_of, run_layers
 
 # cuDNN's attention takes masks and biases of lengths that this divides, at least.

@@ -11,11 +11,10 @@ from jax import Array
 
 from pixelflow_jax.encoders import config as common
 from pixelflow_jax.encoders import layers
-from pixelflow_jax.encoders.interface import TextEncoder
+from pixelflow_jax.encoders.interface import Attention, TextEncoder
 from pixelflow_jax.encoders.layers import Logits
 from pixelflow_jax.encoders.tokenizers import Frame, Special, TextReader
 from pixelflow_jax.nn.embed import rotate_halves
-from pixelflow_jax.nn.kernels.choice import Attention
 from pixelflow_jax.nn.layers import rms_normalise, split_heads
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig

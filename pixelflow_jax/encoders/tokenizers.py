@@ -186,8 +186,9 @@ def _open(named: str, origin: Origin, kind: str) -> Any:
     try:
         import transformers
     except ImportError as error:
+        also = "" if named else f". {origin.remedy}"  # both are told at once
         raise WeightsError(
-            f"Reading texts needs the package transformers: {INSTALL}"
+            f"Reading texts needs the package transformers: {INSTALL}{also}"
         ) from error
     path = find(named, origin, TOKENIZER_FILES)
     folder = path if path.is_dir() else path.parent

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import logging
 import os
 import pathlib
 import zipfile
@@ -16,8 +17,12 @@ from PIL import Image
 from pixelflow_jax.data.listing import list_folder
 from pixelflow_jax.data.source import Source, decode_image
 from pixelflow_jax.errors import DataError, EvaluationError
+from pixelflow_jax.paths import printable
+from pixelflow_jax.sampling.spool import SPOOL
 
+LOG = logging.getLogger(__name__)
 IMAGES = "arr_0"  # the name in a sample file, as ADM's evaluator wants
+DRAWN = ("samples.json", "samples.npz")  # in a folder of `pixelflow sample`
 LABELS = ("arr_1", "labels")  # as ADM's sampler and as ours call them
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # how files begin; the place of their depth
@@ -112,6 +117,8 @@ class FileImages:
 
     def __init__(self, root: pathlib.Path):
         listing = list_folder(root, alias_classes=False)
+        if listing.left_out:
+            LOG.warning("Left out of %s: %s.", printable(str(root)), listing.summary())
         self._root, self._files = root, listing.images
         self.name = str(root)
         height, width, _ = self._image(0).shape
@@ -189,7 +196,7 @@ class SourceImages:
 
 
 def open_images(path: str | os.PathLike) -> ImageSet:
-    """The images of an npz file or a folder.
+    """The images of an npz file or a folder, also of one that `pixelflow sample` wrote.
 
     Raises EvaluationError for an npz file that carries statistics: an evaluator that
     took them instead of the images would measure another set. DataError where there
@@ -202,7 +209,7 @@ def open_images(path: str | os.PathLike) -> ImageSet:
                 f"{place} is neither a folder of images nor an npz file: store its "
                 f"images with np.savez(path, images), as {IMAGES}."
             )
-        return FileImages(place)
+        return _in_folder(place)
     if not place.is_file():
         raise DataError(
             f"There is no file {place}: name a folder of images, or an npz file that "
@@ -216,6 +223,19 @@ def open_images(path: str | os.PathLike) -> ImageSet:
             f"the images alone as {IMAGES}."
         )
     return NpzImages(place)
+
+
+def _in_folder(place: pathlib.Path) -> ImageSet:
+    """A folder's images; of one of ours those of its npz, and not its grid."""
+    if (place / SPOOL).is_dir():
+        raise EvaluationError(
+            f"{place} is being drawn, or its draw was cut short: wait, or give the "
+            "command that draws it again, and it goes on from there."
+        )
+    index, images = (place / name for name in DRAWN)
+    if index.is_file() and images.is_file():
+        return NpzImages(images)
+    return FileImages(place)
 
 
 def array_names(path: pathlib.Path) -> list[str]:

@@ -2,10 +2,10 @@
 
 A set's manifold is the union of balls about its features, each as wide as the distance
 to the k-th nearest other (Kynkäänniemi et al. 2019). All distances are squared and
-float32: n_u - 2 u v + n_v, not below 0, with matrix products of full precision, of rows
-from which the reference's mean is taken: that moves no distance, and where all rows are
-much alike it leaves them the digits that large norms would take. No matrix of all pairs
-is ever in memory, but one of `Blocks`.
+float32: n_u - 2 u v + n_v, 0 for equal rows, with matrix products of full precision, of
+rows from which the reference's mean is taken: that moves no distance, and where all
+rows are much alike it leaves them the digits that large norms would take. No matrix of
+all pairs is ever in memory, but one of `Blocks`.
 """
 
 import functools
@@ -19,6 +19,8 @@ from jax import Array
 from pixelflow_jax.errors import EvaluationError
 
 ADM_K, PRDC_K = 3, 5
+# Of the squared norms: what rounding leaves of the distance of equal rows, at most.
+ROUNDED = 2.0**-18
 
 
 class Blocks(NamedTuple):
@@ -183,8 +185,11 @@ def _distances(u: Array, v: Array, real: Array) -> Array:
     """Squared distances [m, n] of rows [m, d] and [n, d]; infinite to what fills up."""
     products = jnp.matmul(u, v.T, precision="highest")
     norms_u, norms_v = (jnp.sum(x * x, 1) for x in (u, v))
-    squares = norms_u[:, None] - 2 * products + norms_v[None]
-    return jnp.where(real[None] > 0, jnp.maximum(squares, 0), jnp.inf)
+    norms = norms_u[:, None] + norms_v[None]
+    squares = norms - 2 * products
+    # Equal rows are at 0, so that balls of no width hold them.
+    squares = jnp.where(squares > ROUNDED * norms, squares, 0)
+    return jnp.where(real[None] > 0, squares, jnp.inf)
 
 
 @functools.partial(jax.jit, static_argnames="k")

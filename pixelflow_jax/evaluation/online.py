@@ -13,6 +13,7 @@ from pixelflow_jax.evaluation.metrics import METRICS, evaluate
 from pixelflow_jax.evaluation.passes import set_features
 from pixelflow_jax.evaluation.references import Reference
 from pixelflow_jax.sampling.batches import Generator, Request, Weights
+from pixelflow_jax.sampling.stream import check_finite
 from pixelflow_jax.values import Count, Place, Several
 
 Distance = Literal["fid", "fd_dinov2", "fd_dinov2_b", "fd_lite0"]
@@ -90,6 +91,7 @@ class OnlineEvaluation:
         request = Request(self.given, self.seed)
         per_device = generator.per_device(request.count)
         for place, drawn in generator.iterate(weights, request, per_device=per_device):
+            check_finite(drawn.images, place)
             yield place, to_uint8(drawn.images)
 
 

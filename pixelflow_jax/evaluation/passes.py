@@ -17,7 +17,7 @@ from pixelflow_jax.evaluation.metrics import required
 from pixelflow_jax.sampling.batches import Generated
 from pixelflow_jax.sampling.stream import Stream
 
-BATCH = 256  # images read at a time
+BATCH = 256  # images read, or looked at, together at least
 
 
 def set_features(
@@ -41,17 +41,39 @@ def look(
     batches: Iterable[tuple[int, np.ndarray]],
     extractors: Mapping[str, Extractor],
 ) -> None:
-    """Add this process' part of each batch to what it has seen."""
+    """Add this process' part of each batch to what it has seen.
+
+    Small batches that follow one another are one to the networks, whose programs have a
+    fixed batch, too: on a CPU images are drawn one by one.
+    """
     own = sharding.MeshShape().build(jax.local_devices())
-    for place, images in batches:
+    for place, images in _together(batches):
         cuts = np.linspace(0, len(images), jax.process_count() + 1).astype(int)
         start, end = cuts[jax.process_index() : jax.process_index() + 2]
         with jax.set_mesh(own):  # extractors know nothing of the mesh of a run
             seen.add(extractors, images[start:end], place + int(start))
 
 
+def _together(
+    batches: Iterable[tuple[int, np.ndarray]],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Batches of `BATCH` images or more; fewer before a gap, and at the end."""
+    first, held = 0, []
+    for place, images in batches:
+        if held and place != first + sum(map(len, held)):
+            yield first, np.concatenate(held)
+            held = []
+        first = first if held else place
+        held.append(images)
+        if sum(map(len, held)) >= BATCH:
+            yield first, np.concatenate(held)
+            held = []
+    if held:
+        yield first, np.concatenate(held)
+
+
 class WatchedDraw:
-    """Draws a stream, and shows each batch to the networks of metrics.
+    """Draws a stream, and shows its images to the networks of metrics.
 
     Called like `Stream.recorded` by what writes the images. Images that an earlier
     sitting drew are read from the file that it left, by `features`: what networks saw
@@ -67,6 +89,7 @@ class WatchedDraw:
         self._stream, self._extractors = stream, extractors
         self._seen = Accumulator(required(names))
         self._begin = stream.draw.count  # the first image that this sitting draws
+        self._waiting: list[tuple[int, np.ndarray]] = []  # drawn, and not looked at
         self._seconds, self._images = 0.0, 0
 
     def __call__(self, start: int) -> Iterator[tuple[int, Generated]]:
@@ -75,7 +98,9 @@ class WatchedDraw:
         begun = None  # the first batch compiles
         for place, drawn in self._stream.recorded(start):
             yield place, drawn
-            look(self._seen, [(place, to_uint8(drawn.images))], self._extractors)
+            self._waiting.append((place, to_uint8(drawn.images)))
+            if sum(len(images) for _, images in self._waiting) >= BATCH:
+                self._look()
             if begun is not None:
                 self._seconds = time.perf_counter() - begun
                 self._images += len(drawn.images)
@@ -86,9 +111,14 @@ class WatchedDraw:
 
         On every process; only the first one needs the file.
         """
+        self._look()
         earlier = _shared_batches(path, self._begin, self._stream.shape)
         look(self._seen, earlier, self._extractors)
         return self._seen.gathered().features(self._stream.draw.count)
+
+    def _look(self) -> None:
+        look(self._seen, self._waiting, self._extractors)
+        self._waiting = []
 
     @property
     def seconds_per_image(self) -> float | None:

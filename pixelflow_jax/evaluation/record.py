@@ -130,7 +130,7 @@ def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
+        with atomic_write(path, shared=True) as partial:
             partial.write_text(text + "\n", "utf-8")
     except OSError as error:
         raise EvaluationError(
@@ -156,7 +156,13 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
     known = isinstance(results, dict) and all(
         isinstance(value, int | float) for value in results.values()
     )
-    if not known or record.get("format") != FORMAT:
+    later = record.get("format") if isinstance(record, dict) else None
+    if isinstance(later, int) and later > FORMAT:
+        raise EvaluationError(
+            f"{path} is of format {later}, and this version reads format {FORMAT}: "
+            "update pixelflow_jax, or measure again with this version."
+        )
+    if not known or later != FORMAT:
         raise EvaluationError(
             f"{path} is no record of results of format {FORMAT}: name a file that "
             "`pixelflow evaluate --metrics=...` wrote."

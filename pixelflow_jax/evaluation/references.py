@@ -200,7 +200,7 @@ def write_reference(
     }
     arrays[META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     path = pathlib.Path(path)
-    with atomic_write(path) as partial, partial.open("wb") as file:
+    with atomic_write(path, shared=True) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

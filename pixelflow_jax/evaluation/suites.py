@@ -4,6 +4,7 @@ The folder of images holds nothing else; what decides them stands in a manifest 
 it, which comes last: without it the images are not complete.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pixelflow_jax.data.images import save_png
 from pixelflow_jax.errors import EvaluationError
 from pixelflow_jax.evaluation.suite_prompts import TILES, Item
 from pixelflow_jax.sampling.output import agreed
+from pixelflow_jax.sampling.spool import only_writer
 from pixelflow_jax.sampling.stream import Stream
 
 
@@ -41,18 +43,32 @@ def draw_suite(
     folder, manifest = out / name, out / f"{name}.json"
     paths = {"images": folder, "manifest": manifest}
     leads = jax.process_index() == 0
+    with contextlib.ExitStack() as held:
+        if leads:
+            held.enter_context(only_writer(folder))
+        _draw_items(folder, manifest, items, stream)
+        if leads and not manifest.exists():
+            _write_json(manifest, _manifest(name, items, stream, facts))
+            _state(manifest).unlink(missing_ok=True)
+    return paths
+
+
+def _draw_items(
+    folder: pathlib.Path, manifest: pathlib.Path, items: Sequence[Item], stream: Stream
+) -> None:
+    """The images that are not there yet; the first process writes."""
+    leads = jax.process_index() == 0
     first = _begin(folder, manifest, stream.draw.digest, items) if leads else 0
-    start = agreed(sum(item.images for item in items[:first]))
+    start, wanted = (
+        agreed(sum(item.images for item in items[:first])),
+        stream.draw.count,
+    )
     with tqdm(total=wanted, initial=start, unit="image", disable=not leads) as bar:
         images = _one_by_one(stream, start, bar)
         for item in items[first:] if leads else ():
             _write(folder, item, [next(images) for _ in range(item.images)])
         for _ in images:  # where another process writes
             pass
-    if leads and not manifest.exists():
-        _write_json(manifest, _manifest(name, items, stream, facts))
-        _state(manifest).unlink(missing_ok=True)
-    return paths
 
 
 def _begin(

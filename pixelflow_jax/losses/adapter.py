@@ -42,7 +42,8 @@ class MaskedAdapter:
     alone: the model goes on with all of its own. `context_length` tokens of the class
     stand before the image's. `heads` divide the model's width (0: one for every 64
     channels); `num_classes` and widths are the model's. Where the teacher's width is
-    another one, linear, LayerNorm, SiLU and linear follow.
+    another one, linear, LayerNorm, SiLU and linear follow. Of a model of text, which
+    has no classes, the adapter knows the time alone.
     """
 
     depth: Depth = 2
@@ -60,11 +61,6 @@ class MaskedAdapter:
     def _build(
         self, width: int, num_classes: int, outputs: int
     ) -> Callable[[nnx.Rngs, Precision], "Adapter"]:
-        if num_classes < 1:
-            raise ConfigError(
-                "MaskedAdapter embeds classes, but the model has none "
-                "(model.num_classes=0): leave Repa.projector away for the MLP."
-            )
         heads = self.heads or max(1, width // 64)
         if width % heads or (width // heads) % 4:
             raise ConfigError(
@@ -95,7 +91,8 @@ class MaskedAdapter:
 
         `tokens` are the model's of the images `given`, `keys` [b] the images' own.
         """
-        num_classes = len(params["class_embed"]["table"]) - 1
+        classes = params.get("class_embed")
+        num_classes = len(classes["table"]) - 1 if classes else 0
         last = params["projection"]["out"]["bias"] if "projection" in params else None
         width = tokens.shape[-1]
         outputs = width if last is None else len(last)
@@ -147,7 +144,7 @@ class Adapter(nnx.Module):
         small = nnx.initializers.normal(0.02)
         self.mask = nnx.Param(small(rngs.params(), (d,)))
         self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs, bias_init=zeros)
-        self.class_embed = ClassEmbed(num_classes, d, rngs)
+        self.class_embed = ClassEmbed(num_classes, d, rngs) if num_classes else None
         self.context = nnx.Param(small(rngs.params(), (length, d))) if length else None
         self.stack = Stack(
             lambda rngs: Block(sizes, precision, rngs),
@@ -162,9 +159,11 @@ class Adapter(nnx.Module):
     def __call__(self, tokens: Array, given: Inputs, keep: Array) -> Array:
         """The teacher's tokens from the model's [b, n, d], those to `keep` [b, n]."""
         b, n, _ = tokens.shape
-        classes = self.class_embed(trunk.labels_of(given.cond))
-        total = (self.time_embed(given.timestep) + classes,)
-        cond = trunk.modulating(total, self.dtype)
+        time = self.time_embed(given.timestep)
+        classes = jnp.zeros_like(time)
+        if self.class_embed is not None:
+            classes = self.class_embed(trunk.labels_of(given.cond))
+        cond = trunk.modulating((time + classes,), self.dtype)
         x = jnp.where(keep[..., None], tokens, self.mask[...].astype(tokens.dtype))
         length = 0
         if self.context is not None:

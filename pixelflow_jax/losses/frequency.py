@@ -90,7 +90,8 @@ def frequencies(
             f"sides are at least 5 pixels; one is {h} x {w} with {channels} channels. "
             "Remove the term, or take larger images or fewer stages."
         )
-    coloured = images @ jnp.asarray(YCBCR.T, images.dtype)
+    to_ycbcr = jnp.asarray(YCBCR.T, images.dtype)
+    coloured = jnp.matmul(images, to_ycbcr, precision="highest")
     padded = jnp.pad(coloured, ((0, 0), (0, below), (0, right), (0, 0)), "reflect")
     rows, columns = (h + below) // BLOCK, (w + right) // BLOCK
     blocks = padded.reshape(b, rows, BLOCK, columns, BLOCK, 3)

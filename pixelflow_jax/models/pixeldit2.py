@@ -6,17 +6,15 @@ grounding can each be left out.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float
 
-from pixelflow_jax.models import trunk
+from pixelflow_jax.models import grounding, trunk
+from pixelflow_jax.models.grounding import TIME_PERIOD, Grounding, TokenBlock
 from pixelflow_jax.models.interface import (
     DenoiserConfig,
     FrozenNetwork,
@@ -25,35 +23,22 @@ from pixelflow_jax.models.interface import (
     Output,
     Paper,
 )
-from pixelflow_jax.nn.attention import SelfAttention
-from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
-from pixelflow_jax.nn.embed import (
-    ClassEmbed,
-    TimeEmbed,
-    identity_rope,
-    rotary_table,
-)
-from pixelflow_jax.nn.layers import (
-    RMSNorm,
-    bias_of,
-    gated,
-    linear,
-    modulate,
-    zeros,
-)
-from pixelflow_jax.nn.mlp import MLP, swiglu_width
+from pixelflow_jax.nn.block import BlockConfig, block_flops
+from pixelflow_jax.nn.dropout import DropoutKeys, layer_dropout_keys
+from pixelflow_jax.nn.embed import ClassEmbed, TimeEmbed, identity_rope
+from pixelflow_jax.nn.mlp import swiglu_width
 from pixelflow_jax.nn.packing import Packing
-from pixelflow_jax.nn.patch import unpatchify
 from pixelflow_jax.nn.precision import Precision
-from pixelflow_jax.nn.stack import Stack, StackConfig
-from pixelflow_jax.teachers.dinov2 import DinoV2
+from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.teachers.dinov3 import VARIANTS, DinoV3
-from pixelflow_jax.values import Depth, OptionalDepth, OptionalWidth, Pixels, Width
-
-TIME_PERIOD = 10.0  # as PixNerd's, and every token grid spans 0..16
-ROPE_EXTENT = 16.0
-GROUNDING = "grounding"  # the name of the frozen encoder
-LAST = -1  # the encoder's block whose tokens are looked at
+from pixelflow_jax.values import (
+    Depth,
+    OptionalDepth,
+    OptionalWidth,
+    Pixels,
+    Rate,
+    Width,
+)
 
 PAPER = Paper(
     title="PixelDiT2: Representation-Grounded Pixel Diffusion Transformers",
@@ -68,19 +53,9 @@ PAPER = Paper(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """The config's encoder as a frozen network."""
-
-    vit: DinoV2 | DinoV3
-
-    def load(self) -> dict:
-        """Its parameters (numpy); WeightsError where its file cannot be read."""
-        return self.vit.load("model.encoder.weights")
-
-    def shapes(self) -> dict:
-        """The same as shapes."""
-        return self.vit.shapes()
+def smallest() -> DinoV3:
+    """The encoder of the paper at 256 pixels, DINOv3-S."""
+    return DinoV3(geometry=dataclasses.replace(VARIANTS["vits16"]))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -94,7 +69,8 @@ class PixelDiT2(DenoiserConfig):
     `ground_depth` blocks of `ground_heads` (0: `heads`) adapt its tokens. Its file is
     the user's to get.
     `mlp_multiple`: the MLP's width is rounded up to multiples of it (0: not);
-    `single_silu` leaves out the first of the two SiLU before modulation.
+    `single_silu` leaves out the first of the two SiLU before modulation. `dropout`
+    (attention output, MLP hidden) is the rate of the blocks in the middle half.
     """
 
     paper: ClassVar[Paper] = PAPER
@@ -109,9 +85,8 @@ class PixelDiT2(DenoiserConfig):
     context_start: OptionalDepth = 8
     mlp_multiple: OptionalWidth = 0
     single_silu: bool = False
-    encoder: DinoV2 | DinoV3 = dataclasses.field(
-        default_factory=lambda: DinoV3(geometry=dataclasses.replace(VARIANTS["vits16"]))
-    )
+    dropout: Rate = 0.0
+    encoder: grounding.Vit = dataclasses.field(default_factory=smallest)
     ground_depth: OptionalDepth = 1
     ground_heads: OptionalWidth = 0
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
@@ -134,9 +109,10 @@ class PixelDiT2(DenoiserConfig):
         return min(self.feature_layer, start), max(self.feature_layer, start)
 
     @property
-    def vit(self) -> DinoV2 | DinoV3:
-        """The encoder, for patches like the model's."""
-        return dataclasses.replace(self.encoder, base_patch=self.patch)
+    def dropping(self) -> range:
+        """The blocks with dropout in training."""
+        quarter = self.depth // 4
+        return range(quarter, 3 * quarter)
 
     def build(self, rngs: nnx.Rngs, precision: Precision) -> "PixelDiT2Model":
         """The module."""
@@ -144,41 +120,29 @@ class PixelDiT2(DenoiserConfig):
 
     def frozen_networks(self) -> dict[str, FrozenNetwork]:
         """The encoder."""
-        return {GROUNDING: Encoder(self.vit)}
+        return grounding.frozen_networks(self)
 
     def problems(self, height: int, width: int) -> list[str]:
         """What is wrong with this config for images of `height` x `width`."""
         problems = trunk.problems(self, height, width, also=("num_classes",))
-        seen = [] if problems else self.vit.problems(height, width)
-        problems += [f"model.encoder: {one}" for one in seen]
-        if self.channels != 3:
-            problems.append("model.channels must be 3: the encoder looks at RGB images")
+        problems = problems or grounding.problems(self, height, width)
         if self.context_length and not self.context_start < self.depth:
             problems.append(
                 f"model.context_start={self.context_start} must lie below depth="
                 f"{self.depth}: the class tokens enter before that block"
-            )
-        if self.ground_heads and self.width % (4 * self.ground_heads):
-            problems.append(
-                f"model.ground_heads={self.ground_heads} must divide model.width="
-                f"{self.width} into heads whose width is a multiple of 4"
             )
         return problems
 
     def flops(self, height: int, width: int) -> float:
         """Forward operations for one image, the encoder's among them."""
         pixels, d = height * width, self.width
-        n, vit = pixels // self.patch**2, self.encoder.sizes
-        before = self.context_start if self.context_length else self.depth
+        n, longer = pixels // self.patch**2, self.context_length
+        before = self.context_start if longer else self.depth
         blocks = before * block_flops(n, d, self.mlp_width)
-        blocks += self.ground_depth * block_flops(n, d, self.mlp_width)
-        longer = n + self.context_length
-        blocks += (self.depth - before) * block_flops(longer, d, self.mlp_width)
+        blocks += (self.depth - before) * block_flops(n + longer, d, self.mlp_width)
         blocks += (self.depth * 6 + 2) * n * d * d  # modulation is each token's
-        seen = n * vit.depth * (4 * vit.width**2 + 2 * vit.width * vit.hidden)
-        seen += 2 * vit.depth * n**2 * vit.width + n * d * (vit.width + d)
         ends = trunk.embed_flops(self, pixels) + pixels * self.channels * d
-        return 2 * (blocks + seen + ends)
+        return 2 * (blocks + grounding.flops(self, n) + ends)
 
 
 class Known(NamedTuple):
@@ -187,98 +151,6 @@ class Known(NamedTuple):
     total: Array  # the sum of both embeddings, [b, width]
     classes: Array  # [b, width]
     ground: Array  # what modulates the grounding's blocks, [b, width]
-
-
-class TokenBlock(nnx.Module):
-    """The transformer block with AdaLN, whose modulation is each token's own."""
-
-    def __init__(self, sizes: BlockConfig, precision: Precision, rngs: nnx.Rngs):
-        width = sizes.width
-        self.norm1 = RMSNorm(width)
-        self.attention = SelfAttention(sizes, precision, rngs)
-        self.norm2 = RMSNorm(width)
-        self.mlp = MLP("swiglu", width, sizes.hidden, precision, rngs)
-        self.modulation = linear(width, 6 * width, precision, rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "rows n width"],
-        cond: Float[Array, "rows n width"],
-        packing: Packing,
-        rope: tuple[Array, Array],
-    ) -> Float[Array, "rows n width"]:
-        """Packed tokens to the same, each under its condition."""
-        chunks = jnp.split(self.modulation(jax.nn.silu(cond)), 6, -1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = chunks
-        mixed = self.attention(modulate(self.norm1(x), shift1, scale1), packing, rope)
-        x = gated(x, gate1, _biased(mixed, self.attention.out))
-        out = self.mlp(modulate(self.norm2(x), shift2, scale2), packing)
-        return gated(x, gate2, _biased(out, self.mlp.down))
-
-
-def _biased(branch: Array, layer: nnx.Linear) -> Array:
-    bias = bias_of(layer)
-    return branch if bias is None else branch + bias.astype(branch.dtype)
-
-
-class Grounding(nnx.Module):
-    """From the encoder's tokens to what is added to every token's condition."""
-
-    def __init__(self, config: PixelDiT2, rngs: nnx.Rngs, precision: Precision):
-        d = config.width
-        self.vit, self.patch = config.vit, config.patch
-        self.dtype = precision.dtype
-        heads = config.ground_heads or config.heads
-        self.table = functools.partial(
-            rotary_table, head_width=d // heads, extent=ROPE_EXTENT
-        )
-        sizes = BlockConfig(width=d, heads=heads, hidden=config.mlp_width)
-        self.proj = linear(config.encoder.width, d, precision, rngs)
-        self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs)
-        depth = config.ground_depth
-        block = lambda rngs: Block(sizes, precision, rngs)
-        self.stack = Stack(block, depth, rngs, config.stack) if depth else None
-        self.out = linear(d, d, precision, rngs)
-
-    def __call__(self, params: dict, image: Array, time: Array) -> Array:
-        """[b, n, width] of noisy images [b, h, w, 3]; none of it teaches the encoder.
-
-        `time` [b, width] modulates the blocks.
-        """
-        image = jax.lax.stop_gradient(image)
-        seen = self.vit.features(params, image, (LAST,))[LAST]
-        x = self.proj(jax.lax.stop_gradient(seen).astype(self.dtype))
-        if self.stack is not None:
-            packing = Packing.of([x])
-            grids = trunk.token_grids((image,), self.patch)
-            rope = trunk.pack_rope(packing, grids, self.table)
-            x = self.stack(x, (time,), packing, rope)
-        return self.out(x)
-
-
-class TokenFinal(nnx.Module):
-    """A norm, modulated by each token's condition, and a linear layer to pixels."""
-
-    def __init__(self, config: PixelDiT2, rngs: nnx.Rngs, precision: Precision):
-        d, self.patch = config.width, config.patch
-        layer = functools.partial(
-            linear, precision=precision, rngs=rngs, init=zeros, bias_init=zeros
-        )
-        self.norm = RMSNorm(d)
-        self.modulation = layer(d, 2 * d)
-        self.linear = layer(d, config.patch**2 * config.channels)
-
-    def __call__(
-        self,
-        image: Float[Array, "b h w channels"],
-        tokens: Float[Array, "b n width"],
-        cond: Float[Array, "b n width"],
-    ) -> Float[Array, "b h w channels"]:
-        """The image, float32, in the shape of `image`."""
-        shift, scale = jnp.split(self.modulation(jax.nn.silu(cond)), 2, -1)
-        out = self.linear(modulate(self.norm(tokens), shift, scale))
-        pixels = out.reshape(*out.shape[:2], self.patch**2, -1).astype(jnp.float32)
-        return unpatchify(pixels, self.patch, *image.shape[1:3])
 
 
 class Conditioned(NamedTuple):
@@ -294,7 +166,6 @@ class PixelDiT2Model(nnx.Module):
     def __init__(self, config: PixelDiT2, rngs: nnx.Rngs, precision: Precision):
         d, self.patch, self.dtype = config.width, config.patch, precision.dtype
         self.head_width = d // config.heads
-        self.single_silu = config.single_silu
         self.patch_embed = trunk.patch_linear(config, d, rngs, precision)
         self.time_embed = TimeEmbed(d, TIME_PERIOD, precision, rngs)
         self.class_embed = ClassEmbed(config.num_classes, d, rngs)
@@ -303,11 +174,18 @@ class PixelDiT2Model(nnx.Module):
         self.ground = Grounding(config, rngs, precision)
         self.features_at = 1 if config.feature_layer == config.cuts[0] else 2
         self.context_at = 3 - self.features_at
-        sizes = BlockConfig(width=d, heads=config.heads, hidden=config.mlp_width)
+        self.depth, self.dropping = config.depth, config.dropping
+        self.drops = bool(config.dropout)
+        sizes = BlockConfig(
+            width=d,
+            heads=config.heads,
+            hidden=config.mlp_width,
+            dropout=config.dropout,
+        )
         block = lambda rngs: TokenBlock(sizes, precision, rngs)
         stacks = trunk.make_stacks(config, block, rngs, config.cuts)
         self.early, self.middle, self.late = stacks
-        self.decoder = TokenFinal(config, rngs, precision)
+        self.decoder = grounding.TokenFinal(config, rngs, precision)
 
     def __call__(
         self,
@@ -319,30 +197,42 @@ class PixelDiT2Model(nnx.Module):
     ) -> Output:
         """Prediction for times in [0, 1] and labels in [0, num_classes].
 
-        `Condition.grounding` says which images it looks at (None: all). Raises
-        ValueError without the encoder's parameters.
+        `Condition.grounding` says which images it looks at (None: all). `key` turns
+        dropout on: one key for all images, or one an image in the order of the batch.
+        Raises ValueError without the encoder's parameters.
         """
-        if not frozen_params or GROUNDING not in frozen_params:
-            raise ValueError(
-                "PixelDiT2 looks at its images through a frozen encoder: give "
-                f"frozen_params[{GROUNDING!r}]."
-            )
+        params = grounding.encoder_params(frozen_params)
         known, images = pre or self.precompute(batch), trunk.images_of(batch)
-        conds = self.conditions(batch, known, frozen_params[GROUNDING])
+        conds = tuple(
+            self.ground.condition(params, inputs, own.total, own.ground)
+            for inputs, own in zip(batch, known, strict=True)
+        )
         x = trunk.pack_images(images, self.patch, self.dtype, self._table(0))
         x = x._replace(array=self.patch_embed(x.array))
         lengths, features = x.packing.lengths, ()
         walk = Conditioned(x, x.packing.join(list(conds)))
+        drops = self.dropouts(key, images)
         for number, stack in enumerate((self.early, self.middle, self.late)):
             if number == self.context_at and self.context is not None:
                 walk = self.with_context(walk, images, known)
             if number == self.features_at:
-                features = _last(walk.x, lengths)
+                features = trunk.image_tokens(walk.x, lengths)
             if stack is not None:
-                array = stack(walk.x.array, walk.cond, walk.x.packing, walk.x.rope)
+                own, drops = drops[: stack.depth], drops[stack.depth :]
+                args = walk.x.array, walk.cond, walk.x.packing, walk.x.rope
+                array = stack(*args, dropouts=own)
                 walk = walk._replace(x=walk.x._replace(array=array))
-        parts = zip(images, _last(walk.x, lengths), conds, strict=True)
+        parts = zip(images, trunk.image_tokens(walk.x, lengths), conds, strict=True)
         return Output(tuple(self.decoder(*part) for part in parts), features)
+
+    def dropouts(
+        self, key: Array | None, images: trunk.Images
+    ) -> list[DropoutKeys | None]:
+        """A layer's keys each; None where it drops nothing."""
+        if key is None or not self.drops:
+            return [None] * self.depth
+        counts = tuple(map(len, images))
+        return layer_dropout_keys(key, counts, self.depth, self.dropping)
 
     def precompute(self, batch: tuple[Inputs, ...]) -> tuple[Known, ...]:
         """What time and class make."""
@@ -350,25 +240,9 @@ class PixelDiT2Model(nnx.Module):
         for inputs in batch:
             time = self.time_embed(inputs.timestep)
             classes = self.class_embed(trunk.labels_of(inputs.cond))
-            ground = self.ground.time_embed(inputs.timestep)
-            (active,) = trunk.modulating((ground,), self.dtype)
-            known.append(Known(time + classes, classes, active))
+            ground = self.ground.modulate_time(inputs.timestep)
+            known.append(Known(time + classes, classes, ground))
         return tuple(known)
-
-    def conditions(
-        self, batch: tuple[Inputs, ...], known: tuple[Known, ...], params: dict
-    ) -> tuple[Array, ...]:
-        """What modulates each token, [b_i, n_i, width]."""
-        conds = []
-        for inputs, own in zip(batch, known, strict=True):
-            seen = self.ground(params, inputs.image, own.ground)
-            looks: Bool[Array, " b"] | None = inputs.cond.grounding
-            if looks is not None:
-                seen = jnp.where(looks[:, None, None], seen, 0)
-            total = own.total[:, None] + seen.astype(jnp.float32)
-            cond = total if self.single_silu else jax.nn.silu(total)
-            conds.append(cond.astype(self.dtype))
-        return tuple(conds)
 
     def with_context(
         self, walk: Conditioned, images: trunk.Images, known: tuple[Known, ...]
@@ -397,13 +271,7 @@ class PixelDiT2Model(nnx.Module):
         """The rotary table of a grid behind `context` tokens of the class."""
 
         def table(rows: int, columns: int) -> tuple[np.ndarray, ...]:
-            own = rotary_table(rows, columns, self.head_width, ROPE_EXTENT)
+            own = grounding.block_table(rows, columns, self.head_width)
             return identity_rope(own, context)
 
         return table
-
-
-def _last(x: trunk.Tokens, lengths: tuple[int, ...]) -> tuple[Array, ...]:
-    """The last tokens of every sequence: the image's."""
-    parts = zip(x.packing.split(x.array), lengths, strict=True)
-    return tuple(part[:, -length:] for part, length in parts)

@@ -1,7 +1,8 @@
-"""The transformer that the text-to-image PixNerd and PixelGen share.
+"""The transformer that the text-to-image models share, PixNerd's and PixelGen's first.
 
-The time alone modulates its blocks. A text is refined by blocks of its own; every block
-on images then attends to the images and, unchanged, to the refined text.
+The time alone modulates its blocks, if a model does not bring others. A text is refined
+by blocks of its own; every block on images then attends to the images and, unchanged,
+to the refined text.
 """
 
 from collections.abc import Callable
@@ -72,6 +73,7 @@ class TextTrunk(nnx.Module):
     """Embeddings of time and text, the blocks on texts, and those on images.
 
     `initial` says how linear layers begin, `position_init` the positions of texts.
+    `image_block` makes the blocks on images, as `nn.block.Block` is made.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class TextTrunk(nnx.Module):
         precision: Precision,
         initial: Initial,
         position_init: Callable,
+        image_block: Callable[..., nnx.Module] = Block,
     ):
         d = config.width
         self.mask_text = config.mask_text
@@ -105,8 +108,8 @@ class TextTrunk(nnx.Module):
         def block(rngs: nnx.Rngs) -> Block:
             return Block(sizes, precision, rngs)
 
-        def joint(rngs: nnx.Rngs) -> Block:
-            return Block(sizes, precision, rngs, JointAttention)
+        def joint(rngs: nnx.Rngs) -> nnx.Module:
+            return image_block(sizes, precision, rngs, JointAttention)
 
         depth = config.text_depth
         self.refine = Stack(block, depth, rngs, config.stack) if depth else None

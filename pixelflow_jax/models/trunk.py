@@ -205,7 +205,7 @@ def run_stacks(
         if before and number in before:
             x = before[number](x)
         if number == features_at:
-            features = _image_tokens(x, lengths)
+            features = image_tokens(x, lengths)
         if stack is None:
             continue
         also = () if context is None else (None, context)
@@ -216,11 +216,11 @@ def run_stacks(
             modulation=pre.modulations[number],
         )
         x, first = x._replace(array=array), first + stack.depth
-    return _image_tokens(x, lengths), features
+    return image_tokens(x, lengths), features
 
 
-def _image_tokens(x: Tokens, lengths: tuple[int, ...]) -> tuple[Array, ...]:
-    """The last tokens of every sequence: the image's."""
+def image_tokens(x: Tokens, lengths: tuple[int, ...]) -> tuple[Array, ...]:
+    """The last tokens of every sequence, `lengths` of them: the image's."""
     parts = zip(x.packing.split(x.array), lengths, strict=True)
     return tuple(part[:, -length:] for part, length in parts)
 

@@ -10,8 +10,10 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
+from pixelflow_jax.nn import cudnn, splash
+from pixelflow_jax.nn.cudnn import cudnn_fits
 from pixelflow_jax.nn.embed import Rope
-from pixelflow_jax.nn.kernels.choice import Attention, chosen, is_half_on_gpu
+from pixelflow_jax.nn.kernels.choice import Attention, chosen
 from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
 from pixelflow_jax.nn.layers import (
     BlockConfig,
@@ -40,80 +42,45 @@ def attend(
     """Softmax attention with scale head_width^-0.5, in q's type; softmax in float32.
 
     `mask` is True for what is attended to. `implementation` "auto" takes cuDNN's flash
-    attention where it is available and right, XLA elsewhere; "xla" and "cudnn" insist.
+    attention on GPUs where it is available and right, Pallas' splash attention on TPUs
+    where it gains, XLA elsewhere; "xla", "cudnn" and "splash" insist.
     `drop` acts on the probabilities [b, heads, n, m], which only the plain formula
     writes out. Of queries and keys alike only the first `length` are looked at; what
     comes out behind them has no meaning. cuDNN needs no mask for that. Raises
-    ValueError where "cudnn" is asked for what it cannot do.
+    ValueError where a kernel is asked for what it cannot do.
 
     For the backward pass stacks keep the result under the name "attention", or all that
-    cuDNN's own backward pass needs (`nn.stack`).
+    the kernels' own backward pass needs (`nn.stack`).
     """
     check_word("attention", implementation, Attention)
     if implementation == "cudnn":
-        _check_cudnn(mask, drop)
+        cudnn.check(mask, drop)
+    if implementation == "splash":
+        splash.check(q, drop is not None)
     if implementation == "auto":
-        fits = cudnn_fits(q) and mask is None
-        implementation = "cudnn" if fits else "xla"
-    if implementation == "cudnn" and length is not None:
-        return _attend_first(q, k, v, (length, length))
+        implementation = _best(q, k, mask, drop)
+    if implementation == "cudnn":
+        return cudnn.attend(q, k, v, length)
     if length is not None:
         inside = jnp.arange(k.shape[1]) < length
         mask = inside[None] if mask is None else mask & inside
+    if implementation == "splash":
+        return splash.attend(q, k, v, mask)
     if mask is not None:
         mask = mask[:, None, None, :]
     if drop is not None:
         return checkpoint_name(_attend_dropping(q, k, v, mask, drop), "attention")
-    odd = q.shape[1] % 2 or k.shape[1] % 2
-    if implementation == "cudnn" and odd:
-        return _attend_padded(q, k, v)
-    mixed = jax.nn.dot_product_attention(
-        q, k, v, mask=mask, implementation=implementation
-    )
-    return mixed if implementation == "cudnn" else checkpoint_name(mixed, "attention")
+    mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    return checkpoint_name(mixed, "attention")
 
 
-def _check_cudnn(mask: Array | None, drop: Drop | None) -> None:
-    """Raises ValueError for what cuDNN's attention gets wrong, or cannot do."""
-    if mask is not None:
-        raise ValueError(
-            'kernels.attention="cudnn" has faults under masks, in its backward pass: '
-            'set kernels.attention="auto", or model.mask_text=False if that is there.'
-        )
+def _best(q: Array, k: Array, mask: Array | None, drop: Drop | None) -> Attention:
+    """Who attends where nobody insists."""
     if drop is not None:
-        raise ValueError(
-            'kernels.attention="cudnn" cannot drop probabilities: set '
-            'kernels.attention="auto" or model.attention_dropout=0.'
-        )
-    if jax.default_backend() != "gpu":
-        raise ValueError(
-            'attention="cudnn" needs a GPU, and there is none: set it to "auto".'
-        )
-
-
-def _attend_padded(q: Array, k: Array, v: Array) -> Array:
-    """cuDNN's attention for odd lengths, which it refuses: padded, true ones given.
-
-    To a multiple of 128: its backward pass has known faults for other padded lengths.
-    """
-    lengths = q.shape[1], k.shape[1]
-    q, k, v = (
-        jnp.pad(a, ((0, 0), (0, -a.shape[1] % 128), (0, 0), (0, 0))) for a in (q, k, v)
-    )
-    return _attend_first(q, k, v, lengths)[:, : lengths[0]]
-
-
-def _attend_first(q: Array, k: Array, v: Array, lengths: tuple[int, int]) -> Array:
-    """cuDNN's attention of the first queries to the first keys, as many as given."""
-    queries, keys = (jnp.full(len(q), length, jnp.int32) for length in lengths)
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        query_seq_lengths=queries,
-        key_value_seq_lengths=keys,
-        implementation="cudnn",
-    )
+        return "xla"
+    if cudnn_fits(q) and mask is None:
+        return "cudnn"
+    return "splash" if splash.gains(q, k) else "xla"
 
 
 def _attend_dropping(
@@ -139,7 +106,7 @@ def attend_packed(
 ) -> Float[Array, "rows n width"]:
     """`attend` for packed tokens: each image looks at its own source alone.
 
-    cuDNN or XLA computes it, as the `Kernels.attention` in force says.
+    The `Kernels.attention` in force says who computes it.
     `q` is packed by `packing`, `k` and `v` by `sources` (the same packing if None);
     `masks` holds one of `attend`'s masks, or None, a group, `dropouts` one of its
     functions. The heads of the result lie side by side.
@@ -156,15 +123,6 @@ def attend_packed(
         for q, k, v, mask, drop in groups
     ]
     return packing.join([a.reshape(*a.shape[:2], -1) for a in mixed])
-
-
-def cudnn_fits(q: Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether there is a GPU, half precision and a head width that cuDNN can take.
-
-    `q` [..., head_width] is a query, or its shape and type.
-    """
-    head_width = q.shape[-1]
-    return is_half_on_gpu(q.dtype) and head_width % 8 == 0 and head_width <= 128
 
 
 class QKV(Protocol):

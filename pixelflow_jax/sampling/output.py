@@ -4,6 +4,7 @@ A folder holds one draw. It is written while the images are drawn, none of which
 in memory, and `samples.json` comes last: a folder without it is not finished.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -20,7 +21,7 @@ from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.data.images import grid, save_animation, save_png, to_uint8
 from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.sampling.batches import Generated
-from pixelflow_jax.sampling.spool import SPOOL, Spool, discard
+from pixelflow_jax.sampling.spool import SPOOL, Spool, discard, only_writer
 
 FOLDER = 1000  # images in a folder; more are spread over several
 SHOWN = 400  # images that a grid may hold; more cannot be looked at
@@ -113,8 +114,23 @@ def write_samples(
     A draw that was cut short goes on where it was and ends in the same files; one that
     is finished is left as it is; another draw's files are removed first. With several
     processes the first one writes. Raises PipelineError for a folder that holds
-    something else, or that cannot be written to.
+    something else, that another command writes to, or that cannot be written to.
     """
+    leads = jax.process_index() == 0
+    with contextlib.ExitStack() as held:
+        if leads:
+            _check_free(folder)
+            held.enter_context(only_writer(folder))
+        paths = _write(folder, batches, about, progress and leads)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("samples are written")
+    return paths
+
+
+def _write(
+    folder: pathlib.Path, batches: Batches, about: Described, progress: bool
+) -> dict[str, pathlib.Path]:
+    """What `write_samples` does in a folder that nobody else writes to."""
     paths = about.results(folder)
     leads = jax.process_index() == 0
     writer = None
@@ -127,7 +143,7 @@ def write_samples(
         total=len(about.names),
         initial=start,
         unit="image",
-        disable=not (progress and leads),
+        disable=not progress,
     )
     with bar:
         for place, drawn in batches(start) if start < len(about.names) else ():
@@ -136,8 +152,6 @@ def write_samples(
             bar.update(len(drawn.images))
     if writer:
         writer.finish(paths)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("samples are written")
     return paths
 
 
@@ -169,7 +183,6 @@ class _Writer:
 
     def __init__(self, folder: pathlib.Path, about: Described):
         self._about, self._folder = about, folder
-        _check_free(folder)
         self._spool = Spool(folder, about.digest, len(about.names), about.shape)
         if about.stages or about.trajectory:
             self._spool.restart()  # the way there was in the killed process' memory

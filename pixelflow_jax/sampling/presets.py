@@ -102,6 +102,15 @@ def pixeldit2_heun50() -> Sampling:
     return Sampling(solver=Heun(), grid=Grid(steps=50), guidance=guidance)
 
 
+def pixeldit2_heun50_512() -> Sampling:
+    """PixelDiT2-H at 512 pixels: Heun, 50 steps, CFG 2.1 on (0.1, 0.925)."""
+    guidance = ClassifierFree(
+        scale=2.1, low=0.1, high=0.925, interval_time="evaluation"
+    )
+    grid = Grid(steps=50)
+    return Sampling(solver=Heun(), grid=grid, guidance=guidance, batch_size=16)
+
+
 def adams25_cfg4() -> Sampling:
     """PixNerd and PixelGen with text: Adams-Bashforth 2, 25 steps, CFG 4, shift 3.
 
@@ -147,6 +156,7 @@ PRESETS: dict[str, Callable[[], Sampling]] = {
     "jit_heun50": jit_heun50,
     "asymflow_heun50": asymflow_heun50,
     "pixeldit2_heun50": pixeldit2_heun50,
+    "pixeldit2_heun50_512": pixeldit2_heun50_512,
     "adams25_cfg4": adams25_cfg4,
     "euler10_cfg4": euler10_cfg4,
     "emoji_adams20": emoji_adams20,

@@ -5,6 +5,7 @@ goes on. Nothing reads it as a result; it is removed when the results are whole.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -138,6 +139,44 @@ class Spool:
                 f"{error.strerror}. {kept:,} of {self.count:,} images are kept: mend "
                 "that and give the same command again, and it goes on from there."
             ) from error
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made, while files are written into it.
+
+    The operating system's lock is on the folder itself: it leaves no file, and ends
+    with the process, however that ends. Disks without such locks are not guarded.
+    Raises PipelineError where another process holds it, or it cannot be made.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise PipelineError(
+            f"Writing to {folder} failed: {error.strerror}. Nothing was drawn: name "
+            "another folder with --out."
+        ) from error
+    try:
+        with contextlib.suppress(OSError):
+            _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):  # where something lies in it by now
+            for path in new:
+                path.rmdir()
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PipelineError(
+            f"Another command is writing to {folder} at this moment, and two would "
+            "spoil each other's files: wait until it has ended, or name another --out."
+        ) from error
 
 
 def discard(out: Path) -> None:

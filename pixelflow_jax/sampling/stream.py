@@ -104,7 +104,7 @@ class Stream:
             self.weights, draw.request, per_device=draw.per_device, start=start
         )
         for place, drawn in batches:
-            _check_finite(drawn.images, draw.request.first + place)
+            check_finite(drawn.images, draw.request.first + place)
             yield place, drawn
 
 
@@ -134,7 +134,8 @@ def _whole(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def _check_finite(images: np.ndarray, first: int) -> None:
+def check_finite(images: np.ndarray, first: int) -> None:
+    """Raises PipelineError for an image of [n, h, w, c], numbered from `first` on."""
     finite = np.isfinite(images).all((1, 2, 3))
     if not finite.all():
         raise PipelineError(

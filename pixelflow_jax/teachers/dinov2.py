@@ -264,8 +264,8 @@ class DinoV2:
         Once for all blocks: queries, keys and values would be copied in each.
         """
         head = jax.ShapeDtypeStruct((x.shape[-1] // self.sizes.heads,), x.dtype)
-        by_cudnn = {"auto": cudnn_fits(head), "cudnn": True, "xla": False}
-        if x.shape[1] % 2 == 0 or not by_cudnn[self.attention]:
+        by_cudnn = {"auto": cudnn_fits(head), "cudnn": True}
+        if x.shape[1] % 2 == 0 or not by_cudnn.get(self.attention):
             return x
         return jnp.pad(x, ((0, 0), (0, -x.shape[1] % WHOLE_TOKENS), (0, 0)))
 

@@ -35,15 +35,14 @@ class BestCheckpoint:
     def __init__(self, workdir: pathlib.Path):
         folder = workdir / FOLDER / "checkpoints"
         self._checkpointer = Checkpointer(folder, Checkpointing(keep=1))
-        self._lowest = float("inf")
+        self._kept: dict[str, float] = {}  # by the metric's name
         if (latest := self._checkpointer.latest()) is not None:
-            kept = self._checkpointer.position(latest).get(VALUE, {})
-            self._lowest = min(kept.values(), default=self._lowest)
+            self._kept = self._checkpointer.position(latest).get(VALUE, {})
 
     @property
     def lowest(self) -> float:
         """The lowest value so far; infinity before the first."""
-        return self._lowest
+        return min(self._kept.values(), default=float("inf"))
 
     def offer(
         self,
@@ -53,11 +52,15 @@ class BestCheckpoint:
         position: dict,
         config: dict,
     ) -> bool:
-        """Keep a state whose first value is the lowest so far; says whether it is."""
+        """Keep a state whose first value is the lowest so far; says whether it is.
+
+        Values of another name, as of a run that went on with another metric, compare
+        with none.
+        """
         name, value = next(iter(values.items()))
-        if not value < self._lowest:
+        if not value < self._kept.get(name, float("inf")):
             return False
-        self._lowest = value
+        self._kept = {name: value}
         self._checkpointer.forget(step)
         self._checkpointer.save(step, state, position | {VALUE: {name: value}}, config)
         return True

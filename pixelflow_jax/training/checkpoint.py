@@ -52,6 +52,7 @@ FREE = (
     *("posthoc.every", "posthoc.keep", "posthoc.dtype"),
     *(f"teachers.dino.{name}" for name in ("weights", "attention", "stack")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
+    *(f"model.encoder.{name}" for name in ("weights", "attention", "stack")),
     *(
         f"conditioner.encoder.{name}"
         for name in ("weights", "tokenizer", "attention", "stack")
@@ -156,6 +157,7 @@ class Checkpointer:
     def _write_digests(self) -> None:
         """In the background, before a complete save takes its place."""
         for folder in integrity.unfinished(self.directory):
+            integrity.settle(folder)
             integrity.write(folder)
 
     def latest(self) -> int | None:

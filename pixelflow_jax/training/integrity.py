@@ -14,6 +14,7 @@ import pathlib
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterable
 from typing import Literal
 
@@ -26,6 +27,7 @@ METADATA = "_CHECKPOINT_METADATA"  # Orbax's, in every checkpoint
 LATE = "commit_timestamp_nsecs"  # what is added to it when the digests are written
 # In that metadata: this checkpoint was written with digests.
 MARK = {"digests": digests.SUMS}
+SETTLING = 600.0  # seconds that Orbax may take to write them
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 # Before the step, in the name of one that was set aside: as its files are damaged, or
 # as what followed it was at fault.
@@ -56,6 +58,25 @@ def write(folder: pathlib.Path) -> None:
     content = {"kind": digests.SUMS, "files": files, "digest": _of_digests(files)}
     with atomic_write(folder / NAME) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def settle(folder: pathlib.Path) -> None:
+    """Wait until Orbax's metadata are as they will stay: it writes them in a thread.
+
+    They then hold MARK. Raises TimeoutError where they never do.
+    """
+    end = time.monotonic() + SETTLING
+    while not _is_marked(folder / METADATA):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{METADATA} was not written within {SETTLING:g} s")
+        time.sleep(0.02)
+
+
+def _is_marked(metadata: pathlib.Path) -> bool:
+    try:
+        return json.loads(metadata.read_bytes())["custom_metadata"] == MARK
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False  # absent, or half of it
 
 
 def examine(folder: pathlib.Path) -> Finding:

@@ -6,6 +6,7 @@ import pathlib
 import jax
 from clu import parameter_overview
 
+from pixelflow_jax import sharding
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.lock import only_run
 from pixelflow_jax.training.log import RunLog
@@ -27,6 +28,7 @@ def train(run: TrainingRun, workdir: str | pathlib.Path) -> TrainState:
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as closing:
         closing.enter_context(only_run(workdir))
+        sharding.connect(run.mesh)
         checkpointer = Checkpointer(workdir / "checkpoints", run.checkpointing)
         closing.callback(checkpointer.close)
         begun = begin(run, checkpointer, workdir)

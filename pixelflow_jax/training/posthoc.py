@@ -9,6 +9,7 @@ it (`pixelflow evaluate --sweep=ema`).
 
 import dataclasses
 import errno
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
@@ -32,7 +33,9 @@ from pixelflow_jax.training.ema import (
 )
 from pixelflow_jax.values import Count, Range, Several
 
+LOG = logging.getLogger(__name__)
 FOLDER = "ema_snapshots"
+FAR = 0.05  # of a profile from the wanted one, as a part of it: worth a warning
 SigmaRel = Annotated[float, Range(low=0, high=WIDEST, interval="(]")]
 # Directions in which stored profiles differ by less add noise, and no accuracy.
 SMALLEST = 1e-10
@@ -201,7 +204,15 @@ def at_checkpoint(
     for average, params in own.items():
         flat = {path: LazyTensor.of(array) for path, array in by_path(params).items()}
         stored[_profile(step, average)] = flat
-    return nested(reconstruct(stored, _profile(step, name)))
+    wanted = _profile(step, name)
+    if (away := residual(list(stored), wanted)) > FAR:
+        LOG.warning(
+            "%s of step %d is made of %d stored averages, too few for that width: its "
+            "weights of the steps are %.0f %% off. Take a width nearer to those of "
+            "posthoc.sigma_rel, or more snapshots.",
+            *(name, step, len(stored), 100 * away),
+        )
+    return nested(reconstruct(stored, wanted))
 
 
 def stored_averages(

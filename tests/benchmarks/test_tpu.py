@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from benchmarks import tpu
+from benchmarks import tpu, tpu_calls
 from configs import pixnerd
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
@@ -47,6 +47,37 @@ def test_the_table_has_a_line_for_each_row_of_the_results():
     assert shown in (ROOT / "benchmarks" / "RESULTS.md").read_text()
 
 
+def call(kind: str, results: str, operands: str, blocks: str) -> str:
+    """A kernel's call as a compiled program writes it."""
+    given = f"s8[1,8,1]{{2,1,0}}, {operands}, f32[2,16,8,4096]{{3,2,1,0}}"
+    return (
+        f"  %splash_mha_{kind}_residuals.1 = ({results}) custom-call(%a, %b), "
+        'custom_call_target="tpu_custom_call", '
+        f"operand_layout_constraints={{{given}}}, "
+        f'frontend_attributes={{kernel_metadata={{\n"xprof_metadata":"{blocks}"\n}}}}\n'
+    )
+
+
+def test_what_attention_kernels_do_is_read_off_a_program():
+    """2 images, 16 heads of width 72, 4,096 tokens."""
+    half = "bf16[2,16,72,4096]{3,2,1,0}"
+    blocks = r"{\"block_q\": 512, \"block_kv\": %d, \"q_layout\": 2}"
+    queries, logits = 2 * 2 * 16 * 72 * 4096, 4 * 2 * 16 * 8 * 4096
+    forward = call("fwd", half, ", ".join(3 * [half]), blocks % 4096)
+    found = tpu_calls.attention(forward)
+    assert found.flops == 2 * 2 * 2 * 16 * 4096**2 * 72
+    assert found.moved == 4 * queries + logits + 8
+    again = call("fwd", half, ", ".join(3 * [half]), blocks % 2048)
+    assert tpu_calls.attention(again).moved - found.moved == 7 * 2 * queries
+    blocks = r"{\"block_q_dkv\": 512, \"block_kv_dkv\": 2048, \"q_layout\": 2}"
+    backward = call("dkv", half, ", ".join(4 * [half]), blocks)
+    both = tpu_calls.attention(forward + backward)
+    assert both.flops == found.flops * (2 + 5) / 2
+    # Queries, their gradient and the sums are read for both blocks of keys.
+    assert both.moved - found.moved == 5 * queries + logits + 8 + 2 * queries + logits
+    assert tpu_calls.attention("%fusion.1 = f32[8]{0} fusion(%a)") == (0, 0)
+
+
 @pytest.mark.slow
 @needs_libtpu
 def test_a_training_step_compiles_for_eight_chips_and_is_counted():
@@ -77,5 +108,5 @@ def test_a_sampler_compiles_and_all_of_its_steps_are_counted():
 @needs_libtpu
 def test_a_step_that_does_not_fit_is_a_row_that_says_so():
     config = f"{ROOT}/configs/emoji.py:demo"
-    row = tpu.measure(config, "v5e:2x2", 2**23, "train", "flow")
+    row = tpu.measure(config, "train", "flow", "auto", tpu.Place("v5e:2x2", 2**23))
     assert row["fits"] is False and "HBM" in row["why"]

@@ -1,6 +1,7 @@
 """A paper's figures from official weights, end to end on a small generated model."""
 
 import dataclasses
+import errno
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from pixelflow_jax.config_files import load_config, names, paper_rows, variants
 from pixelflow_jax.config_io import differences, to_dict
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.evaluation.paper import PaperRow, judge, protocol_differences
-from pixelflow_jax.evaluation.references import Reference
+from pixelflow_jax.evaluation.references import Reference, load_reference
 from pixelflow_jax.evaluation.statistics import gaussian_of
 from pixelflow_jax.sampling.settings import Sampling
 from tests.convert import checkpoints
@@ -112,6 +113,39 @@ def test_what_differs_is_said():
     assert "batch_size" not in lines
 
 
+@pytest.mark.parametrize(
+    ("count", "pictures", "expected"),
+    [
+        (2, 20, {"fid"}),
+        (12, 3, {"fid", "is"}),
+        (12, 20, {"fid", "is", "pr"}),
+        (1000, 1000, {"fid", "is", "pr", "kid"}),
+    ],
+)
+def test_what_so_many_images_allow_is_measured(
+    tmp_path, monkeypatch, count, pictures, expected
+):
+    network = Pixels("inception")
+    seen = network.extract(np.zeros((3, 8, 8, 3), np.uint8))
+    mean, covariance = gaussian_of(seen["features"])
+    images = np.zeros((pictures, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "r.npz", arr_0=images, mu=mean, sigma=covariance)
+    (tmp_path / "mine.py").write_text(CONFIG)
+    config = load_config(f"{tmp_path / 'mine.py'}:small")
+    monkeypatch.setattr(reproduce, "open_extractors", lambda *_: {"inception": network})
+    task = reproduce.Task(
+        name="",
+        config=config,
+        row=ROW,
+        weights=tmp_path,
+        reference=load_reference(tmp_path / "r.npz"),
+        networks={"inception": "there.pth"},
+        out=tmp_path,
+        count=count,
+    )
+    assert set(reproduce._measured(task)[1]) == expected
+
+
 @pytest.mark.slow
 def test_from_official_weights_to_a_verdict(tmp_path, monkeypatch, capsys):
     config = tmp_path / "mine.py"
@@ -160,6 +194,17 @@ def test_what_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         reproduce.main(arguments)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_full_disk_is_one_paragraph(monkeypatch, capsys):
+    def full(given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reproduce, "_task", full)
+    with pytest.raises(SystemExit):
+        reproduce.main(["pixnerd:xl16_256"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Writing to runs/reproduce failed: No space left on device." in said
 
 
 def test_the_rows_are_listed(capsys):

@@ -9,12 +9,14 @@ import pytest
 
 from pixelflow_jax import build
 from pixelflow_jax.cli import sweep as command
+from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.evaluation.metrics import evaluate
 from pixelflow_jax.evaluation.passes import set_features
 from pixelflow_jax.evaluation.references import Reference
 from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.sampling.settings import Sampling
+from pixelflow_jax.sampling.spool import only_writer
 from tests.evaluation.pixels import Pixels
 from tests.training import tiny
 
@@ -75,6 +77,14 @@ def test_every_point_is_what_a_call_with_its_settings_draws(task, tmp_path):
     other = dataclasses.replace(task, options={"seed": 6})
     command.run_sweep(other, "scale=3", tmp_path)
     assert len(list((tmp_path / "sweeps").iterdir())) == 2
+
+
+def test_two_commands_do_not_make_one_sweep(task, tmp_path):
+    text = "scale=3"
+    paths = command.run_sweep(task, text, tmp_path)
+    with only_writer(paths["table"].parent):
+        with pytest.raises(PipelineError, match="Another command is writing to"):
+            command.run_sweep(task, text, tmp_path)
 
 
 def test_settings_of_points(task):

@@ -139,6 +139,9 @@ STAGES = {
     ("pixnerd_t2i", "pretrain_256"): (256, 200_000, 1536, 2e-4, 0.95, 2.0),
     ("pixnerd_t2i", "pretrain_512"): (512, 80_000, 512, 1e-4, 0.95, 4.0),
     ("pixnerd_t2i", "sft_512"): (512, 60_000, 512, 1e-5, 0.999, 4.0),
+    ("deco_t2i", "pretrain_256"): (256, 200_000, 1536, 2e-4, 0.95, 2.0),
+    ("deco_t2i", "pretrain_512"): (512, 100_000, 512, 1e-4, 0.95, 4.0),
+    ("deco_t2i", "sft_512"): (512, 60_000, 512, 1e-5, 0.999, 4.0),
     ("pixelgen_t2i", "pretrain_256"): (256, 200_000, 1536, 1e-4, 0.999, 1.0),
     ("pixelgen_t2i", "pretrain_512"): (512, 80_000, 512, 1e-4, 0.999, 1.0),
     ("pixelgen_t2i", "sft_512"): (512, 40_000, 512, 1e-5, 0.999, 1.0),
@@ -167,12 +170,16 @@ def test_the_stages_of_text_models_are_as_published(name, variant):
     assert sampling.guidance.active(np.array([0.0, 0.01, 0.99])).tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["pixnerd_t2i", "pixelgen_t2i", "pixelflow_t2i"])
+STAGED = [name for name in FILES if name.endswith("_t2i") and name != "emoji_t2i"]
+
+
+@pytest.mark.parametrize("name", STAGED)
 def test_each_stage_can_begin_with_the_weights_of_the_last(name):
     """All parameters have the same shapes, but for the positions of another size."""
     stages = [
         build.network(FILES[name].get_config(variant)).shapes()
         for variant in config_files.variants(name)
+        if variant != "emoji"
     ]
     for before, after in itertools.pairwise(stages):
         other = {line.split()[1] for line in shape_errors(before, after)}

@@ -1,8 +1,10 @@
 """The pages: README.md and docs/, their blocks, and the commands in them."""
 
+import inspect
 import pathlib
 import re
 import shlex
+import types
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -66,6 +68,13 @@ def blocks(page: pathlib.Path) -> list[Block]:
 def every_block() -> list[Block]:
     """The blocks of all pages."""
     return [block for page in pages() for block in blocks(page)]
+
+
+def examples(module: types.ModuleType) -> Block:
+    """The examples that a command's help ends with, as a block of its file."""
+    file = pathlib.Path(inspect.getfile(module)).relative_to(ROOT)
+    lines = [line for line in module.EXAMPLES.splitlines() if line.startswith(" ")]
+    return Block(str(file), 1, "sh", "", "\n".join(lines), "")
 
 
 def commands(block: Block) -> list[Command]:

@@ -32,6 +32,7 @@ FOREIGN |= {
 }
 FOREIGN |= {*"srun ssh tar tensorboard xpk".split()}
 SHELL = [block for block in pages.every_block() if block.language in pages.SHELL]
+SHELL += [pages.examples(module) for module in PARSERS.values()]
 COMMANDS = [command for block in SHELL for command in pages.commands(block)]
 
 
@@ -89,15 +90,18 @@ def read(command: Command, words: list[str]) -> None:
     if rest[:1] == ["reference"]:
         verb, rest = "reference", rest[1:]
     if verb in PARSERS:
-        _, unknown = PARSERS[verb]._parser().parse_known_args(rest)
+        given, unknown = PARSERS[verb]._parser().parse_known_args(rest)
         assert all(word.startswith("--config.") for word in unknown), unknown
+        config = getattr(given, "config", None) or ""
+        if config and not config.startswith("runs/"):
+            load_config(config, unknown)  # refuses fields that it has not
         return
     assert verb in verbs.VERBS or verb == "--help" or verb == "VERB", verb
     if verb in verbs.VERBS:
         with flagsaver.flagsaver():
             line = arguments.read(rest, verb)
             own = written(command.block)
-            planned = verb in ("train", "config")
+            planned = verb in ("train", "config") or shared.CONFIG.present
             if planned and shared.CONFIG.value not in own:
                 load_config(shared.CONFIG.value, line.changes)
 

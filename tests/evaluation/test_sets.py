@@ -3,11 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from pixelflow_jax.errors import EvaluationError
+from pixelflow_jax.errors import EvaluationError, UserError
 from pixelflow_jax.evaluation import accumulator, extractors, metrics
 from pixelflow_jax.evaluation.accumulator import Accumulator, Kept
 from pixelflow_jax.evaluation.features import FEATURES, LOGITS, check_images
+from pixelflow_jax.evaluation.image_sets import open_images
 from pixelflow_jax.evaluation.manifold import Blocks, prdc, precision_recall
 from pixelflow_jax.evaluation.statistics import Statistics
 from pixelflow_jax.teachers.dinov2 import MEAN, STD, DinoV2
@@ -54,7 +56,7 @@ def test_the_last_batch_counts_only_its_images(count):
     all_devices = sets.extractor().extract(images)
     for key, array in one.items():
         assert array.shape == (count, sets.WIDTH) and array.dtype == np.float32
-        np.testing.assert_allclose(all_devices[key], array, rtol=1e-6)
+        np.testing.assert_allclose(all_devices[key], array, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +175,37 @@ def test_balls_of_features_that_are_much_alike_keep_their_digits():
     far = lambda rows: (1000 + rows).astype(np.float32)  # norms of 8 million
     expected = held.any(1).mean(), covered.any(1).mean()
     assert precision_recall(far(sample), far(real)) == pytest.approx(expected)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images in folders, one of another suffix, and what is none."""
+    pictures = sets.images(4)
+    for name, image in zip(("b.png", "a/Z.PNG", "a/c/d.jpg"), pictures, strict=False):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / name)
+    for name in (".hidden.png", ".cache/e.png", "a/notes.txt", "f.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    return tmp_path
+
+
+def test_a_folder_s_images_are_those_below_it_that_are_not_hidden(folder, caplog):
+    found = open_images(folder)
+    assert found._files == ["a/Z.PNG", "a/c/d.jpg", "b.png"]
+    ((first, images),) = found.batches(5)
+    assert first == 0 and images.shape == (3, 8, 8, 3)
+    np.testing.assert_array_equal(images[0], sets.images(4)[1])
+    assert ".heic: 1 (f.heic)" in caplog.text
+    (folder / "a" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="broken.png"):
+        list(open_images(folder).batches(5))
+
+
+def test_of_a_draw_the_images_are_measured_and_not_its_grid(folder):
+    (folder / "samples.json").write_text("{}")
+    np.savez(folder / "samples.npz", sets.images(7))
+    assert len(open_images(folder)) == 7
+    (folder / ".drawing").mkdir()
+    with pytest.raises(EvaluationError, match="is being drawn, or its draw was cut"):
+        open_images(folder)

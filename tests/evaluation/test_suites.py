@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelflow_jax.errors import EvaluationError
+from pixelflow_jax.errors import EvaluationError, PipelineError
 from pixelflow_jax.evaluation import suites
 from pixelflow_jax.evaluation.suite_prompts import SUITES, read_suite
 from pixelflow_jax.evaluation.suites import draw_suite
+from pixelflow_jax.sampling.spool import only_writer
 
 SIZE = 8
 
@@ -160,6 +161,13 @@ def test_what_was_cut_short_goes_on_with_the_first_prompt_that_lacks_images(
     assert manifest["draw"]["seed"] == 5 and manifest["by"] == "a test"
     counts = collections.Counter(len(one["numbers"]) for one in manifest["images"])
     assert sum(size * many for size, many in counts.items()) == whole.draw.count
+
+
+def test_two_commands_do_not_draw_one_suite(tmp_path):
+    with only_writer(tmp_path / "out" / "dpg"):
+        with pytest.raises(PipelineError, match="Another command is writing to"):
+            drawn("dpg", tmp_path)
+    drawn("dpg", tmp_path)
 
 
 def test_images_of_another_draw_are_not_mixed(tmp_path):

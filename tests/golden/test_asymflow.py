@@ -15,7 +15,7 @@ from pixelflow_jax.flow.basis import BASIS, Gram
 from pixelflow_jax.flow.guidance import ClassifierFree
 from pixelflow_jax.flow.path import Stage, Straight
 from pixelflow_jax.flow.prediction import CONSTANTS
-from pixelflow_jax.flow.solver import Heun
+from pixelflow_jax.flow.solver import Euler, Heun
 from pixelflow_jax.flow.time import Grid, LogitNormal
 from pixelflow_jax.losses.context import Context
 from pixelflow_jax.losses.flow_matching import FlowMatching
@@ -252,7 +252,7 @@ def test_training_step(fixture, case):
 @harness.parametrize(KIND, None, lambda fixture: ["heun"])
 def test_sampler(fixture, case):
     o, loaded = fixture.config["sampler"], model(fixture)
-    assert o["name"] == "FlowHeunODE"
+    solver = {"FlowHeunODE": Heun(), "FlowEulerODE": Euler()}[o["name"]]
     low, high = o["guidance_interval_sigma"]
     sampler = Sampler(
         stages=Straight().stages(),
@@ -264,7 +264,7 @@ def test_sampler(fixture, case):
             interval="[]",
             interval_time="evaluation",
         ),
-        solver=Heun(),
+        solver=solver,
         grid=Grid(steps=o["steps"]),
     )
     given = fixture.under("in/sampler")

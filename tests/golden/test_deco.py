@@ -32,10 +32,22 @@ KNOWN = {
     "feat_loss_weight": 0.5,
     "freq_loss_weight": 1.0,
     "freq_quality": 85,
+    "freq_mode": "inv_gamma",
+    "freq_gamma": 1.0,
     "timeshift": 1.0,
     "align_layer": None,
     "null_condition_p": 0.1,
 }
+
+
+def quality_and_gamma(spec: dict, prefix: str = "") -> tuple[int, float]:
+    """Ours, from the reference's.
+
+    It clips the quality, and its mode "inv" is gamma 1: dividing by the mean cancels
+    its factor.
+    """
+    gamma = spec[f"{prefix}gamma"] if spec[f"{prefix}mode"] == "inv_gamma" else 1.0
+    return min(max(int(spec[f"{prefix}quality"]), 1), 100), gamma
 
 
 def decoded(decoder, image, condition) -> dict:
@@ -102,9 +114,7 @@ def test_frequency_loss(fixture, case):
         fixture.under(f"in/freq/{case}"),
         fixture.under(f"out/freq/{case}"),
     )
-    # Mode "inv" is gamma 1: dividing by the mean cancels its factor.
-    gamma = spec["gamma"] if spec["mode"] == "inv_gamma" else 1.0
-    weights = frequency_weights(spec["quality"], gamma)
+    weights = frequency_weights(*quality_and_gamma({"gamma": 1.0, **spec}))
     a, b = harness.nhwc(given["a"]), harness.nhwc(given["b"])
 
     def loss(a):
@@ -136,6 +146,7 @@ def test_training_step(fixture, case):
     patch, matrix = fixture.config["dino_patch"], fixture.tensors["in/dino_W"]
     features = harness.stub_tokens(harness.nhwc(given["raw_image"]), matrix, patch)
     law = LogitNormal if o["lognorm_t"] else Uniform
+    quality, gamma = quality_and_gamma(o, "freq_")
     this = Objective(
         model=loaded.config,
         network=loaded.network,
@@ -146,7 +157,7 @@ def test_training_step(fixture, case):
             terms=[
                 FlowMatching(),
                 FrequencyMatching(
-                    weight=o["freq_loss_weight"], quality=o["freq_quality"]
+                    weight=o["freq_loss_weight"], quality=quality, gamma=gamma
                 ),
                 Repa(weight=o["feat_loss_weight"]),
             ],

@@ -75,11 +75,21 @@ def test_a_config_keeps_it():
     assert Repa().projector is None  # the linear layers, as ever
 
 
-def test_what_it_cannot_do_is_refused():
-    for adapter, model, message in (
-        (MaskedAdapter(), PixelGenText(), "has none"),
-        (MaskedAdapter(heads=3), MODEL, "heads=3 must divide"),
-    ):
-        term = Repa(projector=adapter)
-        with pytest.raises(ConfigError, match=message):
-            term.init_projector(KEYS[0], model, Teachers())
+def test_of_a_model_of_text_it_knows_the_time_alone():
+    """Without classes there is no embedding of them; its own tokens stay."""
+    adapter = MaskedAdapter(heads=2, mask=0.0, context_length=2)
+    text = PixelGenText(width=16, heads=2, depth=2)
+    shapes = jax.eval_shape(lambda: adapter.init(KEYS[0], text, 24))
+    assert "class_embed" not in shapes and shapes["context"].shape == (2, 16)
+    params = random_like(shapes)
+    given = GIVEN._replace(cond=Condition(text=jnp.ones((2, 3, 8))))
+    later = given._replace(timestep=given.timestep + 0.2)
+    outs = [adapter(params, TOKENS, one, KEYS) for one in (given, later)]
+    assert outs[0].shape == (2, 6, 24)
+    assert (jnp.abs(outs[0] - outs[1]).max((1, 2)) > 1e-3).all()
+
+
+def test_heads_that_do_not_divide_are_refused():
+    term = Repa(projector=MaskedAdapter(heads=3))
+    with pytest.raises(ConfigError, match="heads=3 must divide"):
+        term.init_projector(KEYS[0], MODEL, Teachers())

@@ -1,4 +1,4 @@
-"""PixNerd and PixelGen with text: sizes, masks, texts that do not fit, groups, cost."""
+"""The models that read text: sizes, masks, texts that do not fit, groups, cost."""
 
 import dataclasses
 import functools
@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from pixelflow_jax.convert import pixelgen, pixnerd
+from pixelflow_jax.models.deco import PixelMLPs
+from pixelflow_jax.models.deco_text import DeCoText
 from pixelflow_jax.models.interface import Condition, Inputs, count, network
 from pixelflow_jax.models.pixelgen_text import PixelGenText
 from pixelflow_jax.models.pixnerd import NeuralField
@@ -25,17 +27,21 @@ TEXTS = {"text_width": 6, "text_length": 5}
 FIELD = dataclasses.replace(text_field(), width=8, depth=1)
 PIXNERD = PixNerdText(patch=4, decoder=FIELD, **WIDTHS, **TEXTS)
 PIXELGEN = PixelGenText(patch=4, image_size=8, bottleneck=7, **WIDTHS, **TEXTS)
+DECO = DeCoText(patch=4, decoder=PixelMLPs(width=8, depth=2), **WIDTHS, **TEXTS)
+PLAIN = {type(config).__name__: config for config in (PIXNERD, PIXELGEN, DECO)}
 TABLES = {PixNerdText: pixnerd.text_table, PixelGenText: pixelgen.text_table}
-SMALL = pytest.mark.parametrize(
-    "config", [PIXNERD, PIXELGEN], ids=["pixnerd", "pixelgen"]
-)
+SMALL = pytest.mark.parametrize("config", PLAIN.values(), ids=PLAIN)
 LARGE = pytest.mark.parametrize(
     ("config", "expected"),
-    [(PixNerdText(), 1_171_518_019), (PixelGenText(), 1_123_312_384)],
-    ids=["pixnerd", "pixelgen"],
+    [
+        (PixNerdText(), 1_171_518_019),
+        (PixelGenText(), 1_123_312_384),
+        (DeCoText(), 1_133_759_395),
+    ],
+    ids=PLAIN,
 )
 TRUE = jnp.ones((2, 5), bool)
-Config = PixNerdText | PixelGenText
+Config = PixNerdText | PixelGenText | DeCoText
 
 
 def by_hand(config: Config) -> int:
@@ -50,10 +56,15 @@ def by_hand(config: Config) -> int:
     if isinstance(config, PixelGenText):
         neck, side = config.bottleneck, config.image_size // config.patch
         return trunk + pixels * neck + linear(neck, d) + side**2 * d + linear(d, pixels)
-    w, hidden = config.decoder.width, config.decoder.width * config.decoder.ratio
+    w, last = config.decoder.width, linear(config.decoder.width, config.channels)
+    if isinstance(config, DeCoText):
+        block = 2 * w + 2 * linear(w, w) + linear(w, 3 * w)
+        each = linear(d, config.patch**2 * w) + config.decoder.depth * block
+        pixel = linear(config.channels + 64, w) + linear(w, w)
+        return trunk + linear(pixels, d) + each + pixel + last
+    hidden = w * config.decoder.ratio
     field = config.decoder.depth * (linear(d, 2 * w * hidden) + w)
-    ends = linear(config.channels + 64, w) + linear(w, config.channels)
-    return trunk + linear(pixels, d) + field + ends
+    return trunk + linear(pixels, d) + field + linear(config.channels + 64, w) + last
 
 
 @LARGE
@@ -82,8 +93,7 @@ def built(config: Config) -> tuple:
 @functools.cache
 def compiled(name: str, mask_text: bool = False):
     """A function of conditions for one batch of two images."""
-    config = {"PixNerdText": PIXNERD, "PixelGenText": PIXELGEN}[name]
-    net, params = built(dataclasses.replace(config, mask_text=mask_text))
+    net, params = built(dataclasses.replace(PLAIN[name], mask_text=mask_text))
     image, t = normal(90, 2, 8, 8, 3), jnp.array([0.3, 0.8])
     apply = lambda cond: net.apply(params, (Inputs(image, t, cond),)).pred[0]
     return jax.jit(apply)
@@ -183,14 +193,14 @@ def test_beginnings(config):
     kernel = functools.reduce(operator.getitem, config.output_kernel, params)
     assert not kernel.any()
     trunk = params["trunk"]
-    places = 1.0 if isinstance(config, PixNerdText) else 0.02
+    places = 0.02 if isinstance(config, PixelGenText) else 1.0
     std = jnp.std(trunk["text_embed"]["position"])
     assert abs(std / places - 1) < 0.05
     begins_as_identity = not trunk["early"]["blocks"]["modulation"]["kernel"].any()
     assert begins_as_identity == isinstance(config, PixelGenText)
 
 
-@SMALL
+@pytest.mark.parametrize("config", [PIXNERD, PIXELGEN], ids=["pixnerd", "pixelgen"])
 def test_weights_go_out_and_come_back(config):
     _, params = built(config)
     table = TABLES[type(config)](config)

@@ -9,6 +9,7 @@ import pytest
 from pixelflow_jax import Pipeline, build
 from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.errors import PipelineError, WeightsError
+from pixelflow_jax.models.interface import load_frozen
 from pixelflow_jax.sampling.batches import Weights
 from tests import texts
 from tests.training import tiny
@@ -63,7 +64,8 @@ def test_the_default_negative_is_the_null_condition_of_training(pipeline):
     conditioner = pipeline.config.conditioner
     given = texts.CaptionEncoder(conditioner.length)([RED, BLUE])
     generator = build.generator(pipeline.config, texts.SIZE, texts.SIZE)
-    weights = Weights(pipeline.params, conditioner.load())
+    frozen_params = conditioner.load() | load_frozen(pipeline.config.model)
+    weights = Weights(pipeline.params, frozen_params)
     without = generator(weights, given, seed=1).images
     np.testing.assert_allclose(with_empty, without, atol=1e-4)
 

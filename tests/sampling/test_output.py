@@ -250,3 +250,17 @@ def test_more_than_the_disk_holds_is_refused_before_anything_is_drawn(tmp_path):
     with pytest.raises(PipelineError, match="need .* MB .* has .* MB: make room"):
         write_samples(tmp_path / "a", batches(Generated(images(1))), about)
     assert not any(tmp_path.iterdir())
+
+
+def test_two_commands_do_not_write_to_one_folder(tmp_path):
+    folder, labels = tmp_path / "new" / "drawn", np.array([0, 1, 1])
+    with spool.only_writer(folder), pytest.raises(PipelineError) as refused:
+        written(folder, Generated(images(3)), labels)
+    assert "Another command is writing to" in str(refused.value)
+    assert not folder.parent.exists()  # nothing was written
+    written(folder, Generated(images(3)), labels)
+    with spool.only_writer(folder):  # its lock has ended
+        assert (folder / "samples.json").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PipelineError, match="Writing to .* failed: Not a directory"):
+        spool.only_writer(tmp_path / "file" / "drawn").__enter__()

@@ -2,10 +2,14 @@
 
 import json
 import os
+import pathlib
 import random
 import shutil
+import time
 
+import numpy as np
 import pytest
+from orbax.checkpoint._src.metadata import checkpoint as orbax_metadata
 
 from pixelflow_jax import digests
 from pixelflow_jax.cli import verify
@@ -123,6 +127,52 @@ def test_what_is_wrong_is_named(copy):
     (folder / NAME).unlink()
     assert examine(folder).state == "damaged"
     assert NAME in str(examine(folder))
+
+
+def late(store):
+    """Writes of metadata begin late, as on a busy machine."""
+    update = store.update
+
+    def begun_late(self, path, **changes):
+        time.sleep(0.5)
+        update(self, path, **changes)
+
+    return "update", begun_late
+
+
+def half_done(store):
+    """A part of the metadata is there before the rest."""
+    write = store.write
+
+    def written_slowly(self, path, metadata):
+        pathlib.Path(path).write_text(json.dumps(metadata)[:-9])
+        time.sleep(0.5)
+        write(self, path, metadata)
+
+    return "write", written_slowly
+
+
+@pytest.mark.parametrize("change", [late, half_done])
+def test_digests_wait_for_metadata_that_another_thread_writes(
+    tmp_path, monkeypatch, change
+):
+    store = orbax_metadata._MetadataStoreImpl
+    monkeypatch.setattr(store, *change(store))
+    writer = Checkpointer(tmp_path, Checkpointing(every=1))
+    writer.save(1, {"a": np.ones(3, np.float32)}, {"next_batch": 1}, {})
+    writer.close()
+    assert str(examine(tmp_path / "1")) == "good"
+
+
+def test_metadata_that_never_come_fail_the_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(integrity, "SETTLING", 0.1)
+    store = orbax_metadata._MetadataStoreImpl
+    monkeypatch.setattr(store, "update", lambda self, path, **changes: None)
+    writer = Checkpointer(tmp_path, Checkpointing(every=1))
+    writer.save(1, {"a": np.ones(3, np.float32)}, {"next_batch": 1}, {})
+    with pytest.raises(CheckpointError, match="not written within 0.1 s"):
+        writer.close()
+    assert not (tmp_path / "1").exists()
 
 
 def test_a_large_file_is_hashed_in_blocks(tmp_path, monkeypatch):

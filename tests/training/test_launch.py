@@ -34,7 +34,7 @@ def start(command, **variables: str) -> subprocess.Popen:
     )
 
 
-def ended(processes, timeout: float = 240) -> list[tuple[int, str, str]]:
+def ended(processes, timeout: float = tiny.PATIENCE) -> list[tuple[int, str, str]]:
     """Exit code, output and error of each."""
     try:
         return [tiny.finish(process, timeout=timeout) for process in processes]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pixelflow_jax import build, sharding
-from pixelflow_jax.errors import EvaluationError
+from pixelflow_jax.errors import EvaluationError, PipelineError
 from pixelflow_jax.evaluation.metrics import evaluate
 from pixelflow_jax.evaluation.online import OnlineMetric, first_of
 from pixelflow_jax.evaluation.passes import set_features
@@ -104,6 +104,11 @@ def test_a_better_one_takes_its_place_also_after_going_back(finished, tmp_path):
         assert not best.offer(6, {NAME: 3.0}, state, {}, run.config)
         assert not best.offer(6, {NAME: float("nan")}, state, {}, run.config)
         assert best.offer(2, {NAME: 1.0}, state, {"next_batch": 2}, run.config)
+    with contextlib.closing(BestCheckpoint(tmp_path)) as best:  # of another metric
+        assert best.lowest == 1.0
+        assert best.offer(8, {"fid_12": 90.0}, state, {"next_batch": 8}, run.config)
+        assert not best.offer(9, {"fid_12": 91.0}, state, {}, run.config)
+        assert best.offer(2, {NAME: 1.0}, state, {"next_batch": 2}, run.config)
     folder = tmp_path / "best" / "checkpoints"
     with contextlib.closing(Checkpointer(folder, None)) as reader:
         assert reader.latest() == 2
@@ -117,6 +122,13 @@ def test_a_run_that_was_cut_measures_the_same(finished, images, tmp_path):
     train(online_run(images, steps=6, **fields), tmp_path)
     cut, whole = (path / "metrics.jsonl" for path in (tmp_path, workdir))
     assert cut.read_text() == whole.read_text()
+
+
+def test_images_that_are_no_numbers_are_not_measured(finished):
+    _, run, state = finished
+    broken = jax.tree.map(lambda array: array * np.nan, state.params["denoiser"])
+    with pytest.raises(PipelineError, match="Image number 0 holds NaN"):
+        run.online(broken, {})
 
 
 @pytest.mark.slow

@@ -205,6 +205,17 @@ def test_a_damaged_snapshot_is_named(finished, tmp_path):
         posthoc.stored_averages(tmp_path, 2)
 
 
+def test_a_width_that_too_few_snapshots_are_far_from_is_warned_about(
+    finished, tmp_path, caplog
+):
+    _, state = finished
+    own = {f"posthoc:{width}": state.ema[f"posthoc:{width}"] for width in (0.08, 0.15)}
+    posthoc.at_checkpoint(tmp_path, STEPS, "posthoc:0.1", own)
+    assert not caplog.records
+    posthoc.at_checkpoint(tmp_path, STEPS, "posthoc:0.03", own)
+    assert "made of 2 stored averages, too few for that width" in caplog.text
+
+
 def test_half_precision_costs_little(finished, tmp_path):
     """Snapshots of 16 bits: the same average to the rounding of its parts."""
     workdir, state = finished

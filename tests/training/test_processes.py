@@ -53,7 +53,7 @@ def start(images, workdir, steps) -> list[subprocess.Popen]:
 def finish(processes) -> list[str]:
     """What each process printed; all must have ended well."""
     try:
-        done = [tiny.finish(process, timeout=240) for process in processes]
+        done = [tiny.finish(process) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -97,12 +97,19 @@ def test_two_processes_equal_one(images, tmp_path):
 def test_a_signal_to_one_process_stops_both_after_the_same_step(images, tmp_path):
     processes = start(images, tmp_path, 100_000)
     history = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 180
-    while not history.exists() or history.read_text().count("\n") < 5:
-        assert time.monotonic() < deadline and processes[0].poll() is None
-        time.sleep(0.05)
-    processes[1].send_signal(signal.SIGTERM)
-    ends = [re.search(r"ended after step (\d+)", out) for out in finish(processes)]
+    deadline = time.monotonic() + tiny.PATIENCE
+    try:
+        while not history.exists() or history.read_text().count("\n") < 5:
+            assert time.monotonic() < deadline, "it does not begin"
+            if any(process.poll() is not None for process in processes):
+                break  # `finish` shows why
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = finish(processes)
+    finally:
+        for process in processes:
+            process.kill()
+    ends = [re.search(r"ended after step (\d+)", out) for out in outputs]
     assert ends[0][1] == ends[1][1] and int(ends[0][1]) >= 5
     with contextlib.closing(Checkpointer(tmp_path / "checkpoints", None)) as reader:
         assert reader.latest() == int(ends[0][1])

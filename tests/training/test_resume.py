@@ -52,7 +52,7 @@ def test_what_must_be_restored_does_change_the_losses(images, tmp_path):
 
 def kill_when(process, condition) -> bool:
     """SIGKILL as soon as `condition()` holds; False where the process ended before."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + tiny.PATIENCE
     while process.poll() is None and not condition():
         assert time.monotonic() < deadline, "the run made no progress"
         time.sleep(0.002)

@@ -26,7 +26,7 @@ def start(images, folder, changes=""):
     history = folder / "run" / "metrics.jsonl"
     done = len(tiny.history(folder / "run")) if history.exists() else 0
     process = tiny.command(f"--config={config}", f"--workdir={folder / 'run'}")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + tiny.PATIENCE
     while not history.exists() or history.read_text().count("\n") < done + 3:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
@@ -66,7 +66,7 @@ def test_the_signals_save_and_the_next_start_goes_on(images, tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = start(images, tmp_path)
         process.send_signal(number)
-        code, out, error = tiny.finish(process, timeout=300)
+        code, out, error = tiny.finish(process)
         assert code == STOPPED, error
         step = latest(tmp_path)
         assert f"Stopped after step {step}" in out
@@ -90,6 +90,6 @@ def test_the_second_ctrl_c_kills(images, tmp_path):
         said += os.read(process.stderr.fileno(), 10_000)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    code, out, error = tiny.finish(process, timeout=300)
+    code, out, error = tiny.finish(process)
     assert code == 130 and "Interrupted." in error, error
     assert "Stopped after" not in out

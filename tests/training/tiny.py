@@ -38,6 +38,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = 16
+PATIENCE = 600  # seconds, which only what hangs takes on a machine that is busy
 CLASSES = ("Cats & Dogs", "flags", "plants")
 
 
@@ -175,7 +176,9 @@ def command(
     )
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+def finish(
+    process: subprocess.Popen, timeout: float = PATIENCE
+) -> tuple[int, str, str]:
     """Its exit code, standard output and standard error."""
     try:
         out, error = process.communicate(timeout=timeout)
