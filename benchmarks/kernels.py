@@ -7,7 +7,8 @@ variant runs many times inside one program, so that starting it costs nothing. `
 one run; `gb_s` counts each input and each result once, `of_copy` is its share of the
 measured copy rate; `tflop_s` and `of_matmul` likewise for entries that say their
 operations. `deviation` is the largest difference from the first variant, of the largest
-value. Several entries share a process; one that kills it costs its own rows alone.
+value; what disagrees is said beside its time. Several entries share a process; one that
+kills it costs its own rows alone.
 """
 
 import argparse
@@ -51,6 +52,8 @@ LAYERS = {
 LENGTHS = {256: 32, 288: 32, 1024: 4, 4096: 4}
 FAST_WIDTHS = (64, 128)  # of heads, which the newest kernels are written for
 PADDED_WIDTHS = (80, 96, 128)  # what heads of 72 can be padded to
+# Operations that have a kernel of Mosaic's for GPUs beside "auto", which is Triton's.
+MOSAIC = {"adaln residual": ("mosaic",)}
 # A title, images, and the tokens of an image in every group.
 BLOCKS = (
     ("pixnerd 32", 32, (256,)),
@@ -188,7 +191,7 @@ def blocks() -> Iterator[tuple[str, Entry]]:
         for name, (function, shapes, outs) in kinds.items():
             forward = {
                 choice: functools.partial(function, packing, Kernels(blocks=choice))
-                for choice in ("xla", "auto")
+                for choice in ("xla", "auto", *MOSAIC.get(name, ()))
             }
             both = {k: with_gradient(f, len(outs)) for k, f in forward.items()}
             inputs = functools.partial(normal, *shapes)

@@ -196,10 +196,11 @@ def shape_of(mesh: str, devices: int) -> MeshShape:
     return MeshShape(data=-1, fsdp=HOST)
 
 
-def measure(config: str, devices: list, mesh: str, batch: int, where: str) -> dict:
+def measure(
+    experiment: Experiment, devices: list, mesh: str, batch: int, where: str
+) -> dict:
     """One program: what a device holds and sends; `batch` images each."""
     count = len(devices)
-    experiment = prepared(harness.load_config(config))
     experiment.mesh = shape_of(mesh, count)
     (program, *_), *_ = tpu.training(experiment, devices, batch * count).parts
     found = list(exchanges(program.as_text(), count))
@@ -217,10 +218,16 @@ def measure(config: str, devices: list, mesh: str, batch: int, where: str) -> di
     return row | {"sent_gb": {k: v / 1e9 for k, v in kinds.items() if v}}
 
 
-def prepared(config: Experiment) -> Experiment:
-    """The config with flow matching alone and its layers scanned."""
+def prepared(path: str, encoded: bool) -> Experiment:
+    """A config with flow matching alone and its layers scanned.
+
+    `encoded` texts went through their encoder ahead of time, so that the step has none.
+    """
+    config = harness.load_config(path)
     config.terms, config.adaptive_weight = [FlowMatching()], None
     config.model.stack.scan = True
+    if encoded:
+        config.conditioner.features = "encoded"  # a folder that nothing opens here
     return config
 
 
@@ -256,6 +263,7 @@ def arguments() -> argparse.Namespace:
     add("--topology", nargs="+", default=[], help="of TPUs, such as v5e:2x4")
     add("--mesh", nargs="+", default=["fsdp"], choices=MESHES)
     add("--batch", type=int, default=32, help="images a device")
+    add("--encoded", type=int, default=0, help="1: texts are encoded ahead of time")
     add("--json", type=pathlib.Path, help="append the records here")
     return parser.parse_args()
 
@@ -271,7 +279,9 @@ def main() -> None:
             found = devices()
             if mesh == "hybrid" and len(found) <= HOST:
                 continue  # one host: the same as fsdp
-            row = measure(args.config, list(found), mesh, args.batch, where)
+            config = prepared(args.config, bool(args.encoded))
+            row = measure(config, list(found), mesh, args.batch, where)
+            row["encoded"] = bool(args.encoded)
             harness.print_table([row])
             harness.append(args.json, {**harness.environment(), "rows": [row]})
 

@@ -38,6 +38,7 @@ done
 # Training saves at the first of these signals, and ends at once at the second.
 trap 'kill -INT "${pids[@]}" 2>/dev/null || true' INT
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
+trap 'kill -HUP "${pids[@]}" 2>/dev/null || true' HUP # a closed terminal
 
 code=0 failed=
 while [ "${#pids[@]}" -gt 0 ]; do

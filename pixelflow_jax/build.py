@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pixelflow_jax import sharding
+from pixelflow_jax import distributed, sharding
 from pixelflow_jax.data.loader import BatchLoader
 from pixelflow_jax.data.plan import Batching
 from pixelflow_jax.data.source import spread_captions
@@ -154,7 +154,10 @@ def open_data(config: Experiment, start: int) -> BatchLoader:
 
 
 def constants(config: Experiment) -> dict:
-    """The prediction's constants, the same on every process."""
+    """The prediction's constants, the same on every process: the first computes them.
+
+    Another machine's linear algebra might round otherwise.
+    """
 
     def images() -> Iterator[np.ndarray]:
         batching = Batching(
@@ -164,7 +167,13 @@ def constants(config: Experiment) -> dict:
             for batch in batches:
                 yield batch["image"]
 
-    return config.prediction.constants(images())
+    def compute() -> dict[str, list]:
+        made = config.prediction.constants(images())
+        return {name: array.tolist() for name, array in made.items()}
+
+    shapes = config.prediction.constant_shapes(config.model.channels)
+    found = distributed.of_first(compute)
+    return {name: np.asarray(found[name], s.dtype) for name, s in shapes.items()}
 
 
 def _workload(config: Experiment, objective: Objective) -> Workload:

@@ -1,10 +1,20 @@
 """Who takes part is read from flags or a launcher's variables; the rest is refused."""
 
+import jax
 import pytest
 
 from pixelflow_jax import distributed
+from pixelflow_jax.cli import prepare
 from pixelflow_jax.distributed import Joining, difference, find
-from pixelflow_jax.errors import StartError
+from pixelflow_jax.errors import (
+    LOST,
+    STOPPED,
+    WRONG,
+    DataError,
+    LostError,
+    StartError,
+    UserError,
+)
 from tests.training import tiny
 
 SLURM = {
@@ -140,3 +150,57 @@ def test_the_command_refuses_before_it_reads_anything(monkeypatch):
     assert "StartError: SLURM job 77 has 4 tasks" in done["salloc"]["error"]
     assert "--coordinator and --num_processes must be" in done["half"]["error"]
     assert "StartError" not in done["alone"]["error"]
+
+
+def fail():
+    raise DataError("The shards are no shards.")
+
+
+def test_what_process_0_finds_or_refuses_is_every_ones(monkeypatch):
+    assert distributed.of_first(lambda: {"b": 1, "a": 2}) == {"b": 1, "a": 2}
+    with pytest.raises(DataError, match="no shards"):
+        distributed.of_first(fail)
+    # As another process, which does not work itself.
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "everyones", lambda own: [[3, ""], own])
+    assert distributed.of_first(fail) == 3
+    monkeypatch.setattr(distributed, "everyones", lambda own: [[None, "No."], own])
+    with pytest.raises(UserError, match="No"):
+        distributed.of_first(fail)
+
+
+@pytest.mark.parametrize(
+    ("failure", "codes"),
+    [
+        (LostError("gone"), [LOST]),
+        (DataError("bad"), [WRONG]),
+        (ValueError("a fault"), [WRONG]),
+        (SystemExit(LOST), [LOST]),
+        (SystemExit(STOPPED), []),
+        (SystemExit(0), []),
+    ],
+)
+def test_one_that_fails_ends_soon_with_its_own_code(monkeypatch, failure, codes):
+    ends = []
+
+    class Clock:
+        def __init__(self, seconds, end, arguments):
+            ends.extend(arguments)
+
+        def start(self):
+            pass
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.threading, "Timer", Clock)
+    with pytest.raises(type(failure)), distributed.leaving():
+        raise failure
+    assert ends == codes
+
+
+def test_preparing_ends_with_the_code_of_its_error(monkeypatch, capsys):
+    def lose(arguments):
+        raise LostError("Another process was lost.")
+
+    monkeypatch.setattr(prepare, "run_text_features", lose)
+    assert prepare.main(["text-features", "x", "--config=emoji_t2i:cpu"]) == LOST
+    assert capsys.readouterr().err == "error: Another process was lost.\n"

@@ -108,15 +108,16 @@ def test_local_ends_the_others_where_one_fails(tmp_path):
     assert done.returncode == 3
 
 
-def test_local_hands_a_signal_on(tmp_path):
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_local_hands_a_signal_on(tmp_path, name):
     wait = "for i in {1..200}; do sleep 0.1; done"
-    body = f"trap 'echo saved; exit 0' TERM; echo ready; {wait}"
+    body = f"trap 'echo saved; exit 0' {name}; echo ready; {wait}"
     one = stand_in(tmp_path / "one", body)
     script = subprocess.Popen(
         [LAUNCH / "local.sh", one], stdout=subprocess.PIPE, text=True
     )
     assert [script.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
-    script.send_signal(signal.SIGTERM)
+    script.send_signal(signal.Signals[f"SIG{name}"])
     assert [script.stdout.readline() for _ in range(2)] == ["saved\n"] * 2
     assert script.wait(300) == 0
 

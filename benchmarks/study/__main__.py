@@ -1,6 +1,7 @@
 """The papers' claims at a small size: run the study, and redraw its report.
 
-python -m benchmarks.study run --claims=asymmetric,decoder --out=OUT --workers=4
+python -m benchmarks.study run --claims=asymmetric,decoder --out=OUT --workers=4 \\
+    --data=data/styles64
 python -m benchmarks.study list
 python -m benchmarks.study collect OUT
 python -m benchmarks.study report
@@ -8,8 +9,8 @@ python -m benchmarks.study report
 `run` goes on where it was stopped; rows that benchmarks/results/study.jsonl holds are
 not run again. `collect` adds what lies in OUT to that file, and its pictures to
 docs/gallery/evidence; `report` writes the tables and figures of docs/evidence.md from
-the file alone. `--budget=small` is for two CPU cores,
-`--budget=smoke` only tries that all runs.
+the file alone. `--data` names the shards that `pixelflow prepare emoji-styles` wrote.
+`--budget=small` is for two CPU cores, `--budget=smoke` only tries that all runs.
 """
 
 import argparse
@@ -33,18 +34,24 @@ def main() -> None:
     runs.add_argument("--rows", default="", help="these rows, by name")
     runs.add_argument("--seeds", default="0,1,2")
     runs.add_argument("--out", type=pathlib.Path, required=True)
+    runs.add_argument("--state", type=pathlib.Path, help="what is half done; OUT/state")
+    runs.add_argument("--data", default="", help="folder of shards; OpenMoji if empty")
     runs.add_argument("--workers", type=int, default=4, help="processes on the GPU")
     runs.add_argument("--seconds", type=float, default=540, help="after which to stop")
-    runs.add_argument("--reserve", type=float, default=60, help="a row's own time")
+    runs.add_argument("--reserve", type=float, default=40, help="a row's own time")
     runs.add_argument("--budget", default="gpu", help="gpu, small or smoke")
     runs.add_argument("--steps", type=int, default=0, help="0: those of the budget")
-    runs.add_argument("--slots", type=int, default=3, help="rows computed at a time")
+    runs.add_argument("--slots", type=int, default=2, help="rows computed at a time")
     runs.add_argument("--lite0", default="", help="the file of EfficientNet-lite0")
+    runs.add_argument("--stlpips", default="", help="the file of ST-LPIPS")
     runs.add_argument("--time", action="store_true", help="time drawing, alone")
     verbs.add_parser("list", help="rows, claims, and what is missing")
     collect = verbs.add_parser("collect", help="take over results")
     collect.add_argument("folder", type=pathlib.Path)
-    verbs.add_parser("report", help="write docs/evidence.md anew")
+    reports = verbs.add_parser("report", help="write docs/evidence.md anew")
+    reports.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    reports.add_argument("--document", type=pathlib.Path, help="docs/evidence.md")
+    reports.add_argument("--pictures", type=pathlib.Path, help="docs/gallery/evidence")
     args = parser.parse_args()
     VERBS[args.verb](args)
 
@@ -63,13 +70,16 @@ def run_rows(args: argparse.Namespace) -> None:
     plan = run.Plan(
         rows=run.missing(names, seeds, had),
         out=args.out,
+        state=args.state or args.out / "state",
         deadline=time.time() + args.seconds,
         reserve=args.reserve,
         workers=args.workers,
         slots=args.slots,
         steps=args.steps,
         budget=args.budget,
+        data=args.data,
         lite0=args.lite0,
+        stlpips=args.stlpips,
         timed=args.time,
     )
     run.run(plan)
@@ -92,11 +102,12 @@ def collect(args: argparse.Namespace) -> None:
     report.collect(args.folder, RESULTS)
 
 
-def write_report(_: argparse.Namespace) -> None:
+def write_report(args: argparse.Namespace) -> None:
     """Write the tables and figures."""
     from benchmarks.study import report
 
-    report.write(RESULTS)
+    document = args.document or report.DOCUMENT
+    report.write(args.results, document, args.pictures or report.PICTURES)
 
 
 VERBS = {

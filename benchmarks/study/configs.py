@@ -2,9 +2,14 @@
 
 The drawings at 64 px in patches of 8: 192 numbers a patch for 192 channels, as JiT-B/16
 has 768 for 768. Everything that a row does not name is the same in all rows.
+
+Rows whose programs are the same but for numbers are a family: which directions the
+prediction takes out of the noise, and the weights of the loss terms. Its programs
+are compiled once; see `training.Setting`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from pixelflow_jax.data.emoji.source import DRAWN, EASY, Emoji
@@ -12,10 +17,13 @@ from pixelflow_jax.data.loader import Data
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.asymmetric import PredictAsymmetric
 from pixelflow_jax.flow.path import Pyramid
+from pixelflow_jax.flow.prediction import PredictClean, Prediction, PredictVelocity
 from pixelflow_jax.flow.solver import AdamsBashforth
 from pixelflow_jax.flow.time import LogitNormal
 from pixelflow_jax.losses.context import Term
 from pixelflow_jax.losses.flow_matching import FlowMatching
+from pixelflow_jax.losses.frequency import FrequencyMatching
+from pixelflow_jax.losses.packaged import Lite0Distance, StLpips
 from pixelflow_jax.models.deco import DeCo, PixelMLPs
 from pixelflow_jax.models.interface import DenoiserConfig
 from pixelflow_jax.models.pixelflow import PixelFlow
@@ -31,6 +39,7 @@ PATCH, CHANNELS = 8, 3
 DEPTH = 4
 BATCH = 129  # three stages of a cascade share it evenly
 FULL = PATCH * PATCH * CHANNELS  # the rank of velocity prediction
+IMAGES = 2000  # whose patches tell the directions
 EMA = (0.99, 0.998)
 SIMPLE = ("Smileys & Emotion", "Flags", "Food & Drink")
 SIZES = {
@@ -70,10 +79,11 @@ def easy() -> Emoji:
     return Emoji(categories=SIMPLE, subcategories=EASY, holdout=HOLDOUT)
 
 
-def plain(name: str) -> Experiment:
-    """JiT without its bottleneck, which would cost velocity prediction its input.
+def asymmetric(rank: int, terms: list[Term]) -> Experiment:
+    """JiT with a prediction of the AsymFlow family.
 
-    And without its tokens of the class, which reaches the blocks by AdaLN anyway.
+    Without its bottleneck, which would cost velocity prediction its input, and without
+    its tokens of the class, which reaches the blocks by AdaLN anyway.
     """
     model = PixelGen(
         **SIZES,
@@ -83,22 +93,20 @@ def plain(name: str) -> Experiment:
         context_length=0,
         dropout=0.0,
     )
-    return base(name, model)
+    config = base(f"jit_rank{rank}", model)
+    return dataclasses.replace(config, **with_rank(rank, terms))
 
 
-def asymmetric(rank: int, *terms: Term) -> Experiment:
-    """JiT's network with a prediction of the AsymFlow family."""
-    changes = with_rank(rank, *terms)
-    return dataclasses.replace(plain(f"rank{rank}"), **changes)
+def with_rank(rank: int, terms: list[Term]) -> dict:
+    """Fields of a config that predicts asymmetrically and has further terms.
 
-
-def with_rank(rank: int, *terms: Term) -> dict:
-    """Fields of a config that predicts asymmetrically and has further terms."""
-    prediction = PredictAsymmetric(rank=rank, patch=PATCH, images=2000)
+    Rank 0 is clean prediction, full rank velocity prediction.
+    """
+    prediction = PredictAsymmetric(rank=rank, patch=PATCH, images=IMAGES)
     return {"prediction": prediction, "terms": [FlowMatching(), *terms]}
 
 
-def decoder(kind: str, **changes: object) -> Experiment:
+def decoder(kind: str, rank: int, terms: list[Term]) -> Experiment:
     """PixNerd's transformer before a neural field, DeCo's decoder or a linear layer.
 
     Their forward passes cost the same within 3 %: 314, 305 and 311 million operations
@@ -113,11 +121,56 @@ def decoder(kind: str, **changes: object) -> Experiment:
         ),
         "linear": lambda: PixNerd(**SIZES, depth=DEPTH + 1, decoder=LinearDecoder()),
     }
-    return dataclasses.replace(base(kind, models[kind]()), **changes)
+    config = base(kind, models[kind]())
+    return dataclasses.replace(config, **with_rank(rank, terms))
 
 
-def cascade(stages: int, **changes: object) -> Experiment:
+def cascade(stages: int, prediction: Prediction, terms: list[Term]) -> Experiment:
     """PixelFlow's network on 16, 32 and 64 px, or on 64 px alone."""
     config = base(f"stages{stages}", PixelFlow(**SIZES, depth=DEPTH))
-    path = Pyramid(num_stages=stages)
-    return dataclasses.replace(config, path=path, **changes)
+    return dataclasses.replace(
+        config,
+        path=Pyramid(num_stages=stages),
+        prediction=prediction,
+        terms=[FlowMatching(), *terms],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Rows that share programs: `build(rank, terms)` makes the config of one of them.
+
+    `terms` are all that its rows may have beside flow matching; where it is `ranked`
+    the rank is that of asymmetric prediction, and says nothing elsewhere.
+    """
+
+    build: Callable[[int, list[Term]], Experiment]
+    terms: tuple[Term, ...] = ()
+    ranked: bool = True
+
+    def program(self) -> Experiment:
+        """The config that its programs are traced with: all terms, any rank."""
+        return self.build(FULL - 1, list(self.terms))
+
+
+def _cascade(stages: int, prediction: Prediction, *terms: Term) -> Family:
+    build = lambda rank, terms: cascade(stages, prediction, terms)
+    return Family(build, terms, ranked=False)
+
+
+# PixelGen's gate and weights; 64 px are shown as 128 to a network of 224.
+PERCEPTUAL = (
+    StLpips(weight=0.1, threshold=0.3),
+    Lite0Distance(weight=0.1, threshold=0.3, patch=8),
+)
+FAMILIES = {
+    "jit": Family(asymmetric, (FrequencyMatching(),)),
+    "perceptual": Family(asymmetric, (FrequencyMatching(), *PERCEPTUAL)),
+    **{
+        kind: Family(functools.partial(decoder, kind), (FrequencyMatching(),))
+        for kind in ("field", "deco", "linear")
+    },
+    "stages3": _cascade(3, PredictVelocity()),
+    "stages1": _cascade(1, PredictVelocity()),
+    "stages3_clean": _cascade(3, PredictClean(), FrequencyMatching()),
+}

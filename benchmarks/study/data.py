@@ -1,14 +1,13 @@
-"""The drawings of both splits, and what EfficientNet-lite0 sees in them."""
+"""The drawings of both splits, and what the study's judges see in them."""
 
 import dataclasses
 import functools
 
 import numpy as np
 
+from benchmarks.study.looking import Seen
 from pixelflow_jax.data.loader import Data
-from pixelflow_jax.data.transforms import normalise
 from pixelflow_jax.evaluation import manifold
-from pixelflow_jax.evaluation.features import FEATURES, Extractor
 from pixelflow_jax.evaluation.statistics import Gaussian, gaussian_of
 
 
@@ -29,30 +28,32 @@ class Pictures:
         labels = [one["label"] for one in records]
         return cls(np.stack(images), np.asarray(labels, np.int32))
 
-    def signed(self) -> np.ndarray:
-        """float32 in [-1, 1]."""
-        return normalise(self.images)
-
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Features [n, 1280] of a split, and what metrics make of them."""
+    """What the judges see in a split, and what metrics make of it."""
 
-    rows: np.ndarray
-
-    @classmethod
-    def of(cls, pictures: Pictures, extractor: Extractor) -> "Reference":
-        """What the network sees in a split."""
-        return cls(extractor.extract(pictures.images)[FEATURES])
+    seen: Seen
 
     @functools.cached_property
-    def gaussian(self) -> Gaussian:
-        """Mean and covariance."""
-        return gaussian_of(self.rows)
+    def gaussians(self) -> Seen:
+        """Mean and covariance of each judge's features."""
+        return Seen(*map(gaussian_of, self.seen))  # type: ignore[arg-type]
 
-    def radii(self, k: int) -> np.ndarray:
-        """The squared distance of each image to its k-th nearest other."""
-        return manifold.radii(self.rows, k)
+    @property
+    def gaussian(self) -> Gaussian:
+        """That of EfficientNet-Lite0's."""
+        return self.gaussians.lite0  # type: ignore[return-value]
+
+    @functools.cached_property
+    def near(self) -> np.ndarray:
+        """The squared distance of each image to its nearest other."""
+        return manifold.radii(self.seen.lite0, 1)
+
+    @functools.cached_property
+    def balls(self) -> np.ndarray:
+        """The squared distance of each image to its third nearest other."""
+        return manifold.radii(self.seen.lite0, manifold.ADM_K)
 
 
 def epochs(count: int, steps: int, batch: int, seed: int) -> np.ndarray:

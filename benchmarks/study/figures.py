@@ -4,18 +4,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.study.rows import ROWS, Claim
-from benchmarks.study.tables import METRIC, Lines, spread
+from benchmarks.study.tables import Lines, name_of, spread
 
 LEFT, WIDE, HIGH, TOP = 330, 420, 26, 44
 INK, DOT, FAINT = (30, 30, 30), (59, 82, 139), (215, 215, 215)
 
 
 def dots(claim: Claim, lines: Lines) -> np.ndarray | None:
-    """FD-lite0 of every seed, uint8 [h, w, 3]; None where nothing was run."""
-    names = [name for name in claim.rows if lines.get(name)]
+    """What decides of every seed, uint8 [h, w, 3]; None where nothing was run."""
+    metric = claim.metric
+    names = [n for n in claim.rows if spread(lines.get(n, []), metric)]
     if not names:
         return None
-    values = {n: [line["results"][METRIC] for line in lines[n]] for n in names}
+    values = {n: [line["results"][metric] for line in lines[n]] for n in names}
     every = [value for row in values.values() for value in row]
     low, high = min(every), max(every)
     room = 0.06 * (high - low) or 1.0
@@ -25,13 +26,13 @@ def dots(claim: Claim, lines: Lines) -> np.ndarray | None:
     canvas = Image.new("RGB", (LEFT + WIDE + 20, TOP + HIGH * len(names) + 12), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((8, 6), claim.title, fill=INK, font=font)
-    draw.text((LEFT, 24), f"FD-lite0 {low:.0f}", fill=INK, font=font)
-    draw.text((LEFT + WIDE, 24), f"{high:.0f}", fill=INK, font=font, anchor="ra")
+    draw.text((LEFT, 24), f"{name_of(metric)} {low:.4g}", fill=INK, font=font)
+    draw.text((LEFT + WIDE, 24), f"{high:.4g}", fill=INK, font=font, anchor="ra")
     for number, name in enumerate(names):
         middle = TOP + HIGH * (number + 0.5)
         draw.text((8, middle), ROWS[name].label, fill=INK, font=font, anchor="lm")
         draw.line((LEFT, middle, LEFT + WIDE, middle), fill=FAINT)
-        x = place(spread(lines[name]).mean)
+        x = place(float(np.mean(values[name])))
         draw.line((x, middle - 9, x, middle + 9), fill=INK, width=2)
         for value in values[name]:
             x = place(value)

@@ -1,14 +1,20 @@
 """What is measured of a set of images: all with the project's own evaluator."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import numpy as np
 
 from benchmarks.study.data import Reference
+from benchmarks.study.looking import Seen
 from pixelflow_jax.evaluation import manifold
-from pixelflow_jax.evaluation.features import FEATURES, Extractor
 from pixelflow_jax.evaluation.kernel_distance import kernel_distance
-from pixelflow_jax.evaluation.statistics import Gaussian
+from pixelflow_jax.evaluation.statistics import (
+    Gaussian,
+    frechet_distance,
+    gaussian_of,
+)
 
 KID_SUBSETS = 20
 
@@ -33,50 +39,61 @@ def distance_of_few(reference: Gaussian, rows: np.ndarray) -> float:
 class Judge:
     """Compares images with the drawings that were trained on, and with those held out.
 
-    FD-lite0 is the Fréchet distance of EfficientNet-lite0 features, which is no FID.
+    FD-lite0 is the Fréchet distance of EfficientNet-lite0 features, FD-ST that of the
+    trunk of ST-LPIPS; neither is an FID.
     """
 
-    extractor: Extractor
     train: Reference
     heldout: Reference
-
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """What the network sees in images uint8 [n, h, w, 3]."""
-        return self.extractor.extract(images)[FEATURES]
 
     def distance(self, rows: np.ndarray) -> float:
         """FD-lite0 to the training drawings, of features [n, 1280]."""
         return distance_of_few(self.train.gaussian, rows)
 
-    def results(self, rows: np.ndarray) -> dict[str, float]:
-        """Every metric of features [n, 1280].
+    def results(self, seen: Seen) -> dict[str, float]:
+        """Every metric of what is seen in n images.
 
         `copied` is the share of images that are nearer to a training drawing than its
         nearest other drawing is: above that of the drawings held out, the network draws
         from memory.
         """
-        found = {"fd_lite0": self.distance(rows)}
-        found["fd_lite0_heldout"] = distance_of_few(self.heldout.gaussian, rows)
-        few = min(len(rows), len(self.heldout.rows))
-        found["kid_lite0_heldout"] = kernel_distance(
-            rows, self.heldout.rows, subset_size=few, subsets=KID_SUBSETS
-        ).mean
+        rows, found = seen.lite0, {}
+        few = min(len(rows), len(self.heldout.seen.lite0))
         for name, against in (("", self.train), ("_heldout", self.heldout)):
-            pair = manifold.precision_recall(rows, against.rows)
+            found[f"fd_lite0{name}"] = distance_of_few(against.gaussian, rows)
+            gaussian: Any = against.gaussians.st
+            found[f"fd_st{name}"] = frechet_distance(gaussian, gaussian_of(seen.st))
+            pair = self._precision_recall(rows, against)
             found |= {f"precision{name}": pair[0], f"recall{name}": pair[1]}
+        found["kid_lite0_heldout"] = kernel_distance(
+            rows, self.heldout.seen.lite0, subset_size=few, subsets=KID_SUBSETS
+        ).mean
         return found | {"copied": self.copied(rows)}
+
+    def _precision_recall(
+        self, rows: np.ndarray, against: Reference
+    ) -> tuple[float, float]:
+        """`manifold.precision_recall`, of which the reference's half is remembered."""
+        widths = manifold.radii(rows, manifold.ADM_K)
+        known = against.seen.lite0
+        inside = manifold.inside_balls(rows, known, against.balls).balls
+        covered = manifold.inside_balls(known, rows, widths).balls
+        return float((inside > 0).mean()), float((covered > 0).mean())
 
     def copied(self, rows: np.ndarray) -> float:
         """The share nearer to a training drawing than its nearest other drawing."""
-        balls = manifold.inside_balls(rows, self.train.rows, self.train.radii(1)).balls
+        train = self.train
+        balls = manifold.inside_balls(rows, train.seen.lite0, train.near).balls
         return float((balls > 0).mean())
 
+    @functools.cached_property
     def own(self) -> dict[str, float]:
         """What the drawings held out score themselves."""
-        rows = self.heldout.rows
+        rows = self.heldout.seen.lite0
         return {"fd_lite0": self.distance(rows), "copied": self.copied(rows)}
 
     def nearest(self, rows: np.ndarray) -> np.ndarray:
         """The number of the nearest training drawing of each of a few rows."""
-        gaps = rows[:, None] - self.train.rows[None]
-        return np.square(gaps).sum(-1).argmin(1)
+        known = self.train.seen.lite0
+        gaps = np.square(known).sum(1)[None] - 2 * rows @ known.T
+        return gaps.argmin(1)

@@ -6,127 +6,106 @@ import functools
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.study import configs, kept, sweeping
+from benchmarks.study import kept, records, sweeping
+from benchmarks.study.budgets import Budget
+from benchmarks.study.configs import FAMILIES
 from benchmarks.study.data import Pictures, Reference
-from benchmarks.study.drawing import Drawer, Wanted
+from benchmarks.study.drawing import Drawer
+from benchmarks.study.looking import Looker, Seen
 from benchmarks.study.measure import Judge
+from benchmarks.study.measuring import Measuring
 from benchmarks.study.rows import ROWS, Row
-from benchmarks.study.training import Together, Trained
+from benchmarks.study.training import (
+    Programs,
+    Setting,
+    Together,
+    Trained,
+    directions_of,
+)
 from benchmarks.study.turns import Turns
-from pixelflow_jax.data.images import grid, save_png
-from pixelflow_jax.evaluation.extractors import open_extractor
-from pixelflow_jax.evaluation.features import FEATURES
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count
 
-SHOWN = 12  # images of the first seed that are kept
-SWEEP_SEED, FINAL_SEED = 1, 2  # of the noise
+COMPILERS = 2  # programs of a process that are compiled at a time
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How large everything is: by default for a GPU.
+class Opened(NamedTuple):
+    """What the rows of a family share; its programs come when they are compiled."""
 
-    `easy` narrows the drawings to faces, flags, hearts and fruit, in three classes.
-    """
-
-    name: str = "gpu"
-    steps: int = 1500
-    batch: int = 0  # 0: the config's
-    size: int = 64
-    width: int = 0  # 0: the config's
-    shallower: int = 0  # blocks less, where the width is said
-    sweep_images: int = 200
-    images: int = 1000
-    draw_batch: int = 200
-    pictures: int = 0  # of each split; 0: all
-    easy: bool = False
-    lite0_batch: int = 250
-    axes: dict[str, tuple] = dataclasses.field(default_factory=dict)  # {}: all
-
-    def applied(self, config: Experiment) -> Experiment:
-        """The config at that size."""
-        warmup = max(1, self.steps // 20)
-        config = dataclasses.replace(
-            config,
-            steps=self.steps,
-            batch_size=self.batch or config.batch_size,
-            optimizer=dataclasses.replace(config.optimizer, warmup=warmup),
-        )
-        data = dataclasses.replace(config.data, image_size=self.size)
-        model: Any = config.model
-        if self.easy:
-            data.source = configs.easy()
-            model = dataclasses.replace(model, num_classes=len(configs.SIMPLE))
-        if self.width:
-            heads = max(1, self.width // 64)
-            depth = model.depth - self.shallower
-            model = dataclasses.replace(
-                model, width=self.width, heads=heads, depth=depth
-            )
-        if hasattr(model, "image_size"):
-            model = dataclasses.replace(model, image_size=self.size)
-        return dataclasses.replace(config, data=data, model=model)
-
-
-# For two CPU cores: fewer, simpler drawings at 32 px; patches wider than the network.
-SMALL = Budget(
-    name="small",
-    steps=700,
-    batch=33,
-    size=32,
-    width=96,
-    shallower=2,
-    easy=True,
-    sweep_images=48,
-    images=160,
-    draw_batch=16,
-    lite0_batch=32,
-    axes={"ema": ("0.998", "0.99"), "scale": (2.0,), "steps": (20, 10)},
-)
-SMOKE = Budget(
-    name="smoke",
-    steps=4,
-    batch=6,
-    size=32,
-    width=32,
-    shallower=2,
-    sweep_images=8,
-    images=8,
-    draw_batch=4,
-    pictures=24,
-    lite0_batch=8,
-    axes={"scale": (1.0, 2.0), "steps": (20, 2)},
-)
-
-
-BUDGETS = {one.name: one for one in (Budget(), SMALL, SMOKE)}
+    config: Experiment
+    together: Together
+    drawer: Drawer
+    programs: concurrent.futures.Future[Programs]
+    drawing: concurrent.futures.Future
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all rows of a process share: the drawings, and what judges images.
+    """What all rows of a process share: the drawings, programs, and what judges images.
 
-    `slots` rows of all processes train and are measured at a time, while others
-    compile; `lite0` is the feature network's file ("": the installed package's).
-    `timed`: drawing is timed with the device to itself, for which others wait.
+    `out` is where results go, `state` where what is half done is kept. `slots` rows of
+    all processes train and are measured at a time, while others compile. `lite0` and
+    `stlpips` are the judges' files ("": the installed packages'). `timed`: drawing is
+    timed with the device to itself, for which others wait.
     """
 
     budget: Budget
     out: pathlib.Path
+    state: pathlib.Path
     slots: int
     lite0: str = ""
+    stlpips: str = ""
     timed: bool = False
+
+    def run(self, row: Row, seeds: Sequence[int], patience: float = 0.2) -> list[dict]:
+        """Train, sweep and measure a row: a line of results a seed, which are written.
+
+        What is trained and what is measured of the sweep is kept as soon as it is
+        there, and not done again.
+        """
+        clock = [time.perf_counter()]
+        opened = self._opened(row.family, len(seeds))
+        setting = Setting.of(row, FAMILIES[row.family], self.directions)
+        file = kept.place(self.state, row.name, seeds, opened.config.steps)
+        trained = kept.load(file)
+        if trained is None:
+            programs = opened.programs.result()
+            clock.append(time.perf_counter())
+            with self.turns.slot(self.slots, patience):
+                trained = opened.together.train(
+                    programs, tuple(seeds), setting, self.turns.shared
+                )
+            kept.save(file, trained)
+        clock.append(time.perf_counter())
+        opened.drawing.result()
+        judge = self.judge
+        clock.append(time.perf_counter())
+        work = Measuring(
+            self, row, tuple(seeds), opened.drawer, trained, setting, judge
+        )
+        with self.turns.slot(self.slots, patience):
+            lines = work.lines(self._axes(opened.config))
+        clock.append(time.perf_counter())
+        common = self._facts(row, opened, trained)
+        names = ("compile", "train", "compile_drawing", "measure")
+        seconds = np.diff(clock).round(2).tolist()
+        common["seconds"] = dict(zip(names[-len(seconds) :], seconds, strict=True))
+        found = []
+        for seed, line in zip(seeds, lines, strict=True):
+            found.append({**common, "seed": seed, **line, **_machine()})
+            records.append(self.out / records.RESULTS, found[-1])
+        file.unlink(missing_ok=True)
+        return found
 
     @property
     def turns(self) -> Turns:
         """Those of all processes of this run."""
-        return Turns(self.out / "turns")
+        return Turns(self.state / "turns")
 
     @functools.cached_property
     def splits(self) -> list[Pictures]:
@@ -136,65 +115,62 @@ class Bench:
         return [Pictures.of(data, split, most) for split in ("train", "test")]
 
     @functools.cached_property
+    def directions(self) -> np.ndarray:
+        """The directions that the drawings' patches fill, [numbers, numbers]."""
+        return directions_of(self.splits[0])
+
+    @functools.cached_property
+    def look(self) -> Looker:
+        """What the judges see in images."""
+        return Looker(
+            self.budget.size, self.budget.look_batch, self.lite0, self.stlpips
+        )
+
+    @functools.cached_property
     def judge(self) -> Judge:
-        """The evaluator; the first process to ask looks at the drawings for all."""
-        batch = self.budget.lite0_batch
-        file = self.out / "drawings.npz"
+        """The judge; the first process to ask looks at the drawings for all."""
+        files = [self.state / f"drawings_{name}.npz" for name in ("train", "heldout")]
         with self.turns.once("judge"):
-            extractor = open_extractor("lite0", self.lite0, batch=batch)
-            if not file.exists():
-                seen = [extractor.extract(one.images)[FEATURES] for one in self.splits]
-                np.savez(file, *seen)
-            with np.load(file) as arrays:
-                train, heldout = (Reference(arrays[name]) for name in arrays.files)
-        return Judge(extractor, train, heldout)
+            for file, pictures in zip(files, self.splits, strict=True):
+                if not file.exists():
+                    self.look(pictures.images).save(file)
+        return Judge(*(Reference(Seen.load(file)) for file in files))
 
-    def run(self, row: Row, seeds: Sequence[int], patience: float = 0.2) -> list[dict]:
-        """Train, sweep and measure a row: a line of results a seed."""
-        clock = [time.perf_counter()]
-        config = self.budget.applied(row.build())
-        together = Together(config, tuple(seeds), self.splits[0])
-        file = kept.place(self.out, row.name, seeds, config.steps)
-        trained = kept.load(file)
-        program = None if trained else together.compile()
-        shapes = together.averages()
-        drawer = Drawer(config, shapes, together.constants, self.budget.draw_batch)
-        clock.append(time.perf_counter())
-        with concurrent.futures.ThreadPoolExecutor(1) as compiling:
-            first, *others = self._steps(config)
-            ready = compiling.submit(self._warm, drawer, first)
-            for number in others:
-                compiling.submit(drawer.program, number)
-            with self.turns.slot(self.slots, patience):
-                clock.append(time.perf_counter())
-                if program is not None:
-                    trained = together.train(program, self.turns.shared)
-                    kept.save(file, trained)
-                assert trained is not None
-                clock.append(time.perf_counter())
-                ready.result()
-                points = self._sweep(config, drawer, trained)
-                clock.append(time.perf_counter())
-                lines = self._measured(row, drawer, trained, points)
-        file.unlink()
-        clock.append(time.perf_counter())
-        names = ("compile", "wait", "train", "sweep", "measure")
-        seconds = np.diff(clock).round(2).tolist()
-        common = self._facts(row, config, together, trained)
-        common["seconds"] = dict(zip(names, seconds, strict=True))
-        return [
-            {**common, "seed": seed, **line}
-            for seed, line in zip(seeds, lines, strict=True)
-        ]
+    @functools.cached_property
+    def _families(self) -> dict[tuple[str, int], Opened]:
+        return {}
 
-    def _facts(
-        self, row: Row, config: Experiment, together: Together, trained: Trained
-    ) -> dict:
+    @functools.cached_property
+    def _compilers(self) -> concurrent.futures.ThreadPoolExecutor:
+        return concurrent.futures.ThreadPoolExecutor(COMPILERS)
+
+    def _opened(self, name: str, seeds: int) -> Opened:
+        """A family whose programs are compiled, or begin to be."""
+        if (name, seeds) not in self._families:
+            family = FAMILIES[name]
+            config = self.budget.applied(family.program())
+            first = next(row for row in ROWS.values() if row.family == name)
+            setting = Setting.of(first, family, self.directions)
+            together = Together(config, seeds, self.splits[0], setting)
+            drawer = Drawer(
+                config, together.averages(), setting.constants, self.budget.draw_batch
+            )
+            programs = self._compilers.submit(together.compile)
+            drawing = self._compilers.submit(drawer.compile)
+            opened = Opened(config, together, drawer, programs, drawing)
+            self._families[name, seeds] = opened
+        return self._families[name, seeds]
+
+    def _axes(self, config: Experiment) -> dict:
+        return self.budget.axes or sweeping.axes(len(config.path.stages()))
+
+    def _facts(self, row: Row, opened: Opened, trained: Trained) -> dict:
         """What all seeds of a row have in common."""
-        seeds = len(together.seeds)
-        sizes = [stage.size(*[config.data.image_size] * 2) for stage in _stages(config)]
+        config, seeds = opened.config, opened.together.seeds
+        sides = [config.data.image_size] * 2
+        sizes = [stage.size(*sides) for stage in config.path.stages()]
         flops = sum(config.model.flops(*size) for size in sizes) / len(sizes)
-        step = float(np.median(trained.segment_seconds)) / together.length
+        step = float(np.median(trained.segment_seconds)) / opened.together.length
         return {
             "budget": self.budget.name,
             "row": row.name,
@@ -207,84 +183,11 @@ class Bench:
             "drawings": [len(one.labels) for one in self.splits],
             "side_by_side": seeds,
             "train_ms_a_step": 1e3 * step,
-            "heldout_itself": self.judge.own(),
+            "heldout_itself": self.judge.own,
         }
 
-    def _warm(self, drawer: Drawer, steps: int) -> None:
-        """Compile what a sweep begins with."""
-        drawer.program(steps)
-        self.judge.features(self.splits[0].images[:1])
 
-    def _steps(self, config: Experiment) -> list[int]:
-        """The steps that are drawn with, those that a sweep begins with first."""
-        steps = map(int, self._axes(config)["steps"])
-        return sorted(steps, key=lambda number: number != sweeping.START["steps"])
-
-    def _axes(self, config: Experiment) -> dict:
-        return self.budget.axes or sweeping.axes(len(_stages(config)))
-
-    def _sweep(self, config: Experiment, drawer: Drawer, trained: Trained) -> list:
-        labels = sweeping.labels_like(self.splits[0].labels, self.budget.sweep_images)
-        sweeper = sweeping.Sweeper(
-            drawer,
-            trained.averages,
-            self.judge,
-            Wanted(labels, SWEEP_SEED),
-            self.turns.shared,
-        )
-        return sweeper.run(self._axes(config))
-
-    def _measured(
-        self, row: Row, drawer: Drawer, trained: Trained, points: list
-    ) -> list[dict]:
-        """Results of each seed at its best, from noise that the sweep did not see."""
-        best = [sweeping.best_of(one) for one in points]
-        labels = sweeping.labels_like(self.splits[0].labels, self.budget.images)
-        wanted, images = Wanted(labels, FINAL_SEED), {}
-        for steps in sorted({int(point["steps"]) for point in best}):
-            with self.turns.shared():
-                drawn = drawer(trained.averages, best, steps, wanted)
-            own = (i for i, point in enumerate(best) if point["steps"] == steps)
-            images |= {i: drawn[i] for i in own}
-        with self.turns.shared():
-            rows = [self.judge.features(images[i]) for i in range(len(best))]
-        self._keep_pictures(row, images[0], rows[0])
-        speed = self._timed(drawer, trained, best[0]) if self.timed else None
-        return [
-            {
-                "best": best[i],
-                "results": self.judge.results(rows[i]),
-                "sweep": points[i],
-                "losses": trained.losses[i].round(5).tolist(),
-                "draw_ms_an_image": speed,
-            }
-            for i in range(len(best))
-        ]
-
-    def _timed(self, drawer: Drawer, trained: Trained, point: dict) -> float:
-        """Milliseconds an image, alone on the device, of one batch of each seed."""
-        labels = sweeping.labels_like(self.splits[0].labels, self.budget.draw_batch)
-        points, seconds = [point] * drawer.seeds, []
-        with self.turns.alone():
-            for _ in range(2):
-                start = time.perf_counter()
-                drawer(trained.averages, points, int(point["steps"]), Wanted(labels, 0))
-                seconds.append(time.perf_counter() - start)
-        return 1e3 * min(seconds) / (drawer.seeds * len(labels))
-
-    def _keep_pictures(self, row: Row, images: np.ndarray, rows: np.ndarray) -> None:
-        """A strip: images evenly chosen, and below each its nearest drawing."""
-        places = np.linspace(0, len(images) - 1, SHOWN).round().astype(int)
-        nearest = self.judge.nearest(rows[places])
-        both = np.concatenate([images[places], self.splits[0].images[nearest]])
-        name = f"{self.budget.name}_{row.name}_samples.png"
-        save_png(self.out / "pictures" / name, grid(both, SHOWN))
-
-
-def _stages(config: Experiment) -> tuple:
-    return config.path.stages()
-
-
-def described(line: dict) -> dict:
-    """A line of results with all that it depends on."""
-    return {**line, **harness.card(), **harness.environment()}
+@functools.cache
+def _machine() -> dict:
+    """All that results depend on beside the row."""
+    return {**harness.card(), **harness.environment()}

@@ -1,11 +1,9 @@
 """docs/evidence.md's tables and figures, from the results file alone."""
 
-import json
 import pathlib
-import shutil
 
 from benchmarks import harness, markdown
-from benchmarks.study import tables
+from benchmarks.study import records, tables
 from benchmarks.study.figures import dots
 from benchmarks.study.rows import CLAIMS, ROWS, Claim
 from benchmarks.study.run import done
@@ -16,16 +14,17 @@ SIZES = {"gpu": "64 px, on a GPU", "small": "32 px, on two CPU cores"}
 PICTURES = harness.ROOT / "docs" / "gallery" / "evidence"
 
 
-def collect(folder: pathlib.Path, results: pathlib.Path) -> None:
+def collect(
+    folder: pathlib.Path, results: pathlib.Path, pictures: pathlib.Path | None = None
+) -> None:
     """Add a run's lines to the results file, each once, and take over its pictures."""
-    had = {budget: done(results, budget) for budget in SIZES}
-    for text in (folder / "study.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        if (line["row"], line["seed"]) not in had[line["budget"]]:
+    pictures = pictures or PICTURES
+    for line in records.read(folder / records.RESULTS):
+        if (line["row"], line["seed"]) not in done(results, line["budget"]):
             harness.append(results, line)
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    for picture in sorted((folder / "pictures").glob("*.png")):
-        shutil.copy(picture, PICTURES / picture.name)
+    pictures.mkdir(parents=True, exist_ok=True)
+    for line in records.read(folder / records.PICTURES):
+        records.write_picture(line, pictures)
 
 
 def write(
@@ -64,7 +63,7 @@ def _claim(claim: Claim, sizes: dict[str, tables.Lines], pictures: pathlib.Path)
         figure, place = dots(claim, lines), f"{budget}_{claim.name}.png"
         if figure is not None:
             save_png(pictures / place, figure)
-            alt = f"{claim.title}: FD-lite0 of every seed"
+            alt = f"{claim.title}: {tables.name_of(claim.metric)} of every seed"
             parts.append(f"![{alt}](gallery/evidence/{place})")
         parts += _strips(claim, lines, pictures)
     parts.append(f"`python -m benchmarks.study run --claims={claim.name} --out=OUT`")

@@ -1,99 +1,121 @@
 """Which runs the study is made of, and what is claimed of them.
 
-Rows are plain data: a name, the config that it builds, and the claims that it serves.
+Rows are plain data: the family whose programs they share, and the numbers that set them
+apart. They stand in the order in which they are run: the ranked claims come first.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
-from benchmarks.study import configs
+from benchmarks.study.configs import FAMILIES, FULL
 from pixelflow_jax.experiment import Experiment
-from pixelflow_jax.flow.prediction import PredictClean
-from pixelflow_jax.losses.frequency import FrequencyMatching
+from pixelflow_jax.losses.context import Term, term_name
 
 SEEDS = (0, 1, 2)
+FREQUENCY = {"FrequencyMatching": 1.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A run: `build` makes its config, in which the seed is still 0.
+    """A run: a member of a family.
 
-    `label` names it in tables. A cascade's guidance has shares of stages where others
-    have an interval.
+    `label` names it in tables, `weights` are those of the family's terms by name; the
+    others have none. A cascade's guidance has shares of stages where others have an
+    interval.
     """
 
     name: str
     label: str
-    build: Callable[[], Experiment]
+    family: str
+    rank: int = 0
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
-
-def _row(name: str, label: str, build: Callable, *args: object, **more: object) -> Row:
-    return Row(name=name, label=label, build=functools.partial(build, *args, **more))
-
-
-def _ranked(rank: int, kind: str = "", **options: object) -> Experiment:
-    """Asymmetric prediction with FrequencyMatching, behind a decoder's own trunk."""
-    fields = configs.with_rank(rank, FrequencyMatching(**options))  # type: ignore
-    if kind:
-        return configs.decoder(kind, **fields)
-    return configs.asymmetric(rank, FrequencyMatching())
+    def build(self) -> Experiment:
+        """The config of this row alone, in which the seed is still 0."""
+        terms: list[Term] = [
+            dataclasses.replace(term, weight=self.weights[term_name(term)])  # type: ignore
+            for term in FAMILIES[self.family].terms
+            if term_name(term) in self.weights
+        ]
+        return FAMILIES[self.family].build(self.rank, terms)
 
 
 RANKS = {
     0: "rank 0 (clean)",
+    FULL: "full rank (velocity)",
     8: "rank 8",
     16: "rank 16",
     48: "rank 48",
-    configs.FULL: "full rank (velocity)",
 }
 DECODERS = {
     "field": "neural field (PixNerd)",
-    "deco": "pixel decoder (DeCo)",
     "linear": "linear layer",
+    "deco": "pixel decoder (DeCo)",
+}
+PERCEPTUAL = {
+    "stlpips": ("ST-LPIPS", {"StLpips": 0.1}),
+    "lite0": ("features of EfficientNet-Lite0", {"Lite0Distance": 0.1}),
+    "both": ("both perceptual terms", {"StLpips": 0.1, "Lite0Distance": 0.1}),
 }
 
+
+def _ranked(rank: int) -> Row:
+    return Row(name=f"rank{rank}", label=RANKS[rank], family="jit", rank=rank)
+
+
+def _with_frequency(rank: int) -> Row:
+    return Row(
+        name=f"rank{rank}_frequency",
+        label=f"{RANKS[rank]} + FrequencyMatching",
+        family="jit",
+        rank=rank,
+        weights=FREQUENCY,
+    )
+
+
+def _decoder(kind: str, what: str) -> Row:
+    rank = {"velocity": FULL, "clean": 0}[what]
+    label = f"{DECODERS[kind]}, {what}"
+    return Row(name=f"{kind}_{what}", label=label, family=kind, rank=rank)
+
+
+def _perceptual(what: str) -> Row:
+    label, weights = PERCEPTUAL[what]
+    return Row(
+        name=f"rank0_{what}",
+        label=f"{RANKS[0]} + {label}",
+        family="perceptual",
+        weights=weights,
+    )
+
+
+def _recipe(kind: str, rank: int) -> Row:
+    return Row(
+        name=f"{kind}_rank{rank}_frequency",
+        label=f"{DECODERS[kind]}, {RANKS[rank]}, FrequencyMatching",
+        family=kind,
+        rank=rank,
+        weights=FREQUENCY,
+    )
+
+
 _every = [
-    *(_row(f"rank{r}", label, configs.asymmetric, r) for r, label in RANKS.items()),
-    *(
-        _row(f"{kind}_velocity", f"{label}, velocity", configs.decoder, kind)
-        for kind, label in DECODERS.items()
+    _ranked(0),
+    _ranked(FULL),
+    *(_decoder(kind, "velocity") for kind in ("field", "linear")),
+    Row(name="stages3", label="three stages (PixelFlow)", family="stages3"),
+    Row(name="stages1", label="one stage, same network", family="stages1"),
+    *map(_perceptual, PERCEPTUAL),
+    *map(_ranked, (8, 16, 48)),
+    _decoder("deco", "velocity"),
+    *(_decoder(kind, "clean") for kind in DECODERS),
+    *map(_with_frequency, RANKS),
+    Row(
+        name="stages3_clean",
+        label="three stages, clean, FrequencyMatching",
+        family="stages3_clean",
+        weights=FREQUENCY,
     ),
-    *(
-        _row(
-            f"{kind}_clean",
-            f"{label}, clean",
-            configs.decoder,
-            kind,
-            prediction=PredictClean(),
-        )
-        for kind, label in DECODERS.items()
-    ),
-    *(
-        _row(f"rank{r}_frequency", f"{label} + FrequencyMatching", _ranked, r)
-        for r, label in RANKS.items()
-    ),
-    _row("stages3", "three stages (PixelFlow)", configs.cascade, 3),
-    _row("stages1", "one stage, same network", configs.cascade, 1),
-    _row(
-        "stages3_clean",
-        "three stages, clean, FrequencyMatching",
-        configs.cascade,
-        3,
-        prediction=PredictClean(),
-        terms=[*configs.with_rank(0)["terms"], FrequencyMatching()],
-    ),
-    *(
-        _row(
-            f"{kind}_rank{r}_frequency",
-            f"{DECODERS[kind]}, {RANKS[r]}, FrequencyMatching",
-            _ranked,
-            r,
-            kind,
-        )
-        for kind in DECODERS
-        for r in (0, 8, 16)
-    ),
+    *(_recipe(kind, rank) for rank in (0, 8, 16) for kind in DECODERS),
 ]
 ROWS: dict[str, Row] = {row.name: row for row in _every}
 
@@ -105,6 +127,7 @@ class Claim:
     `paper` is what the papers say; `than` the row that it is compared with. Several
     rows may be `better` or `than`: the best of each side counts; where they are
     `paired`, the best of `than` whose partner was run counts, against its partner.
+    `metric` decides, the smaller the better.
     """
 
     name: str
@@ -114,7 +137,12 @@ class Claim:
     better: tuple[str, ...]
     than: tuple[str, ...]
     paired: bool = False
+    metric: str = "fd_lite0"
 
+
+NEW = tuple(f"{kind}_rank{r}_frequency" for kind in DECODERS for r in (0, 8, 16))
+RECIPES = (*(f"{kind}_clean" for kind in DECODERS), "stages3_clean", *NEW)
+OWN = ("field_velocity", "deco_velocity", "stages3", "rank0", "rank8")
 
 CLAIMS = (
     Claim(
@@ -122,26 +150,26 @@ CLAIMS = (
         title="Clean against velocity prediction at a large patch",
         paper="JiT, PixelGen: clean prediction is far better where a patch has as many "
         "numbers as the network has channels",
-        rows=("rank0", f"rank{configs.FULL}"),
+        rows=("rank0", f"rank{FULL}"),
         better=("rank0",),
-        than=(f"rank{configs.FULL}",),
+        than=(f"rank{FULL}",),
     ),
     Claim(
         name="asymmetric",
         title="The rank of asymmetric prediction",
         paper="AsymFlow: a small rank (8 of 768) is better than clean prediction and "
         "than velocity prediction",
-        rows=tuple(f"rank{r}" for r in RANKS),
+        rows=tuple(f"rank{r}" for r in sorted(RANKS)),
         better=("rank8", "rank16", "rank48"),
-        than=("rank0", f"rank{configs.FULL}"),
+        than=("rank0", f"rank{FULL}"),
     ),
     Claim(
         name="frequency",
         title="FrequencyMatching on the two best",
         paper="DeCo: the term makes every FID better",
         rows=(
-            *(f"rank{r}" for r in RANKS),
-            *(f"rank{r}_frequency" for r in RANKS),
+            *(f"rank{r}" for r in sorted(RANKS)),
+            *(f"rank{r}_frequency" for r in sorted(RANKS)),
         ),
         better=tuple(f"rank{r}_frequency" for r in RANKS),
         than=tuple(f"rank{r}" for r in RANKS),
@@ -151,10 +179,7 @@ CLAIMS = (
         name="decoder",
         title="Neural field, pixel decoder and linear layer at equal compute",
         paper="PixNerd: the field is better than a linear layer",
-        rows=(
-            *(f"{kind}_velocity" for kind in DECODERS),
-            *(f"{kind}_clean" for kind in DECODERS),
-        ),
+        rows=tuple(f"{k}_{what}" for what in ("velocity", "clean") for k in DECODERS),
         better=("field_velocity",),
         than=("linear_velocity",),
     ),
@@ -177,28 +202,29 @@ CLAIMS = (
         than=("stages1",),
     ),
     Claim(
+        name="perceptual",
+        title="A learnt perceptual distance as a loss term",
+        paper="PixelGen: LPIPS makes FID better; here it is ST-LPIPS",
+        rows=("rank0", *(f"rank0_{what}" for what in PERCEPTUAL)),
+        better=("rank0_stlpips",),
+        than=("rank0",),
+    ),
+    Claim(
+        name="features",
+        title="A distance of a classifier's features as a loss term",
+        paper="PixelGen: P-DINO makes FID better; here it is EfficientNet-Lite0, and "
+        "what judges is another network (FD-ST)",
+        rows=("rank0", *(f"rank0_{what}" for what in PERCEPTUAL)),
+        better=("rank0_lite0",),
+        than=("rank0",),
+        metric="fd_st",
+    ),
+    Claim(
         name="recipe",
         title="Recipes across papers",
         paper="nobody has measured them",
-        rows=(
-            "field_velocity",
-            "deco_velocity",
-            "stages3",
-            "rank0",
-            "rank8",
-            "field_clean",
-            "deco_clean",
-            "linear_clean",
-            "stages3_clean",
-            *(f"{kind}_rank{r}_frequency" for kind in DECODERS for r in (0, 8, 16)),
-        ),
-        better=(
-            "field_clean",
-            "deco_clean",
-            "linear_clean",
-            "stages3_clean",
-            *(f"{kind}_rank{r}_frequency" for kind in DECODERS for r in (0, 8, 16)),
-        ),
-        than=("field_velocity", "deco_velocity", "stages3", "rank0", "rank8"),
+        rows=(*OWN, *RECIPES),
+        better=RECIPES,
+        than=OWN,
     ),
 )

@@ -1,11 +1,12 @@
-"""The runner: rows in a queue, worked off by processes side by side on one GPU.
+"""The runner: families of rows in a queue, worked off by a few processes on one GPU.
 
-A line of results is written when a row's seeds are measured, so that the same command
-goes on where it was stopped. A worker takes no row that would end after the deadline.
+A process takes a family, compiles its programs once, and runs its rows; while it
+compiles, others have the device. What a row leaves is on disk at once, so that the same
+command goes on where it was stopped, by whatever. No row is begun that would end after
+the deadline.
 """
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
@@ -15,49 +16,79 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.study import records
+from benchmarks.study.turns import Turns
+from pixelflow_jax.data.parent import end_with
+
+Left = tuple[tuple[str, tuple[int, ...]], ...]  # rows by name, each with its seeds
+
 
 class Plan(NamedTuple):
     """What is to be run: rows by name with their seeds, and where results go.
 
     `deadline` is in `time.time()`; a row is not begun later than `reserve` seconds
     before. Of `workers` processes `slots` compute at a time, in the order of the rows,
-    while the others compile. `budget` names a `piece.Budget`, `steps` (0: its
-    own) changes it.
+    while the others compile. `budget` names a `budgets.Budget`, `steps` (0: its
+    own) and `data` change it. Results go to `out`, what is half done to `state`.
     """
 
-    rows: tuple[tuple[str, tuple[int, ...]], ...]
+    rows: Left
     out: pathlib.Path
+    state: pathlib.Path
     deadline: float
     reserve: float
     workers: int
     slots: int
     steps: int
     budget: str
+    data: str = ""
     lite0: str = ""
+    stlpips: str = ""
     timed: bool = False
 
 
 def done(path: pathlib.Path, budget: str) -> set[tuple[str, int]]:
     """The rows and seeds that a results file holds of a budget."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    read = (json.loads(line) for line in lines if line.strip())
-    return {(one["row"], one["seed"]) for one in read if one["budget"] == budget}
+    lines = records.read(path)
+    return {(one["row"], one["seed"]) for one in lines if one["budget"] == budget}
 
 
 def missing(
     names: Sequence[str], seeds: Sequence[int], had: set[tuple[str, int]]
-) -> tuple[tuple[str, tuple[int, ...]], ...]:
+) -> Left:
     """Rows by name, each with the seeds that are still to be run."""
     rows = ((n, tuple(s for s in seeds if (n, s) not in had)) for n in names)
     return tuple((name, left) for name, left in rows if left)
 
 
+def families(rows: Left) -> list[Left]:
+    """The rows of each family, in their order; families by their first row."""
+    from benchmarks.study.rows import ROWS
+
+    parts: dict[str, Left] = {}
+    for name, seeds in rows:
+        family = ROWS[name].family
+        parts[family] = (*parts.get(family, ()), (name, seeds))
+    return list(parts.values())
+
+
 def run(plan: Plan) -> None:
-    """Work off the plan with `plan.workers` processes, or in this one for one."""
+    """Work off the plan with `plan.workers` processes, or in this one for one.
+
+    Raises SystemExit where another run has the same `state`.
+    """
+    try:
+        with Turns(plan.state).only("run"):
+            _run(plan)
+    except BlockingIOError:
+        raise SystemExit(f"Another run works in {plan.state}: wait for it.") from None
+
+
+def _run(plan: Plan) -> None:
     context = multiprocessing.get_context("spawn")
     waiting = context.Queue()
-    for row in plan.rows:
-        waiting.put(row)
+    for family in families(plan.rows):
+        waiting.put(family)
     if plan.workers == 1:
         work(plan, waiting)
         return
@@ -65,56 +96,67 @@ def run(plan: Plan) -> None:
     share = min(0.9, 1.35 / plan.workers)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{share:.3f}"
-    workers = [
-        context.Process(target=work, args=(plan, waiting)) for _ in range(plan.workers)
-    ]
+    own = plan, waiting, os.getpid()
+    workers = [context.Process(target=work, args=own) for _ in range(plan.workers)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(max(1.0, plan.deadline - time.time()))
         if worker.is_alive():
-            worker.terminate()
+            worker.kill()
 
 
-def work(plan: Plan, waiting: Any) -> None:
-    """Take rows until none are left or the time is up."""
-    from benchmarks.study import piece
+def work(plan: Plan, waiting: Any, parent: int = 0) -> None:
+    """Take families until none are left, the time is up, or the `parent` is gone."""
+    from benchmarks.study import budgets, compiling, piece
     from benchmarks.study.rows import ROWS
 
-    budget = piece.BUDGETS[plan.budget]
+    if parent:
+        end_with(parent)
+
+    budget = dataclasses.replace(budgets.BUDGETS[plan.budget], data=plan.data)
     if plan.steps:
         budget = dataclasses.replace(budget, steps=plan.steps)
-    bench = piece.Bench(budget, plan.out, plan.slots, plan.lite0, plan.timed)
-    while time.time() < plan.deadline - plan.reserve:
+    bench = piece.Bench(
+        budget=budget,
+        out=plan.out,
+        state=plan.state,
+        slots=plan.slots,
+        lite0=plan.lite0,
+        stlpips=plan.stlpips,
+        timed=plan.timed,
+    )
+    places, counter = [name for name, _ in plan.rows], compiling.Counter.started()
+    for name, seeds in _taken(waiting, plan.deadline - plan.reserve):
+        began = time.time()
         try:
-            name, seeds = waiting.get(timeout=0.5)
-        except queue.Empty:
-            return
-        row, began = ROWS[name], time.time()
-        place = [other for other, _ in plan.rows].index(name)
-        try:
-            for line in bench.run(row, seeds, patience=0.05 * (1 + place)):
-                _write(plan.out / "study.jsonl", piece.described(line))
+            patience = 0.05 * (1 + places.index(name))
+            lines = bench.run(ROWS[name], seeds, patience)
         except Exception:
             traceback.print_exc()
             print(f"FAILED {name} after {time.time() - began:.0f} s", flush=True)
             continue
-        _say(name, line, began)
+        _say(name, lines[0], began, counter.words())
 
 
-def _say(name: str, line: dict, began: float) -> None:
+def _taken(waiting: Any, last: float):
+    """The rows of one family after the other, none after the time `last`."""
+    while time.time() < last:
+        try:
+            family = waiting.get(timeout=0.5)
+        except queue.Empty:
+            return
+        for row in family:
+            if time.time() < last:
+                yield row
+
+
+def _say(name: str, line: dict, began: float, compiled: str) -> None:
     parts = ", ".join(f"{key} {value:.1f}" for key, value in line["seconds"].items())
     print(
         f"{time.strftime('%H:%M:%S')} {name}: FD-lite0 "
         f"{line['results']['fd_lite0']:.2f} at {line['best']}, "
         f"{line['train_ms_a_step']:.2f} ms a step, {parts}, "
-        f"{time.time() - began:.0f} s",
+        f"{time.time() - began:.0f} s; {compiled}",
         flush=True,
     )
-
-
-def _write(path: pathlib.Path, line: dict) -> None:
-    """Append a line in one write, which does not mix with those of other processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")

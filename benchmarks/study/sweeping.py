@@ -1,13 +1,11 @@
 """Each run at its own best of the same small sweep, one axis after the other."""
 
-import concurrent.futures
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from benchmarks.study.drawing import RAMP, Drawer, Wanted
-from benchmarks.study.measure import Judge
+from benchmarks.study.drawing import RAMP
 from pixelflow_jax.evaluation.sweep import ALWAYS, Point, Value
 
 SWEEP: dict[str, tuple[Value, ...]] = {
@@ -28,48 +26,64 @@ def axes(stages: int) -> dict[str, tuple[Value, ...]]:
     return {**SWEEP, "interval": CASCADE_INTERVALS}
 
 
+Known = list[dict[tuple, float]]  # of each seed, the distance by point
+Draw = Callable[[list[Point], int], Sequence[np.ndarray]]
+Note = Callable[[list[Point], list[float]], None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Sweeper:
-    """Sweeps all seeds of a config side by side, each to its own best.
+    """Sweeps all seeds of a row side by side, each to its own best.
 
-    `turn()` is entered for all that runs on the device.
+    `draw(points, steps)` draws a set of images a seed, `distances` measures the sets;
+    `note(points, distances)` hears of every step of the sweep as it is measured.
     """
 
-    drawer: Drawer
-    averages: dict[str, dict]
-    judge: Judge
-    wanted: Wanted
-    turn: Callable
+    seeds: int
+    draw: Draw
+    distances: Callable[[Sequence[np.ndarray]], list[float]]
+    note: Note = lambda points, distances: None
 
-    def run(self, axes: dict[str, tuple[Value, ...]]) -> list[list[dict]]:
+    def run(
+        self, axes: dict[str, tuple[Value, ...]], known: Known | None = None
+    ) -> list[list[dict]]:
         """The measured points of each seed, in the order in which they were measured.
 
-        The best point of all is that of the smallest "fd_lite0".
+        What is `known` is not measured again. The best point of all is that of the
+        smallest "fd_lite0".
         """
-        seeds = range(self.drawer.seeds)
-        best = [dict(START) for _ in seeds]
-        seen: list[dict[tuple, float]] = [{} for _ in seeds]
+        best = [dict(START) for _ in range(self.seeds)]
+        seen: Known = [{} for _ in range(self.seeds)]
+        known = known or seen
         for axis, values in axes.items():
             for value in values:
                 points = [{**point, axis: value} for point in best]
                 if all(_key(p) in one for p, one in zip(points, seen, strict=True)):
                     continue
-                found = self.distances(points, int(points[0]["steps"]))
-                for point, one, distance in zip(points, seen, found, strict=True):
-                    one.setdefault(_key(point), distance)
+                for i, distance in enumerate(self._measured(points, known)):
+                    seen[i].setdefault(_key(points[i]), distance)
             best = [_best(one) for one in seen]
         return [
             [{**_point(key), "fd_lite0": value} for key, value in one.items()]
             for one in seen
         ]
 
-    def distances(self, points: list[Point], steps: int) -> list[float]:
-        """FD-lite0 of a point a seed, all of that many steps."""
-        with self.turn():
-            images = self.drawer(self.averages, points, steps, self.wanted)
-            rows = [self.judge.features(one) for one in images]
-        with concurrent.futures.ThreadPoolExecutor(len(rows)) as threads:
-            return list(threads.map(self.judge.distance, rows))
+    def _measured(self, points: list[Point], known: Known) -> list[float]:
+        """The distance of a point a seed, all of the same number of steps."""
+        pairs = list(zip(map(_key, points), known, strict=True))
+        if all(key in one for key, one in pairs):
+            return [one[key] for key, one in pairs]
+        found = self.distances(self.draw(points, int(points[0]["steps"])))
+        self.note(points, found)
+        return found
+
+
+def known_of(lines: Sequence[dict], seeds: Sequence[int]) -> Known:
+    """Points by seed, of lines with a "seed", a "point" and its "fd_lite0"."""
+    return [
+        {_key(one["point"]): one["fd_lite0"] for one in lines if one["seed"] == seed}
+        for seed in seeds
+    ]
 
 
 def best_of(points: list[dict]) -> Point:
@@ -81,7 +95,7 @@ def best_of(points: list[dict]) -> Point:
 def _key(point: Point) -> tuple:
     """A point without what says nothing: the interval where nothing is guided."""
     known = {**point, "interval": ALWAYS} if point["scale"] == 1 else point
-    return tuple(known.items())
+    return tuple(sorted(known.items()))
 
 
 def _point(key: tuple) -> Point:

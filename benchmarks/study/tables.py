@@ -1,17 +1,18 @@
 """Lines of results as rows of tables, and what a claim comes to."""
 
-import json
 import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from benchmarks.study import records
 from benchmarks.study.rows import ROWS, SEEDS, Claim
 
-METRIC = "fd_lite0"  # by which a claim is decided
 SHOWN = {
     "fd_lite0": ("FD-lite0", 1),
     "fd_lite0_heldout": ("FD-lite0, held out", 1),
+    "fd_st": ("FD-ST", 2),
+    "fd_st_heldout": ("FD-ST, held out", 2),
     "kid_lite0_heldout": ("KID-lite0, held out", 4),
     "precision": ("precision", 2),
     "recall": ("recall", 2),
@@ -46,27 +47,32 @@ Lines = dict[str, list[dict]]  # by row
 def read(path: pathlib.Path, budget: str) -> Lines:
     """The results of each row at a budget, the last of each seed."""
     found: dict[tuple[str, int], dict] = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
-        if text.strip():
-            line = json.loads(text)
-            if line["budget"] == budget:
-                found[line["row"], line["seed"]] = line
+    for line in records.read(path):
+        if line["budget"] == budget:
+            found[line["row"], line["seed"]] = line
     rows: Lines = {}
     for (name, _), line in sorted(found.items()):
         rows.setdefault(name, []).append(line)
     return rows
 
 
-def spread(lines: list[dict], metric: str = METRIC) -> Spread:
-    """A metric over the seeds of a row."""
-    return Spread.of([line["results"][metric] for line in lines])
+def name_of(metric: str) -> str:
+    """What tables call a metric."""
+    return SHOWN[metric][0]
 
 
-def best_of(names: Sequence[str], lines: Lines) -> tuple[str, Spread] | None:
+def spread(lines: list[dict], metric: str) -> Spread | None:
+    """A metric over the seeds of a row; None where it was not measured."""
+    values = [line["results"].get(metric) for line in lines]
+    return Spread.of(values) if values and None not in values else None
+
+
+def best_of(
+    names: Sequence[str], lines: Lines, metric: str
+) -> tuple[str, Spread] | None:
     """The row of the smallest mean, None where none was run with several seeds."""
-    known = {
-        name: spread(lines[name]) for name in names if len(lines.get(name, ())) > 1
-    }
+    spreads = {name: spread(lines.get(name, []), metric) for name in names}
+    known = {name: one for name, one in spreads.items() if one and one.count > 1}
     if not known:
         return None
     name = min(known, key=lambda name: known[name].mean)
@@ -80,9 +86,9 @@ def verdict(claim: Claim, lines: Lines) -> str:
     """
     partner = dict(zip(claim.than, claim.better, strict=False))
     others = [n for n in claim.than if not claim.paired or partner[n] in lines]
-    than = best_of(others, lines)
+    than = best_of(others, lines, claim.metric)
     chosen = (partner[than[0]],) if claim.paired and than else claim.better
-    better = best_of(chosen, lines)
+    better = best_of(chosen, lines, claim.metric)
     if better is None or than is None:
         return NOT_RUN
     difference = than[1].mean - better[1].mean
@@ -90,9 +96,10 @@ def verdict(claim: Claim, lines: Lines) -> str:
     word = "agrees" if difference > 0 else "does not"
     if abs(difference) <= 2 * error:
         word = "cannot tell at this size"
+    digits = SHOWN[claim.metric][1]
     return (
-        f"{word}: {ROWS[better[0]].label} {better[1].words(1)}, "
-        f"{ROWS[than[0]].label} {than[1].words(1)}"
+        f"{word}: {ROWS[better[0]].label} {better[1].words(digits)}, "
+        f"{ROWS[than[0]].label} {than[1].words(digits)}"
     )
 
 
@@ -106,7 +113,10 @@ def table(claim: Claim, lines: Lines) -> tuple[list[str], list[list[object]]]:
 
 def _cells(name: str, lines: list[dict]) -> list[object]:
     first = lines[0]
-    figures = [spread(lines, key).words(digits) for key, (_, digits) in SHOWN.items()]
+    figures = []
+    for key, (_, digits) in SHOWN.items():
+        found = spread(lines, key)
+        figures.append(found.words(digits) if found else "not measured")
     return [
         ROWS[name].label,
         str(len(lines)),

@@ -59,6 +59,12 @@ class Turns:
             yield
 
     @contextlib.contextmanager
+    def only(self, name: str) -> Iterator[None]:
+        """Alone; BlockingIOError where another process does the same."""
+        with self._held(name, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextlib.contextmanager
     def _held(self, name: str, kind: int) -> Iterator[None]:
         with self._open(name) as file:
             fcntl.flock(file, kind)

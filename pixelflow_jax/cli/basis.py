@@ -44,7 +44,8 @@ def write(source: LabelledSource, arguments: argparse.Namespace, out: Path) -> N
     size, patch = arguments.size, arguments.patch
     if size % patch:
         raise DataError(f"--size={size} must be a multiple of --patch={patch}.")
-    if out.suffix != ".npz" or not out.absolute().parent.is_dir():
+    folder = out.absolute().parent
+    if out.suffix != ".npz" or out.is_dir() or not folder.is_dir():
         raise DataError(f"{out} must be a .npz file in a folder that exists.")
     order = np.random.default_rng(arguments.seed).permutation(len(source))
     gram, waiting = Gram(patch), []
@@ -66,7 +67,13 @@ def write(source: LabelledSource, arguments: argparse.Namespace, out: Path) -> N
     if not gram.images:
         raise DataError("None of the images can be used: there is no basis of nothing.")
     write_basis(out, gram)
-    values = gram.directions()[0]
+    values, patches = gram.directions()[0], gram.images * (size // patch) ** 2
+    if patches < len(values):
+        print(
+            f"note: {patches} patches fill at most so many of {len(values)} "
+            "directions: take more images, or no higher rank",
+            file=sys.stderr,
+        )
     share = values[-SHARE:].sum() / max(values.sum(), np.finfo(float).tiny)
     print(
         f"{gram.images} images, patches of {len(values)} numbers; the first {SHARE} "

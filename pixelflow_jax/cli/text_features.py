@@ -17,7 +17,6 @@ import numpy as np
 from tqdm import tqdm
 
 from pixelflow_jax import distributed, sharding
-from pixelflow_jax.conditioning.grounded import GroundedText
 from pixelflow_jax.conditioning.interface import Conditioner
 from pixelflow_jax.conditioning.text import Text, reads_padding
 from pixelflow_jax.data.features import (
@@ -52,8 +51,7 @@ def write_features(
     finished is kept. States of padding are stored only where `model` reads them. Raises
     DataError, or WeightsError without weights.
     """
-    if isinstance(conditioner, GroundedText):
-        conditioner = conditioner.content
+    conditioner = conditioner.content
     if not isinstance(conditioner, Text):
         raise DataError(
             f"The config's conditioner is {type(conditioner).__name__}, which reads no "

@@ -16,7 +16,9 @@ HANGING = 26  # columns before what a flag is for
 ALL = ("",)  # every field of the config
 # What a checkpoint's config leaves open: how to compute, and how to draw.
 OPEN = ("sampling", "precision", "kernels", "mesh")
+# The files of frozen encoders, of texts and of noisy images.
 ENCODER = ("conditioner.encoder.weights", "conditioner.encoder.tokenizer")
+ENCODER += ("model.encoder.weights",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

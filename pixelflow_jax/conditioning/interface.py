@@ -21,6 +21,11 @@ class Conditioner(Protocol):
 
     drop: float
 
+    @property
+    def content(self) -> "Conditioner":
+        """What makes all of the condition but the grounding: itself, for most."""
+        return self
+
     def encode(self, frozen_params: dict, batch: dict) -> Condition:
         """The condition of a batch."""
         ...

@@ -1,5 +1,6 @@
 """The kernel distance of features (KID, Bińkowski et al. 2018): unbiased in N."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -70,19 +71,19 @@ def kernel_distance(
         )
     sample, reference = (np.asarray(one, np.float32) for one in (sample, reference))
     draw = np.random.RandomState(SEED)
-    program = jax.jit(lambda x, y: _row_sums(kernel, x, y))
     values = []
     for _ in range(subsets):
         x = sample[draw.choice(len(sample), subset_size, replace=False)]
         y = reference[draw.choice(len(reference), subset_size, replace=False)]
         within_x, within_y, across = (
-            np.asarray(part, np.float64).sum() for part in program(x, y)
+            np.asarray(part, np.float64).sum() for part in _row_sums(kernel, x, y)
         )
         pairs = subset_size * (subset_size - 1)
         values.append((within_x + within_y) / pairs - 2 * across / subset_size**2)
     return KernelDistance(float(np.mean(values)), float(np.std(values)))
 
 
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for all sets of a size
 def _row_sums(kernel: Kernel, x: Array, y: Array) -> tuple[Array, Array, Array]:
     """By row: the sums within x and within y, diagonals left out, and across."""
     off = 1.0 - jnp.eye(len(x))

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from pixelflow_jax.atomic import atomic_write
 from pixelflow_jax.errors import ConfigError, DataError
 
+CHUNK = 16  # images that are doubled in width at once
 BASIS = "basis"  # of the constant, and of the array in a file of `write_basis`
 
 
@@ -26,11 +28,13 @@ class Gram:
             raise DataError(
                 f"A patch of {p} does not divide images of {height} x {width}."
             )
-        cut = images.reshape(n, rows, p, columns, p, channels).swapaxes(2, 3)
-        flat = cut.reshape(-1, p * p * channels).astype(np.float64)
-        own = flat.T @ flat
-        self.matrix = own if self.images == 0 else self.matrix + own
-        self.images += n
+        for start in range(0, n, CHUNK):
+            some = images[start : start + CHUNK]
+            cut = some.reshape(-1, rows, p, columns, p, channels).swapaxes(2, 3)
+            flat = cut.reshape(-1, p * p * channels).astype(np.float64)
+            own = flat.T @ flat
+            self.matrix = own if self.images == 0 else self.matrix + own
+            self.images += len(some)
 
     def directions(self) -> tuple[np.ndarray, np.ndarray]:
         """Rising eigenvalues, and the eigenvectors as columns, float64.
@@ -47,7 +51,7 @@ class Gram:
 def write_basis(path: Path, gram: Gram) -> None:
     """Write all directions of a Gram matrix, with their eigenvalues, as .npz."""
     values, vectors = gram.directions()
-    with path.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez(
             file,
             **{BASIS: vectors.astype(np.float32), "eigenvalues": values},

@@ -52,6 +52,7 @@ FREE = (
     *("posthoc.every", "posthoc.keep", "posthoc.dtype"),
     *(f"teachers.dino.{name}" for name in ("weights", "attention", "stack")),
     *(f"teachers.lpips.{name}" for name in ("weights", "linear")),
+    *(f"model.encoder.{name}" for name in ("weights", "attention", "stack")),
     *(
         f"conditioner.encoder.{name}"
         for name in ("weights", "tokenizer", "attention", "stack")

@@ -8,22 +8,98 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks.study import kept, piece, report, run, sweeping, tables
+from benchmarks.study import (
+    budgets,
+    kept,
+    piece,
+    records,
+    report,
+    run,
+    sweeping,
+    tables,
+)
+from benchmarks.study.configs import FAMILIES, FULL
 from benchmarks.study.data import epochs
-from benchmarks.study.drawing import Guiding, TracedGuidance, Wanted
+from benchmarks.study.drawing import Drawer, Guiding, TracedGuidance
+from benchmarks.study.looking import Seen, enlarged
 from benchmarks.study.measure import distance_of_few
-from benchmarks.study.rows import CLAIMS, ROWS
-from benchmarks.study.training import Trained
+from benchmarks.study.rows import CLAIMS, ROWS, Row
+from benchmarks.study.training import (
+    Setting,
+    Together,
+    Trained,
+    basis,
+    weighted,
+)
 from benchmarks.study.turns import Turns
-from pixelflow_jax.evaluation.features import FEATURES
+from pixelflow_jax import build
+from pixelflow_jax.evaluation.features import pil_bicubic
 from pixelflow_jax.evaluation.statistics import frechet_distance, gaussian_of
+from pixelflow_jax.flow.basis import BASIS
 from pixelflow_jax.flow.guidance import Branches, ClassifierFree, Windowed
+from pixelflow_jax.losses.frequency import FrequencyMatching
 
 
 def flops(name: str) -> float:
     config = ROWS[name].build()
     return config.model.flops(config.data.image_size, config.data.image_size)
+
+
+def directions() -> np.ndarray:
+    """Orthonormal columns in the place of the data's."""
+    noise = np.random.default_rng(0).normal(size=(FULL, FULL))
+    return np.linalg.qr(noise)[0].astype(np.float32)
+
+
+@pytest.mark.parametrize("rank", [0, 8, FULL])
+def test_a_basis_of_full_width_is_the_prediction_of_every_rank(rank):
+    """One program serves all ranks: its basis is an argument."""
+    known, draw = directions(), np.random.default_rng(1)
+    out, x = (
+        jnp.asarray(draw.normal(size=(2, 16, 16, 3)), jnp.float32) for _ in range(2)
+    )
+    t = jnp.asarray([0.3, 0.8])
+    padded = FAMILIES["jit"].program().prediction.bind({BASIS: basis(rank, known)})
+    row = ROWS[f"rank{rank}"].build().prediction
+    own = row.bind({BASIS: known[:, FULL - rank :]} if rank not in (0, FULL) else {})
+    np.testing.assert_allclose(
+        padded.velocity(out, x, t), own.velocity(out, x, t), atol=2e-5
+    )
+
+
+def test_a_weight_that_is_an_argument_is_the_row_s():
+    family = FAMILIES["jit"]
+    objective = build.objective(family.program())
+    for weight in (0.5, 0.0):
+        weights = {"FrequencyMatching": weight} if weight else {}
+        row = Row(name="", label="", family="jit", weights=weights)
+        setting = Setting.of(row, family, directions())
+        flow, term = weighted(objective, setting.weights).terms.terms
+        assert (flow.weight, term.weight) == (1.0, weight)
+        assert isinstance(term, FrequencyMatching)
+        own = row.build().terms
+        assert [one.weight for one in own[1:]] == ([weight] if weight else [])
+
+
+def test_a_family_s_rows_differ_by_numbers_alone():
+    same = ("model", "path", "time", "optimizer", "conditioner", "sampling")
+    for row in ROWS.values():
+        config, program = row.build(), FAMILIES[row.family].program()
+        for field in same:
+            assert getattr(config, field) == getattr(program, field), row.name
+        kinds = {type(term) for term in config.terms}
+        assert kinds <= {type(term) for term in program.terms}
+        if not FAMILIES[row.family].ranked:
+            assert config.prediction == program.prediction
+
+
+def test_images_are_enlarged_as_pillow_does():
+    image = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
+    found = np.asarray(enlarged(jnp.asarray(image[None]), 80))[0]
+    off = np.abs(found - pil_bicubic(image, 80).astype(float))
+    assert off.max() <= 1 and (off > 0).mean() < 1e-3
 
 
 def test_rows_differ_in_what_they_name_alone():
@@ -68,33 +144,45 @@ def test_traced_guidance_is_classifier_free(step):
     np.testing.assert_allclose(traced(x, t, t), guided(x, t, t), rtol=1e-6)
 
 
-class Landscape:
-    """A drawer and a judge in one: the distance is a function of the point."""
+def landscape(points: list[dict], steps: int) -> list:
+    """Images that are points: what they are worth is a function of the point."""
+    return list(enumerate(points))
 
-    seeds = 2
 
-    def __call__(self, averages, points, steps, wanted):
-        return [[(points[i], i)] for i in range(self.seeds)]
-
-    def features(self, images):
-        return images[0]
-
-    def distance(self, row):
-        point, seed = row
+def heights(drawn) -> list[float]:
+    found = []
+    for seed, point in drawn:
         want = {"scale": (1.5, 4.0)[seed], "steps": 10, "ema": "0.99"}
-        return 1 + sum(point[axis] != value for axis, value in want.items())
+        found.append(1 + sum(point[axis] != value for axis, value in want.items()))
+    return found
 
 
-def test_every_seed_finds_its_own_best(tmp_path):
-    both = Landscape()
-    sweeper = sweeping.Sweeper(
-        both, {}, both, Wanted(np.zeros(1), 0), Turns(tmp_path).shared
-    )
-    points = sweeper.run(sweeping.axes(stages=1))
+def test_every_seed_finds_its_own_best():
+    points = sweeping.Sweeper(2, landscape, heights).run(sweeping.axes(stages=1))
     best = [sweeping.best_of(one) for one in points]
     assert [point["scale"] for point in best] == [1.5, 4.0]
     assert all(point["steps"] == 10 and point["ema"] == "0.99" for point in best)
     assert sweeping.axes(stages=3)["interval"] == ("all", "stages")
+
+
+def test_a_sweep_goes_on_where_it_was_stopped():
+    lines, stop = [], 9
+
+    def note(points: list[dict], distances: list[float]) -> None:
+        for seed, (point, value) in enumerate(zip(points, distances, strict=True)):
+            lines.append({"seed": seed, "point": point, "fd_lite0": value})
+        if len(lines) > stop:
+            raise KeyboardInterrupt
+
+    axes = sweeping.axes(stages=1)
+    whole = sweeping.Sweeper(2, landscape, heights).run(axes)
+    with pytest.raises(KeyboardInterrupt):
+        sweeping.Sweeper(2, landscape, heights, note).run(axes)
+    known, stop, first = sweeping.known_of(lines, (0, 1)), 1000, len(lines)
+    again = sweeping.Sweeper(2, landscape, heights, note).run(axes, known)
+    assert again == whole
+    measured = {(line["seed"], str(line["point"])) for line in lines}
+    assert len(measured) == len(lines) > first  # nothing twice
 
 
 def test_a_slot_s_holders_and_one_alone(tmp_path):
@@ -159,7 +247,7 @@ def test_the_report_is_drawn_from_the_file_alone(tmp_path):
     text = document.read_text()
     assert "| 51.0 ± 1.0 | 51.0 ± 1.0 |" in text
     assert (tmp_path / "gpu_prediction.png").exists()
-    assert "rank8," in text and "--rows=rank8" in text  # what was not run
+    assert "rank8," in text and "--rows=field_velocity" in text  # what was not run
 
 
 def test_what_is_done_is_not_run_again(tmp_path):
@@ -170,14 +258,38 @@ def test_what_is_done_is_not_run_again(tmp_path):
 
 
 class Colours:
-    """In the place of the feature network: pixels, coarsely."""
+    """In the place of the judges: pixels, coarsely."""
 
-    def __init__(self, *given, **options):
+    def __init__(self, *given):
         self.few = np.random.default_rng(0).normal(size=(192, 40))
 
-    def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, images: np.ndarray) -> Seen:
         coarse = images[:, ::4, ::4].reshape(len(images), -1) / 255
-        return {FEATURES: (coarse @ self.few).astype(np.float32)}
+        rows = (coarse @ self.few).astype(np.float32)
+        return Seen(rows, rows[:, :4])
+
+
+def test_lines_outlive_a_crash(tmp_path):
+    path = tmp_path / "deep" / "lines.jsonl"
+    assert records.read(path) == []
+    records.append(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": 2')  # torn
+    records.append(path, {"a": 3})
+    assert records.read(path) == [{"a": 1}, {"a": 3}]
+    image = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    records.write_picture(records.picture("one.png", image), tmp_path)
+    with Image.open(tmp_path / "one.png") as read:
+        np.testing.assert_array_equal(np.asarray(read), image)
+
+
+def test_families_come_whole_and_in_order():
+    left = run.missing(list(ROWS), (0, 1, 2), {("rank0", 0)})
+    parts = run.families(left)
+    assert [row for part in parts for row in part] != list(left)
+    assert {row for part in parts for row in part} == set(left)
+    first = [ROWS[part[0][0]].family for part in parts]
+    assert len(first) == len(set(first)) == len(FAMILIES)
 
 
 def test_what_was_trained_is_kept(tmp_path):
@@ -193,15 +305,31 @@ def test_what_was_trained_is_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_row_from_its_config_to_its_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(piece, "open_extractor", Colours)
+def test_rows_of_a_family_from_config_to_lines_with_three_programs(
+    tmp_path, monkeypatch
+):
+    compiled = []
+    for owner in (Together, Drawer):
+        own = owner.compile
+        spy = lambda self, own=own: compiled.append(type(self)) or own(self)
+        monkeypatch.setattr(owner, "compile", spy)
+    monkeypatch.setattr(piece, "Looker", Colours)
     axes = {"scale": (1.0, 2.0), "steps": (2,)}
-    budget = dataclasses.replace(piece.SMOKE, axes=axes)
+    budget = dataclasses.replace(budgets.SMOKE, axes=axes)
     monkeypatch.setattr(sweeping, "START", {**sweeping.START, "steps": 2})
-    bench = piece.Bench(budget, tmp_path, slots=1)
+    bench = piece.Bench(budget, tmp_path, tmp_path / "state", slots=1)
     first, second = bench.run(ROWS["rank8"], (0, 1))
     assert (first["seed"], second["seed"]) == (0, 1)
     assert first["losses"] != second["losses"]
     assert first["results"]["fd_lite0"] != second["results"]["fd_lite0"]
     assert len(first["sweep"]) == 2 and first["best"]["steps"] == 2
-    assert (tmp_path / "pictures" / "smoke_rank8_samples.png").exists()
+    other, _ = bench.run(ROWS["rank0_frequency"], (0, 1))
+    assert other["losses"] != first["losses"]
+    assert compiled.count(Together) == 1  # Drawer.compile is asked for each drawing
+    lines = records.read(tmp_path / records.RESULTS)
+    assert [line["row"] for line in lines] == ["rank8"] * 2 + ["rank0_frequency"] * 2
+    pictures = records.read(tmp_path / records.PICTURES)
+    assert pictures[0]["name"] == "smoke_rank8_samples.png"
+    # All points are known, and what was trained was measured: nothing is left behind.
+    assert len(records.read(tmp_path / records.POINTS)) == 8
+    assert not list((tmp_path / "state" / "trained").iterdir())

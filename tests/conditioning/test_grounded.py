@@ -5,17 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixelflow_jax.conditioning.grounded import GroundedLabels
+from pixelflow_jax.conditioning.grounded import GroundedLabels, GroundedText
 from pixelflow_jax.config_files import load_config
 from pixelflow_jax.data.loader import Data
+from pixelflow_jax.encoders.t5 import T5
 from pixelflow_jax.errors import ConfigError, WeightsError
 from pixelflow_jax.models.interface import load_frozen
 from pixelflow_jax.models.pixeldit2 import PixelDiT2
+from pixelflow_jax.models.pixeldit2_text import PixelDiT2Text
 from pixelflow_jax.models.pixnerd import PixNerd
+from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.validate import validate
 from tests.models.small import small
 
 MODEL = PixelDiT2(num_classes=9)
+TEXT = PixelDiT2Text()
 LABELS = jnp.arange(2000) % 9
 
 
@@ -39,6 +43,10 @@ def test_they_may_be_dropped_together():
     labels, looks = dropped(GroundedLabels(drop=0.3, together="coupled"))
     assert labels.mean() == pytest.approx(0.3, abs=0.03)
     np.testing.assert_array_equal(labels, looks)
+    never = GroundedLabels(drop=0.0, together="coupled", joint_drop=0.5)
+    assert not dropped(never)[0].any()  # as in the official code
+    (problem,) = never.problems(MODEL)
+    assert "joint_drop=0.5 must be 0" in problem
     both = GroundedLabels(drop=0.0, grounding_drop=0.0, joint_drop=0.25)
     labels, looks = dropped(both)
     assert labels.mean() == pytest.approx(0.25, abs=0.03)
@@ -51,6 +59,34 @@ def test_guidance_is_against_neither():
     null = conditioner.null({}, cond, MODEL)
     assert cond.grounding.all() and not null.grounding.any()
     assert (null.labels == 9).all()
+
+
+def test_text_is_dropped_and_led_away_from_like_classes(monkeypatch):
+    """The empty text without a look, or a negative one; the encoder's files are its."""
+    states = lambda self, params, tokens, mask: tokens[..., None] * jnp.ones(4)
+    monkeypatch.setattr(T5, "states", states)
+    conditioner = GroundedText(length=3, drop=0.3, grounding_drop=0.2)
+    count = 2000
+    tokens = jnp.full((count, 3), 7)
+    batch = {"tokens": tokens, "mask": jnp.ones((count, 3), bool)}
+    cond = conditioner.encode({"text": {}}, batch)
+    assert cond.grounding.all() and (cond.text == 7).all()
+    null = conditioner.null({"text": {}}, cond, TEXT, batch)
+    assert not null.grounding.any() and (null.text != 7).all()
+    negative = {"negative_tokens": tokens + 1, "negative_mask": batch["mask"]}
+    other = conditioner.null({"text": {}}, cond, TEXT, batch | negative)
+    assert not other.grounding.any() and (other.text == 8).all()
+    keys = jax.random.split(jax.random.key(0), count)
+    after = conditioner.dropped(keys, cond, null)
+    gone = np.asarray(after.text != 7).all((1, 2))
+    assert gone.mean() == pytest.approx(0.3, abs=0.03)
+    assert (~after.grounding).mean() == pytest.approx(0.2, abs=0.03)
+    assert conditioner.for_prompts().features == ""
+    named = conditioner.with_encoder_files("/a", "/b").encoder
+    assert (named.weights, named.tokenizer) == ("/a", "/b")
+    (problem,) = GroundedText(length=128).problems(PixNerdText())
+    assert "take Text" in problem
+    assert GroundedText(length=128).problems(TEXT) == []
 
 
 def test_a_model_without_eyes_is_refused():

@@ -16,6 +16,7 @@ from pixelflow_jax.flow.prediction import PredictClean, PredictVelocity
 from pixelflow_jax.losses.context import Context
 from pixelflow_jax.losses.flow_matching import FlowMatching
 from pixelflow_jax.models.interface import Output
+from pixelflow_jax.sampling.presets import asymflow_heun50
 
 PATCH, NUMBERS = 2, 12
 TIMES = jnp.array([0.0, 0.3, 0.7, 0.94, 0.98])
@@ -91,6 +92,44 @@ def test_another_scale_predicts_another_scale():
     np.testing.assert_allclose(timestep, 1 - k * (1 - TIMES), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.6, 2.5])
+@pytest.mark.parametrize(
+    ("patch", "channels", "rank"),
+    [(1, 3, 2), (3, 1, 0), (3, 1, 4), (3, 1, 9), (2, 4, 15), (5, 2, 1)],
+)
+def test_the_published_formula_in_float64(patch, channels, rank, scale):
+    """v = s k P o - (1 - s k) / S P x_t + (s (I - P) o - (I - P) x_t) / S."""
+    rng, size = np.random.default_rng(rank), (2 * patch, 3 * patch, channels)
+    numbers, tau = patch**2 * channels, 0.1
+    basis = np.linalg.qr(rng.standard_normal((numbers, numbers)))[0][:, :rank]
+    out, x_t = rng.standard_normal((2, 4, *size))
+    t = np.array([0.0, 0.45, 0.93, 0.99])
+    settings = PredictAsymmetric(rank=rank, patch=patch, scale=scale, tau=tau)
+    wanted = settings.constant_shapes(channels)
+    ours = settings.bind({name: jnp.asarray(basis, jnp.float32) for name in wanted})
+
+    def inside(images):
+        cut = images.reshape(4, 2, patch, 3, patch, channels).swapaxes(2, 3)
+        flat = cut.reshape(-1, numbers) @ basis @ basis.T
+        return flat.reshape(cut.shape).swapaxes(2, 3).reshape(images.shape)
+
+    left = (1 - t)[:, None, None, None]
+    clamped, k = np.maximum(left, tau), 1 / (scale + (1 - scale) * left)
+    outside = lambda images: images - inside(images)
+    velocity = scale * k * inside(out) - (1 - scale * k) / clamped * inside(x_t)
+    velocity += (scale * outside(out) - outside(x_t)) / clamped
+    given = (jnp.asarray(a, jnp.float32) for a in (out, x_t, t))
+    found = ours.velocity(*given)
+    np.testing.assert_allclose(found, velocity, atol=2e-5 * np.abs(velocity).max())
+
+
+def test_the_preset_guides_from_its_closed_end_on():
+    """The node at 0.12 belongs to the window, as in the official sampler."""
+    sampling = asymflow_heun50()
+    active = sampling.guidance.active(sampling.grid.times(0)[:-1])
+    assert active.tolist() == [False] * 6 + [True] * 44
+
+
 def test_times_are_told_as_asked():
     x_t = Stage().draw(IMAGE, NOISE, TIMES).x_t
     for told, wanted in (("data", TIMES), ("noise", 1 - TIMES)):
@@ -157,5 +196,12 @@ def test_a_file_of_the_command_serves_any_rank(tmp_path, capsys):
     for path in (broken, tmp_path / "absent.npz"):
         with pytest.raises(ConfigError, match="prepare basis"):
             asymmetric(2, basis=str(path)).constants(iter(()))
+    few = ["--emoji", str(tmp_path / "few.npz"), "--size=4", "--patch=2", "--images=1"]
+    assert prepare.main(["basis", *few]) == 0
+    assert "note: 4 patches fill at most so many of 12" in capsys.readouterr().err
+    (tmp_path / "folder.npz").mkdir()
+    few[1] = str(tmp_path / "folder.npz")
+    assert prepare.main(["basis", *few]) == 1
+    assert "must be a .npz file" in capsys.readouterr().err
     assert prepare.main(["basis", "--emoji", str(out), "--size=15", "--patch=2"]) == 1
     assert "error: --size=15" in capsys.readouterr().err

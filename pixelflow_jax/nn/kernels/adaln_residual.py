@@ -14,6 +14,7 @@ from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import Backend
 from pixelflow_jax.nn.kernels.choice import kernel_backend, versions
+from pixelflow_jax.nn.kernels.mosaic_gpu import adaln_residual as mosaic_gpu
 from pixelflow_jax.nn.kernels.mosaic_tpu import adaln_residual as mosaic_tpu
 from pixelflow_jax.nn.kernels.triton import adaln_residual as triton
 from pixelflow_jax.nn.layers import gated, layer_normalise, rms_normalise
@@ -24,7 +25,11 @@ NORMS = {"rms": rms_normalise, "layer": layer_normalise}
 # `forward(spec, arrays)` gives the sum and the modulated norm, as far as there are
 # such; `backward(spec, arrays, cotangents, vectors)` gradients of x and branch
 # likewise, and sums [b, tiles, vectors, width] over tiles of tokens.
-KERNELS: dict[Backend, Any] = {"triton": triton, "mosaic_tpu": mosaic_tpu}
+KERNELS: dict[Backend, Any] = {
+    "triton": triton,
+    "mosaic_gpu": mosaic_gpu,
+    "mosaic_tpu": mosaic_tpu,
+}
 
 
 class Residual(NamedTuple):

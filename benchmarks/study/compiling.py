@@ -1,0 +1,35 @@
+"""How many programs a process compiles, and how long it takes."""
+
+import dataclasses
+
+import jax
+
+COMPILE = "/jax/core/compile/backend_compile_duration"
+LARGE = 2.0  # seconds; smaller programs are the evaluator's and NumPy's stand-ins
+
+
+@dataclasses.dataclass
+class Counter:
+    """Seconds of every compilation since it was started, those of the cache too."""
+
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def started(cls) -> "Counter":
+        """A counter that JAX tells of every program."""
+        counter = cls()
+        jax.monitoring.register_event_duration_secs_listener(counter.hear)
+        return counter
+
+    def hear(self, name: str, seconds: float, **_: object) -> None:
+        """One event of JAX."""
+        if name == COMPILE:
+            self.seconds.append(seconds)
+
+    def words(self) -> str:
+        """Such as 9 programs, 3 of them large, 41 s."""
+        large = sum(one >= LARGE for one in self.seconds)
+        return (
+            f"{len(self.seconds)} programs so far, {large} of them large, "
+            f"{sum(self.seconds):.0f} s"
+        )
