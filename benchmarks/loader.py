@@ -10,12 +10,12 @@ and reads them, shuffled, as batches of 32 in [-1, 1], half of the images mirror
   ours     this package's loader on the same folder, with W workers (0: threads)
   shards   the same from ArrayRecord files of these JPEG files
 
-"ours" and "shards" run as they are installed by default, and once more with the extra
-"jpeg". Each is a process of its own; they take turns of a few batches, so that what
-else runs on the machine slows all of them alike. What counts is the processor time of
-a loader and all below it from its first turn to its last, which is what one core
-delivers; wall-clock rates are those of the turns. `--extra` are folders with torch or
-simplejpeg, where they are not installed.
+"ours" and "shards" run as they are installed, and once more without simplejpeg. Each is
+a process of its own on the same core; they take turns of a few batches, so that what
+else runs on the machine slows all of them alike. What counts is the processor time of a
+loader and all below it from its first turn to its last, which is what one core
+delivers; wall-clock rates are those of the turns. `--extra` are folders with torch,
+where it is not installed.
 """
 
 import argparse
@@ -164,6 +164,8 @@ def processor_seconds() -> dict[int, float]:
 
 def serve(name: str, root: pathlib.Path, workers: int) -> None:
     """One loader in this process: numbers of batches come in, their seconds go out."""
+    if hasattr(os, "sched_setaffinity"):  # Linux: all share one core
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     batches = LOADERS[name](root, workers)
     for line in sys.stdin:
         wall = time.perf_counter()
@@ -195,10 +197,10 @@ def write_shards(root: pathlib.Path) -> None:
 class Contender:
     """A loader in a process of its own, and what its batches have cost so far."""
 
-    def __init__(self, name: str, workers: int, jpeg: bool, root: pathlib.Path):
-        self.row = {"loader": name, "workers": workers, "jpeg": jpeg}
+    def __init__(self, name: str, workers: int, quick: bool, root: pathlib.Path):
+        self.row = {"loader": name, "workers": workers, "simplejpeg": quick}
         command = [sys.executable, "-m", "benchmarks.loader", "--one", name, str(root)]
-        paths = [] if jpeg else [str(root.parent / "absent")]
+        paths = [] if quick else [str(root.parent / "absent")]
         paths.append(os.environ.get("PYTHONPATH", ""))
         self._process = subprocess.Popen(
             [*command, "--workers", str(workers)],
@@ -225,7 +227,7 @@ def compare(arguments: argparse.Namespace) -> list[dict]:
     cases = [("plain", 0, False)]
     for workers in arguments.workers:
         cases += [("torch", workers, False)] if arguments.torch else []
-        both = itertools.product(("ours", "shards"), (workers,), (False, True))
+        both = itertools.product(("ours", "shards"), (workers,), (True, False))
         cases += list(both)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         root = pathlib.Path(folder, "images")
@@ -234,8 +236,8 @@ def compare(arguments: argparse.Namespace) -> list[dict]:
         write_images(root, arguments.images)
         write_shards(root)
         contenders = []
-        for name, workers, jpeg in cases:
-            contenders.append(Contender(name, workers, jpeg, root))
+        for name, workers, quick in cases:
+            contenders.append(Contender(name, workers, quick, root))
             stack.callback(contenders[-1].close)
         return measure(contenders, max(1, arguments.images // (TURN * BATCH)))
 

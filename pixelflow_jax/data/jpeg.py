@@ -1,8 +1,8 @@
 """Plain JPEG files, decoded by libjpeg-turbo without what Pillow does around it.
 
-The extra "jpeg" brings simplejpeg, which hands a file to the same library with the same
-settings and gets an array back. What is out of the ordinary is left to Pillow, and so
-is all, where simplejpeg is absent or one pixel of a few samples differs from Pillow's.
+simplejpeg hands a file to the same library with the same settings and gets an array
+back. What is out of the ordinary is left to Pillow, and so is all, where simplejpeg
+cannot be imported or one pixel of a few samples differs from Pillow's.
 """
 
 import functools
@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, features
 
 try:
-    from simplejpeg import decode_jpeg  # pyright: ignore (an extra)
-except ImportError:
+    from simplejpeg import decode_jpeg
+except ImportError:  # a platform that its wheels leave out
     decode_jpeg = None
 
 LOG = logging.getLogger(__name__)
