@@ -140,11 +140,15 @@ class Rules(NamedTuple):
 def groups_of(devices: Sequence[Any]) -> list[int]:
     """For each device the number of its group, within which exchange is fast.
 
-    That is a TPU slice, or a host of GPUs (JAX calls both slices); where devices know
-    of none, those of one process.
+    That is a TPU slice, or a host of GPUs (JAX calls both slices). Where devices know
+    of none, TPUs are one slice, whose links join all its hosts, and of others those of
+    one process are a group.
     """
-    known = all(getattr(d, "slice_index", None) is not None for d in devices)
-    return [int(d.slice_index if known else d.process_index) for d in devices]
+    if all(getattr(d, "slice_index", None) is not None for d in devices):
+        return [int(d.slice_index) for d in devices]
+    if all(getattr(d, "platform", None) == "tpu" for d in devices):
+        return [0] * len(devices)
+    return [int(d.process_index) for d in devices]
 
 
 def arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:

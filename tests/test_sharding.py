@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from pixelflow_jax.mesh import AXES, MeshShape, Rules, advise, arranged, spread
+from pixelflow_jax.mesh import (
+    AXES,
+    MeshShape,
+    Rules,
+    advise,
+    arranged,
+    groups_of,
+    spread,
+)
 from pixelflow_jax.models.interface import network
 from pixelflow_jax.models.pixnerd import NeuralField, PixNerd
 from pixelflow_jax.nn.precision import Precision
@@ -275,6 +283,16 @@ def test_a_mesh_over_hosts_keeps_fsdp_and_tensor_within_one():
     ]
     rows = arranged((2, 4, 1), without)
     assert [{d.process_index for d in row.ravel()} for row in rows] == [{0}, {1}]
+
+
+def test_hosts_of_one_slice_of_tpus_are_one_group():
+    """Its links join all: rings by host would be none, and libtpu refuses some."""
+    alone = [
+        dataclasses.replace(d, slice_index=None, platform="tpu") for d in hosts(4, 4)
+    ]
+    assert len({d.process_index for d in alone}) == 16
+    assert set(groups_of(alone)) == {0}
+    assert groups_of(hosts(2, 4, processes=2, platform="tpu")) == [0] * 4 + [1] * 4
 
 
 def test_hosts_of_different_sizes_are_refused():
