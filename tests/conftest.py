@@ -1,5 +1,6 @@
 """What every test shares: eight CPU devices, parsed flags and the reference arrays."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -53,6 +54,28 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log)
+
+
+MOST_MEMORY = 4e9  # bytes that a process of tests may hold before it forgets programs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_forgotten():
+    """Thousands of compiled programs took 9 GB a process before the last test."""
+    yield
+    if resident_memory() > MOST_MEMORY:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident_memory() -> int:
+    """Bytes of this process in memory; 0 where there is no /proc."""
+    statm = pathlib.Path("/proc/self/statm")
+    if not statm.exists():
+        return 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def golden_dir() -> pathlib.Path | None:
