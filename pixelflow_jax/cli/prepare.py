@@ -136,10 +136,10 @@ def run_text_features(arguments: argparse.Namespace) -> None:
             f"Give one folder of shards (see {COMMAND} text-features --help)."
         )
     backend.configure()
-    backend.keep_programs()
     given = {k: v for k, v in vars(arguments).items() if k not in NOT_FLAGS}
     with distributed.leaving(), peers.telling():
         processes.meet("prepare text-features", given)
+        backend.keep_programs()  # asks for devices: not before processes have met
         config = load_config(arguments.config, arguments.overrides)
         processes.agree(config)
         try:

@@ -145,7 +145,7 @@ def test_the_model_of_several_hosts():
 @pytest.mark.slow
 def test_a_program_for_more_devices_holds_less_and_is_read():
     """A tiny model over two of the virtual devices, by the module's own way."""
-    config = "configs/emoji.py:demo"
+    config = partition.prepared("configs/emoji.py:demo", encoded=False)
     row = partition.measure(config, jax.devices()[:2], "fsdp", 4, "2 virtual")
     assert row["devices"] == 2 and row["parameters"] == 1_217_251
     whole = 4 * row["parameters"] / 1e9
