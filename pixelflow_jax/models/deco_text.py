@@ -9,19 +9,16 @@ import functools
 from typing import ClassVar
 
 from flax import nnx
-from jax import Array
 
 from pixelflow_jax.models import trunk
 from pixelflow_jax.models.deco import PAPER, PixelMLPs
 from pixelflow_jax.models.interface import (
     DenoiserConfig,
-    Inputs,
-    Output,
     Paper,
     TextSpec,
 )
 from pixelflow_jax.models.text_trunk import (
-    RefinedText,
+    TextDenoiser,
     TextTrunk,
     text_flops,
     text_problems,
@@ -79,7 +76,7 @@ class DeCoText(DenoiserConfig):
         return 2 * before + self.decoder.flops(self, pixels)
 
 
-class DeCoTextModel(nnx.Module):
+class DeCoTextModel(TextDenoiser):
     """The text-to-image denoiser (`models.interface.Denoiser`)."""
 
     def __init__(self, config: DeCoText, rngs: nnx.Rngs, precision: Precision):
@@ -90,26 +87,6 @@ class DeCoTextModel(nnx.Module):
         places = nnx.initializers.normal(1.0)
         self.trunk = TextTrunk(config, rngs, precision, TORCH, places)
         self.decoder = config.decoder.build(config, rngs, precision)
-
-    def __call__(
-        self,
-        batch: tuple[Inputs, ...],
-        *,
-        key: Array | None = None,
-        pre: trunk.Precomputed[RefinedText] | None = None,
-        frozen_params: dict | None = None,
-    ) -> Output:
-        """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
-
-        Raises ValueError where a condition holds no text, or one of another shape.
-        """
-        pre, images = pre or self.precompute(batch), trunk.images_of(batch)
-        tokens, features = self.trunk(self.embed(images), pre)
-        return Output(trunk.decode(self.decoder, images, tokens, pre), features)
-
-    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed[RefinedText]:
-        """What time and text make."""
-        return self.trunk.precompute(batch)
 
     def embed(self, images: trunk.Images) -> trunk.Tokens:
         """The embedded patches."""

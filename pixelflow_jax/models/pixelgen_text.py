@@ -9,13 +9,10 @@ import functools
 from typing import ClassVar
 
 from flax import nnx
-from jax import Array
 
 from pixelflow_jax.models import trunk
 from pixelflow_jax.models.interface import (
     DenoiserConfig,
-    Inputs,
-    Output,
     Paper,
     TextSpec,
 )
@@ -27,7 +24,7 @@ from pixelflow_jax.models.pixelgen import (
     stored_places,
 )
 from pixelflow_jax.models.text_trunk import (
-    RefinedText,
+    TextDenoiser,
     TextTrunk,
     text_flops,
     text_problems,
@@ -92,7 +89,7 @@ class PixelGenText(DenoiserConfig):
         return 2 * (text_flops(self, pixels // self.patch**2) + ends)
 
 
-class PixelGenTextModel(nnx.Module):
+class PixelGenTextModel(TextDenoiser):
     """The text-to-image denoiser (`models.interface.Denoiser`)."""
 
     def __init__(self, config: PixelGenText, rngs: nnx.Rngs, precision: Precision):
@@ -104,26 +101,6 @@ class PixelGenTextModel(nnx.Module):
         small = nnx.initializers.normal(0.02)
         self.trunk = TextTrunk(config, rngs, precision, XAVIER, small)
         self.decoder = TokenDecoder(config, rngs, precision, modulated=False)
-
-    def __call__(
-        self,
-        batch: tuple[Inputs, ...],
-        *,
-        key: Array | None = None,
-        pre: trunk.Precomputed[RefinedText] | None = None,
-        frozen_params: dict | None = None,
-    ) -> Output:
-        """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
-
-        Raises ValueError where a condition holds no text, or one of another shape.
-        """
-        pre, images = pre or self.precompute(batch), trunk.images_of(batch)
-        tokens, features = self.trunk(self.embed(images), pre)
-        return Output(trunk.decode(self.decoder, images, tokens, pre), features)
-
-    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed[RefinedText]:
-        """What time and text make."""
-        return self.trunk.precompute(batch)
 
     def embed(self, images: trunk.Images) -> trunk.Tokens:
         """The embedded patches with their positions."""

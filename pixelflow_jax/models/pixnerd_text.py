@@ -14,14 +14,12 @@ from jax import Array
 from pixelflow_jax.models import trunk
 from pixelflow_jax.models.interface import (
     DenoiserConfig,
-    Inputs,
-    Output,
     Paper,
     TextSpec,
 )
 from pixelflow_jax.models.pixnerd import PAPER, NeuralField
 from pixelflow_jax.models.text_trunk import (
-    RefinedText,
+    TextDenoiser,
     TextTrunk,
     text_flops,
     text_problems,
@@ -119,7 +117,7 @@ class PixNerdText(DenoiserConfig):
         return 2 * before + self.decoder.flops(self, height * width, n)
 
 
-class PixNerdTextModel(nnx.Module):
+class PixNerdTextModel(TextDenoiser):
     """The text-to-image denoiser (`models.interface.Denoiser`)."""
 
     def __init__(self, config: PixNerdText, rngs: nnx.Rngs, precision: Precision):
@@ -131,26 +129,6 @@ class PixNerdTextModel(nnx.Module):
         places = nnx.initializers.normal(1.0)
         self.trunk = TextTrunk(config, rngs, precision, TORCH, places)
         self.decoder = config.field().build(config, rngs, precision)
-
-    def __call__(
-        self,
-        batch: tuple[Inputs, ...],
-        *,
-        key: Array | None = None,
-        pre: trunk.Precomputed[RefinedText] | None = None,
-        frozen_params: dict | None = None,
-    ) -> Output:
-        """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
-
-        Raises ValueError where a condition holds no text, or one of another shape.
-        """
-        pre, images = pre or self.precompute(batch), trunk.images_of(batch)
-        tokens, features = self.trunk(self.embed(images), pre)
-        return Output(trunk.decode(self._decoded, images, tokens, pre), features)
-
-    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed[RefinedText]:
-        """What time and text make."""
-        return self.trunk.precompute(batch)
 
     def embed(self, images: trunk.Images) -> trunk.Tokens:
         """The embedded patches of the images as the transformer sees them."""
@@ -171,5 +149,6 @@ class PixNerdTextModel(nnx.Module):
         height, width = (self.patch * full // seen for full, seen in pairs)
         return height, width
 
-    def _decoded(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
+    def decoded(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
+        """The decoder's prediction [b, h, w, c], at the patch of the whole image."""
         return self.decoder(image, tokens, time, cond, self.field_patch(image))

@@ -13,7 +13,8 @@ from flax import nnx
 from jax import Array
 
 from pixelflow_jax.models import trunk
-from pixelflow_jax.models.interface import Condition, Inputs
+from pixelflow_jax.models.interface import Condition, Inputs, Output
+from pixelflow_jax.models.trunk import Images, Precomputed, Tokens
 from pixelflow_jax.nn.attention import JointAttention
 from pixelflow_jax.nn.block import Block, BlockConfig, block_flops
 from pixelflow_jax.nn.embed import TextEmbed, TimeEmbed, rotary_table
@@ -116,7 +117,7 @@ class TextTrunk(nnx.Module):
         self.early, self.late = trunk.make_stacks(config, joint, rngs)
 
     def __call__(
-        self, x: trunk.Tokens, pre: trunk.Precomputed[RefinedText]
+        self, x: trunk.Tokens, pre: Precomputed[RefinedText]
     ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """The images' tokens and those after `feature_layer` blocks, [b_i, n_i, width].
 
@@ -125,7 +126,7 @@ class TextTrunk(nnx.Module):
         text = trunk.pack_text(*pre.extra)
         return trunk.run_stacks((self.early, self.late), x, pre, context=text)
 
-    def precompute(self, batch: tuple[Inputs, ...]) -> trunk.Precomputed[RefinedText]:
+    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed[RefinedText]:
         """What time and text make; ValueError where a condition holds no text."""
         time = tuple(self.time_embed(inputs.timestep) for inputs in batch)
         cond = trunk.modulating(time, self.dtype)
@@ -163,3 +164,38 @@ def text_rope(rows: int, columns: int, head_width: int) -> tuple[np.ndarray, ...
     extents are the official code's.
     """
     return rotary_table(rows, columns, head_width, (float(rows), float(columns)))
+
+
+class TextDenoiser(nnx.Module):
+    """A model of this transformer and a decoder: `embed` and `decoder` are its own."""
+
+    trunk: TextTrunk
+    decoder: Callable[..., Array]
+
+    def __call__(
+        self,
+        batch: tuple[Inputs, ...],
+        *,
+        key: Array | None = None,
+        pre: Precomputed[RefinedText] | None = None,
+        frozen_params: dict | None = None,
+    ) -> Output:
+        """Prediction for times in [0, 1] and texts [b_i, text_length, text_width].
+
+        Raises ValueError where a condition holds no text, or one of another shape.
+        """
+        pre, images = pre or self.precompute(batch), trunk.images_of(batch)
+        tokens, features = self.trunk(self.embed(images), pre)
+        return Output(trunk.decode(self.decoded, images, tokens, pre), features)
+
+    def precompute(self, batch: tuple[Inputs, ...]) -> Precomputed[RefinedText]:
+        """What time and text make."""
+        return self.trunk.precompute(batch)
+
+    def embed(self, images: Images) -> Tokens:
+        """The tokens of images, with the table of their places."""
+        raise NotImplementedError
+
+    def decoded(self, image: Array, tokens: Array, time: Array, cond: Array) -> Array:
+        """The prediction [b, h, w, c] for one group of images."""
+        return self.decoder(image, tokens, time, cond)
