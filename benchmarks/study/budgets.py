@@ -23,7 +23,7 @@ class Budget:
     steps: int = 1500
     batch: int = 0  # 0: the config's
     size: int = 64
-    width: int = 0  # 0: the config's
+    width: int = 0  # of networks that are `configs.WIDTH` wide; 0: the config's
     shallower: int = 0  # blocks less, where the width is said
     sweep_images: int = 200
     images: int = 1000
@@ -50,11 +50,11 @@ class Budget:
             source = configs.easy()
             model = dataclasses.replace(model, num_classes=len(configs.SIMPLE))
         if self.width:
-            heads = max(1, self.width // 64)
-            depth = model.depth - self.shallower
-            model = dataclasses.replace(
-                model, width=self.width, heads=heads, depth=depth
-            )
+            # Networks of other sizes stay so, in multiples of 16 channels.
+            width = 16 * round(self.width * model.width / configs.WIDTH / 16)
+            heads = max(1, width // 64)
+            depth = max(1, model.depth - self.shallower)
+            model = dataclasses.replace(model, width=width, heads=heads, depth=depth)
         if hasattr(model, "image_size"):
             model = dataclasses.replace(model, image_size=self.size)
         data = dataclasses.replace(config.data, image_size=self.size, source=source)

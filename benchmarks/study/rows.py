@@ -98,6 +98,15 @@ def _recipe(kind: str, rank: int) -> Row:
     )
 
 
+def _alone(family: str, label: str) -> Row:
+    return Row(name=family, label=label, family=family)
+
+
+NETWORKS = {
+    "size_small": "2 blocks of 128 channels",
+    "size_medium": "4 blocks of 192 channels",
+    "size_large": "6 blocks of 320 channels",
+}
 _every = [
     _ranked(0),
     _ranked(FULL),
@@ -116,6 +125,7 @@ _every = [
         weights=FREQUENCY,
     ),
     *(_recipe(kind, rank) for rank in (0, 8, 16) for kind in DECODERS),
+    *(_alone(name, label) for name, label in NETWORKS.items()),
 ]
 ROWS: dict[str, Row] = {row.name: row for row in _every}
 
@@ -127,7 +137,8 @@ class Claim:
     `paper` is what the papers say; `than` the row that it is compared with. Several
     rows may be `better` or `than`: the best of each side counts; where they are
     `paired`, the best of `than` whose partner was run counts, against its partner.
-    `metric` decides, the smaller the better.
+    `metric` decides, the smaller the better. `compute`: rows differ in what they cost,
+    and are drawn against it.
     """
 
     name: str
@@ -138,6 +149,7 @@ class Claim:
     than: tuple[str, ...]
     paired: bool = False
     metric: str = "fd_lite0"
+    compute: bool = False
 
 
 NEW = tuple(f"{kind}_rank{r}_frequency" for kind in DECODERS for r in (0, 8, 16))
@@ -226,5 +238,14 @@ CLAIMS = (
         rows=(*OWN, *RECIPES),
         better=RECIPES,
         than=OWN,
+    ),
+    Claim(
+        name="scaling",
+        title="Three sizes of one network",
+        paper="all: the larger network has the better FID after as many steps",
+        rows=tuple(NETWORKS),
+        better=("size_large",),
+        than=("size_small",),
+        compute=True,
     ),
 )
