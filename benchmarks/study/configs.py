@@ -30,6 +30,7 @@ from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.kernels.choice import Kernels
+from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.optimizer import AdamW
@@ -145,6 +146,27 @@ def sized(width: int, depth: int) -> Experiment:
     return dataclasses.replace(config, name=f"jit_{width}x{depth}", model=model)
 
 
+def in_float32() -> Experiment:
+    """Clean prediction without bfloat16, nor the shorter floats of matrix units."""
+    exact = Precision(compute="float32", matmul="highest")
+    return dataclasses.replace(asymmetric(0, []), name="jit_float32", precision=exact)
+
+
+def in_batches(times: float, rate: float) -> Experiment:
+    """Clean prediction with a batch and a learning rate so many times the usual.
+
+    It sees as many images: see `budgets.Budget`.
+    """
+    config = asymmetric(0, [])
+    optimizer = dataclasses.replace(config.optimizer, lr=rate * config.optimizer.lr)
+    return dataclasses.replace(
+        config,
+        name=f"jit_batch{times:.2g}_rate{rate:.2g}",
+        batch_size=round(times * BATCH),
+        optimizer=optimizer,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """Rows that share programs: `build(rank, terms)` makes the config of one of them.
@@ -177,6 +199,14 @@ def _alone(make: Callable[[], Experiment]) -> Family:
 
 # Width and depth; parameters and operations grow about fourfold from one to the next.
 NETWORKS = {"small": (128, 2), "medium": (WIDTH, DEPTH), "large": (320, 6)}
+# Of batch and learning rate: how many times the usual.
+BATCHES = {
+    "batch387": (3, 1),
+    "batch387_root": (3, 3**0.5),
+    "batch387_linear": (3, 3),
+    "batch43": (1 / 3, 1),
+    "batch43_root": (1 / 3, 3**-0.5),
+}
 # PixelGen's gate and weights; 64 px are shown as 128 to a network of 224.
 PERCEPTUAL = (
     StLpips(weight=0.1, threshold=0.3),
@@ -195,5 +225,10 @@ FAMILIES = {
     **{
         f"size_{name}": _alone(functools.partial(sized, *size))
         for name, size in NETWORKS.items()
+    },
+    "float32": _alone(in_float32),
+    **{
+        name: _alone(functools.partial(in_batches, *times))
+        for name, times in BATCHES.items()
     },
 }

@@ -107,6 +107,13 @@ NETWORKS = {
     "size_medium": "4 blocks of 192 channels",
     "size_large": "6 blocks of 320 channels",
 }
+BATCHES = {
+    "batch387": "387 images a step, learning rate 1.5e-3",
+    "batch387_root": "387 images a step, 2.6e-3",
+    "batch387_linear": "387 images a step, 4.5e-3",
+    "batch43": "43 images a step, 1.5e-3",
+    "batch43_root": "43 images a step, 0.87e-3",
+}
 _every = [
     _ranked(0),
     _ranked(FULL),
@@ -126,6 +133,8 @@ _every = [
     ),
     *(_recipe(kind, rank) for rank in (0, 8, 16) for kind in DECODERS),
     *(_alone(name, label) for name, label in NETWORKS.items()),
+    _alone("float32", "the same in float32"),
+    *(_alone(name, label) for name, label in BATCHES.items()),
 ]
 ROWS: dict[str, Row] = {row.name: row for row in _every}
 
@@ -246,6 +255,25 @@ CLAIMS = (
         rows=tuple(NETWORKS),
         better=("size_large",),
         than=("size_small",),
+        compute=True,
+    ),
+    Claim(
+        name="precision",
+        title="bfloat16 against float32",
+        paper="all train in bfloat16; none compares",
+        rows=("size_medium", "float32"),
+        better=("size_medium",),
+        than=("float32",),
+        compute=True,
+    ),
+    Claim(
+        name="batch",
+        title="Batch and learning rate, for as many images",
+        paper="none says; with Adam the rate is often raised with the root of the "
+        "batch, here for three times the images a step against leaving it",
+        rows=("size_medium", *BATCHES),
+        better=("batch387_root",),
+        than=("batch387",),
         compute=True,
     ),
 )

@@ -21,7 +21,7 @@ from benchmarks.study import (
     sweeping,
     tables,
 )
-from benchmarks.study.configs import FAMILIES, FULL, NETWORKS
+from benchmarks.study.configs import BATCHES, FAMILIES, FULL, NETWORKS
 from benchmarks.study.data import Pictures, epochs
 from benchmarks.study.denoising import Denoising, as_many
 from benchmarks.study.drawing import Drawer, Guiding, TracedGuidance
@@ -108,10 +108,13 @@ def test_images_are_enlarged_as_pillow_does():
 
 def test_rows_differ_in_what_they_name_alone():
     same = ("steps", "batch_size", "optimizer", "ema", "time", "data", "sampling")
-    first, *others = [row.build() for row in ROWS.values()]
-    for config in others:
-        for field in same:
-            assert getattr(config, field) == getattr(first, field), config.name
+    own = {name: {"batch_size", "optimizer"} for name in BATCHES}
+    first, *others = ROWS
+    known = ROWS[first].build()
+    for name in others:
+        config = ROWS[name].build()
+        for field in {*same} - own.get(name, set()):
+            assert getattr(config, field) == getattr(known, field), name
     assert all(name in ROWS for claim in CLAIMS for name in claim.rows)
     assert all({*c.better, *c.than} <= {*c.rows} for c in CLAIMS)
 
@@ -288,6 +291,24 @@ def test_three_sizes_of_one_network():
         models = [budget.applied(config).model for config in configs]
         assert models[0].width < models[1].width == budget.width < models[2].width
         assert not [p for m in models for p in m.problems(32, 32)]
+
+
+def test_batches_of_any_size_see_as_many_images():
+    for name in BATCHES:
+        config = budgets.BUDGETS["gpu"].applied(ROWS[name].build())
+        assert config.steps * config.batch_size == 1500 * 129
+        assert ROWS[name].label.startswith(f"{config.batch_size} images")
+        rate = ROWS[name].label.rpartition(" ")[2]
+        assert float(rate) == pytest.approx(config.optimizer.lr, rel=0.01)
+        assert config.optimizer.warmup == config.steps // 20
+
+
+@pytest.mark.parametrize(("steps", "length"), [(4, 4), (233, 77), (1500, 100)])
+def test_launches_are_as_long(steps, length):
+    config = dataclasses.replace(ROWS["rank0"].build(), steps=steps)
+    setting = Setting(np.zeros(1), {})
+    pictures = Pictures(np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int32))
+    assert Together(config, 3, pictures, setting).length == length
 
 
 def test_denoising_is_the_held_out_loss_of_every_seed():
