@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from benchmarks.study import records, sweeping
+from benchmarks.study.configs import FAMILIES
+from benchmarks.study.denoising import Denoising, as_many
 from benchmarks.study.drawing import Drawer, Wanted
 from benchmarks.study.looking import Seen
 from benchmarks.study.measure import Judge
@@ -46,16 +48,38 @@ class Measuring:
         self._keep_pictures(images[0], seen[0].lite0)
         speed = self._timed(best[0]) if self.bench.timed else None
         results = self._judged(self.judge.results, seen)
+        losses = self._denoised()
         return [
             {
                 "best": best[i],
-                "results": results[i],
+                "results": results[i] | losses[i],
                 "sweep": points[i],
                 "losses": self.trained.losses[i].round(5).tolist(),
                 "draw_ms_an_image": speed,
             }
             for i in range(len(best))
         ]
+
+    def _denoised(self) -> list[dict[str, float]]:
+        """Each seed's loss on drawings of both splits, as many of each.
+
+        Of the faster average, which has forgotten all but the last steps. Nothing where
+        the family is not `denoised`.
+        """
+        if not FAMILIES[self.row.family].denoised:
+            return [{} for _ in self.seeds]
+        train, heldout = self.bench.splits
+        splits = {"denoising": as_many(train, len(heldout.labels))}
+        splits["denoising_heldout"] = heldout
+        measure = Denoising(self.drawer.config)
+        average = next(iter(self.trained.averages.values()))
+        with self.bench.turns.shared():
+            losses = [
+                measure(average, self.setting.constants, split)
+                for split in splits.values()
+            ]
+        seeds = zip(*losses, strict=True)
+        return [dict(zip(splits, one, strict=True)) for one in seeds]
 
     def _sweep(self, axes: dict) -> list[list[dict]]:
         """The points of each seed; those that a run before this one left are taken."""

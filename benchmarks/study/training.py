@@ -143,8 +143,9 @@ class Together:
 
     @property
     def length(self) -> int:
-        """Steps a launch."""
-        return min(SEGMENT, self.config.steps)
+        """Steps a launch: all are as long, and no longer than a segment."""
+        steps = self.config.steps
+        return steps // -(-steps // SEGMENT)
 
     def _states(self) -> TrainState:
         seeds = np.arange(self.seeds, dtype=np.uint32)
