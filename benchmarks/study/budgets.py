@@ -14,16 +14,17 @@ class Budget:
     """How large everything is: by default for a GPU.
 
     `data` names the folder of shards that `pixelflow prepare emoji-styles` wrote; "":
-    OpenMoji's drawings alone. `easy` narrows those to faces, flags, hearts and fruit,
+    OpenMoji's drawings alone. `steps` and `batch` (0: the config's) are those of rows
+    with the usual batch. `easy` narrows those to faces, flags, hearts and fruit,
     in three classes.
     """
 
     name: str = "gpu"
     data: str = ""
     steps: int = 1500
-    batch: int = 0  # 0: the config's
+    batch: int = 0
     size: int = 64
-    width: int = 0  # 0: the config's
+    width: int = 0  # of networks that are `configs.WIDTH` wide; 0: the config's
     shallower: int = 0  # blocks less, where the width is said
     sweep_images: int = 200
     images: int = 1000
@@ -35,11 +36,14 @@ class Budget:
 
     def applied(self, config: Experiment) -> Experiment:
         """The config at that size."""
-        warmup = max(1, self.steps // 20)
+        # Larger batches see as many images, in fewer steps.
+        times = config.batch_size / configs.BATCH
+        steps = max(1, round(self.steps / times))
+        warmup = max(1, steps // 20)
         config = dataclasses.replace(
             config,
-            steps=self.steps,
-            batch_size=self.batch or config.batch_size,
+            steps=steps,
+            batch_size=round(times * (self.batch or configs.BATCH)),
             optimizer=dataclasses.replace(config.optimizer, warmup=warmup),
         )
         source: SourceConfig = config.data.source
@@ -50,11 +54,11 @@ class Budget:
             source = configs.easy()
             model = dataclasses.replace(model, num_classes=len(configs.SIMPLE))
         if self.width:
-            heads = max(1, self.width // 64)
-            depth = model.depth - self.shallower
-            model = dataclasses.replace(
-                model, width=self.width, heads=heads, depth=depth
-            )
+            # Networks of other sizes stay so, in multiples of 16 channels.
+            width = 16 * round(self.width * model.width / configs.WIDTH / 16)
+            heads = max(1, width // 64)
+            depth = max(1, model.depth - self.shallower)
+            model = dataclasses.replace(model, width=width, heads=heads, depth=depth)
         if hasattr(model, "image_size"):
             model = dataclasses.replace(model, image_size=self.size)
         data = dataclasses.replace(config.data, image_size=self.size, source=source)

@@ -30,6 +30,7 @@ from pixelflow_jax.models.pixelflow import PixelFlow
 from pixelflow_jax.models.pixelgen import PixelGen
 from pixelflow_jax.models.pixnerd import LinearDecoder, NeuralField, PixNerd
 from pixelflow_jax.nn.kernels.choice import Kernels
+from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.settings import Sampling
 from pixelflow_jax.training.optimizer import AdamW
@@ -37,6 +38,7 @@ from pixelflow_jax.training.optimizer import AdamW
 HOLDOUT = 0.15
 PATCH, CHANNELS = 8, 3
 DEPTH = 4
+WIDTH = 192
 BATCH = 129  # three stages of a cascade share it evenly
 FULL = PATCH * PATCH * CHANNELS  # the rank of velocity prediction
 IMAGES = 2000  # whose patches tell the directions
@@ -45,7 +47,7 @@ SIMPLE = ("Smileys & Emotion", "Flags", "Food & Drink")
 SIZES = {
     "num_classes": len(DRAWN),
     "patch": PATCH,
-    "width": 192,
+    "width": WIDTH,
     "heads": 3,
     "feature_layer": 2,
     "stack": StackConfig(remat="none", scan=False),
@@ -136,17 +138,49 @@ def cascade(stages: int, prediction: Prediction, terms: list[Term]) -> Experimen
     )
 
 
+def sized(width: int, depth: int) -> Experiment:
+    """Clean prediction by a network of another size, with heads of 64 channels."""
+    config = asymmetric(0, [])
+    sizes = {"width": width, "heads": width // 64, "depth": depth}
+    model = dataclasses.replace(config.model, **sizes, feature_layer=depth // 2)
+    return dataclasses.replace(config, name=f"jit_{width}x{depth}", model=model)
+
+
+def in_float32() -> Experiment:
+    """Clean prediction without bfloat16, nor the shorter floats of matrix units."""
+    exact = Precision(compute="float32", matmul="highest")
+    return dataclasses.replace(asymmetric(0, []), name="jit_float32", precision=exact)
+
+
+def in_batches(times: float, rate: float) -> Experiment:
+    """Clean prediction with a batch and a learning rate so many times the usual.
+
+    It sees as many images: see `budgets.Budget`.
+    """
+    config = asymmetric(0, [])
+    optimizer = dataclasses.replace(config.optimizer, lr=rate * config.optimizer.lr)
+    return dataclasses.replace(
+        config,
+        name=f"jit_batch{times:.2g}_rate{rate:.2g}",
+        batch_size=round(times * BATCH),
+        optimizer=optimizer,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """Rows that share programs: `build(rank, terms)` makes the config of one of them.
 
     `terms` are all that its rows may have beside flow matching; where it is `ranked`
-    the rank is that of asymmetric prediction, and says nothing elsewhere.
+    the rank is that of asymmetric prediction, and says nothing elsewhere. Of rows that
+    are `denoised` the loss of both splits is measured as well, for which they compile
+    one program more.
     """
 
     build: Callable[[int, list[Term]], Experiment]
     terms: tuple[Term, ...] = ()
     ranked: bool = True
+    denoised: bool = False
 
     def program(self) -> Experiment:
         """The config that its programs are traced with: all terms, any rank."""
@@ -158,6 +192,21 @@ def _cascade(stages: int, prediction: Prediction, *terms: Term) -> Family:
     return Family(build, terms, ranked=False)
 
 
+def _alone(make: Callable[[], Experiment]) -> Family:
+    """A family of one row, with nothing beside flow matching."""
+    return Family(lambda rank, terms: make(), ranked=False, denoised=True)
+
+
+# Width and depth; parameters and operations grow about fourfold from one to the next.
+NETWORKS = {"small": (128, 2), "medium": (WIDTH, DEPTH), "large": (320, 6)}
+# Of batch and learning rate: how many times the usual.
+BATCHES = {
+    "batch387": (3, 1),
+    "batch387_root": (3, 3**0.5),
+    "batch387_linear": (3, 3),
+    "batch43": (1 / 3, 1),
+    "batch43_root": (1 / 3, 3**-0.5),
+}
 # PixelGen's gate and weights; 64 px are shown as 128 to a network of 224.
 PERCEPTUAL = (
     StLpips(weight=0.1, threshold=0.3),
@@ -173,4 +222,13 @@ FAMILIES = {
     "stages3": _cascade(3, PredictVelocity()),
     "stages1": _cascade(1, PredictVelocity()),
     "stages3_clean": _cascade(3, PredictClean(), FrequencyMatching()),
+    **{
+        f"size_{name}": _alone(functools.partial(sized, *size))
+        for name, size in NETWORKS.items()
+    },
+    "float32": _alone(in_float32),
+    **{
+        name: _alone(functools.partial(in_batches, *times))
+        for name, times in BATCHES.items()
+    },
 }

@@ -1,14 +1,17 @@
 """The sweep of a trained row, and what is measured at each seed's own best."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from benchmarks.study import records, sweeping
+from benchmarks.study.configs import FAMILIES
+from benchmarks.study.denoising import Denoising, as_many
 from benchmarks.study.drawing import Drawer, Wanted
 from benchmarks.study.looking import Seen
 from benchmarks.study.measure import Judge
@@ -25,7 +28,7 @@ SWEEP_SEED, FINAL_SEED = 1, 2  # of the noise
 
 @dataclasses.dataclass(frozen=True)
 class Measuring:
-    """A trained row that is swept and measured."""
+    """A trained row that is swept and measured; `spent` are seconds by part."""
 
     bench: "Bench"
     row: Row
@@ -34,6 +37,7 @@ class Measuring:
     trained: Trained
     setting: Setting
     judge: Judge
+    spent: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def lines(self, axes: dict) -> list[dict]:
         """Results of each seed at its best, from noise that the sweep did not see."""
@@ -43,18 +47,39 @@ class Measuring:
         seen = self._seen(images)
         self._keep_pictures(images[0], seen[0].lite0)
         speed = self._timed(best[0]) if self.bench.timed else None
-        with concurrent.futures.ThreadPoolExecutor(len(seen)) as threads:
-            results = list(threads.map(self.judge.results, seen))
+        results = self._judged(self.judge.results, seen)
+        losses = self._denoised()
         return [
             {
                 "best": best[i],
-                "results": results[i],
+                "results": results[i] | losses[i],
                 "sweep": points[i],
                 "losses": self.trained.losses[i].round(5).tolist(),
                 "draw_ms_an_image": speed,
             }
             for i in range(len(best))
         ]
+
+    def _denoised(self) -> list[dict[str, float]]:
+        """Each seed's loss on drawings of both splits, as many of each.
+
+        Of the faster average, which has forgotten all but the last steps. Nothing where
+        the family is not `denoised`.
+        """
+        if not FAMILIES[self.row.family].denoised:
+            return [{} for _ in self.seeds]
+        train, heldout = self.bench.splits
+        splits = {"denoising": as_many(train, len(heldout.labels))}
+        splits["denoising_heldout"] = heldout
+        measure = Denoising(self.drawer.config)
+        average = next(iter(self.trained.averages.values()))
+        with self.bench.turns.shared():
+            losses = [
+                measure(average, self.setting.constants, split)
+                for split in splits.values()
+            ]
+        seeds = zip(*losses, strict=True)
+        return [dict(zip(splits, one, strict=True)) for one in seeds]
 
     def _sweep(self, axes: dict) -> list[list[dict]]:
         """The points of each seed; those that a run before this one left are taken."""
@@ -67,9 +92,8 @@ class Measuring:
                 records.append(file, line)
 
         def measure(images: Sequence[np.ndarray]) -> list[float]:
-            seen = self._seen(images)
-            with concurrent.futures.ThreadPoolExecutor(len(seen)) as threads:
-                return list(threads.map(self.judge.distance, (s.lite0 for s in seen)))
+            rows = [one.lite0 for one in self._seen(images)]
+            return self._judged(self.judge.distance, rows)
 
         sweeper = sweeping.Sweeper(
             len(self.seeds),
@@ -100,7 +124,7 @@ class Measuring:
     def _draw(
         self, points: list[dict], steps: int, labels: np.ndarray, seed: int
     ) -> np.ndarray:
-        with self.bench.turns.shared():
+        with self.bench.turns.shared(), self._clock("draw"):
             return self.drawer(
                 self.trained.averages,
                 self.setting.constants,
@@ -111,10 +135,26 @@ class Measuring:
 
     def _seen(self, images: Sequence[np.ndarray]) -> list[Seen]:
         """What the judges see in each seed's images, looked at together."""
-        with self.bench.turns.shared():
+        with self.bench.turns.shared(), self._clock("look"):
             every = self.bench.look(np.concatenate(images))
         parts = [np.split(rows, len(images)) for rows in every]
         return [Seen(*one) for one in zip(*parts, strict=True)]
+
+    def _judged(self, judge: Callable, of: Sequence) -> list:
+        """What `judge` says of each seed's, in a thread each."""
+        with (
+            self._clock("judge"),
+            concurrent.futures.ThreadPoolExecutor(len(of)) as threads,
+        ):
+            return list(threads.map(judge, of))
+
+    @contextlib.contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        """Adds the seconds within it to those `spent` on a part."""
+        began = time.perf_counter()
+        yield
+        spent = self.spent.get(part, 0.0) + time.perf_counter() - began
+        self.spent[part] = round(spent, 2)
 
     def _timed(self, point: dict) -> float:
         """Milliseconds an image, alone on the device, of one batch of each seed."""

@@ -3,7 +3,7 @@
 import pathlib
 
 from benchmarks import harness, markdown
-from benchmarks.study import records, tables
+from benchmarks.study import curves, records, tables
 from benchmarks.study.figures import dots
 from benchmarks.study.rows import CLAIMS, ROWS, Claim
 from benchmarks.study.run import done
@@ -60,11 +60,18 @@ def _claim(claim: Claim, sizes: dict[str, tables.Lines], pictures: pathlib.Path)
             parts.append(f"{title}: not run.")
             continue
         parts += [f"{title}:", markdown.table(*rows)]
-        figure, place = dots(claim, lines), f"{budget}_{claim.name}.png"
-        if figure is not None:
-            save_png(pictures / place, figure)
-            alt = f"{claim.title}: {tables.name_of(claim.metric)} of every seed"
-            parts.append(f"![{alt}](gallery/evidence/{place})")
+        what = f"{tables.name_of(claim.metric)} of every seed"
+        figures = [(dots(claim, lines), f"{budget}_{claim.name}.png", what)]
+        if claim.compute:
+            parts.append(markdown.table(*curves.rows(claim, lines)))
+            what = "loss and distance against the operations of training"
+            curve = curves.draw(claim, lines)
+            figures.append((curve, f"{budget}_{claim.name}_compute.png", what))
+        for figure, place, what in figures:
+            if figure is not None:
+                save_png(pictures / place, figure)
+                alt = f"{claim.title}: {what}"
+                parts.append(f"![{alt}](gallery/evidence/{place})")
         parts += _strips(claim, lines, pictures)
     parts.append(f"`python -m benchmarks.study run --claims={claim.name} --out=OUT`")
     return "\n\n".join(parts)

@@ -98,6 +98,22 @@ def _recipe(kind: str, rank: int) -> Row:
     )
 
 
+def _alone(family: str, label: str) -> Row:
+    return Row(name=family, label=label, family=family)
+
+
+NETWORKS = {
+    "size_small": "2 blocks of 128 channels",
+    "size_medium": "4 blocks of 192 channels",
+    "size_large": "6 blocks of 320 channels",
+}
+BATCHES = {
+    "batch387": "387 images a step, learning rate 1.5e-3",
+    "batch387_root": "387 images a step, 2.6e-3",
+    "batch387_linear": "387 images a step, 4.5e-3",
+    "batch43": "43 images a step, 1.5e-3",
+    "batch43_root": "43 images a step, 0.87e-3",
+}
 _every = [
     _ranked(0),
     _ranked(FULL),
@@ -116,6 +132,9 @@ _every = [
         weights=FREQUENCY,
     ),
     *(_recipe(kind, rank) for rank in (0, 8, 16) for kind in DECODERS),
+    *(_alone(name, label) for name, label in NETWORKS.items()),
+    _alone("float32", "the same in float32"),
+    *(_alone(name, label) for name, label in BATCHES.items()),
 ]
 ROWS: dict[str, Row] = {row.name: row for row in _every}
 
@@ -127,7 +146,8 @@ class Claim:
     `paper` is what the papers say; `than` the row that it is compared with. Several
     rows may be `better` or `than`: the best of each side counts; where they are
     `paired`, the best of `than` whose partner was run counts, against its partner.
-    `metric` decides, the smaller the better.
+    `metric` decides, the smaller the better. `compute`: rows differ in what they cost,
+    and are drawn against it.
     """
 
     name: str
@@ -138,6 +158,7 @@ class Claim:
     than: tuple[str, ...]
     paired: bool = False
     metric: str = "fd_lite0"
+    compute: bool = False
 
 
 NEW = tuple(f"{kind}_rank{r}_frequency" for kind in DECODERS for r in (0, 8, 16))
@@ -226,5 +247,33 @@ CLAIMS = (
         rows=(*OWN, *RECIPES),
         better=RECIPES,
         than=OWN,
+    ),
+    Claim(
+        name="scaling",
+        title="Three sizes of one network",
+        paper="all: the larger network has the better FID after as many steps",
+        rows=tuple(NETWORKS),
+        better=("size_large",),
+        than=("size_small",),
+        compute=True,
+    ),
+    Claim(
+        name="precision",
+        title="bfloat16 against float32",
+        paper="all train in bfloat16; none compares",
+        rows=("size_medium", "float32"),
+        better=("size_medium",),
+        than=("float32",),
+        compute=True,
+    ),
+    Claim(
+        name="batch",
+        title="Batch and learning rate, for as many images",
+        paper="none says; with Adam the rate is often raised with the root of the "
+        "batch, here for three times the images a step against leaving it",
+        rows=("size_medium", *BATCHES),
+        better=("batch387_root",),
+        than=("batch387",),
+        compute=True,
     ),
 )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from benchmarks.study import (
     budgets,
+    curves,
     kept,
     piece,
     records,
@@ -20,8 +21,9 @@ from benchmarks.study import (
     sweeping,
     tables,
 )
-from benchmarks.study.configs import FAMILIES, FULL
-from benchmarks.study.data import epochs
+from benchmarks.study.configs import BATCHES, FAMILIES, FULL, NETWORKS
+from benchmarks.study.data import Pictures, epochs
+from benchmarks.study.denoising import Denoising, as_many
 from benchmarks.study.drawing import Drawer, Guiding, TracedGuidance
 from benchmarks.study.looking import Seen, enlarged
 from benchmarks.study.measure import distance_of_few
@@ -35,7 +37,9 @@ from benchmarks.study.training import (
 )
 from benchmarks.study.turns import Turns
 from pixelflow_jax import build
+from pixelflow_jax.data.transforms import normalise
 from pixelflow_jax.evaluation.features import pil_bicubic
+from pixelflow_jax.evaluation.heldout import HeldoutLoss
 from pixelflow_jax.evaluation.statistics import frechet_distance, gaussian_of
 from pixelflow_jax.flow.basis import BASIS
 from pixelflow_jax.flow.guidance import Branches, ClassifierFree, Windowed
@@ -104,10 +108,13 @@ def test_images_are_enlarged_as_pillow_does():
 
 def test_rows_differ_in_what_they_name_alone():
     same = ("steps", "batch_size", "optimizer", "ema", "time", "data", "sampling")
-    first, *others = [row.build() for row in ROWS.values()]
-    for config in others:
-        for field in same:
-            assert getattr(config, field) == getattr(first, field), config.name
+    own = {name: {"batch_size", "optimizer"} for name in BATCHES}
+    first, *others = ROWS
+    known = ROWS[first].build()
+    for name in others:
+        config = ROWS[name].build()
+        for field in {*same} - own.get(name, set()):
+            assert getattr(config, field) == getattr(known, field), name
     assert all(name in ROWS for claim in CLAIMS for name in claim.rows)
     assert all({*c.better, *c.than} <= {*c.rows} for c in CLAIMS)
 
@@ -214,6 +221,10 @@ def line(row: str, seed: int, value: float, budget: str = "gpu") -> dict:
         "seed": seed,
         "params": 2_900_000,
         "forward_mflops": 251.0,
+        "steps": 1500,
+        "batch": 129,
+        "train_ms_a_step": 6.0,
+        "losses": [0.5, 0.2 + value / 1000],
         "results": dict.fromkeys(tables.SHOWN, value),
         "best": {"scale": 1.5, "interval": "0.1:1", "steps": 20, "ema": "0.99"},
     }
@@ -248,6 +259,92 @@ def test_the_report_is_drawn_from_the_file_alone(tmp_path):
     assert "| 51.0 ± 1.0 | 51.0 ± 1.0 |" in text
     assert (tmp_path / "gpu_prediction.png").exists()
     assert "rank8," in text and "--rows=field_velocity" in text  # what was not run
+
+
+def test_sizes_are_drawn_against_the_operations_of_training(tmp_path):
+    pytest.importorskip("matplotlib")
+    claim = next(claim for claim in CLAIMS if claim.compute)
+    rows = [line(name, seed, 50 + seed) for name in claim.rows for seed in range(3)]
+    for one, cost in zip(rows, np.repeat([1.0, 4.0, 16.0], 3), strict=True):
+        one["forward_mflops"] *= cost
+    lines = tables.read(written(tmp_path / "study.jsonl", *rows), "gpu")
+    columns, found = curves.rows(claim, lines)
+    costs = [float(row[columns.index("TFLOP a run")]) for row in found]
+    assert costs == pytest.approx([145.7, 582.8, 2331.2], rel=0.01)
+    assert found[0][columns.index("training loss, last segment")] == "0.2510 ± 0.0010"
+    assert found[0][columns.index("denoising, held out")] == "not measured"
+    whole = curves.draw(claim, lines)
+    assert whole is not None and whole.dtype == np.uint8 and whole.std() > 0
+    assert curves.draw(claim, {claim.rows[0]: lines[claim.rows[0]]}) is None
+
+
+def test_three_sizes_of_one_network():
+    configs = [ROWS[f"size_{name}"].build() for name in NETWORKS]
+    first, middle, last = (flops(f"size_{name}") for name in NETWORKS)
+    assert middle / first == pytest.approx(4, rel=0.1)
+    assert last / middle == pytest.approx(4, rel=0.1)
+    known = ROWS["rank0"].build()
+    assert configs[1].model == known.model and configs[1].terms == known.terms
+    for config in configs:
+        assert config.model.width == 64 * config.model.heads
+    for budget in (budgets.SMALL, budgets.SMOKE):  # they stay of three sizes
+        models = [budget.applied(config).model for config in configs]
+        assert models[0].width < models[1].width == budget.width < models[2].width
+        assert not [p for m in models for p in m.problems(32, 32)]
+
+
+def test_batches_of_any_size_see_as_many_images():
+    for name in BATCHES:
+        config = budgets.BUDGETS["gpu"].applied(ROWS[name].build())
+        assert config.steps * config.batch_size == 1500 * 129
+        assert ROWS[name].label.startswith(f"{config.batch_size} images")
+        rate = ROWS[name].label.rpartition(" ")[2]
+        assert float(rate) == pytest.approx(config.optimizer.lr, rel=0.01)
+        assert config.optimizer.warmup == config.steps // 20
+
+
+@pytest.mark.parametrize(("steps", "length"), [(4, 4), (233, 77), (1500, 100)])
+def test_launches_are_as_long(steps, length):
+    config = dataclasses.replace(ROWS["rank0"].build(), steps=steps)
+    setting = Setting(np.zeros(1), {})
+    pictures = Pictures(np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int32))
+    assert Together(config, 3, pictures, setting).length == length
+
+
+def test_denoising_is_the_held_out_loss_of_every_seed():
+    """Of pictures that do not fill the last batch, alone."""
+    small = ROWS["size_small"].build()
+    model = dataclasses.replace(small.model, image_size=16, width=16, heads=1, depth=1)
+    config = dataclasses.replace(small, model=model)
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    pictures = Pictures(images, np.arange(5, dtype=np.int32))
+    network = build.network(config)
+    noisy = lambda leaf: jnp.asarray(draw.normal(size=leaf.shape) * 0.1, jnp.float32)
+    states = [jax.tree.map(noisy, network.init(jax.random.key(0))) for _ in range(2)]
+    both = jax.tree.map(lambda *a: jnp.stack(a), *states)
+    found = Denoising(config, batch=3)(both, {}, pictures)
+    measure = HeldoutLoss(
+        network=network,
+        stages=build.stages(config),
+        prediction=config.prediction,
+        conditioner=config.conditioner,
+        seed=0,
+    )
+    batch = {
+        "image": normalise(images),
+        "label": pictures.labels,
+        "weight": np.ones(5, np.float32),
+    }
+    mesh = config.mesh.build(jax.devices()[:1])
+    expected = measure(states[1], [batch], mesh)["loss"]
+    assert found[1] == pytest.approx(expected, rel=1e-3) and found[0] != found[1]
+
+
+def test_splits_are_compared_by_as_many_pictures():
+    pictures = Pictures(np.zeros((9, 2, 2, 3), np.uint8), np.arange(9, dtype=np.int32))
+    assert as_many(pictures, 3).labels.tolist() == [0, 4, 8]
+    assert as_many(pictures, 20).labels.tolist() == list(range(9))
 
 
 def test_what_is_done_is_not_run_again(tmp_path):
