@@ -6,14 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.train_resident import Resident, cosine, paced, rows_of
+from benchmarks.resident import Captioned, Labelled, rows_of
+from benchmarks.train_resident import cosine, paced
 
 
 def test_a_batch_takes_captions_of_its_own_records():
     captions = [("a", "b"), ("c",), ("b", "d", "e")]
     table, count, texts = rows_of(captions)
     assert texts == ["a", "b", "c", "d", "e"]
-    data = Resident(
+    data = Captioned(
         image=jnp.arange(3, dtype=jnp.uint8)[:, None, None, None]
         * jnp.ones((1, 2, 2, 3), jnp.uint8),
         caption=jnp.asarray(table),
@@ -27,6 +28,15 @@ def test_a_batch_takes_captions_of_its_own_records():
     drawn = np.asarray(batch["text"][:, 0, 0]).astype(int)
     pairs = {(int(r), texts[t]) for r, t in zip(records, drawn, strict=True)}
     assert pairs == {(i, text) for i, some in enumerate(captions) for text in some}
+
+
+def test_a_batch_takes_the_labels_of_its_records():
+    image = jnp.arange(3, dtype=jnp.uint8)[:, None, None, None]
+    data = Labelled(image * jnp.ones((1, 2, 2, 3), jnp.uint8), jnp.asarray([7, 5, 6]))
+    batch = data.batch(jax.random.key(0), 50)
+    records = np.round((np.asarray(batch["image"][:, 0, 0, 0]) + 1) * 127.5)
+    pairs = set(zip(records.tolist(), batch["label"].tolist(), strict=True))
+    assert pairs == {(0, 7), (1, 5), (2, 6)}
 
 
 def test_the_pace_scales_updates():
