@@ -1,8 +1,10 @@
-"""How many programs a process compiles, and how long it takes."""
+"""How a process compiles its programs: how many, how long, and with which options."""
 
 import dataclasses
 
 import jax
+
+from pixelflow_jax import backend
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 LARGE = 2.0  # seconds; smaller programs are the evaluator's and NumPy's stand-ins
@@ -33,3 +35,14 @@ class Counter:
             f"{len(self.seconds)} programs so far, {large} of them large, "
             f"{sum(self.seconds):.0f} s"
         )
+
+
+def options() -> dict[str, str]:
+    """XLA's options for programs of a row, which run for seconds.
+
+    On GPUs the fastest kernels are not searched for: that takes longer than it saves.
+    What looks at images does without these, since convolutions need the search.
+    """
+    if jax.default_backend() != "gpu":
+        return {}
+    return {**backend.loop_options(), "xla_gpu_autotune_level": "0"}

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pixelflow_jax import backend, build
+from benchmarks.study import compiling
+from pixelflow_jax import build
 from pixelflow_jax.data.images import to_uint8
 from pixelflow_jax.evaluation.sweep import interval_ends
 from pixelflow_jax.experiment import Experiment
@@ -136,7 +137,7 @@ class Drawer:
             index.astype(np.int32),
             np.uint32(0),
         )
-        return lowered.compile(compiler_options=backend.loop_options())
+        return lowered.compile(compiler_options=compiling.options())
 
     @functools.cached_property
     def _lock(self) -> threading.Lock:

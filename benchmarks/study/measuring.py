@@ -1,10 +1,11 @@
 """The sweep of a trained row, and what is measured at each seed's own best."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -27,7 +28,7 @@ SWEEP_SEED, FINAL_SEED = 1, 2  # of the noise
 
 @dataclasses.dataclass(frozen=True)
 class Measuring:
-    """A trained row that is swept and measured."""
+    """A trained row that is swept and measured; `spent` are seconds by part."""
 
     bench: "Bench"
     row: Row
@@ -36,6 +37,7 @@ class Measuring:
     trained: Trained
     setting: Setting
     judge: Judge
+    spent: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def lines(self, axes: dict) -> list[dict]:
         """Results of each seed at its best, from noise that the sweep did not see."""
@@ -45,8 +47,7 @@ class Measuring:
         seen = self._seen(images)
         self._keep_pictures(images[0], seen[0].lite0)
         speed = self._timed(best[0]) if self.bench.timed else None
-        with concurrent.futures.ThreadPoolExecutor(len(seen)) as threads:
-            results = list(threads.map(self.judge.results, seen))
+        results = self._judged(self.judge.results, seen)
         losses = self._denoised()
         return [
             {
@@ -91,9 +92,8 @@ class Measuring:
                 records.append(file, line)
 
         def measure(images: Sequence[np.ndarray]) -> list[float]:
-            seen = self._seen(images)
-            with concurrent.futures.ThreadPoolExecutor(len(seen)) as threads:
-                return list(threads.map(self.judge.distance, (s.lite0 for s in seen)))
+            rows = [one.lite0 for one in self._seen(images)]
+            return self._judged(self.judge.distance, rows)
 
         sweeper = sweeping.Sweeper(
             len(self.seeds),
@@ -124,7 +124,7 @@ class Measuring:
     def _draw(
         self, points: list[dict], steps: int, labels: np.ndarray, seed: int
     ) -> np.ndarray:
-        with self.bench.turns.shared():
+        with self.bench.turns.shared(), self._clock("draw"):
             return self.drawer(
                 self.trained.averages,
                 self.setting.constants,
@@ -135,10 +135,26 @@ class Measuring:
 
     def _seen(self, images: Sequence[np.ndarray]) -> list[Seen]:
         """What the judges see in each seed's images, looked at together."""
-        with self.bench.turns.shared():
+        with self.bench.turns.shared(), self._clock("look"):
             every = self.bench.look(np.concatenate(images))
         parts = [np.split(rows, len(images)) for rows in every]
         return [Seen(*one) for one in zip(*parts, strict=True)]
+
+    def _judged(self, judge: Callable, of: Sequence) -> list:
+        """What `judge` says of each seed's, in a thread each."""
+        with (
+            self._clock("judge"),
+            concurrent.futures.ThreadPoolExecutor(len(of)) as threads,
+        ):
+            return list(threads.map(judge, of))
+
+    @contextlib.contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        """Adds the seconds within it to those `spent` on a part."""
+        began = time.perf_counter()
+        yield
+        spent = self.spent.get(part, 0.0) + time.perf_counter() - began
+        self.spent[part] = round(spent, 2)
 
     def _timed(self, point: dict) -> float:
         """Milliseconds an image, alone on the device, of one batch of each seed."""

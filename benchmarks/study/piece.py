@@ -95,6 +95,7 @@ class Bench:
         names = ("compile", "train", "compile_drawing", "measure")
         seconds = np.diff(clock).round(2).tolist()
         common["seconds"] = dict(zip(names[-len(seconds) :], seconds, strict=True))
+        common["seconds"] |= work.spent
         found = []
         for seed, line in zip(seeds, lines, strict=True):
             found.append({**common, "seed": seed, **line, **_machine()})

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from benchmarks.study import compiling
 from benchmarks.study.configs import FULL, IMAGES, PATCH, Family
 from benchmarks.study.data import Pictures, epochs
 from benchmarks.study.rows import Row
-from pixelflow_jax import backend, build
+from pixelflow_jax import build
 from pixelflow_jax.data.transforms import normalise
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.flow.basis import BASIS, Gram
@@ -105,7 +106,7 @@ class Together:
             np.arange(self.seeds, dtype=np.uint32),
             self._order(range(self.seeds)),
         )
-        options = backend.loop_options()
+        options = compiling.options()
         begin = jax.jit(self._begin).lower(seeds, self.setting.constants)
         segment = jax.jit(self._segment, donate_argnums=0).lower(
             self._states(),
@@ -114,7 +115,9 @@ class Together:
             self.setting.weights,
             self._fixed,
         )
-        return Programs(begin.compile(), segment.compile(compiler_options=options))
+        return Programs(
+            *(one.compile(compiler_options=options) for one in (begin, segment))
+        )
 
     def train(
         self,
