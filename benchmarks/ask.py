@@ -119,16 +119,19 @@ def row(questions: Questions, images: np.ndarray, similar: np.ndarray, by: str) 
     asked = questions.colours
     found = np.array([main_colour(image) for image in images])
     usual = np.array([main_colour(image) for image in questions.candidates])
-    usual = usual[questions.targets]
+    usual, named = usual[questions.targets], asked != ""
+    error = retrieval.standard_error
     return {
         "prompts": questions.name,
         "images_by": by,
         "images": len(images),
         **ranked(ranks, similar.shape[1]),
-        "recall_1_error": retrieval.standard_error(ranks <= 1, questions.groups),
-        "with_colour": int((asked != "").sum()),
-        "colour": share((found == asked)[asked != ""]),
-        "usual_colour": share((found == usual)[(asked != usual) & (asked != "")]),
+        "recall_1_error": error(ranks <= 1, questions.groups),
+        "recall_5_error": error(ranks <= 5, questions.groups),
+        "with_colour": int(named.sum()),
+        "colour": share((found == asked)[named]),
+        "colour_error": error((found == asked)[named], questions.groups[named]),
+        "usual_colour": share((found == usual)[(asked != usual) & named]),
     }
 
 
