@@ -5,7 +5,10 @@ python -m benchmarks.evaluator --json benchmarks/results/evaluator.jsonl
 
 End to end: images of 256 x 256 lie in memory as uint8 and end as features in memory.
 Torch-fidelity's network is measured without TF32, which moves its features by 1e-3, and
-with it, its default. Each row is measured in a process of its own.
+with it, its default. Each row is measured in a process of its own. EfficientNet-Lite0
+has its package's weights; on one core of a CPU:
+
+taskset -c 1 python -m benchmarks.evaluator --measured EfficientNet-Lite0 --images 256
 """
 
 import argparse
@@ -30,6 +33,7 @@ PARTS = (
     "ours, float32",
     "torch-fidelity, float32",
     "torch-fidelity, tf32",
+    "EfficientNet-Lite0",
     "precision and recall",
 )
 
@@ -107,6 +111,14 @@ def their_features(args: argparse.Namespace, products: str) -> dict:
     return {"products": products, "images/s": rate}
 
 
+def lite0_features(args: argparse.Namespace) -> dict:
+    """EfficientNet-Lite0 with its default batch, the resize by Pillow included."""
+    images = some_images(args.images)
+    extractor = extractors.open_extractor("lite0")
+    rate = median_rate(lambda: extractor.extract(images), args)
+    return {"cores": len(os.sched_getaffinity(0)), "images/s": rate}
+
+
 def precision_recall(args: argparse.Namespace) -> dict:
     """Time and memory of precision and recall of random features."""
     draw = np.random.default_rng(0)
@@ -147,6 +159,8 @@ def measure(args: argparse.Namespace, variant: dict) -> dict:
         return our_features(args, how)
     if program == "torch-fidelity":
         return their_features(args, how)
+    if program == "EfficientNet-Lite0":
+        return lite0_features(args)
     return precision_recall(args)
 
 

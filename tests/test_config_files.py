@@ -65,7 +65,8 @@ def test_configs_are_a_part_of_the_package_in_a_clone_too():
 
 def test_every_config_is_listed_with_its_variants():
     assert {"emoji", "pixnerd", "pixelflow", "pixelgen"} <= set(config_files.names())
-    assert config_files.variants("emoji") == ("demo", "shipped")
+    names = ("demo", "shipped", "styles", "styles256")
+    assert config_files.variants("emoji") == names
     summary, variants = config_files.described("emoji")
     assert summary.startswith("emoji: Quick start") and "demo, shipped" in variants
 

@@ -49,13 +49,14 @@ def open_extractor(
     name: str,
     weights: str = "",
     *,
-    batch: int = 64,
+    batch: int | None = None,
     devices: list | None = None,
 ) -> NetworkExtractor:
     """The extractor of that name, its parameters on the devices.
 
     `weights` names its file ("" for lite0: the installed package's); `batch` is that
-    of one device; `devices` are this process' (default: all it has). Raises
+    of one device (None: 64, and on a CPU one image for each of its cores); `devices`
+    are this process' (default: all it has). Raises
     EvaluationError for an unknown name, WeightsError for an absent, damaged or other
     file.
     """

@@ -24,6 +24,7 @@ from pixelflow_jax import sharding
 from pixelflow_jax.errors import EvaluationError
 
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
+BATCH = 64  # images of one device, by default; on CPUs see `_default_batch`
 IN_FLIGHT = 2  # batches on the device while the next one is prepared
 
 
@@ -92,15 +93,22 @@ class NetworkExtractor:
         *,
         file_sha256: str,
         weights_digest: str,
-        batch: int = 64,
+        batch: int | None = None,
         devices: list | None = None,
     ):
-        mesh = sharding.MeshShape().build(devices or jax.local_devices())
+        devices = devices or jax.local_devices()
+        batch = batch or _default_batch(devices)
+        mesh = sharding.MeshShape().build(devices)
         self.file_sha256, self.weights_digest = file_sha256, weights_digest
         self._network, self._split = network, sharding.batch_sharding(mesh)
         self._params = jax.device_put(params, sharding.replicated(mesh))
         self._batch = batch * sharding.batch_shards(mesh)
         self._program = jax.jit(network.features, out_shardings=self._split)
+
+    @property
+    def batch(self) -> int:
+        """Images that all devices look at together."""
+        return self._batch
 
     @property
     def name(self) -> str:
@@ -146,6 +154,17 @@ class NetworkExtractor:
         for array in out.values():
             array.copy_to_host_async()
         return out, count
+
+
+def _default_batch(devices: list) -> int:
+    """Images at a time on each device; on CPUs one for every core.
+
+    A core's caches hold what a network makes of one image, and no more; and the last
+    batch, which is filled up, costs as much as the others.
+    """
+    if devices[0].platform != "cpu":
+        return BATCH
+    return max(1, (os.cpu_count() or 1) // len(devices))
 
 
 def check_images(images: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from jax import Array
 
 from pixelflow_jax.errors import WeightsError
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.teachers.depthwise import depthwise
 from pixelflow_jax.tensors import mapping
 from pixelflow_jax.tensors.layouts import convolution
 from pixelflow_jax.tensors.locate import Origin, load, packaged
@@ -147,7 +148,8 @@ def _stages(params: dict, images: Array) -> list[Array]:
         own, before = params[str(i)], x
         if "expand" in own:
             x = jax.nn.relu6(_convolve(own["expand"], x))
-        x = _convolve(own["depthwise"], x, block.stride, groups=block.hidden)
+        x = depthwise(x, own["depthwise"]["kernel"], block.stride, "SAME")
+        x = _normed(own["depthwise"], x)
         x = _convolve(own["project"], jax.nn.relu6(x))
         if block.stride == 1 and block.inputs == block.outputs:
             x = x + before
@@ -167,7 +169,7 @@ def classify(params: dict, seen: Array) -> Array:
     return seen @ params["classes"]["kernel"] + params["classes"]["bias"]
 
 
-def _convolve(params: dict, x: Array, stride: int = 1, groups: int = 1) -> Array:
+def _convolve(params: dict, x: Array, stride: int = 1) -> Array:
     """A convolution, padded as TensorFlow does, and its batch norm; float32."""
     kernel = params["kernel"]
     x = jax.lax.conv_general_dilated(
@@ -176,8 +178,12 @@ def _convolve(params: dict, x: Array, stride: int = 1, groups: int = 1) -> Array
         (stride, stride),
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
     )
+    return _normed(params, x)
+
+
+def _normed(params: dict, x: Array) -> Array:
+    """A batch norm by its running statistics, float32."""
     scale = params["weight"] * jax.lax.rsqrt(params["running_var"] + EPSILON)
     return (x - params["running_mean"]) * scale + params["bias"]
 

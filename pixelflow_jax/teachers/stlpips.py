@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from pixelflow_jax.nn.precision import Precision
+from pixelflow_jax.teachers.depthwise import depthwise
 from pixelflow_jax.teachers.lpips import channel_weights, compare, maxima, scaled
 from pixelflow_jax.teachers.resize import enlarge, size_at_least
 from pixelflow_jax.tensors import mapping
@@ -130,14 +131,7 @@ def halved(x: Array) -> Array:
     channels = x.shape[-1]
     x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
     kernel = jnp.broadcast_to(BLUR[..., None, None], (3, 3, 1, channels))
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        (2, 2),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=channels,
-    )
+    return depthwise(x, kernel.astype(x.dtype), 2, "VALID")
 
 
 def _convolve(params: dict, x: Array) -> Array:

@@ -42,6 +42,52 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(file), target
 
 
+def flags(command: pages.Command) -> dict[str, str]:
+    """The verb of a command of ours and its flags; empty for other programs."""
+    if "pixelflow" not in command.words:
+        return {}
+    verb, *rest = command.words[command.words.index("pixelflow") + 1 :]
+    return {"verb": verb, **dict(word.partition("=")[::2] for word in rest)}
+
+
+def trained(command: pages.Command) -> str:
+    """The run that a command trains; "" for none."""
+    given = flags(command)
+    trains = given.get("verb") in ("train", "quickstart")
+    return given.get("--workdir", "") if trains else ""
+
+
+def drawn_upon(command: pages.Command) -> set[str]:
+    """The runs that it needs weights of."""
+    given = flags(command)
+    named = {given.get("--config.init_from", ""), given.get("--guide", "")}
+    if not trained(command) and "--weights" not in given:
+        named.add(given.get("--workdir", ""))
+    return {run for run in named if run.startswith("runs/")}
+
+
+def test_a_page_says_where_the_runs_come_from_that_it_draws_upon():
+    """A page that is copied alone leads to the one that trains what it starts with."""
+    commands = {
+        page: [c for b in pages.blocks(page) if not b.needs for c in sh_commands(b)]
+        for page in pages.pages()
+    }
+    makers = {page: {*map(trained, done)} for page, done in commands.items()}
+    for page, done in commands.items():
+        here, links = set(), LINK.findall(page.read_text("utf-8"))
+        linked = {(page.parent / link.partition("#")[0]).resolve() for link in links}
+        led_to = {run for other in linked & {*makers} for run in makers[other]}
+        for command in done:
+            missing = drawn_upon(command) - here - led_to
+            assert not missing, f"{page.name}: {command.words}"
+            here.add(trained(command))
+
+
+def sh_commands(block: pages.Block) -> list[pages.Command]:
+    """Its commands; none of what is no shell block."""
+    return pages.commands(block) if block.language in pages.SHELL else []
+
+
 def test_every_page_is_in_the_navigation():
     site = (ROOT / "mkdocs.yml").read_text("utf-8")
     nav = re.findall(r" ([\w/]+\.md)(?: +#.*)?$", site.partition("\nnav:")[2], re.M)

@@ -14,14 +14,14 @@ from tests.training import tiny
 # Pages of which each may use what the ones before it have made.
 GUIDE = (
     "README.md",
-    *("getting_started", "training", "own_images", "captions"),
+    *("getting_started", "training", "own_images", "captions", "evaluation"),
     *("sample", "publish", "official_weights", "fine_tuning", "methods/asymflow"),
 )
 # Blocks that set up a machine, which is not repeated here, or that others run.
 SETTING_UP = ("git", "make", "cd", ".", "python3", "pip", "python")
 # A page is as true with fewer steps and images.
 FEW_STEPS = 2
-FEWER = {"--sample_steps": "2", "--count": "4"}
+FEWER = {"--sample_steps": "2", "--count": "4", "--num_samples": "4"}
 
 
 def story(page: str) -> list[Block]:

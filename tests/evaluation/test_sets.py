@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from pixelflow_jax.errors import EvaluationError, UserError
-from pixelflow_jax.evaluation import accumulator, extractors, metrics
+from pixelflow_jax.evaluation import accumulator, extractors, features, metrics
 from pixelflow_jax.evaluation.accumulator import Accumulator, Kept
 from pixelflow_jax.evaluation.features import FEATURES, LOGITS, check_images
 from pixelflow_jax.evaluation.image_sets import open_images
@@ -57,6 +57,16 @@ def test_the_last_batch_counts_only_its_images(count):
     for key, array in one.items():
         assert array.shape == (count, sets.WIDTH) and array.dtype == np.float32
         np.testing.assert_allclose(all_devices[key], array, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("cores", "batch"), [(3, 3), (1, 1), (None, 1)])
+def test_a_cpu_looks_at_one_image_a_core(monkeypatch, cores, batch):
+    monkeypatch.setattr(features.os, "cpu_count", lambda: cores)
+    network = sets.extractor(devices=jax.devices()[:1], batch=None)
+    assert network.extract(sets.images(4))[FEATURES].shape == (4, sets.WIDTH)
+    assert network.batch == batch
+    several = sets.extractor(devices=jax.devices()[:2], batch=None)
+    assert several.batch == 2
 
 
 @pytest.mark.parametrize(

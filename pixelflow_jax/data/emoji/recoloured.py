@@ -4,10 +4,12 @@ Nearly every object of an emoji set comes in one colour, so nothing in training 
 the word for a colour from the object. Copies in other colours do.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator
 from typing import cast
 
@@ -71,11 +73,13 @@ class RecolouredSource:
 
     def __init__(self, source: LabelledSource, copies: int, kept: tuple[str, ...]):
         self._source, self.class_names = source, source.class_names
-        made = [
-            (number, *copy)
-            for number in range(len(source))
-            for copy in _copies(source[number], copies, kept)
-        ]
+
+        def of(number: int) -> list[tuple[int, np.ndarray, tuple[str, ...]]]:
+            return [(number, *copy) for copy in _copies(source[number], copies, kept)]
+
+        # Large pictures take long to paint, and NumPy lets other threads work.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            made = [one for some in threads.map(of, range(len(source))) for one in some]
         if not made:
             raise DataError(
                 "No drawing can be painted in another colour, since no caption names "
