@@ -60,7 +60,7 @@ def shipped() -> Experiment:
         ema=(0.999,),
         checkpoint=Checkpointing(every=10_000, keep=2),
         log=Logging(every=250, preview_every=5000, preview_count=72),
-        sampling=PRESETS["emoji_adams20"](),
+        sampling=PRESETS["emoji_heun20"](),
     )
 
 

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks.study.rows import ROWS, Claim
 from benchmarks.study.tables import Lines, name_of, spread
 
-LEFT, WIDE, HIGH, TOP = 330, 420, 26, 44
+LEFT, WIDE, HIGH, TOP = 390, 420, 26, 44
 INK, DOT, FAINT = (30, 30, 30), (59, 82, 139), (215, 215, 215)
 
 

@@ -162,8 +162,18 @@ class Claim:
 
 
 NEW = tuple(f"{kind}_rank{r}_frequency" for kind in DECODERS for r in (0, 8, 16))
-RECIPES = (*(f"{kind}_clean" for kind in DECODERS), "stages3_clean", *NEW)
-OWN = ("field_velocity", "deco_velocity", "stages3", "rank0", "rank8")
+RANKED = tuple(f"rank{r}_frequency" for r in (0, 8, 16, 48))
+RECIPES = (*(f"{kind}_clean" for kind in DECODERS), "stages3_clean", *RANKED, *NEW)
+# AsymFlow's with the ranks that were tried: the best of them counts as its own.
+OWN = (
+    "field_velocity",
+    "deco_velocity",
+    "stages3",
+    "rank0",
+    "rank8",
+    "rank16",
+    "rank48",
+)
 
 CLAIMS = (
     Claim(

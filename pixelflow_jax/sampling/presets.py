@@ -131,15 +131,24 @@ def euler10_cfg4() -> Sampling:
 
 
 def emoji_adams20() -> Sampling:
-    """The shipped emoji model, by FD-lite0: Adams-Bashforth 2, 20 steps, CFG 3.
+    """The shipped emoji model in half the time: Adams-Bashforth 2, 20 steps, CFG 3."""
+    return Sampling(
+        solver=AdamsBashforth(order=2),
+        grid=Grid(steps=20),
+        guidance=ClassifierFree(scale=3.0, low=0.1, high=1.0),
+    )
+
+
+def emoji_heun20() -> Sampling:
+    """The shipped emoji model, by FD-lite0: Heun, 20 steps, shift 1.5, CFG 2.
 
     No finer than `PredictClean.t_eps` = 1 / 20: the clamp leaves noise in images whose
     last step is shorter (docs/evaluation.md, "Sweep").
     """
     return Sampling(
-        solver=AdamsBashforth(order=2),
-        grid=Grid(steps=20),
-        guidance=ClassifierFree(scale=3.0, low=0.1, high=1.0),
+        solver=Heun(),
+        grid=Grid(steps=20, shift=1.5),
+        guidance=ClassifierFree(scale=2.0),
     )
 
 
@@ -160,4 +169,5 @@ PRESETS: dict[str, Callable[[], Sampling]] = {
     "adams25_cfg4": adams25_cfg4,
     "euler10_cfg4": euler10_cfg4,
     "emoji_adams20": emoji_adams20,
+    "emoji_heun20": emoji_heun20,
 }

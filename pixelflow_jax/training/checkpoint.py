@@ -7,6 +7,7 @@ whole or not at all: an interrupted save leaves only a temporary folder behind.
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import pathlib
 import shutil
@@ -88,6 +89,17 @@ class Checkpointing:
         return []
 
 
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without Orbax's warnings, such as that a folder is only read."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 class Checkpointer:
     """Writes and reads the checkpoints of one run, in the background."""
 
@@ -105,7 +117,10 @@ class Checkpointer:
             )
         self._allowed = () if policy is None else policy.allow
         options = ocp.CheckpointManagerOptions(
-            read_only=True, enable_async_checkpointing=False
+            read_only=True,
+            save_interval_steps=0,
+            create=False,
+            enable_async_checkpointing=False,
         )
         self._writes = policy is not None
         self._checked: set[int] = set()  # steps whose files are as written
@@ -127,11 +142,12 @@ class Checkpointer:
         # Orbax looks for steps with glob, and reads the metadata of each.
         unlisted = integrity.hidden(self.directory, aside=False)
         self._alias = PlainAlias(self.directory, unlisted)
-        self._manager = ocp.CheckpointManager(
-            self._in_store or self._alias.path,
-            item_names=("state", "data", "config"),
-            options=options,
-        )
+        with _hushed():
+            self._manager = ocp.CheckpointManager(
+                self._in_store or self._alias.path,
+                item_names=("state", "data", "config"),
+                options=options,
+            )
 
     def _check_writable(self) -> None:
         try:

@@ -91,7 +91,7 @@ def tell(blocks: list[Block], folder) -> None:
         text=True,
         cwd=folder,
         env=environment(),
-        timeout=1800,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = json.loads(done.stdout)

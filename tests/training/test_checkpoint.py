@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import shutil
 
 import jax
@@ -308,6 +309,16 @@ def test_half_written_folders_are_passed_over(finished, images, tmp_path):
     shutil.rmtree(folder / "9.orbax-checkpoint-tmp-0" / "config")
     state, _ = resume(tmp_path / "run", images)
     tiny.assert_identical(state, last)
+
+
+def test_a_reader_hears_nothing_of_the_library(tmp_path, caplog):
+    """As from a script or a notebook, in which no command has hushed it."""
+    (tmp_path / "checkpoints").mkdir()
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.WARNING, "absl"):
+        Checkpointer(tmp_path / "checkpoints", None)
+        assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+        logging.getLogger("absl").warning("others are heard as before")
+    assert caplog.messages[-1:] == ["others are heard as before"]
 
 
 def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path):
