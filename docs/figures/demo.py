@@ -29,7 +29,7 @@ FLAGS = (
 )
 WAIT = 600_000  # milliseconds
 WIDE, PHONE = (1200, 1000), (390, 844)  # pixels of a window
-PROMPTS = ("purple banana", "blue car", "green apple, fluent 3d", "sad cat face")
+PROMPTS = ("purple car", "blue cat face", "red apple, fluent 3d", "green heart, noto")
 # The page names a picture before its file has come.
 COME = """place => [...document.querySelectorAll(place + ' img')].some(
     image => image.complete && image.naturalWidth >= 128)"""
