@@ -85,7 +85,7 @@ setup(
     package_dir={name: name.removeprefix("pixelflow_jax.") for name in BESIDE},
     package_data={
         "pixelflow_jax": ["py.typed"],
-        "pixelflow_jax.assets": ["*.safetensors"],
+        "pixelflow_jax.assets": ["*.safetensors", "README.md"],
     },
     install_requires=CORE,
     extras_require={

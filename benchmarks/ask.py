@@ -1,6 +1,7 @@
 """What a text-to-image model of emoji is asked, and the rows that its answers make."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,9 @@ OBJECTS = ("apple", "car", "house", "heart", "cat face", "dog face", "bird", "fi
 OBJECTS += ("star", "balloon")
 # For models of faces, hearts, flags and fruit alone: none has copies in other colours.
 FEW = ("apple", "heart", "banana", "strawberry", "carrot", "grinning", "cry")
+# What pictures of other styles than OpenMoji's show, by their captions.
+IN_OTHER_STYLES = ("orange apple", "orange house", "grey heart", "yellow cat face")
+IN_OTHER_STYLES += ("red bird", "blue bird", "pink bird", "grey bird", "orange star")
 COARSE = 32  # pixels of the real drawings that show what the features forgive
 
 
@@ -46,12 +50,17 @@ class Questions:
 
     def once(self) -> "Questions":
         """The first prompt of every group alone."""
+        first = np.arange(len(self.prompts)) % self.each == 0
+        return dataclasses.replace(self.part(self.name, first), each=1)
+
+    def part(self, name: str, chosen: np.ndarray) -> "Questions":
+        """The `chosen` prompts alone, bool [n], whole groups but for `once`."""
         return dataclasses.replace(
             self,
-            each=1,
-            prompts=self.prompts[:: self.each],
-            targets=self.targets[:: self.each],
-            colours=self.colours[:: self.each],
+            name=name,
+            prompts=list(itertools.compress(self.prompts, chosen)),
+            targets=self.targets[chosen],
+            colours=self.colours[chosen],
         )
 
 
@@ -110,16 +119,19 @@ def row(questions: Questions, images: np.ndarray, similar: np.ndarray, by: str) 
     asked = questions.colours
     found = np.array([main_colour(image) for image in images])
     usual = np.array([main_colour(image) for image in questions.candidates])
-    usual = usual[questions.targets]
+    usual, named = usual[questions.targets], asked != ""
+    error = retrieval.standard_error
     return {
         "prompts": questions.name,
         "images_by": by,
         "images": len(images),
         **ranked(ranks, similar.shape[1]),
-        "recall_1_error": retrieval.standard_error(ranks <= 1, questions.groups),
-        "with_colour": int((asked != "").sum()),
-        "colour": share((found == asked)[asked != ""]),
-        "usual_colour": share((found == usual)[(asked != usual) & (asked != "")]),
+        "recall_1_error": error(ranks <= 1, questions.groups),
+        "recall_5_error": error(ranks <= 5, questions.groups),
+        "with_colour": int(named.sum()),
+        "colour": share((found == asked)[named]),
+        "colour_error": error((found == asked)[named], questions.groups[named]),
+        "usual_colour": share((found == usual)[(asked != usual) & named]),
     }
 
 
@@ -136,6 +148,18 @@ def ranked(ranks: np.ndarray, candidates: int) -> dict:
 def share(hits: np.ndarray) -> float | str:
     """The mean of `hits`, "" without any."""
     return float(hits.mean()) if len(hits) else ""
+
+
+def in_no_style(
+    questions: Questions, images: np.ndarray, similar: np.ndarray
+) -> list[dict]:
+    """Rows of the combinations that no style's captions have, nor OpenMoji's."""
+    new = ~np.isin(questions.prompts, IN_OTHER_STYLES)
+    part = questions.part(f"{questions.name}, in no style", new)
+    return [
+        row(part, images[new], similar[new], "trained"),
+        row(part.swapped(), images[new], similar[new], "trained, wrong prompts"),
+    ]
 
 
 def by_chance(questions: Questions) -> dict:

@@ -48,10 +48,13 @@ def recall(placed: np.ndarray, within: int) -> float:
     return float(np.mean(placed <= within))
 
 
-def standard_error(hits: np.ndarray, groups: np.ndarray) -> float:
+def standard_error(hits: np.ndarray, groups: np.ndarray) -> float | str:
     """That of the mean of `hits` [n], whose groups [n], equally large, are independent.
 
-    Images of the same drawing fail together, so drawings are what is counted.
+    Images of the same drawing fail together, so drawings are what is counted. Fewer
+    than two give "".
     """
     means = [hits[groups == group].mean() for group in np.unique(groups)]
+    if len(means) < 2:
+        return ""
     return float(np.std(means, ddof=1) / np.sqrt(len(means)))

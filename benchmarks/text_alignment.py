@@ -7,7 +7,8 @@ Every drawing of the held-out split is drawn from its captions, and looked for a
 real drawings of that split by the cosine of EfficientNet-Lite0's features: recall at 1
 and 5, and the median rank. The same goes for as many drawings of the training split,
 and for objects in colours that no training caption gives them ("new combinations",
-where the candidates are the objects' real drawings).
+where the candidates are the objects' real drawings; "in no style": without those that
+captions of other styles of emoji have).
 
 `colour` is the share of images whose main colour is the one that the prompt names,
 `usual_colour`, where it names another, that of images in the colour of the object's
@@ -119,6 +120,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
         rows += found
         if not categories:
             categories = ask.by_category(questions, near, held.labels, held.class_names)
+        if questions is asked[-1]:
+            rows += ask.in_no_style(questions, drawn, near)
     return [{"step": pipeline.step, **one} for one in rows + categories]
 
 

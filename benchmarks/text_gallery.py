@@ -58,6 +58,7 @@ def held_out(pipeline: Pipeline, held: EmojiSource, seed: int) -> np.ndarray:
 def colours(pipeline: Pipeline, training: EmojiSource, seed: int) -> np.ndarray:
     """COUNT of the combinations that `ask` asks for."""
     prompts = ask.of_combinations(training, 1).prompts
+    prompts = [text for text in prompts if text not in ask.IN_OTHER_STYLES]
     chosen = np.random.default_rng(seed).permutation(len(prompts))[:COUNT]
     some = [prompts[number] for number in sorted(chosen)]
     drawn = pipeline(some, seed=seed, progress=True)

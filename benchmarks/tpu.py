@@ -13,12 +13,17 @@ left where the costs are counted, "loops" how many the program has.
 XLA counts a Pallas kernel by the estimate that it brings; splash attention has none,
 and what it does is added (`benchmarks.tpu_calls`). `--attention xla` goes without it.
 
+Compiling a whole model takes its minutes. `--blocks 1 3` compiles models of one and of
+three blocks in its place, and continues all figures in a straight line to its depth;
+PixelFlow-XL's 28 blocks came out within 2 % of the whole, but 12 % below in memory.
+
 `batch` is that of all devices together. Training splits parameters and optimizer over
 all devices (fsdp), sampling copies the parameters to each.
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -113,20 +118,29 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--program", nargs="+", default=["train"], choices=PROGRAMS)
     parser.add_argument("--terms", nargs="+", default=["flow"], choices=["flow", "all"])
     parser.add_argument("--attention", nargs="+", default=["auto"], choices=ATTENTIONS)
+    parser.add_argument("--blocks", type=int, nargs=2, help="depths to compile instead")
     parser.add_argument("--json", type=pathlib.Path, help="append the record here")
     parser.add_argument("--table", type=pathlib.Path, help="print this file instead")
     return parser.parse_args()
 
 
 def measure(
-    config: str, program: str, terms: str, attention: str, where: Place
+    config: str,
+    program: str,
+    terms: str,
+    attention: str,
+    where: Place,
+    depth: int | None = None,
 ) -> dict:
-    """One program for one topology."""
+    """One program for one topology, of a model of `depth` blocks if that is given."""
     experiment = written_out(harness.load_config(config), terms)
     experiment.kernels.attention = attention
     topology, batch = where
     row = {"config": experiment.name, "topology": topology, "batch": batch}
     row |= {"program": program, "terms": terms, "attention": attention}
+    if depth:
+        experiment.model.depth = depth
+        experiment.model.feature_layer = min(experiment.model.feature_layer, depth)
     try:
         programs = PROGRAMS[program](experiment, tpu_devices(topology), batch)
     except jax.errors.JaxRuntimeError as error:
@@ -134,6 +148,23 @@ def measure(
             raise
         return {**row, "fits": False, "why": str(error).splitlines()[0]}
     return row | prediction(programs, _chip(row))
+
+
+def continued(config: str, *where: object, blocks: tuple[int, int]) -> dict:
+    """`measure` of the whole model, by a straight line through two depths."""
+    depth = harness.load_config(config).model.depth
+    first, second = (measure(config, *where, depth=count) for count in blocks)
+    return straight(first, second, blocks, depth)
+
+
+def straight(first: dict, second: dict, blocks: tuple[int, int], depth: int) -> dict:
+    """The row at `depth` on the line through those of two numbers of blocks."""
+    share = (depth - blocks[0]) / (blocks[1] - blocks[0])
+    at = {k: first[k] + share * (second[k] - first[k]) for k in LINEAR}
+    at["attention_kernels"] = round(at["attention_kernels"])
+    at["fits"] = at["peak_gb"] < _chip(first).memory / 1e9
+    at["predicted_ms"] = max(at["flops_ms"], at["bytes_ms"])
+    return first | at | {"blocks": list(blocks)}
 
 
 def written_out(config: Experiment, terms: str = "all") -> Experiment:
@@ -267,8 +298,11 @@ def _loops(program: object) -> int:
 
 
 PROGRAMS = {"train": training, "sampler": sampling}
+# What grows by as much with every block.
+LINEAR = ("tflop", "gbytes", "arguments_gb", "temporary_gb", "peak_gb", "flops_ms")
+LINEAR += ("bytes_ms", "attention_kernels")
 COLUMNS = {
-    "program": lambda r: f"{r['config']}, {_kind(r)}",
+    "program": lambda r: f"{r['config']}, {_kind(r)}{_compiled(r)}",
     "attention": lambda r: r.get("attention", "xla"),
     "chips": lambda r: r["topology"],
     "images a chip": lambda r: f"{r['batch'] // _chips(r)}",
@@ -299,6 +333,11 @@ def _kind(row: dict) -> str:
     return "training, all terms" if row["terms"] == "all" else "training, flow matching"
 
 
+def _compiled(row: dict) -> str:
+    first, second = row.get("blocks") or (0, 0)
+    return f", by {first} and {second} blocks" if second else ""
+
+
 def _chip(row: dict) -> Chip:
     return CHIPS[row["topology"].split(":")[0]]
 
@@ -315,7 +354,10 @@ def main() -> None:
         return
     names = ("config", "program", "terms", "attention", "topology", "batch")
     choices = itertools.product(*(getattr(args, name) for name in names))
-    harness.report([measure(*c[:4], Place(*c[4:])) for c in choices], args.json)
+    find = measure
+    if args.blocks:
+        find = functools.partial(continued, blocks=tuple(args.blocks))
+    harness.report([find(*c[:4], Place(*c[4:])) for c in choices], args.json)
 
 
 if __name__ == "__main__":

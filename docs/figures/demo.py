@@ -29,7 +29,7 @@ FLAGS = (
 )
 WAIT = 600_000  # milliseconds
 WIDE, PHONE = (1200, 1000), (390, 844)  # pixels of a window
-PROMPTS = ("purple banana", "blue grinning face", "green apple", "red heart")
+PROMPTS = ("purple banana", "blue car", "green apple, fluent 3d", "sad cat face")
 # The page names a picture before its file has come.
 COME = """place => [...document.querySelectorAll(place + ' img')].some(
     image => image.complete && image.naturalWidth >= 128)"""
@@ -111,7 +111,7 @@ def prompts(view: Page, folder: pathlib.Path) -> None:
     view.locator("#prompt textarea").wait_for(timeout=WAIT)
     view.fill("#prompt textarea", "\n".join(PROMPTS))
     number(view, "count", 1)
-    generate(view, "4 images of 32 x 32 pixels")
+    generate(view, "4 images of 64 x 64 pixels")
     shown(view, "picture", "animation")
     time.sleep(1.5)
     picture(view, folder / "demo_prompt.png")

@@ -102,6 +102,18 @@ def test_new_combinations_are_new(training):
     assert main_colour(asked.candidates[apple]) == "red"
 
 
+def test_combinations_that_another_style_shows_are_counted_apart(training):
+    asked = ask.of_combinations(training, 2)
+    red = np.stack([square(RED)] * len(asked.prompts))
+    similar = np.ones((len(asked.prompts), len(asked.candidates)))
+    part, wrong = ask.in_no_style(asked, red, similar)
+    assert part["prompts"] == wrong["prompts"] == "new combinations, in no style"
+    assert part["images"] == len(asked.prompts) - 2 * len(ask.IN_OTHER_STYLES)
+    new = {text for text in asked.prompts if text not in ask.IN_OTHER_STYLES}
+    share = sum(text.startswith("red ") for text in new) / len(new)
+    assert part["colour"] == pytest.approx(share)
+
+
 def test_models_of_few_things_are_asked_for_those():
     few = Emoji(
         categories=("Smileys & Emotion", "Food & Drink"),

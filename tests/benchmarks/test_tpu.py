@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from benchmarks import tpu, tpu_calls
+from benchmarks import tpu, tpu_attention, tpu_calls
 from configs import pixnerd
 from pixelflow_jax.config_io import walk
 from pixelflow_jax.experiment import Experiment
@@ -45,6 +45,36 @@ def test_the_table_has_a_line_for_each_row_of_the_results():
     shown = tpu.table(lines)
     assert len(shown.splitlines()) == 2 + len(lines)
     assert shown in (ROOT / "benchmarks" / "RESULTS.md").read_text()
+
+
+def test_two_shallow_models_say_what_a_deep_one_takes():
+    """Five at one block and nine at three: eleven at four."""
+    first = {**dict.fromkeys(tpu.LINEAR, 5.0), "topology": "v5e:2x4", "batch": 64}
+    second = {**first, **dict.fromkeys(tpu.LINEAR, 9.0), "flops_ms": 13.0}
+    found = tpu.straight(first, second, (1, 3), 4)
+    assert found["gbytes"] == found["peak_gb"] == found["attention_kernels"] == 11
+    assert found["predicted_ms"] == found["flops_ms"] == 17
+    assert found["fits"] and not tpu.straight(first, second, (1, 3), 7)["fits"]
+
+
+def test_what_stays_in_the_vector_memory_moves_nothing():
+    """An array of 8 x 72 fills a tile of 8 x 128; a name for it takes nothing."""
+    program = """
+%fused (a: bf16[8,72]) -> bf16[8,72] {
+  %inner.1 = bf16[8,72]{1,0:T(8,128)(2,1)} negate(%a)
+}
+ENTRY %main (a: bf16[8,72]) -> bf16[8,72] {
+  %a.1 = bf16[8,72]{1,0:T(8,128)(2,1)} parameter(0)
+  %start = (bf16[8,72]{1,0:T(8,128)(2,1)S(1)}, bf16[8,72]{1,0:T(8,128)(2,1)}, \
+u32[]{:S(2)}) copy-start(%a.1), backend_config={"used":[]}
+  %done = bf16[8,72]{1,0:T(8,128)(2,1)S(1)} copy-done(%start)
+  %name = bf16[8,72]{1,0:T(8,128)(2,1)} bitcast(%a.1)
+  ROOT %sum.1 = bf16[8,72]{0,1:T(8,128)(2,1)} fusion(%done, %name), calls=%fused
+}
+"""
+    tile, turned = 2 * 8 * 128, 2 * 72 * 128
+    # Read for the copy and as the name; written with 72 rows of 8 in tiles.
+    assert tpu_attention.moved(program) == tile + tile + turned
 
 
 def call(kind: str, results: str, operands: str, blocks: str) -> str:

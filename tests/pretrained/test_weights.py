@@ -373,6 +373,18 @@ def test_a_single_file_of_before_the_versions_is_read():
     assert Pipeline.from_pretrained(shipped).step == 20_000
 
 
+@pytest.mark.parametrize("name", ["emoji", "emoji_t2i"])
+def test_models_of_the_package_are_small_and_name_no_folder_of_their_training(name):
+    asset = resources.asset(name)
+    assert asset.stat().st_size < 16_000_000
+    with safe_open(asset, "numpy") as file:
+        config = json.loads(file.metadata()["pixelflow_jax"])["config"]
+    given = json.dumps(config["data"])
+    assert '": "/' not in given, given
+    trained = "emoji" if name == "emoji" else "emoji_t2i_styles"
+    assert config["name"] == trained
+
+
 def test_a_model_of_the_package_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = published.find("emoji")
