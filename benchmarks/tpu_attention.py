@@ -28,7 +28,8 @@ from pixelflow_jax.nn.attention import attend  # isort: skip
 from pixelflow_jax.nn.kernels.choice import Attention  # isort: skip
 
 HEADS, HEAD_WIDTH = 16, 72  # of the XL models
-PLACES = ("256x8", "256x16", "256x32", "1024x4", "4096x1")  # tokens, images
+# Tokens and images.
+PLACES = ("256x8", "256x16", "256x20", "256x24", "256x32", "1024x4", "4096x1")
 ARRAY = re.compile(r"\b(bf16|f32|s32|u32|s8|pred)\[([\d,]*)\]\{([\d,]*)([^}]*)\}")
 BYTES = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "pred": 1}
 OPERATION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.+?) ([a-z][\w-]*)\((.*)")

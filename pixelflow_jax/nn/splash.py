@@ -25,7 +25,7 @@ else:
 
 # Bytes of a device's float32 logits above which the kernel gains: half of the vector
 # memory of a v5e. Compiled for v5e and v5p, the plain formula kept 32 MiB there, wrote
-# a part of 64 MiB out, all of 128 MiB, where the kernel has a fifth of its bytes.
+# a part of 64 MiB out, all of 128 MiB; `benchmarks/tpu_attention.py` has the bytes.
 LARGE = 2**26
 LANES = 128
 WIDEST = (
