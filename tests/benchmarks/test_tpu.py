@@ -57,6 +57,16 @@ def test_two_shallow_models_say_what_a_deep_one_takes():
     assert found["fits"] and not tpu.straight(first, second, (1, 3), 7)["fits"]
 
 
+def test_shallow_models_stand_for_training_alone(monkeypatch, capsys):
+    given = ["tpu", "--blocks", "1", "3", "--program", "sampler"]
+    monkeypatch.setattr("sys.argv", given)
+    with pytest.raises(SystemExit):
+        tpu.arguments()
+    assert "--program train alone" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", given[:4])
+    assert tpu.arguments().blocks == [1, 3]
+
+
 def test_what_stays_in_the_vector_memory_moves_nothing():
     """An array of 8 x 72 fills a tile of 8 x 128; a name for it takes nothing."""
     program = """
