@@ -73,7 +73,11 @@ class Form(NamedTuple):
             "solver": self.solver,
             "steps": _whole("Steps", self.steps, 1, limits.steps),
             "guidance": _number("The guidance scale", self.guidance),
-            "guidance_interval": (low, high),
+            # The sliders end where times do: there guidance has no end.
+            "guidance_interval": (
+                -math.inf if low <= 0 else low,
+                math.inf if high >= 1 else high,
+            ),
             "shift": _number("The timestep shift", self.shift),
             "height": _whole("The size", self.size, 1, limits.side),
             "width": _whole("The size", self.size, 1, limits.side),
@@ -136,8 +140,8 @@ def defaults(pipeline: Pipeline, limits: Limits) -> Defaults:
         solver=solvers[0] if solvers else "euler",
         steps=min(steps, limits.steps),
         guidance=getattr(guidance, "scale", 1.0),
-        low=getattr(guidance, "low", 0.0),
-        high=getattr(guidance, "high", 1.0),
+        low=max(0.0, getattr(guidance, "low", 0.0)),
+        high=min(1.0, getattr(guidance, "high", 1.0)),
         shift=grid.shift,
         size=sizes(pipeline, limits)[0],
     )

@@ -17,9 +17,9 @@ from pixelflow_jax.values import (
     Range,
     Scale,
     Seed,
-    Share,
     Shift,
     Steps,
+    Time,
 )
 
 Side = Annotated[int, Range(low=1, high=16_384, also=(0,))]  # 0: as trained
@@ -47,7 +47,7 @@ class SamplingOptions(TypedDict, total=False):
     shift: Shift | None
     guidance: Guidance | Scale | None
     guidance_scale: Scale | None
-    guidance_interval: tuple[Share, Share] | None
+    guidance_interval: tuple[Time, Time] | None
 
 
 class DrawOptions(SamplingOptions, total=False):

@@ -1,6 +1,7 @@
 """What a visitor may ask for: told in words where it is too much, drawn where not."""
 
 import itertools
+import math
 import pathlib
 import threading
 import time
@@ -65,13 +66,16 @@ def test_what_is_too_much_is_told_in_words(changes, words):
 def test_prompts_are_lines():
     wanted, options = FORM._replace(wanted="a cat\n\n a red heart \n").request(LIMITS)
     assert wanted == ["a cat", "a red heart"]
-    assert options["guidance_interval"] == (0.0, 1.0) and options["height"] == 64
+    always = (-math.inf, math.inf)
+    assert options["guidance_interval"] == always and options["height"] == 64
 
 
 def test_the_page_starts_with_the_models_own_settings(pipeline):
     start, sampling = defaults(pipeline, Limits()), pipeline.config.sampling
     assert start.steps == sampling.grid.steps and start.size == 64
     assert start.guidance == sampling.guidance.scale
+    # At all times, which is from end to end of the sliders.
+    assert sampling.guidance.low == -math.inf and (start.low, start.high) == (0, 1)
     assert sizes(pipeline, LIMITS)[0] == 64
     assert set(sizes(pipeline, LIMITS)) >= {32, 96, 128}
     assert max(sizes(pipeline, Limits(side=96))) == 96
