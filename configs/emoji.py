@@ -110,7 +110,7 @@ def styles() -> Experiment:
     # Clean prediction, but any rank of AsymFlow's is a flag away.
     config.prediction = PredictAsymmetric(rank=0, patch=config.model.patch)
     config.terms = [FlowMatching(), FrequencyMatching()]
-    # No finer than `PredictAsymmetric.sampling_tau`: see `PRESETS["emoji_adams20"]`.
+    # No finer than `PredictAsymmetric.sampling_tau`: see `PRESETS["emoji_heun20"]`.
     config.sampling.grid = Grid(steps=25)
     return config
 
