@@ -19,14 +19,16 @@ from pixelflow_jax.config_types import type_errors
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import Experiment, unreadable
 from pixelflow_jax.flow.solver import AdamsBashforth
+from pixelflow_jax.losses.objective import Objective
 from pixelflow_jax.models.interface import count, shape_errors
 from pixelflow_jax.nn.stack import StackConfig
+from pixelflow_jax.sampling.batches import Generator
 from pixelflow_jax.sampling.presets import PRESETS
 from pixelflow_jax.training.step import make_step
 from pixelflow_jax.validate import validate
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SHALLOW = 8  # layers: that many are traced as they are
+SHALLOW = 3  # layers: that many are traced as they are
 MAX_LINES = 240  # with the rows that a reproduction is held against
 
 
@@ -45,6 +47,40 @@ ALL = [
     for name in NAMES
     for variant in config_files.variants(name) or [""]
 ]
+
+
+# What no program that a config makes depends on, or only its sampler.
+ASIDE = {"name", "data", "log", "checkpoint", "sampling"}
+
+
+def parts(value: object) -> object:
+    """What a config, as its dict, is made of: all but how much there is of anything."""
+    match value:
+        case dict():
+            return {k: parts(v) for k, v in value.items() if k not in ASIDE}
+        case [dict(), *_]:
+            return [parts(v) for v in value]
+        case list():
+            return bool(value)
+        case bool() | str() | None:
+            return value
+    return value > 0
+
+
+def alike() -> dict[str, str]:
+    """For every config the first of its file that is like it in all but sizes."""
+    first: dict[tuple[str, str], str] = {}
+    found = {}
+    for name in ALL:
+        made_of = json.dumps(parts(load_config(name).to_dict()))
+        found[name] = first.setdefault((name.partition(":")[0], made_of), name)
+    return found
+
+
+FIRST = alike()
+FIRSTS = [name for name in ALL if FIRST[name] == name]
+REST = [name for name in ALL if FIRST[name] != name]
+LONG = [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long]) for name in REST]
 
 
 @pytest.fixture(params=ALL)
@@ -70,8 +106,26 @@ def scanned(config: Experiment) -> Experiment:
     return copy
 
 
-def test_it_builds_and_validates(config):
+@pytest.mark.parametrize("name", REST)
+def test_one_that_is_like_another_is_valid(name, monkeypatch):
+    """Its parameters have shapes; its programs, traced for the other, are not."""
+    for traced in (Objective, Generator):
+        monkeypatch.setattr(traced, "check", lambda *_: None)
+    config = load_config(name)
+    validate(config)
+    assert build.network(config).shapes()
+    assert build.step_settings(config) and config.mesh.build().size
+
+
+def test_few_configs_are_like_another_one():
+    """Those that are say so by their numbers alone; the others are traced."""
+    assert len(FIRSTS) > 40 and {name.partition(":")[0] for name in FIRSTS} == {*NAMES}
+
+
+@pytest.mark.parametrize("name", [*FIRSTS, *LONG])
+def test_it_builds_and_validates(name):
     """The data set is not opened; a whole training step is traced, nothing computed."""
+    config = load_config(name)
     assert isinstance(config, Experiment)
     config = scanned(config)
     validate(config)
