@@ -11,21 +11,13 @@ if os.environ.get("PIXELFLOW_WITHOUT_TRITON"):
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import pytest
+from absl import flags
 
-def add_xla_flags(**added: object) -> None:
-    """Add flags to $XLA_FLAGS, but for those it holds. Before jax is imported."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    for name, value in added.items():
-        flags += "" if name in flags else f" --{name}={value}"
-    os.environ["XLA_FLAGS"] = flags.strip()
+from tests import shapes
+from tests.xla_flags import QUICK, add_xla_flags
 
-
-add_xla_flags(xla_force_host_platform_device_count=8)
-
-import pytest  # noqa: E402
-from absl import flags  # noqa: E402
-
-from tests import shapes  # noqa: E402
+add_xla_flags(os.environ, xla_force_host_platform_device_count=8)
 
 shapes.install()
 
@@ -42,10 +34,13 @@ def pytest_configure(config):
     bounds only an optimised program keeps.
     """
     if config.option.markexpr == "not slow":
-        add_xla_flags(
-            xla_backend_optimization_level=0,
-            xla_llvm_disable_expensive_passes="true",
-        )
+        add_xla_flags(os.environ, **QUICK)
+
+
+def pytest_collection_finish(session):
+    """Tracing makes millions of objects, to be looked through less often."""
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -76,6 +71,17 @@ def resident_memory() -> int:
     if not statm.exists():
         return 0
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The run of tests/training/tiny.py, which many tests look at, trained once."""
+    from pixelflow_jax.training.loop import train
+    from tests.training import tiny
+
+    images = tiny.write_images(tmp_path_factory.mktemp("tiny_images"))
+    workdir = tmp_path_factory.mktemp("tiny_run")
+    return tiny.Finished(images, workdir, train(tiny.run(images), workdir))
 
 
 def golden_dir() -> pathlib.Path | None:

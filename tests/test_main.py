@@ -12,7 +12,6 @@ from pixelflow_jax import Pipeline
 from pixelflow_jax.cli import sample as draw
 from pixelflow_jax.cli import shared
 from pixelflow_jax.errors import ConfigError
-from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
 # A mistake: lines that edit the config, flags, and what the message must say.
@@ -136,14 +135,13 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.write_images(tmp_path_factory.mktemp("images"))
+def images(tiny_run):
+    return tiny_run.images
 
 
 @pytest.fixture(scope="module")
-def finished(images, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    return workdir, train(tiny.run(images), workdir)
+def finished(tiny_run, tmp_path_factory):
+    return tiny_run.copy(tmp_path_factory.mktemp("run")), tiny_run.state
 
 
 def paragraph(outcome) -> str:

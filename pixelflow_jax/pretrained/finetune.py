@@ -142,17 +142,25 @@ def changed_fields(
 
 def compare(theirs: DenoiserConfig, ours: DenoiserConfig) -> Compatibility:
     """Which parameters of model `ours` differ from those of model `theirs`, and why."""
-    shapes = _shapes(ours)
+    known: dict[str, dict[str, Shape]] = {}
+
+    def shapes_of(model: DenoiserConfig) -> dict[str, Shape]:
+        # What is taken back is often theirs, and a network takes a second to trace.
+        if repr(model) not in known:
+            known[repr(model)] = _shapes(model)
+        return known[repr(model)]
+
+    shapes = shapes_of(ours)
     if type(theirs) is not type(ours):
         return Compatibility(theirs, ours, shapes, ())
-    have, want = _joined(_shapes(theirs)), _joined(shapes)
+    have, want = _joined(shapes_of(theirs)), _joined(shapes)
     names = sorted(n for n in {*have, *want} if have.get(n) != want.get(n))
     # A parameter belongs to the kinds that change it when taken back one by one; taken
     # back together, they must leave no difference.
     back = {kind: _back(theirs, ours, (kind,)) for kind in KINDS}
     back = {kind: model for kind, model in back.items() if model != ours}
-    alone = {kind: _joined(_shapes(model)) for kind, model in back.items()}
-    together = _joined(_shapes(_back(theirs, ours, tuple(back))))
+    alone = {kind: _joined(shapes_of(model)) for kind, model in back.items()}
+    together = _joined(shapes_of(_back(theirs, ours, tuple(back))))
     listed = []
     for name in names:
         kinds = tuple(k for k in back if alone[k].get(name) != want.get(name))

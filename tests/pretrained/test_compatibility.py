@@ -109,11 +109,16 @@ def name_of(change) -> str:
     return f"{type(model).__name__}-{fields}"
 
 
+SHAPES: dict[str, dict] = {}
+
+
 def weights(model) -> dict:
     """Random parameters of a model, faster than its own initialisation."""
     rng = np.random.default_rng(9)
-    shapes = network(model, Precision()).shapes()
-    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype("float32"), shapes)
+    if repr(model) not in SHAPES:
+        SHAPES[repr(model)] = network(model, Precision()).shapes()
+    draw = lambda s: rng.normal(size=s.shape).astype("float32")
+    return jax.tree.map(draw, SHAPES[repr(model)])
 
 
 def flat(params: dict) -> dict:
@@ -263,8 +268,8 @@ def test_the_report_lists_what_is_not_taken():
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.write_images(tmp_path_factory.mktemp("images"))
+def images(tiny_run):
+    return tiny_run.images
 
 
 def begun(experiment, initial: Initial):
@@ -294,15 +299,15 @@ def test_parameters_and_averages_begin_with_what_is_given(images, tmp_path):
     assert (tmp_path / "init_from.txt").read_text() == "report\n"
 
 
-def test_a_checkpoint_of_the_run_itself_comes_first(images, tmp_path):
+def test_a_checkpoint_of_the_run_itself_comes_first(tiny_run, tmp_path):
     def fail():
         raise AssertionError("The initial weights were read for a run that goes on.")
 
+    images = tiny_run.images
     train(tiny.run(images, steps=3), tmp_path)
     anew = {"init_from": "gone", "init_ema": "raw", "init_reset": ("classes",)}
     train(tiny.run(images, initial=fail, **anew), tmp_path)
-    train(tiny.run(images), tmp_path / "alone")
-    assert tiny.history(tmp_path) == tiny.history(tmp_path / "alone")
+    assert tiny.history(tmp_path) == tiny.history(tiny_run.workdir)
 
 
 def test_the_field_and_the_weights_go_together(images):

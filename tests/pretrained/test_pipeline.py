@@ -21,14 +21,13 @@ from tests.training import tiny
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.write_images(tmp_path_factory.mktemp("images"))
+def images(tiny_run):
+    return tiny_run.images
 
 
 @pytest.fixture(scope="module")
-def finished(images, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    return workdir, train(tiny.run(images), workdir)
+def finished(tiny_run, tmp_path_factory):
+    return tiny_run.copy(tmp_path_factory.mktemp("run")), tiny_run.state
 
 
 @pytest.fixture(scope="module")

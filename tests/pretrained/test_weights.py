@@ -25,20 +25,17 @@ from pixelflow_jax.models.pixnerd_text import PixNerdText
 from pixelflow_jax.models.registry import denoiser_classes
 from pixelflow_jax.pretrained import weights as published
 from pixelflow_jax.pretrained.card import VERSION, Description
-from pixelflow_jax.training.loop import train
 from tests.training import tiny
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.write_images(tmp_path_factory.mktemp("images"))
+def images(tiny_run):
+    return tiny_run.images
 
 
 @pytest.fixture(scope="module")
-def workdir(images, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    train(tiny.run(images), workdir)
-    return workdir
+def workdir(tiny_run, tmp_path_factory):
+    return tiny_run.copy(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from tests.training import tiny
+from tests.xla_flags import QUICK, add_xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PARTS = ("pixelflow_jax", "configs", "assets")
@@ -27,6 +28,7 @@ class House:
             **tiny.environment(),
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
         }
+        add_xla_flags(self.environment, **QUICK)  # its commands compile more than run
 
     def drop(self, name: str, content: str) -> None:
         """Write a file that was not there before."""

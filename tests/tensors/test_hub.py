@@ -10,7 +10,6 @@ import pytest
 
 from pixelflow_jax import Pipeline
 from pixelflow_jax.tensors import hub
-from pixelflow_jax.training.loop import train
 from tests.hub_server import TOKEN, serve
 from tests.training import tiny
 
@@ -64,10 +63,8 @@ print(json.dumps(outcomes))
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    images = tiny.write_images(tmp_path_factory.mktemp("images"))
-    workdir = tmp_path_factory.mktemp("run")
-    train(tiny.run(images), workdir)
+def workdir(tiny_run, tmp_path_factory):
+    images, workdir = tiny_run.images, tiny_run.copy(tmp_path_factory.mktemp("run"))
     tiny.write_config(
         workdir / "tuned.py", images, "config.init_from = 'some/one@v2'\nconfig.steps=2"
     )

@@ -26,15 +26,15 @@ from tests.training import tiny
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.write_images(tmp_path_factory.mktemp("images"))
+def images(tiny_run):
+    return tiny_run.images
 
 
 @pytest.fixture(scope="module")
-def finished(images, tmp_path_factory):
+def finished(tiny_run, tmp_path_factory):
     """A run of six steps, saved after three and six, with its last state."""
-    workdir, run = tmp_path_factory.mktemp("run"), tiny.run(images)
-    return workdir, run, train(run, workdir)
+    workdir = tiny_run.copy(tmp_path_factory.mktemp("run"))
+    return workdir, tiny.run(tiny_run.images), tiny_run.state
 
 
 def resume(workdir, images, allow=(), **changes):

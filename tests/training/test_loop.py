@@ -18,14 +18,14 @@ from tests.training import tiny
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.write_images(tmp_path_factory.mktemp("images"))
+def images(tiny_run):
+    return tiny_run.images
 
 
 @pytest.fixture(scope="module")
-def whole(images, tmp_path_factory):
+def whole(tiny_run):
     """The last state of the run that nothing disturbs."""
-    return train(tiny.run(images), tmp_path_factory.mktemp("whole"))
+    return tiny_run.state
 
 
 class Changed:

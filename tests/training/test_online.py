@@ -25,8 +25,8 @@ NAME = "fd_lite0_12"
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.write_images(tmp_path_factory.mktemp("images"))
+def images(tiny_run):
+    return tiny_run.images
 
 
 @pytest.fixture(autouse=True)
@@ -59,14 +59,11 @@ def finished(images, tmp_path_factory):
     return workdir, run, state
 
 
-def test_it_is_logged_every_so_many_steps_and_changes_nothing(
-    finished, images, tmp_path
-):
+def test_it_is_logged_every_so_many_steps_and_changes_nothing(finished, tiny_run):
     workdir, _, state = finished
     assert list(values(workdir)) == [2, 4, 6]
     assert all(np.isfinite(value) for value in values(workdir).values())
-    plain = train(tiny.run(images), tmp_path)
-    tiny.assert_identical(plain, state)
+    tiny.assert_identical(tiny_run.state, state)
 
 
 def test_the_value_is_that_of_the_first_average_against_the_training_images(

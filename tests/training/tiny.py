@@ -6,9 +6,11 @@ import getpass
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -93,11 +95,29 @@ def experiment(images: str | pathlib.Path, **fields) -> Experiment:
     return Experiment(**small | fields)
 
 
+VALID: set[str] = set()  # configs that have been asked for what is wrong with them
+
+
 def run(images: pathlib.Path, devices: int = 1, initial=None, **fields) -> TrainingRun:
     """The run of `experiment` on the first `devices` devices, laid out by `mesh`."""
     shape = fields.pop("mesh", MeshShape())
-    ready = build.training_run(validated(experiment(images, **fields)), initial)
+    config = experiment(images, **fields)
+    if repr(config) not in VALID:  # to ask takes a second
+        VALID.add(repr(validated(config)))
+    ready = build.training_run(config, initial)
     return dataclasses.replace(ready, mesh=shape.build(jax.devices()[:devices]))
+
+
+class Finished(NamedTuple):
+    """A run that has ended: others look at the same, and write to copies alone."""
+
+    images: pathlib.Path
+    workdir: pathlib.Path
+    state: TrainState
+
+    def copy(self, folder: pathlib.Path) -> pathlib.Path:
+        """What it left behind, in another folder, which is returned."""
+        return shutil.copytree(self.workdir, folder, dirs_exist_ok=True)
 
 
 def saved_state(run: TrainingRun, workdir: pathlib.Path) -> TrainState:
@@ -133,11 +153,19 @@ def write_config(path: pathlib.Path, images: pathlib.Path, changes: str = "") ->
     return str(path)
 
 
-def environment(devices: int = 1, cache: bool = True) -> dict[str, str]:
-    """The environment of a command on CPU; its config files can import this module."""
+def environment(
+    devices: int = 1, cache: bool = True, optimised: bool = False
+) -> dict[str, str]:
+    """The environment of a command on CPU; its config files can import this module.
+
+    It compiles as these tests do, or as users do (`optimised`), for fewer devices.
+    """
+    count = "--xla_force_host_platform_device_count="
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    kept = [f for f in flags if not (optimised or f.startswith(count))]
     changes = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": " ".join([*kept, f"{count}{devices}"]),
         "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), str(ROOT)]),
     }
     if cache:
@@ -145,7 +173,9 @@ def environment(devices: int = 1, cache: bool = True) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
-def outcomes(commands: dict[str, list], devices: int = 1) -> dict[str, dict]:
+def outcomes(
+    commands: dict[str, list], devices: int = 1, optimised: bool = False
+) -> dict[str, dict]:
     """Code, out and error of many commands, whose arguments are given by name."""
     arguments = [[str(argument) for argument in line] for line in commands.values()]
     done = subprocess.run(
@@ -154,7 +184,7 @@ def outcomes(commands: dict[str, list], devices: int = 1) -> dict[str, dict]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment(devices),
+        env=environment(devices, optimised=optimised),
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
