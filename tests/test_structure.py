@@ -5,6 +5,7 @@ where nothing may be found, and on a small piece of bad code, where something mu
 """
 
 import ast
+import functools
 import pathlib
 import re
 import textwrap
@@ -93,7 +94,9 @@ def module(name: str, source: str, is_init: bool = False) -> Module:
     return Module(name, source, ast.parse(source), is_init)
 
 
+@functools.cache
 def package() -> list[Module]:
+    """All source files; rules only read them."""
     modules = []
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts

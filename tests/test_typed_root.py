@@ -58,6 +58,7 @@ WRONG = {
 def paths() -> dict[type, tuple[Experiment, str]]:
     """A config for every class that holds a node of it, and where it does."""
     found: dict[type, tuple[Experiment, str]] = {}
+    nodes = {cls: instance(cls) for cls in CLASSES.values()}
     # What a field may hold is put in its place, one after the other, from the root on.
     waiting = [Experiment(name="x")]
     while waiting:
@@ -67,9 +68,9 @@ def paths() -> dict[type, tuple[Experiment, str]]:
                 continue
             found[type(node)] = (config, path)
             for name, wanted in field_types(type(node)).items():
-                for cls in CLASSES.values():
-                    for value in (instance(cls), [instance(cls)], (instance(cls),)):
-                        if cls not in found and fits(value, wanted):
+                for node in [node for cls, node in nodes.items() if cls not in found]:
+                    for value in (node, [node], (node,)):
+                        if fits(value, wanted):
                             waiting.append(changed(config, path, name, value))
     return found
 
@@ -106,16 +107,20 @@ def test_every_class_has_a_place():
 @pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
 def test_a_value_of_another_type_is_named(cls):
     config, path = PLACES[cls]
+    config = Experiment.from_dict(config.to_dict())
+    node = dict(walk(config))[path]
     for name, wanted in field_types(cls).items():
-        where = f"{path}.{name}".lstrip(".")
+        where, right = f"{path}.{name}".lstrip("."), getattr(node, name)
         wrong = {k: value for k, value in WRONG.items() if not fits(value, wanted)}
         assert len(wrong) >= len(WRONG) - 5, where
         for kind, value in wrong.items():
+            setattr(node, name, value)
             with pytest.raises(ConfigError) as caught:
-                validate(changed(config, path, name, value))
+                validate(config)
             message = str(caught.value)
             assert f"- {where}" in message, f"{kind} for {where}: {message}"
             assert "must be" in message and len(message) < 700
+        setattr(node, name, right)
 
 
 @pytest.mark.parametrize(
