@@ -10,7 +10,11 @@ from benchmarks.study.run import done
 from pixelflow_jax.data.images import save_png
 
 DOCUMENT = harness.ROOT / "docs" / "evidence.md"
-SIZES = {"gpu": "64 px, on a GPU", "small": "32 px, on two CPU cores"}
+SIZES = {
+    "gpu": "64 px, on a GPU",
+    "long": "64 px, 6,000 steps",
+    "small": "32 px, on two CPU cores",
+}
 PICTURES = harness.ROOT / "docs" / "gallery" / "evidence"
 
 
