@@ -133,6 +133,7 @@ def styles256() -> Experiment:
     config.model.decoder.width = 32  # a field of 256 pixels, not of 64
     config.time = LogitNormal(mean=-0.8)  # JiT's at 256 px: noise hides less of it
     config.optimizer.lr = 8e-4  # the network is twice as wide
+    config.steps, config.batch_size = 10_000, 64
     # Clean prediction and DeCo's term, as in `configs/emoji.py`.
     config.prediction = PredictAsymmetric(rank=0, patch=16)
     config.terms = [FlowMatching(), FrequencyMatching()]

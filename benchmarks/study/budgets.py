@@ -65,8 +65,8 @@ class Budget:
         return dataclasses.replace(config, data=data, model=model)
 
 
-# Whether the order of the rows stays when they are trained for longer.
-LONG = Budget(name="long", steps=6000)
+# As many images in three times as many steps; 42 are shared evenly by three stages.
+OFTEN = Budget(name="often", steps=4500, batch=42)
 # Fewer, simpler drawings at 32 px; patches wider than the network.
 SMALL = Budget(
     name="small",
@@ -96,4 +96,4 @@ SMOKE = Budget(
     look_batch=12,
     axes={"scale": (1.0, 2.0), "steps": (4, 2)},
 )
-BUDGETS = {one.name: one for one in (Budget(), LONG, SMALL, SMOKE)}
+BUDGETS = {one.name: one for one in (Budget(), OFTEN, SMALL, SMOKE)}

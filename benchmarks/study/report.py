@@ -12,7 +12,7 @@ from pixelflow_jax.data.images import save_png
 DOCUMENT = harness.ROOT / "docs" / "evidence.md"
 SIZES = {
     "gpu": "64 px, on a GPU",
-    "long": "64 px, 6,000 steps",
+    "often": "64 px, a third of the batch",
     "small": "32 px, on two CPU cores",
 }
 PICTURES = harness.ROOT / "docs" / "gallery" / "evidence"
