@@ -8,7 +8,7 @@ pixelflow sample --workdir=runs/emoji_t2i \\
 |-----------|--------|--------|-------------|---------------------------|
 | demo      | 64     | 7.2M   | one H100    | five minutes (4 min 37 s) |
 | styles    | 64     | 7.2M   | one H200    | 4.5 minutes (270 s)       |
-| styles256 | 256    | 48M    | one GPU     | not run                   |
+| styles256 | 256    | 48M    | half a H200 | six minutes (353 s)       |
 | cpu       | 32     | 1.5M   | 2 CPU cores | minutes                   |
 
 All but `demo` learn from copies in other colours, too, so that a word for a colour
