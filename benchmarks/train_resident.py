@@ -158,6 +158,7 @@ def main() -> None:
     add = parser.add_argument
     add("config", help="file or name of a config, with its variant")
     add("--minutes", type=float, default=5.0, help="of training alone (5)")
+    add("--within", type=float, default=0.0, help="minutes with reading and compiling")
     add("--out", type=pathlib.Path, required=True, help="folder of what it writes")
     add("--records", type=int, default=0, help="the first so many images (0: all)")
     add("--prompts", type=pathlib.Path, help="JSON of prompts to draw afterwards")
@@ -173,9 +174,12 @@ def main() -> None:
     run = Run(config, own)
     facts["ready_s"] = round(time.perf_counter() - begin, 1)
     print({**harness.card(), **facts}, flush=True)
-    run.train(60 * args.minutes, args.out)
+    seconds = 60 * args.minutes
+    if args.within:
+        seconds = max(1.0, 60 * args.within - facts["ready_s"])
+    run.train(seconds, args.out)
     pipeline = run.save(args.out)
-    facts |= {"steps": pipeline.step, "minutes": args.minutes, **harness.card()}
+    facts |= {"steps": pipeline.step, "minutes": round(seconds / 60, 2), **harness.card()}
     (args.out / "facts.json").write_text(json.dumps(facts) + "\n")
     print(facts, flush=True)
     draw(pipeline, config.data.held_out(), args.out)

@@ -7,7 +7,7 @@ pixelflow train --config=emoji --workdir=runs/emoji
 | demo      | 24     | 3                | 1.2M   | 2 CPU cores | three minutes |
 | shipped   | 64     | 9                | 4.8M   | one H100    | seven minutes |
 | styles    | 64     | 9                | 7.8M   | one GPU     | not run       |
-| styles256 | 256    | 9 in four styles | 43M    | one GPU     | not run       |
+| styles256 | 256    | 9 in four styles | 43M    | half a H200 | eight minutes |
 
 The last two take the shards of four drawing styles that `pixelflow prepare
 emoji-styles` writes (docs/emoji.md): data/styles64, and with --size 256 --classes style
@@ -103,7 +103,7 @@ def styles() -> Experiment:
     """Four drawing styles at 64 px; 15.6 MB as bfloat16, to be shipped."""
     config = shipped()
     config.name = "emoji_styles"
-    config.steps = 30_000
+    config.steps, config.batch_size = 60_000, 96
     config.data.source = Shards(path="data/styles64")
     # Heads of 64 channels, as attention kernels are made for.
     config.model.width, config.model.heads = 256, 4
@@ -127,6 +127,7 @@ def styles256() -> Experiment:
     config.model.decoder.width = 32  # a field of 256 pixels, not of 16
     config.time = LogitNormal(mean=-0.8)  # JiT's at 256 px: noise hides less of it
     config.optimizer.lr = 8e-4  # the network is twice as wide
+    config.steps, config.batch_size = 10_000, 64
     return config
 
 

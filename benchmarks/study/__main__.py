@@ -10,6 +10,7 @@ python -m benchmarks.study report
 not run again. `collect` adds what lies in OUT to that file, and its pictures to
 docs/gallery/evidence; `report` writes the tables and figures of docs/evidence.md from
 the file alone. `--data` names the shards that `pixelflow prepare emoji-styles` wrote.
+`--budget=often` trains on as many images in three times as many steps,
 `--budget=small` is for two CPU cores, `--budget=smoke` only tries that all runs.
 """
 
@@ -39,7 +40,7 @@ def main() -> None:
     runs.add_argument("--workers", type=int, default=4, help="processes on the GPU")
     runs.add_argument("--seconds", type=float, default=540, help="after which to stop")
     runs.add_argument("--reserve", type=float, default=40, help="a row's own time")
-    runs.add_argument("--budget", default="gpu", help="gpu, small or smoke")
+    runs.add_argument("--budget", default="gpu", help="gpu, often, small or smoke")
     runs.add_argument("--steps", type=int, default=0, help="0: those of the budget")
     runs.add_argument("--slots", type=int, default=2, help="rows computed at a time")
     runs.add_argument("--lite0", default="", help="the file of EfficientNet-lite0")

@@ -37,12 +37,14 @@ class Counter:
         )
 
 
-def options() -> dict[str, str]:
+def options(convolutions: bool = False) -> dict[str, str]:
     """XLA's options for programs of a row, which run for seconds.
 
     On GPUs the fastest kernels are not searched for: that takes longer than it saves.
-    What looks at images does without these, since convolutions need the search.
+    Programs with `convolutions`, as networks have that look at images, need the search.
     """
     if jax.default_backend() != "gpu":
         return {}
+    if convolutions:
+        return backend.loop_options()
     return {**backend.loop_options(), "xla_gpu_autotune_level": "0"}

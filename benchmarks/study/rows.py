@@ -88,6 +88,14 @@ def _perceptual(what: str) -> Row:
     )
 
 
+def _taught(rank: int, frequency: bool) -> Row:
+    """A learnt perceptual distance with asymmetric prediction: AsymFlow and PixelGen."""
+    name = f"rank{rank}_stlpips" + ("_frequency" if frequency else "")
+    label = f"{RANKS[rank]} + ST-LPIPS" + (" + FrequencyMatching" if frequency else "")
+    weights = {"StLpips": 0.1} | (FREQUENCY if frequency else {})
+    return Row(name=name, label=label, family="perceptual", rank=rank, weights=weights)
+
+
 def _recipe(kind: str, rank: int) -> Row:
     return Row(
         name=f"{kind}_rank{rank}_frequency",
@@ -132,6 +140,8 @@ _every = [
         weights=FREQUENCY,
     ),
     *(_recipe(kind, rank) for rank in (0, 8, 16) for kind in DECODERS),
+    _recipe("field", 48),
+    *(_taught(rank, frequency) for rank in (48,) for frequency in (False, True)),
     *(_alone(name, label) for name, label in NETWORKS.items()),
     _alone("float32", "the same in float32"),
     *(_alone(name, label) for name, label in BATCHES.items()),
@@ -163,8 +173,11 @@ class Claim:
 
 NEW = tuple(f"{kind}_rank{r}_frequency" for kind in DECODERS for r in (0, 8, 16))
 RANKED = tuple(f"rank{r}_frequency" for r in (0, 8, 16, 48))
+TAUGHT = ("rank48_stlpips", "rank48_stlpips_frequency", "field_rank48_frequency")
 RECIPES = (*(f"{kind}_clean" for kind in DECODERS), "stages3_clean", *RANKED, *NEW)
-# AsymFlow's with the ranks that were tried: the best of them counts as its own.
+RECIPES += TAUGHT
+# AsymFlow's with the ranks that were tried: the best of them counts as its own. Of
+# PixelGen the one term whose network does not judge.
 OWN = (
     "field_velocity",
     "deco_velocity",
@@ -173,6 +186,7 @@ OWN = (
     "rank8",
     "rank16",
     "rank48",
+    "rank0_stlpips",
 )
 
 CLAIMS = (

@@ -11,13 +11,13 @@ from benchmarks.study.rows import ROWS, SEEDS, Claim
 SHOWN = {
     "fd_lite0": ("FD-lite0", 1),
     "fd_lite0_heldout": ("FD-lite0, held out", 1),
-    "fd_st": ("FD-ST", 2),
-    "fd_st_heldout": ("FD-ST, held out", 2),
+    "fd_st": ("FD-ST", 4),
+    "fd_st_heldout": ("FD-ST, held out", 4),
     "kid_lite0_heldout": ("KID-lite0, held out", 4),
-    "precision": ("precision", 2),
-    "recall": ("recall", 2),
-    "precision_heldout": ("precision, held out", 2),
-    "recall_heldout": ("recall, held out", 2),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "precision_heldout": ("precision, held out", 3),
+    "recall_heldout": ("recall, held out", 3),
     "copied": ("copied", 2),
 }
 NOT_RUN = "not run"
@@ -133,6 +133,17 @@ def _best(point: dict) -> str:
         "" if point["interval"] == "all" or scale == 1 else f" on {point['interval']}"
     )
     return f"scale {scale:g}{where}, {steps} steps, EMA {ema}"
+
+
+def beside(names: Sequence[str], usual: Lines, other: Lines) -> list[list[object]]:
+    """FD-lite0 of rows at two budgets, the best of the second first."""
+    rows = []
+    for name in names:
+        pair = [spread(lines.get(name, []), "fd_lite0") for lines in (usual, other)]
+        if None not in pair:
+            rows.append((ROWS[name].label, *pair))
+    rows.sort(key=lambda row: row[2].mean)
+    return [[label, *(one.words(1) for one in pair)] for label, *pair in rows]
 
 
 def missing(lines: Lines) -> list[str]:

@@ -106,7 +106,7 @@ class Together:
             np.arange(self.seeds, dtype=np.uint32),
             self._order(range(self.seeds)),
         )
-        options = compiling.options()
+        options = compiling.options(convolutions=bool(self._fixed["frozen"]))
         begin = jax.jit(self._begin).lower(seeds, self.setting.constants)
         segment = jax.jit(self._segment, donate_argnums=0).lower(
             self._states(),

@@ -248,7 +248,7 @@ def test_a_verdict_is_told_by_the_spread(tmp_path, full, word):
 
 
 def test_the_report_is_drawn_from_the_file_alone(tmp_path):
-    names = ["verdicts", "left", *(claim.name for claim in CLAIMS)]
+    names = ["verdicts", "left", "recommended", *(claim.name for claim in CLAIMS)]
     places = [f"<!-- {n}: begin --><!-- {n}: end -->" for n in names]
     document = tmp_path / "evidence.md"
     document.write_text("\n".join(places))
