@@ -5,14 +5,8 @@ import shutil
 
 import pytest
 
-pytest.importorskip(
-    "gradio", reason="the demo needs: pip install 'pixelflow_jax[demo]'"
-)
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-
-from pixelflow_jax.demo import page  # noqa: E402
-from pixelflow_jax.demo.form import Limits  # noqa: E402
-from pixelflow_jax.demo.models import Models  # noqa: E402
+from pixelflow_jax.demo.form import Limits
+from pixelflow_jax.demo.models import Models
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -27,6 +21,7 @@ COME = "place => (document.querySelector(place)?.naturalWidth ?? 0) >= 128"
 
 @pytest.fixture(scope="module")
 def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     named = os.environ.get("PIXELFLOW_BROWSER")
     found = next(
         filter(None, map(shutil.which, filter(None, [named, *BROWSERS]))), None
@@ -41,6 +36,11 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address():
+    """Gradio is imported here: whoever only collects tests would wait for it."""
+    told = "the demo needs: pip install 'pixelflow_jax[demo]'"
+    pytest.importorskip("gradio", reason=told)
+    from pixelflow_jax.demo import page
+
     models = Models(["emoji", "emoji_t2i"])
     built = page.build(models, Limits(images=4, steps=20, side=128))
     address = page.launch(built)

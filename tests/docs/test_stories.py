@@ -10,6 +10,7 @@ import pytest
 from tests.docs import pages
 from tests.docs.pages import ROOT, Block, Command
 from tests.training import tiny
+from tests.xla_flags import QUICK, add_xla_flags
 
 # Pages of which each may use what the ones before it have made.
 GUIDE = (
@@ -76,8 +77,7 @@ def shorter(words: list[str]) -> list[str]:
 def environment() -> dict[str, str]:
     """That of the commands: they compile more than they run."""
     found = tiny.environment() | {"PYTHONPATH": str(ROOT)}
-    found["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-    found["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
+    add_xla_flags(found, **QUICK)
     return found
 
 

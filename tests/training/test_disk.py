@@ -19,8 +19,8 @@ needs_full = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.write_images(tmp_path_factory.mktemp("images"))
+def images(tiny_run):
+    return tiny_run.images
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def assert_one_paragraph(code, out, error):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_does_not_fit(images, begun, tmp_path):
+def test_a_checkpoint_that_does_not_fit(tiny_run, images, begun, tmp_path):
     """Files over 40 kB cannot be written: the checkpoint of step 6 has larger ones."""
     shutil.copytree(begun, tmp_path / "run")
     config = tiny.write_config(tmp_path / "config.py", images)
@@ -56,8 +56,7 @@ def test_a_checkpoint_that_does_not_fit(images, begun, tmp_path):
     steps = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     assert "3" in steps and "6" not in steps
     # With room again, the same command goes on to the same end.
-    whole = train(tiny.run(images), tmp_path / "whole")
-    tiny.assert_identical(train(tiny.run(images), tmp_path / "run"), whole)
+    tiny.assert_identical(train(tiny.run(images), tmp_path / "run"), tiny_run.state)
 
 
 @pytest.mark.slow
