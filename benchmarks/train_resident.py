@@ -179,7 +179,11 @@ def main() -> None:
         seconds = max(1.0, 60 * args.within - facts["ready_s"])
     run.train(seconds, args.out)
     pipeline = run.save(args.out)
-    facts |= {"steps": pipeline.step, "minutes": round(seconds / 60, 2), **harness.card()}
+    facts |= {
+        "steps": pipeline.step,
+        "minutes": round(seconds / 60, 2),
+        **harness.card(),
+    }
     (args.out / "facts.json").write_text(json.dumps(facts) + "\n")
     print(facts, flush=True)
     draw(pipeline, config.data.held_out(), args.out)

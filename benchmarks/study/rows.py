@@ -89,7 +89,7 @@ def _perceptual(what: str) -> Row:
 
 
 def _taught(rank: int, frequency: bool) -> Row:
-    """A learnt perceptual distance with asymmetric prediction: AsymFlow and PixelGen."""
+    """A learnt perceptual distance beside asymmetric prediction."""
     name = f"rank{rank}_stlpips" + ("_frequency" if frequency else "")
     label = f"{RANKS[rank]} + ST-LPIPS" + (" + FrequencyMatching" if frequency else "")
     weights = {"StLpips": 0.1} | (FREQUENCY if frequency else {})
