@@ -108,6 +108,24 @@ def with_rank(rank: int, terms: list[Term]) -> dict:
     return {"prediction": prediction, "terms": [FlowMatching(), *terms]}
 
 
+def _field(**parts) -> PixNerd:
+    """PixNerd whose field has 16 channels and two MLPs where `parts` name no others."""
+    own = NeuralField(**{"width": 16, "depth": 2, **parts})
+    return PixNerd(**SIZES, depth=DEPTH, decoder=own)
+
+
+# The field, and what PixNerd's ablations change of it.
+FIELDS: dict[str, dict] = {
+    "field": {},
+    "field_narrow": {"width": 8},
+    "field_wide": {"width": 32},
+    "field_shallow": {"depth": 1},
+    "field_deep": {"depth": 4},
+    "field_sincos": {"encoding": "sincos"},
+    "field_first": {"normalised": ("first",), "output_norm": False},
+}
+
+
 def decoder(kind: str, rank: int, terms: list[Term]) -> Experiment:
     """PixNerd's transformer before a neural field, DeCo's decoder or a linear layer.
 
@@ -115,9 +133,7 @@ def decoder(kind: str, rank: int, terms: list[Term]) -> Experiment:
     an image, the linear layer behind a fifth block.
     """
     models: dict[str, Callable[[], DenoiserConfig]] = {
-        "field": lambda: PixNerd(
-            **SIZES, depth=DEPTH, decoder=NeuralField(width=16, depth=2)
-        ),
+        **{name: functools.partial(_field, **parts) for name, parts in FIELDS.items()},
         "deco": lambda: DeCo(
             **SIZES, depth=DEPTH, decoder=PixelMLPs(width=16, depth=3)
         ),
@@ -127,9 +143,12 @@ def decoder(kind: str, rank: int, terms: list[Term]) -> Experiment:
     return dataclasses.replace(config, **with_rank(rank, terms))
 
 
-def cascade(stages: int, prediction: Prediction, terms: list[Term]) -> Experiment:
-    """PixelFlow's network on 16, 32 and 64 px, or on 64 px alone."""
-    config = base(f"stages{stages}", PixelFlow(**SIZES, depth=DEPTH))
+def cascade(
+    stages: int, prediction: Prediction, terms: list[Term], patch: int = PATCH
+) -> Experiment:
+    """PixelFlow's network on 16, 32 and 64 px, on the last two, or on 64 px alone."""
+    model = PixelFlow(**{**SIZES, "patch": patch}, depth=DEPTH)
+    config = base(f"stages{stages}", model)
     return dataclasses.replace(
         config,
         path=Pyramid(num_stages=stages),
@@ -187,8 +206,10 @@ class Family:
         return self.build(FULL - 1, list(self.terms))
 
 
-def _cascade(stages: int, prediction: Prediction, *terms: Term) -> Family:
-    build = lambda rank, terms: cascade(stages, prediction, terms)
+def _cascade(
+    stages: int, prediction: Prediction, *terms: Term, patch: int = PATCH
+) -> Family:
+    build = lambda rank, terms: cascade(stages, prediction, terms, patch)
     return Family(build, terms, ranked=False)
 
 
@@ -212,15 +233,24 @@ PERCEPTUAL = (
     StLpips(weight=0.1, threshold=0.3),
     Lite0Distance(weight=0.1, threshold=0.3, patch=8),
 )
+GATES = (0.0, 0.1, 0.6)  # beside the usual 0.3
 FAMILIES = {
     "jit": Family(asymmetric, (FrequencyMatching(),)),
     "perceptual": Family(asymmetric, (FrequencyMatching(), *PERCEPTUAL)),
     **{
+        f"gate{threshold}": Family(
+            asymmetric, (StLpips(weight=0.1, threshold=threshold),)
+        )
+        for threshold in GATES
+    },
+    **{
         kind: Family(functools.partial(decoder, kind), (FrequencyMatching(),))
-        for kind in ("field", "deco", "linear")
+        for kind in (*FIELDS, "deco", "linear")
     },
     "stages3": _cascade(3, PredictVelocity()),
+    "stages2": _cascade(2, PredictVelocity()),
     "stages1": _cascade(1, PredictVelocity()),
+    "stages3_patch4": _cascade(3, PredictVelocity(), patch=4),
     "stages3_clean": _cascade(3, PredictClean(), FrequencyMatching()),
     **{
         f"size_{name}": _alone(functools.partial(sized, *size))

@@ -6,7 +6,7 @@ apart. They stand in the order in which they are run: the ranked claims come fir
 
 import dataclasses
 
-from benchmarks.study.configs import FAMILIES, FULL
+from benchmarks.study.configs import FAMILIES, FULL, GATES
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.losses.context import Term, term_name
 
@@ -122,6 +122,23 @@ BATCHES = {
     "batch43": "43 images a step, 1.5e-3",
     "batch43_root": "43 images a step, 0.87e-3",
 }
+PARTS = {
+    "field_narrow": "8 channels",
+    "field_wide": "32 channels",
+    "field_shallow": "one MLP",
+    "field_deep": "four MLPs",
+    "field_sincos": "sines and cosines",
+    "field_first": "unit columns of the first weights alone",
+}
+_gates = [
+    Row(
+        name=f"gate{threshold}",
+        label=f"rank 0 (clean) + ST-LPIPS, gate {threshold:g}",
+        family=f"gate{threshold}",
+        weights={"StLpips": 0.1},
+    )
+    for threshold in GATES
+]
 _every = [
     _ranked(0),
     _ranked(FULL),
@@ -145,6 +162,13 @@ _every = [
     *(_alone(name, label) for name, label in NETWORKS.items()),
     _alone("float32", "the same in float32"),
     *(_alone(name, label) for name, label in BATCHES.items()),
+    *(
+        Row(name=name, label=f"field, {label}", family=name, rank=FULL)
+        for name, label in PARTS.items()
+    ),
+    _alone("stages2", "two stages"),
+    _alone("stages3_patch4", "three stages, patches of 4 x 4"),
+    *_gates,
 ]
 ROWS: dict[str, Row] = {row.name: row for row in _every}
 
@@ -271,6 +295,34 @@ CLAIMS = (
         rows=(*OWN, *RECIPES),
         better=RECIPES,
         than=OWN,
+    ),
+    Claim(
+        name="field",
+        title="What the neural field is made of",
+        paper="PixNerd: a basis of DCT is better than sines and cosines, unit columns "
+        "of all weights with a norm behind them than of the first alone; more channels "
+        "and MLPs gain",
+        rows=("field_velocity", *PARTS),
+        better=("field_velocity",),
+        than=("field_sincos", "field_first"),
+    ),
+    Claim(
+        name="kickoff",
+        title="Where a cascade starts, and its patch",
+        paper="PixelFlow: a first stage of 8 x 8 tokens (3.21) is better than one of "
+        "2 x 2 (FID 3.49); at 64 px patches of 4 and 2 are about equal",
+        rows=("stages3", "stages2", "stages1", "stages3_patch4"),
+        better=("stages2",),
+        than=("stages3",),
+    ),
+    Claim(
+        name="gate",
+        title="The noise gate of perceptual terms",
+        paper="PixelGen: gates of 0, 0.1 and 0.3 are about equal, one of 0.6 is worse "
+        "(FID 7.46, 7.42, 7.53, 10.72)",
+        rows=("rank0_stlpips", *(row.name for row in _gates)),
+        better=("rank0_stlpips",),
+        than=("gate0.6",),
     ),
     Claim(
         name="scaling",
