@@ -107,7 +107,7 @@ def table(claim: Claim, lines: Lines) -> tuple[list[str], list[list[object]]]:
     """Columns and rows of a claim's table; rows that were not run say so."""
     columns = ["", "seeds", "params", "MFLOP an image"]
     columns += [title for title, _ in SHOWN.values()]
-    columns += ["sweep's best"]
+    columns += ["sweep's best", "s a row"]
     return columns, [_cells(name, lines[name]) for name in claim.rows if name in lines]
 
 
@@ -124,7 +124,15 @@ def _cells(name: str, lines: list[dict]) -> list[object]:
         f"{first['forward_mflops']:.0f}",
         *figures,
         "; ".join(dict.fromkeys(_best(line["best"]) for line in lines)),
+        f"{_seconds(lines):.0f}",
     ]
+
+
+def _seconds(lines: list[dict]) -> float:
+    """Training and measuring of a row; seeds that ran side by side count once."""
+    runs = {tuple(line.get("seconds", {}).items()): line for line in lines}
+    spent = (dict(run) for run in runs)
+    return sum(one.get("train", 0) + one.get("measure", 0) for one in spent)
 
 
 def _best(point: dict) -> str:
