@@ -38,7 +38,8 @@ def main() -> None:
     runs.add_argument("--state", type=pathlib.Path, help="what is half done; OUT/state")
     runs.add_argument("--data", default="", help="folder of shards; OpenMoji if empty")
     runs.add_argument("--workers", type=int, default=4, help="processes on the GPU")
-    runs.add_argument("--seconds", type=float, default=540, help="after which to stop")
+    said = "after which to stop; one worker alone first ends its row"
+    runs.add_argument("--seconds", type=float, default=540, help=said)
     runs.add_argument("--reserve", type=float, default=40, help="a row's own time")
     runs.add_argument("--budget", default="gpu", help="gpu, often, small or smoke")
     runs.add_argument("--steps", type=int, default=0, help="0: those of the budget")
