@@ -100,8 +100,9 @@ def tell(blocks: list[Block], folder) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_first_pages_can_be_copied(tmp_path):
-    """Up to the last block, which trains once more, as many tests do."""
+    """Up to the last block, which trains once more, as the guide does."""
     *blocks, _ = story("getting_started")
     tell(blocks, tmp_path)
     for pictures in ("first/grid.png", "runs/demo/*.png"):
