@@ -157,8 +157,9 @@ def main() -> None:
     )
     add = parser.add_argument
     add("config", help="file or name of a config, with its variant")
-    add("--minutes", type=float, default=5.0, help="of training alone (5)")
-    add("--within", type=float, default=0.0, help="minutes with reading and compiling")
+    clock = parser.add_mutually_exclusive_group().add_argument
+    clock("--minutes", type=float, default=5.0, help="of training alone (5)")
+    clock("--within", type=float, help="minutes with reading and compiling")
     add("--out", type=pathlib.Path, required=True, help="folder of what it writes")
     add("--records", type=int, default=0, help="the first so many images (0: all)")
     add("--prompts", type=pathlib.Path, help="JSON of prompts to draw afterwards")

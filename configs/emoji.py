@@ -2,12 +2,12 @@
 
 pixelflow train --config=emoji --workdir=runs/emoji
 
-| variant   | images | classes          | params | hardware    | time          |
-|-----------|--------|------------------|--------|-------------|---------------|
-| demo      | 24     | 3                | 1.2M   | 2 CPU cores | three minutes |
-| shipped   | 64     | 9                | 4.8M   | one H100    | seven minutes |
-| styles    | 64     | 9                | 7.8M   | one GPU     | not run       |
-| styles256 | 256    | 9 in four styles | 43M    | half a H200 | eight minutes |
+| variant   | images | classes          | params | hardware     | time          |
+|-----------|--------|------------------|--------|--------------|---------------|
+| demo      | 24     | 3                | 1.2M   | 2 CPU cores  | three minutes |
+| shipped   | 64     | 9                | 4.8M   | one H100     | seven minutes |
+| styles    | 64     | 9                | 7.8M   | one GPU      | not run       |
+| styles256 | 256    | 9 in four styles | 43M    | half an H200 | eight minutes |
 
 The last two take the shards of four drawing styles that `pixelflow prepare
 emoji-styles` writes (docs/emoji.md): data/styles64, and with --size 256 --classes style

@@ -4,12 +4,12 @@ pixelflow train --config=emoji_t2i --workdir=runs/emoji_t2i
 pixelflow sample --workdir=runs/emoji_t2i \\
     --prompt="a red apple" --prompt="a yellow smiling face" --height=96 --width=96
 
-| variant   | images | params | hardware    | time                      |
-|-----------|--------|--------|-------------|---------------------------|
-| demo      | 64     | 7.2M   | one H100    | five minutes (4 min 37 s) |
-| styles    | 64     | 7.2M   | one H200    | 4.5 minutes (270 s)       |
-| styles256 | 256    | 48M    | half a H200 | six minutes (353 s)       |
-| cpu       | 32     | 1.5M   | 2 CPU cores | minutes                   |
+| variant   | images | params | hardware     | time                      |
+|-----------|--------|--------|--------------|---------------------------|
+| demo      | 64     | 7.2M   | one H100     | five minutes (4 min 37 s) |
+| styles    | 64     | 7.2M   | one H200     | 4.5 minutes (270 s)       |
+| styles256 | 256    | 48M    | half an H200 | six minutes (353 s)       |
+| cpu       | 32     | 1.5M   | 2 CPU cores  | minutes                   |
 
 All but `demo` learn from copies in other colours, too, so that a word for a colour
 holds for things that were never seen in it; assets/emoji_t2i.safetensors is `styles`,

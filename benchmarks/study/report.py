@@ -3,7 +3,7 @@
 import pathlib
 
 from benchmarks import harness, markdown
-from benchmarks.study import curves, records, tables
+from benchmarks.study import budgets, configs, curves, records, tables
 from benchmarks.study.figures import dots
 from benchmarks.study.rows import CLAIMS, ROWS, Claim
 from benchmarks.study.run import done
@@ -41,10 +41,14 @@ def write(
     markdown.fill(document, "verdicts", _verdicts(sizes))
     markdown.fill(document, "left", _left(sizes["gpu"]))
     both = tables.beside(list(ROWS), sizes["gpu"], sizes["often"])
-    columns = ["FD-lite0", "129 images a step, 1,500 steps", "42, 4,500 steps"]
-    markdown.fill(document, "recommended", markdown.table(columns, both))
+    steps = [_steps(budgets.BUDGETS[name]) for name in ("gpu", "often")]
+    markdown.fill(document, "recommended", markdown.table(["FD-lite0", *steps], both))
     for claim in CLAIMS:
         markdown.fill(document, claim.name, _claim(claim, sizes, pictures))
+
+
+def _steps(budget: budgets.Budget) -> str:
+    return f"{budget.steps:,} steps of {budget.batch or configs.BATCH} images"
 
 
 def _verdicts(sizes: dict[str, tables.Lines]) -> str:

@@ -78,22 +78,16 @@ def _decoder(kind: str, what: str) -> Row:
     return Row(name=f"{kind}_{what}", label=label, family=kind, rank=rank)
 
 
-def _perceptual(what: str) -> Row:
+def _perceptual(what: str, rank: int = 0, frequency: bool = False) -> Row:
     label, weights = PERCEPTUAL[what]
     return Row(
-        name=f"rank0_{what}",
-        label=f"{RANKS[0]} + {label}",
+        name=f"rank{rank}_{what}" + ("_frequency" if frequency else ""),
+        label=f"{RANKS[rank]} + {label}"
+        + (" + FrequencyMatching" if frequency else ""),
         family="perceptual",
-        weights=weights,
+        rank=rank,
+        weights=weights | (FREQUENCY if frequency else {}),
     )
-
-
-def _taught(rank: int, frequency: bool) -> Row:
-    """A learnt perceptual distance beside asymmetric prediction."""
-    name = f"rank{rank}_stlpips" + ("_frequency" if frequency else "")
-    label = f"{RANKS[rank]} + ST-LPIPS" + (" + FrequencyMatching" if frequency else "")
-    weights = {"StLpips": 0.1} | (FREQUENCY if frequency else {})
-    return Row(name=name, label=label, family="perceptual", rank=rank, weights=weights)
 
 
 def _recipe(kind: str, rank: int) -> Row:
@@ -135,7 +129,7 @@ _gates = [
         name=f"gate{threshold}",
         label=f"rank 0 (clean) + ST-LPIPS, gate {threshold:g}",
         family=f"gate{threshold}",
-        weights={"StLpips": 0.1},
+        weights=PERCEPTUAL["stlpips"][1],
     )
     for threshold in GATES
 ]
@@ -158,7 +152,8 @@ _every = [
     ),
     *(_recipe(kind, rank) for rank in (0, 8, 16) for kind in DECODERS),
     _recipe("field", 48),
-    *(_taught(rank, frequency) for rank in (48,) for frequency in (False, True)),
+    _perceptual("stlpips", 48),
+    _perceptual("stlpips", 48, frequency=True),
     *(_alone(name, label) for name, label in NETWORKS.items()),
     _alone("float32", "the same in float32"),
     *(_alone(name, label) for name, label in BATCHES.items()),
@@ -197,9 +192,8 @@ class Claim:
 
 NEW = tuple(f"{kind}_rank{r}_frequency" for kind in DECODERS for r in (0, 8, 16))
 RANKED = tuple(f"rank{r}_frequency" for r in (0, 8, 16, 48))
-TAUGHT = ("rank48_stlpips", "rank48_stlpips_frequency", "field_rank48_frequency")
 RECIPES = (*(f"{kind}_clean" for kind in DECODERS), "stages3_clean", *RANKED, *NEW)
-RECIPES += TAUGHT
+RECIPES += ("rank48_stlpips", "rank48_stlpips_frequency", "field_rank48_frequency")
 # AsymFlow's with the ranks that were tried: the best of them counts as its own. Of
 # PixelGen the one term whose network does not judge.
 OWN = (

@@ -130,9 +130,8 @@ def _cells(name: str, lines: list[dict]) -> list[object]:
 
 def _seconds(lines: list[dict]) -> float:
     """Training and measuring of a row; seeds that ran side by side count once."""
-    runs = {tuple(line.get("seconds", {}).items()): line for line in lines}
-    spent = (dict(run) for run in runs)
-    return sum(one.get("train", 0) + one.get("measure", 0) for one in spent)
+    runs = {tuple(line.get("seconds", {}).items()) for line in lines}
+    return sum(s for run in runs for part, s in run if part in ("train", "measure"))
 
 
 def _best(point: dict) -> str:
