@@ -138,12 +138,19 @@ def test_weights_of_one_file_are_what_they_were(monkeypatch):
 
 
 def cpu() -> str:
-    """The kind of processor, where Linux says it."""
+    """The processor and its generation, where Linux says it.
+
+    Virtual machines give processors of several generations one name, and XLA compiles
+    for each in its own way.
+    """
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
         return ""
-    return next(iter(re.findall(r"model name\s*: (.*)", text)), "")
+    lines = (rf"^{key}\s*: (.*)" for key in ("model name", "cpu family", "model"))
+    found = [re.search(line, text, re.MULTILINE) for line in lines]
+    name, family, model = (match[1] if match else "" for match in found)
+    return f"{name}, family {family}, model {model}"
 
 
 # Weights of models with a neural field: the matrices of a patch come from one product
