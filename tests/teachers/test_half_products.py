@@ -11,6 +11,7 @@ from jax import export
 
 from pixelflow_jax.teachers import half_products, inception, inception_table
 from tests.teachers.inception_weights import Recording, parameters
+from tests.xla_flags import OPTIMISED
 
 
 def convolution(x, kernel, result=jnp.float32):
@@ -94,14 +95,17 @@ def test_gpus_are_given_float16_and_a_barrier(images, kernel):
     assert "stablehlo.optimization_barrier" in text
 
 
-@pytest.mark.slow  # CPUs drop the barrier, and only optimised programs do without it
+@pytest.mark.slow
 def test_the_network_is_that_of_the_recording(golden):
     recording = Recording(golden("eval_inception.safetensors"))
     sizes = sorted(recording.config["sizes"], key=lambda size: size[0] * size[1])
     name = "{}x{}".format(*sizes[0])
     images = recording[f"in/{name}/images_uint8"].transpose(0, 2, 3, 1)[:1]
     params = parameters(recording.config["weights_salt"])
-    network = jax.jit(inception.outputs, static_argnums=2)
+    # CPUs drop the barrier, and only optimised programs do without it.
+    network = jax.jit(
+        inception.outputs, static_argnums=2, compiler_options=dict(OPTIMISED)
+    )
     out = network(params, images, "float16x3")
     for ours, key in (
         (out.pool3, "pool3"),

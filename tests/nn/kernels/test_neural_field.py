@@ -104,7 +104,7 @@ def test_the_kernel_refuses_sizes_it_does_not_know():
         neural_field(z, gain, GeneratedMLP(weights, 16))
 
 
-@pytest.mark.slow  # its bound asks for optimised programs
+@pytest.mark.slow
 def test_the_kernel_runs_on_each_device_s_part_of_a_batch():
     arrays = given(4, 1, 64, 16, 16)
     total = lambda z, gain, weights: jnp.sum(
