@@ -2,15 +2,18 @@
 
 import os
 
-# Twice as fast to compile.
+# Three times as fast to compile.
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": "true",
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": 1,
 }
 # Options of one program, for a bound that only an optimised one keeps.
 OPTIMISED = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
 }
 
 
