@@ -83,7 +83,7 @@ def test_the_signals_save_and_the_next_start_goes_on(images, tmp_path):
 @pytest.mark.slow
 def test_the_second_ctrl_c_kills(images, tmp_path):
     # Steps so long that the second signal arrives before the first has done its work.
-    process = start(images, tmp_path, "\nconfig.batch_size = 4096")
+    process = start(images, tmp_path, "\nconfig.batch_size = 1024")
     process.send_signal(signal.SIGINT)
     said = b""
     while b"SIGINT: saving after this step; again to kill" not in said:
