@@ -1,7 +1,7 @@
-"""What files of version 0.1.0 give: python tests/old_files.py FOLDER OUT
+"""What files of version 0.1.0 give: python tests/old_files.py FOLDER OUT RUN ...
 
 Reads the runs and weights of FOLDER, tests/files/v1, and writes OUT.npz and OUT.json as
-the code of then wrote expected.npz and expected.json beside them.
+the code of then wrote expected.npz and expected.json beside them. The RUNs go on.
 """
 
 import contextlib
@@ -144,14 +144,14 @@ def resumed(name: str) -> tuple[dict[str, np.ndarray], dict]:
 
 def main() -> None:
     """All numbers, to OUT.npz and OUT.json."""
-    folder, out = sys.argv[1:]
+    folder, out, *names = sys.argv[1:]
     # A program of then drew both images; an image's last bits depend on that.
     Generator.per_device = lambda self, count: count
     out = pathlib.Path(out).absolute()
     os.chdir(folder)
     arrays = samples()
     facts = {"exports": exports(), "resumed": {}}
-    for name in RUNS:
+    for name in names:
         more, facts["resumed"][name] = resumed(name)
         arrays |= more
     np.savez_compressed(out.with_suffix(".npz"), **arrays)

@@ -62,6 +62,8 @@ def test_a_step_is_compiled_then_measured_from_the_cache(tmp_path):
     assert "batch=2" in run.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_broken_case_is_a_row_and_stops_no_other(tmp_path, one_device):
     cases = [
         Case.parse(f"train {SMALL} 2 model.heads=7"),

@@ -19,7 +19,10 @@ def images(tmp_path_factory):
     return tiny.write_images(tmp_path_factory.mktemp("images"))
 
 
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+HALF = pytest.param("bfloat16", marks=[pytest.mark.slow, pytest.mark.long])
+
+
+@pytest.mark.parametrize("compute", ["float32", HALF])
 def test_two_sittings_equal_one(images, tmp_path, compute):
     """Warm-up, clipping, dropped labels, two averages, and the order of the data."""
     fields = {"steps": 7, "precision": Precision(compute=compute)}
