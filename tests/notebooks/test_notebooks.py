@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from tests.training import tiny
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
@@ -54,6 +56,8 @@ def run(path: pathlib.Path, folder: pathlib.Path, small: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIXELFLOW_SMOKE", "1" if small else "")
         patch.setenv("PYTHONPATH", str(ROOT))
+        # Readers have one CPU device, not the eight of these tests.
+        patch.setenv("XLA_FLAGS", tiny.environment()["XLA_FLAGS"])
         client.execute()
 
 
