@@ -18,7 +18,12 @@ from absl import flags
 from tests import shapes
 from tests.xla_flags import QUICK, add_xla_flags
 
-add_xla_flags(os.environ, xla_force_host_platform_device_count=8)
+# Eight devices on busy cores may wait for each other for more than the usual 40 s.
+add_xla_flags(
+    os.environ,
+    xla_force_host_platform_device_count=8,
+    xla_cpu_collective_call_terminate_timeout_seconds=600,
+)
 
 shapes.install()
 
