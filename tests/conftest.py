@@ -34,7 +34,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config):
-    """Tests mostly compile, twice as fast without optimisation.
+    """Tests mostly compile, and do so without optimisation (`QUICK`).
 
     Long ones run what users do. Where only an optimised program keeps a bound, the test
     asks for one, by `OPTIMISED` of tests/xla_flags.py or `optimised` of `environment`.

@@ -103,9 +103,7 @@ def test_the_network_is_that_of_the_recording(golden):
     images = recording[f"in/{name}/images_uint8"].transpose(0, 2, 3, 1)[:1]
     params = parameters(recording.config["weights_salt"])
     # CPUs drop the barrier, and only optimised programs do without it.
-    network = jax.jit(
-        inception.outputs, static_argnums=2, compiler_options=dict(OPTIMISED)
-    )
+    network = jax.jit(inception.outputs, static_argnums=2, compiler_options=OPTIMISED)
     out = network(params, images, "float16x3")
     for ours, key in (
         (out.pool3, "pool3"),
