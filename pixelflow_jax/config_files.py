@@ -12,7 +12,6 @@ xl16_256 of configs/pixnerd.py.
 import ast
 import contextlib
 import difflib
-import importlib.util
 import inspect
 import json
 import os
@@ -175,14 +174,15 @@ def _from_python(
 
 
 def _module(path: pathlib.Path) -> types.ModuleType:
-    """The file as a module, run anew."""
-    name = f"pixelflow_config_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError("it is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses and pickle look for its classes
-    spec.loader.exec_module(module)
+    """The file as a module, run anew from its text.
+
+    Bytecode that Python keeps beside it is passed by: it is told from the text by size
+    and second alone, which two edits one after the other may share.
+    """
+    module = types.ModuleType(f"pixelflow_config_{path.stem}")
+    module.__file__ = os.path.abspath(path)
+    sys.modules[module.__name__] = module  # where pickle looks for its classes
+    exec(compile(path.read_bytes(), module.__file__, "exec"), vars(module))
     return module
 
 

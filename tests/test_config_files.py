@@ -46,6 +46,17 @@ def test_a_path_may_hold_a_colon(tmp_path):
     assert config_files.find(f"{folder}/mine.py:c") == (folder / "mine.py", "c")
 
 
+def test_what_a_file_says_now_counts(tmp_path, monkeypatch):
+    """Not bytecode, which fits another text of that length in the same second."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for name in ("mine", "ours"):
+        file = tmp_path / "config.py"
+        file.write_text(MINE.replace("mine", name))
+        os.utime(file, (1e9, 1e9))
+        assert load_config(str(file)).name == name
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_the_config_of_a_run_is_a_config_file(tmp_path):
     config = load_config("emoji:demo", ["--config.steps=7"])
     path = tmp_path / "config.json"
