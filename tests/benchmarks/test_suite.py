@@ -81,7 +81,7 @@ def test_a_time_out_is_a_row(tmp_path, one_device):
     args = arguments(tmp_path, phase="measure", budget=1.0)
     start = time.monotonic()
     (row,) = suite.run([case], args)
-    assert row["failed"] == "took longer than 1 s" and time.monotonic() - start < 10
+    assert row["failed"] == "took longer than 1 s" and time.monotonic() - start < 60
     args = arguments(tmp_path, deadline=0.0)
     (row,) = suite.run([case], args)
     assert "no time was left" in row["failed"]
