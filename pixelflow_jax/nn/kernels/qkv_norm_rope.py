@@ -134,6 +134,11 @@ def _forward(spec: Spec, arrays: Arrays) -> tuple:
 
 
 def _backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> tuple[Arrays]:
+    return (backward(spec, arrays, cotangents),)
+
+
+def backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> Arrays:
+    """The gradients of `arrays` from those of queries, keys and values."""
     dqkv, sums = KERNELS[spec.backend].backward(spec, arrays, cotangents)
     dbias = None
     if arrays.bias is not None:
@@ -144,7 +149,7 @@ def _backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> tuple[Arrays]:
     gains = (arrays.q_gain, arrays.k_gain)
     pairs = zip(sums[:VALUE, 0], gains, strict=True)
     dgains = (d if len(a) > 1 else d.sum(0, keepdims=True) for d, a in pairs)
-    return (Arrays(dqkv, dbias, *dgains, *no_angles),)
+    return Arrays(dqkv, dbias, *dgains, *no_angles)
 
 
 _fused.defvjp(_forward, _backward)
