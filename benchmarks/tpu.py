@@ -16,8 +16,7 @@ and what it does is added (`benchmarks.tpu_calls`). `--attention xla` goes witho
 Compiling a whole model takes its minutes. `--blocks 1 3` compiles models of one and of
 three blocks in its place, and continues all figures in a straight line to its depth;
 PixelFlow-XL's 28 blocks came out within 2 % of the whole, but 12 % below in memory.
-Blocks must be alike beyond the first number: PixelGen's are from the ninth on. For
-samplers the bytes came out below those of the weights in all steps: training alone.
+Blocks must be alike beyond the first number: PixelGen's are from the ninth on.
 
 `batch` is that of all devices together. Training splits parameters and optimizer over
 all devices (fsdp), sampling copies the parameters to each.
@@ -59,6 +58,7 @@ from pixelflow_jax import build  # isort: skip  # noqa: E402
 from pixelflow_jax import sharding  # isort: skip  # noqa: E402
 from pixelflow_jax.experiment import Experiment  # isort: skip  # noqa: E402
 from pixelflow_jax.flow.solver import Euler  # isort: skip  # noqa: E402
+from pixelflow_jax.models.interface import Network  # isort: skip  # noqa: E402
 from pixelflow_jax.nn.stack import StackConfig  # isort: skip  # noqa: E402
 from pixelflow_jax.sampling.batches import Weights  # isort: skip  # noqa: E402
 from pixelflow_jax.config_io import walk  # isort: skip  # noqa: E402
@@ -93,10 +93,7 @@ class Place(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A compiled program without loops, and how often what it does is done.
-
-    Less than once corrects for what other parts count too often.
-    """
+    """A compiled program without loops, and how often what it does is done."""
 
     program: object
     times: int = 1
@@ -123,10 +120,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, nargs=2, help="depths to compile instead")
     parser.add_argument("--json", type=pathlib.Path, help="append the record here")
     parser.add_argument("--table", type=pathlib.Path, help="print this file instead")
-    args = parser.parse_args()
-    if args.blocks and args.program != ["train"]:
-        parser.error("--blocks is for --program train alone.")
-    return args
+    return parser.parse_args()
 
 
 def measure(
@@ -212,8 +206,10 @@ def training(config: Experiment, devices: list, batch: int) -> Programs:
 def sampling(config: Experiment, devices: list, batch: int) -> Programs:
     """The Euler sampler of one stage.
 
-    XLA counts the body of its loops over steps once; the parts are a guided step and
-    one without guidance, each as a sampler of its own, and what happens once in all.
+    XLA counts the body of its loops over steps once; the parts are the weights' cast,
+    done once, and a guided step and one without guidance, each as a sampler of its own
+    that is given what was cast. AdaLN's vectors, which a sampler makes ahead for all
+    steps, are made in each of these.
     """
     config.sampling.solver = Euler()
     size, settings = config.data.image_size, config.sampling
@@ -223,29 +219,29 @@ def sampling(config: Experiment, devices: list, batch: int) -> Programs:
     mesh = sharding.MeshShape().build(devices)
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inputs = (
-        Weights(on(whole, build.network(config).shapes())),
         on(split, jax.ShapeDtypeStruct((batch,), np.uint32)),
         on(split, config.conditioner.example(batch)),
         on(whole, jax.ShapeDtypeStruct((), np.uint32)),
         False,
     )
+    network = build.network(config)
+    weights = on(whole, network.shapes())
 
-    def program() -> object:
-        trace = build.generator(config, size, size).trace
-        return compiled(trace, mesh, *inputs, static_argnums=4)
+    def program(network: Network, weights: dict) -> object:
+        generator = build.generator(config, size, size)
+        trace = dataclasses.replace(generator, network=network).trace
+        return compiled(trace, mesh, Weights(weights), *inputs, static_argnums=4)
 
-    whole = program()
+    of_all_steps = program(network, weights)
+    parts = [Part(compiled(network.cast_for_inference, mesh, weights))]
+    cast = on(whole, jax.eval_shape(network.cast_for_inference, weights))
+    as_given = dataclasses.replace(network, cast_for_inference=lambda params: params)
     settings.grid = dataclasses.replace(grid, steps=1)
-    # The weights are made ready once, but in each of these.
-    prepared = compiled(
-        build.network(config).cast_for_inference, mesh, inputs[0].params
-    )
-    parts = [Part(prepared, 1 - len(times))]
     for scale, count in ((guidance.scale, guided), (1.0, len(times) - guided)):
         always = {"scale": scale, "low": -np.inf, "high": np.inf}
         settings.guidance = dataclasses.replace(guidance, **always)
-        parts.append(Part(program(), count))
-    return Programs(whole, tuple(parts))
+        parts.append(Part(program(as_given, cast), count))
+    return Programs(of_all_steps, tuple(parts))
 
 
 def on(layout: jax.sharding.Sharding, shapes: object) -> object:
