@@ -136,17 +136,19 @@ def test_split_matrices_have_no_kernel(module):
 
 
 @pytest.mark.parametrize("n", [256, 288])
-def test_it_lowers_for_a_gpu_at_full_size(n, monkeypatch):
+def test_it_lowers_for_a_gpu_at_full_size(n):
     """Triton knows powers of two alone, which interpreting does not notice."""
-    for module in ("backends", "launch"):
-        place = f"pixelflow_jax.nn.kernels.{module}.is_interpreted"
-        monkeypatch.setattr(place, lambda: False)
+    given = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
     arrays = {
-        "qkv": jax.ShapeDtypeStruct((2, n, 3 * HEADS * 72), jnp.bfloat16),
-        "gains": (jax.ShapeDtypeStruct((72,), jnp.float32),) * 2,
-        "rope": (jax.ShapeDtypeStruct((n, 36), jnp.float32),) * 2,
-        "bias": jax.ShapeDtypeStruct((3 * HEADS * 72,), jnp.float32),
+        "qkv": given(jnp.bfloat16, 2, n, 3 * HEADS * 72),
+        "gains": (given(jnp.float32, 72),) * 2,
+        "rope": (given(jnp.float32, n, 36),) * 2,
+        "bias": given(jnp.float32, 3 * HEADS * 72),
     }
-    text = gradients.trace(fused, arrays).lower(lowering_platforms=("cuda",)).as_text()
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 1, "gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = gradients.trace(fused, arrays)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     for kernel in ("forward", "of_queries", "of_keys"):
         assert f"short_attention_{kernel}" in text
