@@ -43,7 +43,7 @@ def backend_of(
         return None  # nowhere has it been measured to gain
     head_width = qkv.shape[-1] // 3 // heads
     alone = plain and len(packing.lengths) == 1 and gains[0].shape == (head_width,)
-    sizes = packing.lengths[0], head_width
+    sizes = packing.lengths[0], head_width, qkv.dtype
     return kernel_backend(
         "attention", versions(KERNELS, alone, sizes, qkv.shape), qkv.dtype
     )

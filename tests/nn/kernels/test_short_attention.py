@@ -112,9 +112,10 @@ def test_a_layer_that_insists_on_it_has_the_same_result(module):
     ("packing", "match"),
     [
         (Packing((2,), (15,)), "multiples of 16"),
+        (Packing((2,), (2048,)), "at most 45,056 numbers of a head's keys"),
         (Packing((2, 2), (16, 16)), "each head normalised by itself"),
     ],
-    ids=["odd", "packed"],
+    ids=["odd", "long", "packed"],
 )
 def test_what_it_does_not_know_is_refused(module, packing, match):
     tokens = normal(1, 2, sum(packing.lengths), 48)

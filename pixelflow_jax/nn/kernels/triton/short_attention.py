@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.nn.kernels.backends import pl
+from pixelflow_jax.nn.kernels.backends import is_interpreted, pl
 from pixelflow_jax.nn.kernels.launch import (
     EPS,
     Launch,
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 QUERY, KEY, VALUE = PARTS = 0, 1, 2
 NARROWEST = 16  # rows and columns of a product
-MOST = 512  # tokens, of which two parts must fit into shared memory
+# Of a head's keys; as much of values lies beside them in shared memory, 176 KiB in all.
+MOST_NUMBERS = 45_056
 SIZES = (
-    f"at most {MOST} tokens an image in multiples of {NARROWEST}, and head widths in "
-    "multiples of 8 up to 128, each head normalised by itself"
+    f"half precision, images in multiples of {NARROWEST} tokens, head widths in "
+    "multiples of 8 up to 128, each head normalised by itself, and at most "
+    f"{MOST_NUMBERS:,} numbers of a head's keys"
 )
 LOG2E = math.log2(math.e)
 
@@ -49,10 +51,12 @@ class Tiles(NamedTuple):
 FORWARD = OF_QUERIES = OF_KEYS = Tiles(rows=64, across=64, warps=4)
 
 
-def supports(length: int, head_width: int) -> bool:
+def supports(length: int, head_width: int, dtype: jnp.dtype) -> bool:
     """Whether the kernel takes these sizes: `SIZES` in words."""
-    whole = not length % NARROWEST and not head_width % 8
-    return whole and length <= MOST and head_width <= 128
+    known = not length % NARROWEST and not head_width % 8 and head_width <= 128
+    lanes = sum(max(size, NARROWEST) for _, size in cuts(head_width))
+    half = is_interpreted() or dtype.itemsize == 2
+    return known and half and length * lanes <= MOST_NUMBERS
 
 
 class Cut(NamedTuple):
