@@ -4,13 +4,13 @@ import importlib.util
 import os
 
 # A compiler for TPUs that is installed ends the process at a flag it does not know.
-FOR_CPUS_ALONE = importlib.util.find_spec("libtpu") is None
+WITHOUT_LIBTPU = importlib.util.find_spec("libtpu") is None
 # Three times as fast to compile.
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": "true",
 }
-if FOR_CPUS_ALONE:
+if WITHOUT_LIBTPU:
     QUICK |= {
         "xla_cpu_use_fusion_emitters": "false",
         "xla_cpu_parallel_codegen_split_count": 1,

@@ -6,7 +6,7 @@ are written out for the backward pass alone.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax import Array
@@ -15,9 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 from pixelflow_jax.nn.kernels import qkv_norm_rope
 from pixelflow_jax.nn.kernels.backends import Backend
 from pixelflow_jax.nn.kernels.choice import chosen, kernel_backend, versions
+from pixelflow_jax.nn.kernels.qkv_norm_rope import Arrays
 from pixelflow_jax.nn.kernels.triton import short_attention as triton
 from pixelflow_jax.nn.packing import Packing
-from pixelflow_jax.sharding import by_device, tensor_shards
+from pixelflow_jax.sharding import tensor_shards
 
 # `forward(arrays, keep)` gives the result and, where `keep`, log2 of the sums of its
 # exponentials and the queries, keys and values that it used; `backward(qkv, result,
@@ -79,29 +80,14 @@ def fused(
     queries and keys, [head_width] each; `rope` cos and sin [n, head_width / 2], None:
     nothing turns. Returns [b, n, heads, head_width] of qkv's type; float32 inside.
     """
-    parts = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
-    if bias is not None:
-        bias = bias.reshape(3, heads, -1)
-
-    def run(*arrays: Any) -> Array:
-        return _fused(backend, Arrays(*arrays))
-
-    return by_device(run, parts, whole=(bias, *gains, *(rope or (None, None))))
-
-
-class Arrays(NamedTuple):
-    """The projection `qkv` [b, n, 3, heads, head_width] without its bias.
-
-    `bias` [3, heads, head_width] or None; gains of queries and keys [head_width];
-    `cos`, `sin` [n, head_width / 2] or None.
-    """
-
-    qkv: Array
-    bias: Array | None
-    q_gain: Array
-    k_gain: Array
-    cos: Array | None
-    sin: Array | None
+    return qkv_norm_rope.on_each_device(
+        functools.partial(_fused, backend),
+        qkv,
+        heads=heads,
+        gains=gains,
+        rope=rope,
+        bias=bias,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -117,23 +103,9 @@ def _forward(backend: Backend, arrays: Arrays) -> tuple:
 
 def _backward(backend: Backend, kept: tuple, cotangent: Array) -> tuple[Arrays]:
     arrays, *found = kept
-    cotangents = KERNELS[backend].backward(*found, cotangent)
-    return (_through_norm(backend, arrays, tuple(cotangents)),)
-
-
-def _through_norm(backend: Backend, arrays: Arrays, cotangents: tuple) -> Arrays:
-    """The gradients of what queries, keys and values are made of."""
-    b, n, _, heads, _ = arrays.qkv.shape
-    row = lambda a: a.reshape(1, -1)
-    flat = qkv_norm_rope.Arrays(
-        arrays.qkv.reshape(b, n, 3 * heads, -1),
-        None if arrays.bias is None else arrays.bias.reshape(3 * heads, -1),
-        *(row(arrays.q_gain), row(arrays.k_gain)),
-        *(arrays.cos, arrays.sin),
-    )
-    spec = qkv_norm_rope.Spec(heads, together=False, backend=backend)
-    found = qkv_norm_rope.backward(spec, flat, cotangents)
-    return jax.tree.map(lambda a, d: d.reshape(a.shape), arrays, Arrays(*found))
+    cotangents = tuple(KERNELS[backend].backward(*found, cotangent))
+    spec = qkv_norm_rope.Spec(cotangent.shape[2], together=False, backend=backend)
+    return (qkv_norm_rope.backward(spec, arrays, cotangents),)
 
 
 _fused.defvjp(_forward, _backward)

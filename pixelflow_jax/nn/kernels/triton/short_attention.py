@@ -26,9 +26,9 @@ from pixelflow_jax.nn.kernels.launch import (
 )
 
 if TYPE_CHECKING:
-    from pixelflow_jax.nn.kernels.short_attention import Arrays
+    from pixelflow_jax.nn.kernels.qkv_norm_rope import Arrays
 
-QUERY, KEY, VALUE = PARTS = 0, 1, 2
+QUERY, KEY, VALUE = 0, 1, 2
 NARROWEST = 16  # rows and columns of a product
 # Of a head's keys; as much of values lies beside them in shared memory, 176 KiB in all.
 MOST_NUMBERS = 45_056
@@ -87,17 +87,22 @@ def forward(arrays: "Arrays", keep: bool) -> list[Array]:
     """The result [b, n, heads, head_width]; where `keep`, what `backward` needs too.
 
     That is log2 of the sums of exponentials [b, heads, n], and the queries, keys and
-    values that went into the products, in the projection's shape.
+    values that went into the products [b, n, 3, heads, head_width].
     """
-    b, n, _, heads, width = arrays.qkv.shape
+    b, n, rows, width = arrays.qkv.shape
+    heads, bias = rows // 3, arrays.bias
+    arrays = arrays._replace(
+        qkv=arrays.qkv.reshape(b, n, 3, heads, width),
+        bias=None if bias is None else bias.reshape(3, heads, width),
+    )
     outs = [(_like(arrays.qkv, (b, n, heads, width)), _head(n, width))]
     if keep:
         sums = jax.ShapeDtypeStruct((b, heads, n), jnp.float32)
         kept = _like(arrays.qkv, arrays.qkv.shape)
         outs += [(sums, _row(n)), (kept, _three(n, width))]
     whole = lambda a: None if a is None else block(a.shape)
-    bias = block((3, None, width), None, 1)
-    blocks = (_three(n, width), bias, *(whole(a) for a in arrays[2:]))
+    own_bias = block((3, None, width), None, 1)
+    blocks = (_three(n, width), own_bias, *(whole(a) for a in arrays[2:]))
     inputs = [(a, own) for a, own in zip(arrays, blocks, strict=True) if a is not None]
     kernel = functools.partial(_forward_kernel, jax.tree.structure(arrays))
     return _launch(kernel, "forward", inputs, outs, FORWARD)
@@ -262,7 +267,7 @@ def _turned(arrays: "Arrays", part: int, place: tuple, sizes: Cut) -> list[Array
     inverse = jax.lax.rsqrt(squares / arrays.qkv.shape[-1] + EPS)
     gain = (arrays.q_gain, arrays.k_gain)[part]
     gained = [
-        a * inverse * gain[pl.ds(*lanes)].astype(jnp.float32)[None]
+        a * inverse * gain[0, pl.ds(*lanes)].astype(jnp.float32)[None]
         for a, lanes in zip(x, sizes.lanes, strict=True)
     ]
     cos, sin = arrays.cos, arrays.sin
