@@ -31,7 +31,6 @@ from pixelflow_jax.doctor.kernels import (  # isort: skip
     adaln,
     field,
     qkv,
-    self_attention,
     swiglu,
     with_gradient,
 )
@@ -120,29 +119,6 @@ def attentions() -> Iterator[tuple[str, Entry]]:
                 )
 
 
-def self_attentions() -> Iterator[tuple[str, Entry]]:
-    """From the projection to what images find in themselves: in two steps, in one."""
-    for length in (256, 288):
-        for batch in (2, 32, 128):
-            packing = Packing((batch,), (length,))
-            attend = functools.partial(self_attention, HEADS, packing)
-            forward = {
-                name: functools.partial(attend, Kernels(attention=word))
-                for name, word in (("separate", "cudnn"), ("kernel", "pallas"))
-            }
-            both = {name: with_gradient(one) for name, one in forward.items()}
-            flops = 4.0 * batch * length**2 * WIDTH
-            inputs = functools.partial(normal, (batch, length, 3 * WIDTH))
-            name = f"self attention {length} x {HEAD_WIDTH}, {batch} images"
-            yield (
-                f"{name}, forward",
-                Entry(inputs=inputs, variants=forward, flops=flops),
-            )
-            shapes = (batch, length, 3 * WIDTH), (batch, length, WIDTH)
-            inputs = functools.partial(normal, *shapes)
-            yield f"{name}, both", Entry(inputs=inputs, variants=both, flops=3 * flops)
-
-
 def _attentions_of(width: int) -> dict[str, Callable]:
     """Who can compute attention, and at which width of its heads."""
     by_name = functools.partial
@@ -226,7 +202,6 @@ def blocks() -> Iterator[tuple[str, Entry]]:
 
 
 ENTRIES: dict[str, Entry] = {**dict(products()), **dict(attentions())}
-ENTRIES |= dict(self_attentions())
 ENTRIES |= dict(blocks())
 ENTRIES |= dict(neural_fields())
 

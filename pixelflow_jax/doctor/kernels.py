@@ -7,15 +7,14 @@ compared all the same.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.nn.attention import attend_packed, attend_projected, cudnn_fits
+from pixelflow_jax.nn.attention import attend, cudnn_fits
 from pixelflow_jax.nn.block import CHUNKS, GATE1, SCALE2, SHIFT2
-from pixelflow_jax.nn.kernels import short_attention
 from pixelflow_jax.nn.kernels.activate_and_project import activate_and_project
 from pixelflow_jax.nn.kernels.adaln_residual import AdaLN, Residual, adaln_residual
 from pixelflow_jax.nn.kernels.backends import (
@@ -24,7 +23,7 @@ from pixelflow_jax.nn.kernels.backends import (
     missing,
     platform,
 )
-from pixelflow_jax.nn.kernels.choice import Kernels, SelfAttention, choose
+from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.kernels.neural_field import GeneratedMLP, neural_field
 from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
 from pixelflow_jax.nn.packing import Packing
@@ -60,26 +59,15 @@ def adaln(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
         )
 
 
-def projected(heads: int, qkv: Array) -> dict[str, Any]:
-    """What becomes queries, keys and values, of [b, n, 3 * heads * head_width]."""
-    head_width = qkv.shape[-1] // (3 * heads)
-    ones = jnp.ones(head_width, jnp.float32)
-    angles = jnp.linspace(0.0, 9.0, qkv.shape[1] * head_width // 2)
-    angles = angles.reshape(-1, head_width // 2)
-    rope = (jnp.cos(angles), jnp.sin(angles))
-    return {"qkv": qkv, "heads": heads, "gains": (ones, ones), "rope": rope}
-
-
 def qkv(heads: int, packing: Packing, kernels: Kernels, qkv: Array) -> tuple:
     """Queries, keys and values of [b, n, 3 * heads * head_width], normed and turned."""
+    head_width = qkv.shape[-1] // (3 * heads)
+    ones = jnp.ones(head_width, jnp.float32)
+    angles = jnp.linspace(0.0, 9.0, sum(packing.lengths) * head_width // 2)
+    angles = angles.reshape(-1, head_width // 2)
+    rope = (jnp.cos(angles), jnp.sin(angles))
     with choose(kernels):
-        return qkv_norm_rope(packing=packing, **projected(heads, qkv))
-
-
-def self_attention(heads: int, packing: Packing, kernels: Kernels, qkv: Array) -> tuple:
-    """The same, and what each image finds in itself by them."""
-    with choose(kernels):
-        return (attend_projected(packing, **projected(heads, qkv)),)
+        return qkv_norm_rope(qkv, packing, heads=heads, gains=(ones, ones), rope=rope)
 
 
 def swiglu(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
@@ -100,12 +88,11 @@ def field(kernels: Kernels, z: Array, weights: Array) -> tuple:
 
 def attention(kernels: Kernels, q: Array, k: Array, v: Array) -> tuple:
     """Softmax attention of [b, n, heads, head_width]."""
-    with choose(kernels):
-        return (attend_packed(q, k, v, Packing.of([q])),)
+    return (attend(q, k, v, implementation=kernels.attention),)
 
 
 class Operation(NamedTuple):
-    """A function of kernels and arrays of these shapes; `part` says which to choose."""
+    """A function of kernels and arrays of these shapes; `part` of `Kernels` chooses."""
 
     name: str
     function: Callable[..., tuple]
@@ -143,12 +130,6 @@ def operations(sizes: Sizes) -> list[Operation]:
         ),
         Operation("neural_field", field, (patches, generated), "field"),
         Operation("attention", attention, (heads,) * 3, "attention"),
-        Operation(
-            "short_attention",
-            bind(self_attention, sizes.heads, packing),
-            ((b, n, 3 * width),),
-            "short",
-        ),
     ]
 
 
@@ -191,13 +172,11 @@ def chosen(operation: Operation, dtype: str) -> tuple[Kernels, str]:
         fits = cudnn_fits(q)
         return Kernels(attention="cudnn" if fits else "xla"), "cuDNN" if fits else "XLA"
     backend = BACKENDS[platform()]["pallas"]
-    short = operation.part == "short"
-    if missing(backend) or (short and backend not in short_attention.KERNELS):
-        return Kernels(blocks="xla", field="xla", attention="xla"), "XLA"
+    if missing(backend):
+        return Kernels(blocks="xla", field="xla"), "XLA"
     how = {"triton": "Triton", "mosaic_gpu": "Mosaic", "mosaic_tpu": "Mosaic"}[backend]
     how = "interpreted" if is_interpreted() else how
-    attends: SelfAttention = "pallas" if short else "auto"
-    return Kernels(blocks="pallas", field="pallas", attention=attends), how
+    return Kernels(blocks="pallas", field="pallas"), how
 
 
 def deviations(operation: Operation, kernels: Kernels, dtype: str) -> tuple:

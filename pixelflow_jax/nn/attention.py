@@ -1,7 +1,7 @@
 """Attention over token sequences: of images to themselves, and to their texts."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from pixelflow_jax.nn import cudnn, splash
 from pixelflow_jax.nn.cudnn import cudnn_fits
 from pixelflow_jax.nn.embed import Rope
-from pixelflow_jax.nn.kernels import short_attention
 from pixelflow_jax.nn.kernels.choice import Attention, chosen
 from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
 from pixelflow_jax.nn.layers import (
@@ -119,23 +118,11 @@ def attend_packed(
         *(masks or nothing, dropouts or nothing),
         strict=True,
     )
-    implementation = _of_any_source()
     mixed = [
-        attend(q, k, v, mask, implementation, drop) for q, k, v, mask, drop in groups
+        attend(q, k, v, mask, chosen().attention, drop)
+        for q, k, v, mask, drop in groups
     ]
     return packing.join([a.reshape(*a.shape[:2], -1) for a in mixed])
-
-
-def _of_any_source() -> Attention:
-    """The choice in force, where images may look at something else than themselves."""
-    implementation = chosen().attention
-    if implementation == "pallas":
-        raise ValueError(
-            'kernels.attention="pallas" knows images that attend to themselves alone, '
-            "each in an array of its own, with matrices that are not split over "
-            'devices: set kernels.attention="auto".'
-        )
-    return implementation
 
 
 class QKV(Protocol):
@@ -161,37 +148,14 @@ def project_qkv(
 
     Queries and keys are RMS-normalised, then rotated; without `rope` nothing turns.
     """
-    return qkv_norm_rope(packing=packing, **_projected(layers, tokens, rope))
-
-
-def _projected(layers: QKV, tokens: Array, rope: Rope | None) -> dict[str, Any]:
-    """What queries, keys and values are made of, as the kernels call it."""
-    return {
-        "qkv": checkpoint_name(matmul_no_bias(layers.qkv, tokens), "qkv"),
-        "heads": layers.heads,
-        "gains": (layers.q_norm.weight[...], layers.k_norm.weight[...]),
-        "rope": rope,
-        "bias": bias_of(layers.qkv),
-    }
-
-
-def attend_projected(
-    packing: Packing,
-    masks: Masks | None = None,
-    dropouts: tuple[Drop, ...] | None = None,
-    **given: Any,
-) -> Float[Array, "rows n width"]:
-    """What images find in themselves: `attend_packed` of what `qkv_norm_rope` gives.
-
-    `given` is the latter's. Where a kernel does both, nothing lies between.
-    """
-    plain = masks is None and dropouts is None
-    backend = short_attention.backend_of(packing, plain, **given)
-    if backend is None:
-        q, k, v = qkv_norm_rope(packing=packing, **given)
-        return attend_packed(q, k, v, packing, masks=masks, dropouts=dropouts)
-    mixed = short_attention.fused(**given, backend=backend)
-    return mixed.reshape(*mixed.shape[:2], -1)
+    return qkv_norm_rope(
+        checkpoint_name(matmul_no_bias(layers.qkv, tokens), "qkv"),
+        packing,
+        heads=layers.heads,
+        gains=(layers.q_norm.weight[...], layers.k_norm.weight[...]),
+        rope=rope,
+        bias=bias_of(layers.qkv),
+    )
 
 
 def _linear(
@@ -229,8 +193,8 @@ class SelfAttention(nnx.Module):
         `rope` nothing turns. `dropouts`: dropout of the attention probabilities, one
         function a group; `context`: masks of the tokens to attend to.
         """
-        given = _projected(self, tokens, rope)
-        mixed = attend_projected(packing, context, dropouts, **given)
+        q, k, v = project_qkv(self, tokens, packing, rope)
+        mixed = attend_packed(q, k, v, packing, masks=context, dropouts=dropouts)
         return matmul_no_bias(self.out, mixed)
 
 

@@ -24,7 +24,6 @@ from pixelflow_jax.nn.precision import check_word
 
 Fusion = Literal["auto", "pallas", "mosaic", "xla"]
 Attention = Literal["auto", "xla", "cudnn", "splash"]
-SelfAttention = Literal["auto", "xla", "cudnn", "splash", "pallas"]
 HALF = (jnp.bfloat16, jnp.float16)
 
 
@@ -37,20 +36,19 @@ class Kernels:
     GPUs fewer operations have one), "xla" leaves all to the compiler; "auto" takes the
     kernels that gain, on GPUs and TPUs in half precision, for the sizes they know.
     `attention`: "cudnn" insists on cuDNN's flash attention, "splash" on the one that
-    JAX ships for TPUs, "xla" on the compiler, "pallas" on our kernel for GPUs, which
-    normalises and rotates as well, for images of few tokens; "auto" takes cuDNN's where
-    it is available and right, and the other where it has fewer bytes to move.
+    JAX ships for TPUs, "xla" on the compiler; "auto" takes cuDNN's where it is
+    available and right, and the other where it has fewer bytes to move.
     """
 
     blocks: Fusion = "auto"
     field: Fusion = "auto"
-    attention: SelfAttention = "auto"
+    attention: Attention = "auto"
 
     def check(self) -> None:
         """Raises ValueError for values that do not exist."""
         check_word("kernels.blocks", self.blocks, Fusion)
         check_word("kernels.field", self.field, Fusion)
-        check_word("kernels.attention", self.attention, SelfAttention)
+        check_word("kernels.attention", self.attention, Attention)
 
 
 _chosen: contextvars.ContextVar[Kernels] = contextvars.ContextVar("kernels")
@@ -104,9 +102,7 @@ def versions(
 
 
 def kernel_backend(
-    part: Literal["blocks", "field", "attention"],
-    versions: dict[Backend, Version],
-    dtype: jnp.dtype,
+    part: Literal["blocks", "field"], versions: dict[Backend, Version], dtype: jnp.dtype
 ) -> Backend | None:
     """Who runs the kernel of an operation of that part of a network; None: no one.
 
@@ -114,7 +110,7 @@ def kernel_backend(
     other than "auto" insists on sizes that its kernel does not know, or on kernels that
     this jax cannot run.
     """
-    choice: str = getattr(chosen(), part)
+    choice: Fusion = getattr(chosen(), part)
     backend = BACKENDS.get(backends.platform(), BACKENDS["cpu"]).get(choice)
     if backend is None or backend not in versions:
         return None

@@ -5,8 +5,7 @@ and takes what the gradients of gains and biases sum over the tokens on the way.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,6 @@ from pixelflow_jax.nn.layers import rms_norm, split_heads
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.sharding import by_device, tensor_shards
 
-Result = TypeVar("Result")
 PARTS, VALUE = 3, 2  # queries, keys, values; these are neither normalised nor turned
 # `forward(spec, arrays)` gives queries, keys and values; `backward(spec, arrays,
 # cotangents)` the gradient of `qkv` and the sums over all tokens for gains and biases
@@ -88,27 +86,17 @@ def fused(
     backend: Backend = "triton",
 ) -> tuple[Array, Array, Array]:
     """`qkv_norm_rope` as one kernel, on each device's part of the batch."""
-    spec = Spec(heads, len(gains[0]) == qkv.shape[-1] // 3, backend)
-    run = functools.partial(_fused, spec)
-    return on_each_device(run, qkv, heads=heads, gains=gains, rope=rope, bias=bias)
-
-
-def on_each_device(
-    run: Callable[["Arrays"], Result],
-    qkv: Array,
-    *,
-    heads: int,
-    gains: tuple[Array, Array],
-    rope: tuple[Array, Array] | None,
-    bias: Array | None,
-) -> Result:
-    """`run` of each device's part of the batch, in the kernels' shapes."""
-    rows = tuple(gain.reshape(-1, qkv.shape[-1] // 3 // heads) for gain in gains)
+    width = qkv.shape[-1] // 3
+    spec = Spec(heads, len(gains[0]) == width, backend)
+    rows = tuple(gain.reshape(-1, width // heads) for gain in gains)
     if bias is not None:
         bias = bias.reshape(3 * heads, -1)
+
+    def run(*arrays: Any) -> tuple[Array, Array, Array]:
+        return _fused(spec, Arrays(*arrays))
+
     whole = (bias, *rows, *(rope or (None, None)))
-    parts = split_heads(qkv, 3 * heads)
-    return by_device(lambda *arrays: run(Arrays(*arrays)), parts, whole=whole)
+    return by_device(run, split_heads(qkv, 3 * heads), whole=whole)
 
 
 class Spec(NamedTuple):
@@ -146,11 +134,6 @@ def _forward(spec: Spec, arrays: Arrays) -> tuple:
 
 
 def _backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> tuple[Arrays]:
-    return (backward(spec, arrays, cotangents),)
-
-
-def backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> Arrays:
-    """The gradients of `arrays` from those of queries, keys and values."""
     dqkv, sums = KERNELS[spec.backend].backward(spec, arrays, cotangents)
     dbias = None
     if arrays.bias is not None:
@@ -161,7 +144,7 @@ def backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> Arrays:
     gains = (arrays.q_gain, arrays.k_gain)
     pairs = zip(sums[:VALUE, 0], gains, strict=True)
     dgains = (d if len(a) > 1 else d.sum(0, keepdims=True) for d, a in pairs)
-    return Arrays(dqkv, dbias, *dgains, *no_angles)
+    return (Arrays(dqkv, dbias, *dgains, *no_angles),)
 
 
 _fused.defvjp(_forward, _backward)

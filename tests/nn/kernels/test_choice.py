@@ -115,7 +115,7 @@ def test_unknown_words_and_sizes_are_refused():
         Kernels(field="triton").check()
     with (
         pytest.raises(ValueError, match="kernels.attention"),
-        choose(Kernels(attention="triton")),
+        choose(Kernels(attention="pallas")),
     ):
         pass
     with (
