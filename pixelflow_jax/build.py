@@ -57,15 +57,20 @@ def sampler(config: Experiment) -> Sampler:
 
 
 def generator(
-    config: Experiment, height: int, width: int, guide: Network | None = None
+    config: Experiment,
+    height: int,
+    width: int,
+    guide: Network | None = None,
+    own: Network | None = None,
 ) -> Generator:
     """Draws images of that size with this config's sampling settings.
 
-    `guide` is the second network of guidance that needs one.
+    `guide` is the second network of guidance that needs one, `own` the config's where
+    it is there already.
     """
     return Generator(
         sampler=sampler(config),
-        network=network(config),
+        network=own or network(config),
         conditioner=config.conditioner,
         model=config.model,
         size=(height, width),
@@ -75,11 +80,11 @@ def generator(
     )
 
 
-def objective(config: Experiment) -> Objective:
-    """What the network is to learn from a batch."""
+def objective(config: Experiment, own: Network | None = None) -> Objective:
+    """What the network is to learn from a batch; `own` is it, where it is there."""
     return Objective(
         model=config.model,
-        network=network(config),
+        network=own or network(config),
         conditioner=config.conditioner,
         stages=stages(config),
         prediction=config.prediction,
@@ -121,13 +126,13 @@ def training_run(
         settings=step_settings(config),
         mesh=config.mesh.build(),
         open_data=functools.partial(open_data, config),
-        preview=_preview(config),
+        preview=_preview(config, loss.network),
         steps=config.steps,
         workload=_workload(config, loss),
         checkpointing=config.checkpoint,
         logging=config.log,
         posthoc=config.posthoc,
-        online=online_evaluation(config),
+        online=online_evaluation(config, loss.network),
         guard=config.guard,
         config=config.to_dict(),
         read_config=lambda saved: Experiment.from_dict(saved).to_dict(),
@@ -188,7 +193,7 @@ def _workload(config: Experiment, objective: Objective) -> Workload:
     )
 
 
-def _preview(config: Experiment) -> Preview:
+def _preview(config: Experiment, own: Network) -> Preview:
     """Draws `log.preview_count` images: classes in turn, or held-out captions.
 
     Without guidance where it would need a second model.
@@ -203,7 +208,7 @@ def _preview(config: Experiment) -> Preview:
         prompts = spread_captions(config.data.held_out(), count)
         given = reader(prompts)
     return Preview(
-        generator=generator(config, size, size),
+        generator=generator(config, size, size, own=own),
         given=given,
         prompts=prompts,
         seed=config.seed,
@@ -218,7 +223,7 @@ def _without_guide(config: Experiment) -> Experiment:
     return dataclasses.replace(config, sampling=plain)
 
 
-def online_evaluation(config: Experiment) -> OnlineEvaluation | None:
+def online_evaluation(config: Experiment, own: Network) -> OnlineEvaluation | None:
     """What `config.online` measures in training; its network is read here and now.
 
     It draws for the classes or captions of training images. Raises EvaluationError or
@@ -244,7 +249,7 @@ def online_evaluation(config: Experiment) -> OnlineEvaluation | None:
         given = first_of(batches, read, policy.num_samples)
     return OnlineEvaluation(
         policy=policy,
-        generator=generator(_without_guide(config), size, size),
+        generator=generator(_without_guide(config), size, size, own=own),
         given=given,
         seed=config.seed,
         extractor=extractor,

@@ -9,6 +9,7 @@ from pixelflow_jax import build, sharding
 from pixelflow_jax.config_types import type_errors
 from pixelflow_jax.errors import ConfigError
 from pixelflow_jax.experiment import Experiment, unreadable
+from pixelflow_jax.models.interface import Network
 from pixelflow_jax.pretrained.finetune import KINDS
 
 CHANNELS = 3  # of the images of every data source
@@ -20,13 +21,15 @@ def validate(config: Experiment) -> None:
     # A part is asked how it fits the others only where each value is one it may have.
     unsound = {re.split(r"\W", problem)[0] for problem in problems}
     problems += _problems(config, unsound)
-    problems = problems or _term_problems(config)
+    if not problems:
+        network = build.network(config)
+        problems = _term_problems(config, network)
     if not problems:
         size = config.data.image_size
         guided = config.sampling.guidance.guide_weights() is not None
-        # Any network will do to trace with.
-        guide = build.network(config) if guided else None
-        problems = _message(build.generator(config, size, size, guide).check)
+        guide = network if guided else None  # any will do to trace with
+        drawing = build.generator(config, size, size, guide, network)
+        problems = _message(drawing.check)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"The config {config.name!r:.100} cannot run:\n{listed}")
@@ -143,9 +146,9 @@ def _shape_problems(config: Experiment) -> list[str]:
     return list(dict.fromkeys(itertools.chain.from_iterable(by_shape)))
 
 
-def _term_problems(config: Experiment) -> list[str]:
+def _term_problems(config: Experiment, network: Network) -> list[str]:
     """What is wrong with the loss terms and the teachers they need."""
-    objective = build.objective(config)
+    objective = build.objective(config, network)
     problems = objective.terms.problems()
     required = objective.terms.required_features
     for shape in config.data.shapes:

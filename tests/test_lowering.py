@@ -26,6 +26,7 @@ from pixelflow_jax.nn.kernels.choice import Kernels
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.sampling.batches import Weights
 from pixelflow_jax.training.step import abstract_state, make_step
+from tests.marks import long
 
 BATCH = 8
 # Custom calls that a TPU knows: what the partitioner reads, and Mosaic's own kernels.
@@ -125,7 +126,7 @@ def lowered(traced: jax.stages.Traced, platform: str) -> str:
     ("family", "program", "mesh"),
     [
         *itertools.product(FAMILIES, PROGRAMS, ["eight"]),
-        *itertools.product(["pixnerd"], PROGRAMS, ["one"]),
+        *(long("pixnerd", program, "one") for program in PROGRAMS),
     ],
 )
 def test_it_lowers_for_a_tpu_and_plainly_for_a_gpu(family, program, mesh):

@@ -57,7 +57,10 @@ class Objective:
 
         `constants` are the prediction's.
         """
-        fresh = self.network.init(key)
+        return self.init_with(self.network.init(key), key, constants)
+
+    def init_with(self, fresh: dict, key: Array, constants: dict | None = None) -> dict:
+        """`init` with the network's own fresh parameters, or their shapes, at hand."""
         params = {"denoiser": self.prediction.init(fresh, constants or {})}
         projectors = self.terms.projectors(key, self.model)
         return params | ({"projectors": projectors} if projectors else {})
@@ -201,7 +204,8 @@ class Objective:
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
         constants = self.constant_shapes()
-        params = jax.eval_shape(self.init, jax.random.key(0), constants)
+        fresh, key = self.network.shapes(), jax.random.key(0)
+        params = jax.eval_shape(self.init_with, fresh, key, constants)
         carry = jax.eval_shape(self.carry, constants)
         batch = {"image": image, **self.conditioner.example(count)}
         jax.eval_shape(trace, params, batch, keys, self.frozen_shapes(), carry)

@@ -160,16 +160,20 @@ class Network:
     may lack the second. `cast_for_inference` is for a program that applies them in a
     loop, to be done once, before it: matrices are cast, and the layers of written-out
     stacks taken apart. Its result serves `apply` as well; twice is as good as once.
+    `abstract` are the parameters as shapes, where whoever made the network knows them.
     """
 
     init: Callable[[Array], dict]
     apply: Callable[..., Output]
     cast_for_inference: Callable[[dict], dict] = lambda params: params
     precompute: Callable[..., Any] | None = None
+    abstract: dict | None = None
 
     def shapes(self) -> dict:
         """The parameters as shapes; allocates nothing."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        if self.abstract is None:
+            return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda shape: shape, self.abstract)  # its dicts are new
 
 
 def network(
@@ -189,7 +193,8 @@ def network(
         return config.build(nnx.Rngs(params=key), precision)
 
     module: Any = nnx.eval_shape(build, jax.random.key(0))
-    _refuse_lists(config, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    abstract = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    _refuse_lists(config, abstract)
     graph, stacks = nnx.graphdef(module), written_out_blocks(module)
 
     def merge(params: dict) -> Denoiser:
@@ -220,7 +225,7 @@ def network(
         wider = is_half_on_gpu(precision.dtype) and tensor_shards() == 1
         return gate_up_together(params) if wider else params
 
-    return Network(init, apply, cast_for_inference, precompute)
+    return Network(init, apply, cast_for_inference, precompute, abstract)
 
 
 def _refuse_lists(config: DenoiserConfig, params: dict) -> None:

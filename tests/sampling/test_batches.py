@@ -20,6 +20,7 @@ from pixelflow_jax.sampling import fields
 from pixelflow_jax.sampling.batches import Generator, Request
 from pixelflow_jax.sharding import replicated
 from tests.jaxprs import equations
+from tests.marks import long
 from tests.sampling.generators import drawing, on
 from tests.training import tiny
 
@@ -180,7 +181,9 @@ def test_casting_ahead_changes_no_image(generator, weights):
     np.testing.assert_allclose(ahead, late, atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", [Euler(), Heun(), AdamsBashforth()], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [Heun(), long(Euler()), long(AdamsBashforth())], ids=repr
+)
 def test_what_depends_on_time_alone_is_precomputed_of_the_steps(
     generator, weights, solver, monkeypatch
 ):
@@ -251,7 +254,10 @@ def with_settings(generator, **changes):
 
 @pytest.mark.parametrize(
     "solver",
-    [Euler(), Euler(step="sde"), Heun(), Heun(reuse=True), AdamsBashforth(order=3)],
+    [
+        *(Euler(step="sde"), Heun(reuse=True), AdamsBashforth(order=3)),
+        *(long(Euler()), long(Heun())),
+    ],
     ids=repr,
 )
 def test_steps_as_arguments_give_what_a_program_of_their_own_gives(

@@ -13,6 +13,7 @@ from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.guard import Guard, Watch
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
+from tests.marks import long
 from tests.training import tiny
 from tests.training.test_loop import poison, saved, with_batch
 
@@ -47,6 +48,9 @@ class Without:
         return getattr(self._loader, name)
 
 
+SPIKES = Guard(spike=20, window=4)
+
+
 def without(run, *left_out):
     """The run, as if those batches did not exist; from its beginning alone."""
     open_data = lambda start: Without(run.open_data(start), left_out, start)
@@ -68,9 +72,14 @@ def wanted(images, tmp_path_factory):
     return train(without(run_of(images), 4), tmp_path_factory.mktemp("wanted"))
 
 
-@pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize(
-    ("spoil", "guard"), [(poison, Guard()), (brighten, Guard(spike=20, window=4))]
+    ("spoil", "guard", "every"),
+    [
+        (poison, Guard(), 3),
+        (brighten, SPIKES, 1),
+        long(poison, Guard(), 1),
+        long(brighten, SPIKES, 3),
+    ],
 )
 def test_a_run_goes_on_without_what_led_to_the_fault(
     images, wanted, tmp_path, capfd, every, spoil, guard

@@ -14,6 +14,7 @@ from pixelflow_jax.training.guard import Guard
 from pixelflow_jax.training.log import Logging
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.signals import stop_signals
+from tests.marks import long
 from tests.training import tiny
 
 
@@ -64,7 +65,7 @@ def poison(batch):
     batch["image"] = np.full_like(batch["image"], np.nan)
 
 
-@pytest.mark.parametrize("every", [1, 3, 100])
+@pytest.mark.parametrize("every", [3, long(1), long(100)])
 def test_a_run_that_is_not_finite_ends_and_saves_nothing_more(
     images, whole, tmp_path, every
 ):

@@ -130,7 +130,7 @@ def fields_of(name: str, eyes: DinoV2) -> dict:
 
 
 # Some of them stand for all where time is short.
-SOME = ("asymflow", "pixeldit2 of text")
+SOME = ("asymflow",)
 LIVES = [
     pytest.param(name, marks=[] if name in SOME else pytest.mark.long)
     for name in METHODS

@@ -9,6 +9,7 @@ import pytest
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.training.checkpoint import Checkpointing
 from pixelflow_jax.training.loop import train
+from tests.marks import long
 from tests.training import tiny
 
 STEPS, EVERY = 240, 20
@@ -19,7 +20,7 @@ def images(tmp_path_factory):
     return tiny.write_images(tmp_path_factory.mktemp("images"))
 
 
-HALF = pytest.param("bfloat16", marks=[pytest.mark.slow, pytest.mark.long])
+HALF = long("bfloat16")
 
 
 @pytest.mark.parametrize("compute", ["float32", HALF])

@@ -24,6 +24,7 @@ from pixelflow_jax.nn.kernels.choice import (
 )
 from pixelflow_jax.nn.precision import Precision
 from pixelflow_jax.nn.stack import StackConfig
+from tests.marks import long
 
 HALF, EXACT = jnp.dtype("bfloat16"), jnp.dtype("float32")
 # The kernels know its sizes: 64 tokens, heads of 24, an MLP of 256, patches of 64.
@@ -164,10 +165,14 @@ BLOCKS = {
 FIELD = {"neural_field_forward_kernel", "neural_field_backward_kernel"}
 
 
-@pytest.mark.parametrize("inner", [False, True], ids=["traced in one", "jitted apart"])
 @pytest.mark.parametrize(
-    ("remat", "scan"),
-    [("names", True), ("full", True), ("none", False), ("mlp", False)],
+    ("inner", "remat", "scan"),  # the network traced in one, or jitted apart
+    [
+        *((False, "names", True), (True, "none", False)),
+        *(long(True, "names", True), long(False, "none", False)),
+        *(long(inner, "full", True) for inner in (False, True)),
+        *(long(inner, "mlp", False) for inner in (False, True)),
+    ],
 )
 def test_gradients_are_computed_as_the_network_was(inner, remat, scan):
     others = Kernels(blocks="pallas", field="pallas")
