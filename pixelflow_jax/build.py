@@ -81,7 +81,7 @@ def generator(
 
 
 def objective(config: Experiment, own: Network | None = None) -> Objective:
-    """What the network is to learn from a batch; `own` is it, where it is there."""
+    """What a network is to learn from a batch: `own`, or else the config's anew."""
     return Objective(
         model=config.model,
         network=own or network(config),

@@ -28,6 +28,7 @@ from pixelflow_jax.pretrained.pipeline import Pipeline
 from pixelflow_jax.training.checkpoint import Checkpointer
 from pixelflow_jax.training.step import abstract_state
 from tests import old_files
+from tests.marks import long
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -159,7 +160,7 @@ FIELDS = ("run", "run_text", "published", "single")
 ROUNDINGS = {"sample": 5e-7, "resumed": 1e-5}
 
 
-EVERY = pytest.param(tuple(old_files.RUNS), marks=pytest.mark.long)
+EVERY = long(tuple(old_files.RUNS))
 
 
 @pytest.mark.slow

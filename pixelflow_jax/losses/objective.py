@@ -57,10 +57,14 @@ class Objective:
 
         `constants` are the prediction's.
         """
-        return self.init_with(self.network.init(key), key, constants)
+        return self._around(self.network.init(key), key, constants)
 
-    def init_with(self, fresh: dict, key: Array, constants: dict | None = None) -> dict:
-        """`init` with the network's own fresh parameters, or their shapes, at hand."""
+    def shapes(self) -> dict:
+        """What `init` returns, as shapes; allocates nothing, and builds no network."""
+        fresh, key = self.network.shapes(), jax.random.key(0)
+        return jax.eval_shape(self._around, fresh, key, self.constant_shapes())
+
+    def _around(self, fresh: dict, key: Array, constants: dict | None) -> dict:
         params = {"denoiser": self.prediction.init(fresh, constants or {})}
         projectors = self.terms.projectors(key, self.model)
         return params | ({"projectors": projectors} if projectors else {})
@@ -203,12 +207,9 @@ class Objective:
             return loss, bound.output_gradients(params, drawn, frozen_params)
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-        constants = self.constant_shapes()
-        fresh, key = self.network.shapes(), jax.random.key(0)
-        params = jax.eval_shape(self.init_with, fresh, key, constants)
-        carry = jax.eval_shape(self.carry, constants)
+        carry = jax.eval_shape(self.carry, self.constant_shapes())
         batch = {"image": image, **self.conditioner.example(count)}
-        jax.eval_shape(trace, params, batch, keys, self.frozen_shapes(), carry)
+        jax.eval_shape(trace, self.shapes(), batch, keys, self.frozen_shapes(), carry)
 
 
 def _with_leaf(params: dict, path: Sequence[str], leaf: Array) -> dict:

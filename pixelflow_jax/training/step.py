@@ -183,9 +183,8 @@ def abstract_state(
     objective: Objective, settings: StepSettings, mesh: jax.sharding.Mesh
 ) -> TrainState:
     """Shapes and shardings of a run's state; allocates nothing."""
-    fresh, constants = objective.network.shapes(), objective.constant_shapes()
     begin = _beginning(objective, settings)
-    shapes = jax.eval_shape(begin, fresh, jax.random.key(0), constants)
+    shapes = jax.eval_shape(begin, objective.shapes(), objective.constant_shapes())
     layout = sharding.state_sharding(shapes, mesh, settings.rules)
     return jax.tree.map(
         lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, layout
@@ -204,19 +203,19 @@ def fresh_state(
     """
     abstract = abstract_state(objective, settings, mesh)
     layout = jax.tree.map(lambda s: s.sharding, abstract)
-    complete = _beginning(objective, settings)
+    begin = _beginning(objective, settings)
 
     @functools.partial(jax.jit, out_shardings=layout)
-    def begin(key: Array, constants: dict) -> TrainState:
-        return complete(objective.network.init(key), key, constants)
+    def draw(key: Array, constants: dict) -> TrainState:
+        return begin(objective.init(key, constants), constants)
 
-    return begin(jax.random.key(settings.seed), constants or {})
+    return draw(jax.random.key(settings.seed), constants or {})
 
 
 def _beginning(
     objective: Objective, settings: StepSettings
-) -> Callable[[dict, Array, dict], TrainState]:
-    """The first state from a network's fresh parameters, a key and the constants."""
-    return lambda fresh, key, constants: create_state(
-        objective.init_with(fresh, key, constants), settings, objective.carry(constants)
+) -> Callable[[dict, dict], TrainState]:
+    """The state before the first step, of the objective's parameters and constants."""
+    return lambda params, constants: create_state(
+        params, settings, objective.carry(constants)
     )

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pixelflow_jax.teachers.dinov2_table import Geometry, table
+from tests.marks import long
 from tests.strangers.house import House
 from tests.teachers import official
 from tests.training import tiny
@@ -64,7 +65,7 @@ def briefly(brief):
 
     What a class does does not depend on where it was found.
     """
-    ways = [w if w is brief else pytest.param(w, marks=pytest.mark.long) for w in WAYS]
+    ways = [way if way is brief else long(way) for way in WAYS]
     return pytest.mark.parametrize(
         "house", ways, indirect=True, ids=lambda way: way.__name__
     )

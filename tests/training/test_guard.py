@@ -17,6 +17,8 @@ from tests.marks import long
 from tests.training import tiny
 from tests.training.test_loop import poison, saved, with_batch
 
+SPIKES = Guard(spike=20, window=4)
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
@@ -46,9 +48,6 @@ class Without:
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
-
-
-SPIKES = Guard(spike=20, window=4)
 
 
 def without(run, *left_out):

@@ -33,6 +33,7 @@ from pixelflow_jax.teachers.dinov2_table import Geometry
 from pixelflow_jax.teachers.suite import Teachers
 from pixelflow_jax.training.loop import train
 from tests import texts
+from tests.marks import long
 from tests.teachers import official
 from tests.training import tiny
 
@@ -131,10 +132,7 @@ def fields_of(name: str, eyes: DinoV2) -> dict:
 
 # Some of them stand for all where time is short.
 SOME = ("asymflow",)
-LIVES = [
-    pytest.param(name, marks=[] if name in SOME else pytest.mark.long)
-    for name in METHODS
-]
+LIVES = [name if name in SOME else long(name) for name in METHODS]
 
 
 @pytest.mark.slow  # trains
