@@ -34,6 +34,7 @@ from pixelflow_jax.doctor.kernels import (  # isort: skip
     swiglu,
     with_gradient,
 )
+from pixelflow_jax.nn.attention import attend  # isort: skip
 from pixelflow_jax.nn.kernels.choice import Kernels  # isort: skip
 from pixelflow_jax.nn.packing import Packing  # isort: skip
 
@@ -48,8 +49,14 @@ LAYERS = {
     "down": (HIDDEN, WIDTH),
     "generator": (WIDTH, 64 * 128),
 }
-# Images of PixNerd, of PixelGen with its class tokens, and of PixelFlow's last stages.
-LENGTHS = {256: 32, 288: 32, 1024: 4, 4096: 4}
+# Tokens and images: of PixNerd, of PixelGen with its class tokens, of PixelFlow's last
+# stages; both with guidance, and a large batch.
+LENGTHS = (
+    *((256, 32), (256, 128), (288, 32), (288, 64), (288, 128)),
+    *((128, 64), (1024, 4), (4096, 4)),
+)
+TEACHER = (272, 128, 12, 64)  # tokens, images, heads and width of DINOv2, padded
+TEACHER_LENGTH = 257
 FAST_WIDTHS = (64, 128)  # of heads, which the newest kernels are written for
 PADDED_WIDTHS = (80, 96, 128)  # what heads of 72 can be padded to
 # Operations that have a kernel of Mosaic's for GPUs beside "auto", which is Triton's.
@@ -99,24 +106,48 @@ def _product_gradients(x: Array, weight: Array, cotangent: Array) -> tuple:
 
 def attentions() -> Iterator[tuple[str, Entry]]:
     """Attention at the models' lengths, forward alone and with its gradients."""
-    for length, batch in LENGTHS.items():
+    for length, batch in LENGTHS:
         for width in (HEAD_WIDTH, *FAST_WIDTHS):
-            variants = _attentions_of(width)
-            both = {name: with_gradient(attend) for name, attend in variants.items()}
             shape = (batch, length, HEADS, width)
-            flops = 4.0 * batch * length**2 * HEADS * width
-            for title, number, functions, passes in (
-                ("forward", 3, variants, 1),
-                ("forward and backward", 4, both, 3),
-            ):
-                yield (
-                    f"attention {length} x {width} {title}",
-                    Entry(
-                        inputs=functools.partial(normal, *[shape] * number),
-                        variants=functions,
-                        flops=passes * flops,
-                    ),
-                )
+            name = f"attention {length} x {width}, {batch} images"
+            yield from _passes(name, shape, _attentions_of(width))
+    length, batch, _, width = TEACHER
+    teacher = {
+        word: functools.partial(
+            attend, implementation=word, length=TEACHER_LENGTH
+        )
+        for word in ("cudnn", "short", "xla")
+    }
+    first = {name: functools.partial(_first, one) for name, one in teacher.items()}
+    name = f"attention {TEACHER_LENGTH} of {length} x {width}, {batch} images"
+    yield from _passes(name, TEACHER, first)
+
+
+def _first(attend: Callable, q: Array, k: Array, v: Array) -> Array:
+    """What the first queries find, which alone has a meaning."""
+    return attend(q, k, v)[:, :TEACHER_LENGTH]
+
+
+def _passes(
+    name: str, shape: tuple[int, ...], variants: dict[str, Callable]
+) -> Iterator[tuple[str, Entry]]:
+    """The entries of a shape [batch, length, heads, width]: forward, and both."""
+    batch, length, heads, width = shape
+    out = jax.eval_shape(variants["xla"], *[jax.ShapeDtypeStruct(shape, "bfloat16")] * 3)
+    both = {name: with_gradient(one) for name, one in variants.items()}
+    flops = 4.0 * batch * length**2 * heads * width
+    for title, shapes, functions, passes in (
+        ("forward", [shape] * 3, variants, 1),
+        ("forward and backward", [*[shape] * 3, out.shape], both, 3),
+    ):
+        yield (
+            f"{name}, {title}",
+            Entry(
+                inputs=functools.partial(normal, *shapes),
+                variants=functions,
+                flops=passes * flops,
+            ),
+        )
 
 
 def _attentions_of(width: int) -> dict[str, Callable]:
@@ -126,6 +157,7 @@ def _attentions_of(width: int) -> dict[str, Callable]:
         name: by_name(jax.nn.dot_product_attention, implementation=name)
         for name in ("cudnn", "xla")
     }
+    found["short"] = _short
     wider = [w for w in PADDED_WIDTHS if w > width]
     found |= {f"cudnn at {w}": by_name(_padded, found["cudnn"], w) for w in wider}
     if importlib.util.find_spec("tokamax"):
@@ -139,6 +171,10 @@ def _padded(attend: Callable, width: int, q: Array, k: Array, v: Array) -> Array
     narrow, wide = q.shape[-1], ((0, 0), (0, 0), (0, 0), (0, width - q.shape[-1]))
     out = attend(*(jnp.pad(a, wide) for a in (q, k, v)), scale=narrow**-0.5)
     return out[..., :narrow]
+
+
+def _short(q: Array, k: Array, v: Array) -> Array:
+    return attend(q, k, v, implementation="short")
 
 
 def _mosaic(q: Array, k: Array, v: Array, scale: float) -> Array:

@@ -1,7 +1,8 @@
 """Each operation that has a kernel, against its formula in float32, with gradients.
 
-Inputs are of the type that a run computes in. On GPUs the kernels are Triton's and
-cuDNN's, on TPUs Mosaic's; on CPUs they are interpreted. What is left to the compiler is
+Inputs are of the type that a run computes in. On GPUs the kernels are Triton's, cuDNN's
+and, of attention on Hopper GPUs, Mosaic's, on TPUs Mosaic's; on CPUs they are
+interpreted. What is left to the compiler is
 compared all the same.
 """
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pixelflow_jax.nn import short
 from pixelflow_jax.nn.attention import attend, cudnn_fits
 from pixelflow_jax.nn.block import CHUNKS, GATE1, SCALE2, SHIFT2
 from pixelflow_jax.nn.kernels.activate_and_project import activate_and_project
@@ -23,7 +25,7 @@ from pixelflow_jax.nn.kernels.backends import (
     missing,
     platform,
 )
-from pixelflow_jax.nn.kernels.choice import Kernels, choose
+from pixelflow_jax.nn.kernels.choice import Kernels, choose, is_half_on_gpu
 from pixelflow_jax.nn.kernels.neural_field import GeneratedMLP, neural_field
 from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
 from pixelflow_jax.nn.packing import Packing
@@ -130,6 +132,7 @@ def operations(sizes: Sizes) -> list[Operation]:
         ),
         Operation("neural_field", field, (patches, generated), "field"),
         Operation("attention", attention, (heads,) * 3, "attention"),
+        Operation("short_attention", attention, (heads,) * 3, "short"),
     ]
 
 
@@ -171,6 +174,9 @@ def chosen(operation: Operation, dtype: str) -> tuple[Kernels, str]:
         q = jax.ShapeDtypeStruct(operation.shapes[0], jnp.dtype(dtype))
         fits = cudnn_fits(q)
         return Kernels(attention="cudnn" if fits else "xla"), "cuDNN" if fits else "XLA"
+    if operation.part == "short":
+        fits = not short.missing() and is_half_on_gpu(jnp.dtype(dtype))
+        return Kernels(attention="short" if fits else "xla"), "ours" if fits else "XLA"
     backend = BACKENDS[platform()]["pallas"]
     if missing(backend):
         return Kernels(blocks="xla", field="xla"), "XLA"

@@ -10,7 +10,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
-from pixelflow_jax.nn import cudnn, splash
+from pixelflow_jax.nn import cudnn, short, splash
 from pixelflow_jax.nn.cudnn import cudnn_fits
 from pixelflow_jax.nn.embed import Rope
 from pixelflow_jax.nn.kernels.choice import Attention, chosen
@@ -41,9 +41,10 @@ def attend(
 ) -> Float[Array, "b n heads head_width"]:
     """Softmax attention with scale head_width^-0.5, in q's type; softmax in float32.
 
-    `mask` is True for what is attended to. `implementation` "auto" takes cuDNN's flash
-    attention on GPUs where it is available and right, Pallas' splash attention on TPUs
-    where it gains, XLA elsewhere; "xla", "cudnn" and "splash" insist.
+    `mask` is True for what is attended to. `implementation` "auto" takes our kernels
+    for short sequences on Hopper GPUs where they gain, else cuDNN's flash attention on
+    GPUs where it is available and right, Pallas' splash attention on TPUs where it
+    gains, XLA elsewhere; "xla", "cudnn", "short" and "splash" insist.
     `drop` acts on the probabilities [b, heads, n, m], which only the plain formula
     writes out. Of queries and keys alike only the first `length` are looked at; what
     comes out behind them has no meaning. cuDNN needs no mask for that. Raises
@@ -55,12 +56,16 @@ def attend(
     check_word("attention", implementation, Attention)
     if implementation == "cudnn":
         cudnn.check(mask, drop)
+    if implementation == "short":
+        short.check(q, k, mask, drop)
     if implementation == "splash":
         splash.check(q, drop is not None)
     if implementation == "auto":
         implementation = _best(q, k, mask, drop)
     if implementation == "cudnn":
         return cudnn.attend(q, k, v, length)
+    if implementation == "short":
+        return short.attend(q, k, v, length)
     if length is not None:
         inside = jnp.arange(k.shape[1]) < length
         mask = inside[None] if mask is None else mask & inside
@@ -78,7 +83,9 @@ def _best(q: Array, k: Array, mask: Array | None, drop: Drop | None) -> Attentio
     """Who attends where nobody insists."""
     if drop is not None:
         return "xla"
-    if cudnn_fits(q) and mask is None:
+    if mask is None and short.gains(q, k):
+        return "short"
+    if mask is None and cudnn_fits(q):
         return "cudnn"
     return "splash" if splash.gains(q, k) else "xla"
 

@@ -22,6 +22,8 @@ BACKENDS: dict[str, dict[str, Backend]] = {
     "cpu": {"pallas": "triton", "mosaic": "mosaic_tpu"},
 }
 PALLAS = "jax.experimental.pallas"
+HOPPER = ("H100", "H200", "H800", "H20", "GH200")
+HOPPER_MULTIPROCESSORS = 132
 MODULES = {
     "triton": (f"{PALLAS}.triton", "Pallas' Triton backend"),
     "mosaic_gpu": (f"{PALLAS}.mosaic_gpu", "Pallas' Mosaic GPU backend"),
@@ -56,8 +58,29 @@ def platform() -> str:
 
     The devices of the mesh in use, which need not be there; without one, the default.
     """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return jax.default_backend() if device is None else device.platform
+    described = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if described is None else described.platform
+
+
+def is_hopper() -> bool:
+    """Whether the program runs on GPUs of compute capability 9.0."""
+    kind = getattr(_device(), "device_kind", "")
+    return platform() == "gpu" and any(name in kind for name in HOPPER)
+
+
+def multiprocessors() -> int:
+    """How many multiprocessors a GPU of the program has; those of an H100 if unknown.
+
+    Where the program's devices are not there, their description says it.
+    """
+    found = (getattr(_device(), name, None) for name in ("core_count", "num_cores"))
+    return next((n for n in found if n), HOPPER_MULTIPROCESSORS)
+
+
+def _device() -> Any:
+    """A device of the mesh in use, which need not be there; without one, the first."""
+    described = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.local_devices()[0] if described is None else described
 
 
 def is_interpreted() -> bool:
