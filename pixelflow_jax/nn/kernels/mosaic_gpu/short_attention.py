@@ -76,6 +76,7 @@ def supports(n: int, width: int, dtype: jnp.dtype) -> bool:
     return known and dtype.itemsize == 2 and Sizes(n, n, width).slots > 0
 
 
+@functools.partial(jax.jit, static_argnums=3)  # made once for all layers
 def forward(q: Array, k: Array, v: Array, length: int) -> tuple[Array, Array]:
     """What queries find in the first `length` keys, of arrays [b, n, heads, width].
 

@@ -44,6 +44,7 @@ LONGEST_COPY = 256  # numbers
 FIRST, SECOND = 0, 1  # a warpgroup's slots; the last one is another, or the second
 
 
+@functools.partial(jax.jit, static_argnums=4)  # made once for all layers
 def backward(
     arrays: tuple[Array, Array, Array],
     out: Array,
