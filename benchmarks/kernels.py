@@ -113,9 +113,7 @@ def attentions() -> Iterator[tuple[str, Entry]]:
             yield from _passes(name, shape, _attentions_of(width))
     length, batch, _, width = TEACHER
     teacher = {
-        word: functools.partial(
-            attend, implementation=word, length=TEACHER_LENGTH
-        )
+        word: functools.partial(attend, implementation=word, length=TEACHER_LENGTH)
         for word in ("cudnn", "short", "xla")
     }
     first = {name: functools.partial(_first, one) for name, one in teacher.items()}
@@ -133,7 +131,9 @@ def _passes(
 ) -> Iterator[tuple[str, Entry]]:
     """The entries of a shape [batch, length, heads, width]: forward, and both."""
     batch, length, heads, width = shape
-    out = jax.eval_shape(variants["xla"], *[jax.ShapeDtypeStruct(shape, "bfloat16")] * 3)
+    out = jax.eval_shape(
+        variants["xla"], *[jax.ShapeDtypeStruct(shape, "bfloat16")] * 3
+    )
     both = {name: with_gradient(one) for name, one in variants.items()}
     flops = 4.0 * batch * length**2 * heads * width
     for title, shapes, functions, passes in (

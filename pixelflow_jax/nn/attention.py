@@ -60,12 +60,13 @@ def attend(
         short.check(q, k, mask, drop)
     if implementation == "splash":
         splash.check(q, drop is not None)
-    if implementation == "auto":
+    insist = implementation != "auto"
+    if not insist:
         implementation = _best(q, k, mask, drop)
     if implementation == "cudnn":
         return cudnn.attend(q, k, v, length)
     if implementation == "short":
-        return short.attend(q, k, v, length)
+        return short.attend(q, k, v, length, insist)
     if length is not None:
         inside = jnp.arange(k.shape[1]) < length
         mask = inside[None] if mask is None else mask & inside

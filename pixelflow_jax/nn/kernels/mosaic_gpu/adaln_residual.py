@@ -147,7 +147,10 @@ def _layout(width: int) -> Any:
 
 def _load(ref: Any, at: tuple) -> Array:
     layout = _layout(ref.shape[-1])
-    return plgpu.load(ref, at, layout=layout, optimized=False)
+    if jax.__version_info__ < (0, 11):  # wants the place apart, which others warn of
+        return plgpu.load(ref, at, layout=layout, optimized=False)
+    place = ref.at[at] if at else ref
+    return plgpu.load(place, layout=layout, optimized=False)
 
 
 def _row(ref: Any, at: tuple) -> Array:

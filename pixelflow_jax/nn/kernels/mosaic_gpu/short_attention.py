@@ -140,9 +140,7 @@ def _kernel(sizes: Sizes, q, k, v, out, sums, keys, values, slots, own_sums, *ba
     arrived, ready = barriers
     image, head = jax.lax.axis_index("image"), jax.lax.axis_index("head")
     warpgroup = jax.lax.axis_index("warpgroup")
-    slot, arrived, own_sums = (
-        ref.at[warpgroup] for ref in (slots, arrived, own_sums)
-    )
+    slot, arrived, own_sums = (ref.at[warpgroup] for ref in (slots, arrived, own_sums))
 
     def fetch(ref, tile) -> None:
         rows = rows_of(sizes, tile)
@@ -212,7 +210,7 @@ def _attend(sizes: Sizes, q: Array, keys, values) -> tuple[Array, Array]:
     return found / down(sums, found), top + jnp.log(sums) * LOG2E
 
 
-def over_blocks(sizes: Sizes, size: int, block: Callable, carry: tuple) -> tuple:
+def over_blocks(sizes: Sizes, size: int, block: Callable, carry: Any) -> Any:
     """`carry = block(start, size, carry, masked)` over all tokens that are looked at.
 
     In a loop as far as blocks are whole; behind them a shorter one, or one of which
@@ -220,7 +218,7 @@ def over_blocks(sizes: Sizes, size: int, block: Callable, carry: tuple) -> tuple
     """
     whole = sizes.length // size
 
-    def body(i, carry: tuple) -> tuple:
+    def body(i, carry: Any) -> Any:
         return block(pl.multiple_of(i * size, NARROWEST), size, carry)
 
     if whole:
@@ -235,11 +233,12 @@ def over_blocks(sizes: Sizes, size: int, block: Callable, carry: tuple) -> tuple
 def add(sums: list[Array], pairs: list[tuple[Array, Any]]) -> list[Array]:
     """Each sum with its pair's product added."""
 
-    def products(references) -> None:
+    def products(references: Any) -> None:
         for reference, (rows, block) in zip(references, pairs, strict=True):
             plgpu.wgmma(reference, rows, block)
 
-    return pl.run_state(products)([plgpu.ACC.init(a) for a in sums])
+    run: Any = pl.run_state(products)
+    return run([plgpu.ACC.init(a) for a in sums])
 
 
 def rows_of(sizes: Sizes, tile) -> Any:

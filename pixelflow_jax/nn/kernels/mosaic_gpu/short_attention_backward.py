@@ -9,6 +9,7 @@ second pass alone, queries and cotangents in the first.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,7 +40,8 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
     written,
 )
 
-KEYS_ACROSS = 2 * ACROSS  # of a tile of queries, which needs fewer registers
+# Of a tile of queries, which needs fewer registers: what leaves no rest.
+KEYS_ACROSS = (ACROSS, 96)
 LONGEST_COPY = 256  # numbers
 FIRST, SECOND = 0, 1  # a warpgroup's slots; the last one is another, or the second
 
@@ -85,244 +87,253 @@ def backward(
 def shares(tiles: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """How many tiles of keys, and of queries, each of two warpgroups computes.
 
-    A tile of keys is four products for each block, one of queries three.
+    A tile of keys is four products for each block, one of queries three. Each has some
+    of both, since what is sent for ahead is for a warpgroup's own first tile.
     """
-    pairs = [(a, b) for a in range(tiles + 1) for b in range(tiles + 1)]
+    pairs = [(a, b) for a in range(1, tiles) for b in range(1, tiles)]
     cost = lambda a, b: max(4 * a + 3 * b, 4 * (tiles - a) + 3 * (tiles - b))
     keys, queries = min(pairs, key=lambda pair: cost(*pair))
     return (keys, tiles - keys), (queries, tiles - queries)
 
 
-class _Warpgroup:
-    """A warpgroup's way to the arrays of the heads that are its program's.
+class _Program:
+    """What a warpgroup of a program does, with the arrays that it reads and writes.
 
-    The `step`-th head of a program is the `program + step * count`-th of all.
+    The `step`-th head of a program is the `program + step * count`-th of all. `later`
+    in its methods sends for what comes next to a slot that is free.
     """
 
-    def __init__(self, sizes: Sizes, heads: int, count: int, slots, arrived):
+    def __init__(self, sizes: Sizes, heads: int, total: int, count: int, references):
         self.sizes, self.heads, self.count = sizes, heads, count
+        self.q, self.k, self.v, self.out, self.d, self.sums_of_all = references[:6]
+        self.dq, self.dk, self.dv = references[6:9]
+        whole, slots, self.sums, self.alongs = references[9:13]
+        self.queries, self.keys, self.values, self.cotangents = whole
+        self.arrived, self.sums_arrived, self.ready, self.free = references[13:]
         self.program = jax.lax.axis_index("program")
         self.warpgroup = jax.lax.axis_index("warpgroup")
         self.slots = slots.at[self.warpgroup]
-        self.arrived = arrived
+        self.steps = jax.lax.div(total - self.program + (count - 1), jnp.int32(count))
+        self.of_keys, self.of_queries = (
+            _bounds(self.warpgroup, counts) for counts in shares(sizes.tiles)
+        )
+        self.last = sizes.slots - 1
+        self.roomy = self.last != SECOND
+        # Where tiles share rows, the next head's come when this one's are all computed.
+        self.at_once = self.roomy and not sizes.ragged
 
-    def at(self, step) -> tuple[Array, Array]:
+    def run(self) -> None:
+        """The gradients of all heads that are the program's."""
+        jax.lax.fori_loop(*self.of_queries, self._begin, None)
+        self._fetch_sums(jnp.int32(0))
+        self._fetch(FIRST, self.k, 0, self.of_keys[0])
+        self._fetch(SECOND, self.v, 0, self.of_keys[0])
+        plgpu.commit_smem()
+        jax.lax.fori_loop(0, self.steps, self._head, None)
+        plgpu.wait_smem_to_gmem(0)
+
+    def _begin(self, tile, nothing):
+        self._fetch(FIRST, self.q, 0, tile)
+        self._fetch(SECOND, self.d, 0, tile)
+        self._prepare(0, tile, later=lambda slot: None)
+        return nothing
+
+    def _head(self, step, nothing):
+        more = step + 1 < self.steps
+        meet(self.free)  # all have done with the keys and values of the head before
+        plgpu.barrier_wait(self.sums_arrived.at[_side(step)])
+        pl.when(more)(lambda: self._fetch_sums(step + 1))
+        one = functools.partial(self._tile_of_keys, step, more)
+        jax.lax.fori_loop(*self.of_keys, one, None)
+        if self.at_once:
+
+            @pl.when(more)
+            def _():
+                written()
+                self._fetch(self.last, self.out, step + 1, self.of_queries[0])
+
+        meet(self.ready)  # all keys and values are there, and the first pass is over
+        if self.at_once:
+            one = functools.partial(self._tile_of_queries_and_next, step, more)
+            jax.lax.fori_loop(*self.of_queries, one, None)
+        else:
+            one = functools.partial(self._tile_of_queries, step)
+            jax.lax.fori_loop(*self.of_queries, one, None)
+            pl.when(more)(functools.partial(self._prepare_all, step + 1))
+        plgpu.commit_smem()
+        return nothing
+
+    def _tile_of_keys(self, step, more, tile, nothing):
+        k, v = self._fetched(FIRST), self._fetched(SECOND)
+        self._order(self.keys, tile, k)
+        self._order(self.values, tile, v)
+        plgpu.commit_smem()
+        another = tile + 1 < self.of_keys[1]
+
+        @pl.when(another)
+        def _():
+            self._fetch(FIRST, self.k, step, tile + 1)
+            if self.roomy:
+                self._fetch(SECOND, self.v, step, tile + 1)
+
+        @pl.when(~another & more)
+        def _():
+            self._fetch(FIRST, self.q, step + 1, self.of_queries[0])
+            if self.roomy:
+                self._fetch(SECOND, self.d, step + 1, self.of_queries[0])
+
+        k, v = padded(k, self.sizes), padded(v, self.sizes)
+        vectors = self._vectors(step)
+        dk, dv = _of_keys(self.sizes, k, v, self.queries, self.cotangents, *vectors)
+        self._write(self.last, self.dv, step, tile, self._seen(dv, tile))
+        self._write(self.last, self.dk, step, tile, self._seen(dk, tile))
+        if not self.roomy:
+
+            @pl.when(another)
+            def _():
+                written()
+                self._fetch(SECOND, self.v, step, tile + 1)
+
+        return nothing
+
+    def _tile_of_queries(self, step, tile, nothing):
+        self._write(self.last, self.dq, step, tile, self._gradient(step, tile))
+        return nothing
+
+    def _tile_of_queries_and_next(self, step, more, tile, nothing):
+        """A tile of this head, in whose place comes that of the next one."""
+        dq = self._gradient(step, tile)
+        pl.when(more)(lambda: self._order(self.queries, tile, self._fetched(FIRST)))
+        self._write(FIRST, self.dq, step, tile, dq)
+
+        @pl.when(more)
+        def _():
+            d = self._seen(self._fetched(SECOND), tile)
+            self._order(self.cotangents, tile, d)
+            self._along(step + 1, tile, d, self._fetched(self.last))
+            written()
+            for slot in (FIRST, SECOND):
+                self._later(step + 1, tile, slot)
+            pl.when(tile + 1 < self.of_queries[1])(
+                lambda: self._fetch(self.last, self.out, step + 1, tile + 1)
+            )
+
+        return nothing
+
+    def _gradient(self, step, tile) -> Array:
+        """That of a tile of queries."""
+        rows, layout = rows_of(self.sizes, tile), plgpu.Layout.WGMMA
+        q, d = (
+            plgpu.load(ref.at[rows], layout=layout)
+            for ref in (self.queries, self.cotangents)
+        )
+        vectors = (
+            plgpu.load(ref.at[rows], layout=layout.reduce(1))
+            for ref in self._vectors(step)
+        )
+        return _of_queries(self.sizes, q, d, self.keys, self.values, *vectors)
+
+    def _prepare_all(self, step) -> None:
+        """Order all queries and cotangents of a step."""
+        if not self.roomy:
+            written()
+            self._fetch(SECOND, self.d, step, self.of_queries[0])
+
+        def one(tile, nothing):
+            self._prepare(step, tile, functools.partial(self._later, step, tile))
+            return nothing
+
+        jax.lax.fori_loop(*self.of_queries, one, None)
+
+    def _prepare(self, step, tile, later: Callable[[int], None]) -> None:
+        """Order queries and cotangents of a tile, which are on their way to slots."""
+        d = self._seen(self._fetched(SECOND), tile)
+        self._order(self.cotangents, tile, d)
+        self._fetch(SECOND, self.out, step, tile)
+        self._order(self.queries, tile, self._fetched(FIRST))
+        later(FIRST)
+        self._along(step, tile, d, self._fetched(SECOND))
+        later(SECOND)
+
+    def _later(self, step, tile, slot: int) -> None:
+        """Send for a step's next tile of queries; behind the last for one of keys."""
+        query, key = ((self.q, self.k), (self.d, self.v))[slot]
+        another = tile + 1 < self.of_queries[1]
+        pl.when(another)(lambda: self._fetch(slot, query, step, tile + 1))
+        pl.when(~another)(lambda: self._fetch(slot, key, step, self.of_keys[0]))
+
+    def _fetch(self, slot: int, ref, step, tile) -> None:
+        """Send for a tile of a step's array; `_fetched` waits for it."""
+        rows = ref.at[self._place(step, tile)]
+        plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
+
+    def _fetched(self, slot: int) -> Array:
+        plgpu.barrier_wait(self._barrier(slot))
+        return load(self.slots.at[slot])
+
+    def _write(self, slot: int, ref, step, tile, rows: Array) -> None:
+        """Send a tile of a step's result out, by a slot; `written` waits for it."""
+        written()
+        slot_ref = self.slots.at[slot]
+        slot_ref[...] = cut(rows.astype(ref.dtype), self.sizes)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(slot_ref, ref.at[self._place(step, tile)])
+
+    def _fetch_sums(self, step) -> None:
+        image, head = self._number(step)
+        side = _side(step)
+
+        @pl.when(self.warpgroup == 0)
+        def _():
+            for start in range(0, self.sizes.n, LONGEST_COPY):
+                part = pl.ds(start, min(LONGEST_COPY, self.sizes.n - start))
+                source, to = self.sums_of_all.at[image, head, part], self.sums
+                plgpu.copy_gmem_to_smem(
+                    source, to.at[side, part], self.sums_arrived.at[side]
+                )
+
+    def _order(self, to, tile, rows: Array) -> None:
+        """Lay rows into shared memory as products read them."""
+        to.at[rows_of(self.sizes, tile)][...] = padded(rows, self.sizes)
+
+    def _along(self, step, tile, d: Array, out: Array) -> None:
+        """How much a query's result changes with its weights' common scale."""
+        products = d.astype(jnp.float32) * out.astype(jnp.float32)
+        place = self.alongs.at[_side(step), rows_of(self.sizes, tile)]
+        place[...] = products.sum(axis=1)
+
+    def _seen(self, rows: Array, tile) -> Array:
+        """Rows of tokens; zeros for those that are not looked at."""
+        if self.sizes.length == self.sizes.n:
+            return rows
+        start = rows_of(self.sizes, tile).start
+        return hide(rows, start, self.sizes.length, 0.0, axis=0)
+
+    def _vectors(self, step) -> tuple:
+        """log2 of the sums of exponentials of a step's queries, and `_along`."""
+        return self.sums.at[_side(step)], self.alongs.at[_side(step)]
+
+    def _number(self, step) -> tuple[Array, Array]:
         """The image and the head of a step."""
         number, heads = self.program + step * self.count, jnp.int32(self.heads)
         return jax.lax.div(number, heads), jax.lax.rem(number, heads)
 
+    def _place(self, step, tile) -> tuple:
+        """Where the tile of a step is in an array of all."""
+        image, head = self._number(step)
+        return image, rows_of(self.sizes, tile), head
+
     def _barrier(self, slot: int):
         return self.arrived.at[self.warpgroup * self.sizes.slots + slot]
 
-    def fetch(self, slot: int, ref, step, tile) -> None:
-        """Send for a tile of a step's array; `fetched` waits for it."""
-        image, head = self.at(step)
-        rows = ref.at[image, rows_of(self.sizes, tile), head]
-        plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
 
-    def fetched(self, slot: int) -> Array:
-        plgpu.barrier_wait(self._barrier(slot))
-        return load(self.slots.at[slot])
-
-    def write(self, slot: int, ref, step, tile, rows: Array) -> None:
-        """Send a tile of a step's result out, by a slot; `written` waits for it."""
-        image, head = self.at(step)
-        written()
-        place = self.slots.at[slot]
-        place[...] = cut(rows.astype(ref.dtype), self.sizes)
-        plgpu.commit_smem()
-        out = ref.at[image, rows_of(self.sizes, tile), head]
-        plgpu.copy_smem_to_gmem(place, out)
+def _kernel(sizes: Sizes, heads: int, total: int, count: int, *references: Any) -> None:
+    _Program(sizes, heads, total, count, references).run()
 
 
-def _kernel(
-    sizes: Sizes,
-    heads: int,
-    total: int,
-    count: int,
-    *references: Any,
-):
-    q_ref, k_ref, v_ref, out_ref, d_ref, sums_ref, dq_ref, dk_ref, dv_ref = (
-        references[:9]
-    )
-    (queries, keys, values, cotangents), slots, sums, alongs = references[9:13]
-    arrived, sums_arrived, ready, free = references[13:]
-    own = _Warpgroup(sizes, heads, count, slots, arrived)
-    steps = jax.lax.div(total - own.program + (count - 1), jnp.int32(count))
-    of_keys, of_queries = (_bounds(own.warpgroup, s) for s in shares(sizes.tiles))
-    first_key, first_query = of_keys[0], of_queries[0]
-    last = sizes.slots - 1
-    roomy = last != SECOND
-    # Where tiles share rows, the next head's come when all of this one's are computed.
-    at_once = roomy and not sizes.ragged
-
-    def fetch_sums(step) -> None:
-        image, head = own.at(step)
-        side = jax.lax.rem(step, jnp.int32(2))
-
-        @pl.when(own.warpgroup == 0)
-        def _():
-            for start in range(0, sizes.n, LONGEST_COPY):
-                part = pl.ds(start, min(LONGEST_COPY, sizes.n - start))
-                plgpu.copy_gmem_to_smem(
-                    *(sums_ref.at[image, head, part], sums.at[side, part]),
-                    sums_arrived.at[side],
-                )
-
-    def order(to, tile, rows: Array) -> None:
-        to.at[rows_of(sizes, tile)][...] = padded(rows, sizes)
-
-    def seen(rows: Array, tile) -> Array:
-        """Rows of tokens; zeros for those that are not looked at."""
-        if sizes.length == sizes.n:
-            return rows
-        return hide(rows, rows_of(sizes, tile).start, sizes.length, 0.0, axis=0)
-
-    def along(step, tile, d: Array, out: Array) -> None:
-        """How much a query's result changes with its weights' common scale."""
-        side = jax.lax.rem(step, jnp.int32(2))
-        products = d.astype(jnp.float32) * out.astype(jnp.float32)
-        alongs.at[side, rows_of(sizes, tile)][...] = products.sum(axis=1)
-
-    def prepare(step, tile, later) -> None:
-        """Order queries and cotangents of a tile, whose slots they are coming to.
-
-        `later(slot)` sends for what comes next to a slot.
-        """
-        d = seen(own.fetched(SECOND), tile)
-        order(cotangents, tile, d)
-        own.fetch(SECOND, out_ref, step, tile)
-        order(queries, tile, own.fetched(FIRST))
-        later(FIRST)
-        along(step, tile, d, own.fetched(SECOND))
-        later(SECOND)
-
-    def begin(tile, nothing):
-        own.fetch(FIRST, q_ref, 0, tile)
-        own.fetch(SECOND, d_ref, 0, tile)
-        prepare(0, tile, later=lambda slot: None)
-        return nothing
-
-    jax.lax.fori_loop(*of_queries, begin, None)
-    fetch_sums(jnp.int32(0))
-    own.fetch(FIRST, k_ref, 0, first_key)
-    own.fetch(SECOND, v_ref, 0, first_key)
-
-    def one(step, nothing):
-        side, more = jax.lax.rem(step, jnp.int32(2)), step + 1 < steps
-        vectors = sums.at[side], alongs.at[side]
-        meet(free)  # all have done with the keys and values of the head before
-        plgpu.barrier_wait(sums_arrived.at[side])
-        pl.when(more)(lambda: fetch_sums(step + 1))
-
-        def key_tile(tile, nothing):
-            order(keys, tile, own.fetched(FIRST))
-            order(values, tile, own.fetched(SECOND))
-            plgpu.commit_smem()
-
-            @pl.when(tile + 1 < of_keys[1])
-            def _():
-                own.fetch(FIRST, k_ref, step, tile + 1)
-                if roomy:
-                    own.fetch(SECOND, v_ref, step, tile + 1)
-
-            @pl.when((tile + 1 == of_keys[1]) & more)
-            def _():
-                own.fetch(FIRST, q_ref, step + 1, first_query)
-                if roomy:
-                    own.fetch(SECOND, d_ref, step + 1, first_query)
-
-            rows = rows_of(sizes, tile)
-            dk, dv = _of_keys(
-                *(sizes, keys.at[rows], values.at[rows]), queries, cotangents, *vectors
-            )
-            own.write(last, dv_ref, step, tile, seen(dv, tile))
-            own.write(last, dk_ref, step, tile, seen(dk, tile))
-            if not roomy:
-
-                @pl.when(tile + 1 < of_keys[1])
-                def _():
-                    written()
-                    own.fetch(SECOND, v_ref, step, tile + 1)
-
-            return nothing
-
-        jax.lax.fori_loop(*of_keys, key_tile, None)
-        if at_once:
-
-            @pl.when(more)
-            def _():
-                written()
-                own.fetch(last, out_ref, step + 1, first_query)
-
-        meet(ready)  # all keys and values are there, and the first pass is over
-
-        def gradient(tile) -> Array:
-            rows = rows_of(sizes, tile)
-            mine = [
-                plgpu.load(ref.at[rows], layout=plgpu.Layout.WGMMA.reduce(1))
-                for ref in vectors
-            ]
-            return _of_queries(
-                *(sizes, queries.at[rows], cotangents.at[rows], keys, values), *mine
-            )
-
-        def query_tile(tile, nothing):
-            own.write(last, dq_ref, step, tile, gradient(tile))
-            return nothing
-
-        def after(tile):
-            """Sends for the next head's next tile of queries, or first one of keys."""
-            another = tile + 1 < of_queries[1]
-
-            def later(slot: int) -> None:
-                query, key = ((q_ref, k_ref), (d_ref, v_ref))[slot]
-                pl.when(another)(lambda: own.fetch(slot, query, step + 1, tile + 1))
-                pl.when(~another)(lambda: own.fetch(slot, key, step + 1, first_key))
-
-            return later
-
-        def prepare_next(tile, nothing):
-            prepare(step + 1, tile, after(tile))
-            return nothing
-
-        def query_tile_and_next(tile, nothing):
-            dq = gradient(tile)
-            pl.when(more)(lambda: order(queries, tile, own.fetched(FIRST)))
-            own.write(FIRST, dq_ref, step, tile, dq)
-
-            @pl.when(more)
-            def _():
-                d = seen(own.fetched(SECOND), tile)
-                order(cotangents, tile, d)
-                along(step + 1, tile, d, own.fetched(last))
-                written()
-                after(tile)(FIRST)
-                after(tile)(SECOND)
-                pl.when(tile + 1 < of_queries[1])(
-                    lambda: own.fetch(last, out_ref, step + 1, tile + 1)
-                )
-
-            return nothing
-
-        if at_once:
-            jax.lax.fori_loop(*of_queries, query_tile_and_next, None)
-        else:
-            jax.lax.fori_loop(*of_queries, query_tile, None)
-
-            @pl.when(more)
-            def _():
-                if not roomy:
-                    written()
-                    own.fetch(SECOND, d_ref, step + 1, first_query)
-                jax.lax.fori_loop(*of_queries, prepare_next, None)
-
-        plgpu.commit_smem()
-        return nothing
-
-    plgpu.commit_smem()
-    jax.lax.fori_loop(0, steps, one, None)
-    plgpu.wait_smem_to_gmem(0)
+def _side(step) -> Array:
+    """Of two places, for this head and the next one."""
+    return jax.lax.rem(step, jnp.int32(2))
 
 
 def _bounds(warpgroup: Array, counts: tuple[int, int]) -> tuple[Array, Array]:
@@ -354,9 +365,7 @@ def _of_keys(sizes: Sizes, k, v, queries, cotangents, sums, alongs) -> list[Arra
     return [dk * scale, dv]
 
 
-def _of_queries(
-    sizes: Sizes, q, d, keys, values, top: Array, along: Array
-) -> Array:
+def _of_queries(sizes: Sizes, q, d, keys, values, top: Array, along: Array) -> Array:
     """The gradient of a tile of queries."""
     scale = sizes.width**-0.5
 
@@ -371,7 +380,8 @@ def _of_queries(
         return add(found, [(dlogits.astype(q.dtype), k)])
 
     zeros = [full((ROWS, sizes.wide), 0.0)]
-    return over_blocks(sizes, KEYS_ACROSS, block, zeros)[0] * scale
+    size = next((s for s in KEYS_ACROSS if not sizes.length % s), ACROSS)
+    return over_blocks(sizes, size, block, zeros)[0] * scale
 
 
 def _two_products(first: tuple, second: tuple, size: int) -> tuple[Array, Array]:

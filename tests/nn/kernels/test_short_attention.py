@@ -1,0 +1,182 @@
+"""Attention of short sequences on Hopper GPUs: when it is taken, and that it lowers.
+
+What it computes is compared on a GPU: `python -m benchmarks.kernels --only 'attention
+*'`, whose deviations are in benchmarks/results/kernels.jsonl, and `pixelflow doctor`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pixelflow_jax.nn import short
+from pixelflow_jax.nn.attention import _best, attend
+from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
+    MOST_BYTES,
+    Sizes,
+    supports,
+)
+from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_backward import shares
+
+HALF = jnp.dtype("bfloat16")
+HOPPER, OTHER = "NVIDIA H200", "NVIDIA A100-SXM4-80GB"
+NEW = jax.__version_info__[:2] >= short.OLDEST
+needs_new = pytest.mark.skipif(not NEW, reason="needs jax 0.11 or newer")
+
+
+def on(kind: str, cores: int | None = None):
+    """As if the program ran on a GPU of that kind."""
+    device = jax.sharding.AbstractDevice(kind, cores, "gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def array(*shape: int, dtype: str = "bfloat16") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.mark.parametrize("tiles", range(2, 8))
+def test_two_warpgroups_share_all_tiles_evenly(tiles):
+    keys, queries = shares(tiles)
+    assert sum(keys) == sum(queries) == tiles
+    assert min(*keys, *queries) > 0  # what is fetched ahead is somebody's
+    costs = [4 * a + 3 * b for a, b in zip(keys, queries, strict=True)]
+    assert abs(costs[0] - costs[1]) <= 4
+
+
+@pytest.mark.parametrize(
+    ("n", "width", "known"),
+    [
+        *((256, 72, True), (288, 72, True), (272, 64, True), (128, 128, True)),
+        *((1024, 72, False), (64, 72, False), (257, 64, False), (256, 76, False)),
+        *((256, 136, False), (336, 72, False)),
+    ],
+)
+def test_the_sizes_it_knows(n, width, known):
+    assert supports(n, width, HALF) == known
+    assert not supports(n, width, jnp.dtype("float32"))
+
+
+@pytest.mark.parametrize("n", range(128, 400, 16))
+@pytest.mark.parametrize("width", [8, 40, 64, 72, 128])
+def test_what_it_knows_fits_into_shared_memory(n, width):
+    sizes = Sizes(n, n, width)
+    if sizes.slots:
+        arrays, vectors = 8 * n * sizes.wide, 16 * sizes.numbers
+        assert arrays + vectors + sizes.slots * 2 * 64 * width * 2 < MOST_BYTES
+        assert 2 <= sizes.slots <= 3
+    assert sizes.numbers % 32 == 0 and sizes.numbers >= n
+
+
+@needs_new
+@pytest.mark.parametrize(
+    ("kind", "shape", "word"),
+    [
+        (HOPPER, (32, 256, 16, 72), "short"),
+        (HOPPER, (32, 288, 16, 72), "short"),
+        (HOPPER, (2, 256, 16, 72), "cudnn"),  # fewer heads than multiprocessors
+        (HOPPER, (32, 1024, 16, 72), "cudnn"),
+        (HOPPER, (32, 250, 16, 72), "cudnn"),
+        (OTHER, (32, 256, 16, 72), "cudnn"),
+    ],
+)
+def test_auto_takes_it_where_it_gains(kind, shape, word):
+    with on(kind):
+        assert _best(array(*shape), array(*shape), None, None) == word
+
+
+@needs_new
+def test_auto_takes_it_for_half_precision_without_masks_and_dropout():
+    q = array(32, 256, 16, 72)
+    exact = array(32, 256, 16, 72, dtype="float32")
+    longer = array(32, 288, 16, 72)
+    with on(HOPPER):
+        assert _best(exact, exact, None, None) == "xla"
+        assert _best(q, longer, None, None) == "cudnn"
+        assert _best(q, q, array(32, 256, dtype="bool"), None) == "xla"
+        assert _best(q, q, None, lambda p: p) == "xla"
+
+
+@needs_new
+def test_a_gpu_of_fewer_multiprocessors_is_filled_sooner():
+    q = array(5, 256, 16, 72)
+    with on(HOPPER, cores=132):
+        assert _best(q, q, None, None) == "cudnn"
+    with on("NVIDIA H20", cores=78):
+        assert _best(q, q, None, None) == "short"
+
+
+def gradients(layers: int, length: int | None, q, k, v):
+    def loss(q, k, v):
+        for number in range(layers):
+            q = attend(q, k, (number + 1) * v, length=length)
+        return q.astype(jnp.float32).sum()
+
+    return jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+
+
+def lowered(function, *arrays) -> str:
+    traced = jax.jit(function).trace(*arrays)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@needs_new
+@pytest.mark.parametrize(
+    ("n", "width", "length"),
+    [(256, 72, None), (288, 72, None), (272, 64, 257), (144, 40, None)],
+)
+def test_it_lowers_for_a_gpu_with_gradients(n, width, length):
+    """Whole tiles or not, two slots or three, zeros in lanes, hidden keys."""
+    with on(HOPPER):
+        text = lowered(
+            functools.partial(gradients, 1, length), *[array(16, n, 12, width)] * 3
+        )
+    assert "short_attention_forward" in text and "short_attention_backward" in text
+
+
+@needs_new
+def test_many_layers_share_one_program():
+    with on(HOPPER):
+        text = lowered(
+            functools.partial(gradients, 6, None), *[array(16, 256, 12, 72)] * 3
+        )
+    assert text.count("custom_call @mosaic_gpu") < 6
+
+
+@needs_new
+def test_a_forward_pass_alone_is_cudnn_s_where_that_is_faster(monkeypatch):
+    monkeypatch.setattr(short.cudnn, "attend", lambda q, k, v: q)  # asks for a GPU
+
+    def run(q, k, v):
+        return attend(q, k, v)
+
+    with on(HOPPER):
+        plain = str(jax.make_jaxpr(run)(*[array(16, 256, 12, 64)] * 3))
+        ragged = str(jax.make_jaxpr(run)(*[array(16, 288, 12, 64)] * 3))
+        wide = str(jax.make_jaxpr(run)(*[array(16, 256, 12, 72)] * 3))
+    assert "short_attention" not in plain
+    assert "short_attention_forward" in ragged and "short_attention_forward" in wide
+
+
+def test_who_insists_is_told_what_is_missing():
+    q = jnp.zeros((1, 256, 2, 64), HALF)
+    with pytest.raises(ValueError, match="no Hopper GPU"):
+        attend(q, q, q, implementation="short")
+    with pytest.raises(ValueError, match="neither masks nor dropout"):
+        attend(q, q, q, jnp.ones((1, 256), bool), "short")
+
+
+@pytest.mark.skipif(NEW, reason="older jax alone")
+def test_an_older_jax_leaves_it_to_cudnn():
+    q = array(32, 256, 16, 72)
+    with on(HOPPER):
+        assert "older than 0.11" in short.missing()
+        assert _best(q, q, None, None) == "cudnn"
+
+
+@needs_new
+def test_who_insists_is_told_which_sizes_it_knows():
+    q = array(1, 24, 2, 64)
+    with on(HOPPER), pytest.raises(ValueError, match="128 tokens or more"):
+        short.check(q, q, None, None)
