@@ -15,14 +15,15 @@ from jax.ad_checkpoint import checkpoint_name
 from pixelflow_jax.nn import cudnn
 from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels.choice import is_half_on_gpu
-from pixelflow_jax.nn.kernels.mosaic_gpu import short_attention as kernels
+from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import SIZES, supports
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_backward import backward
+from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_forward import forward
 from pixelflow_jax.sharding import by_device, shard_count, tensor_shards
 
 ASKED = 'kernels.attention="short"'
 # Whole blocks of cuDNN's, and heads without a rest: its forward pass is the faster one.
 CUDNN_ROWS, CUDNN_WIDTH = 128, 64
-OLDEST = (0, 11)  # jax whose Mosaic knows all that the kernels use
+OLDEST = (0, 11, 2)  # jax whose Mosaic knows all that the kernels use
 
 
 class How(NamedTuple):
@@ -51,11 +52,11 @@ def attend(
 def _attend(how: How, q: Array, k: Array, v: Array) -> Array:
     if not how.ours:
         return cudnn.attend(q, k, v)
-    return kernels.forward(q, k, v, how.length)[0]
+    return forward(q, k, v, how.length)[0]
 
 
 def _forward(how: How, *arrays: Array) -> tuple:
-    found = kernels.forward(*arrays, how.length)
+    found = forward(*arrays, how.length)
     out, sums = (checkpoint_name(a, "attention") for a in found)
     return out, (arrays, out, sums)
 
@@ -83,7 +84,7 @@ def gains(q: Array, k: Array) -> bool:
 def _unknown(q: Array, k: Array) -> str:
     """What the kernels do not know of these; empty where they know them."""
     _, n, heads, width = q.shape
-    if q.shape == k.shape and kernels.supports(n, width, q.dtype):
+    if q.shape == k.shape and supports(n, width, q.dtype):
         return ""
     return f"{n} {q.dtype} queries and {k.shape[1]} keys, {heads} heads of {width}"
 
@@ -92,7 +93,7 @@ def missing() -> str:
     """Why these kernels cannot run here; empty where they can."""
     if not backends.is_hopper():
         return "there is no Hopper GPU (H100, H200)"
-    if jax.__version_info__[:2] < OLDEST:
+    if jax.__version_info__ < OLDEST:
         return f"jax {jax.__version__} is older than {'.'.join(map(str, OLDEST))}"
     return backends.missing("mosaic_gpu")
 
@@ -111,6 +112,6 @@ def check(q: Array, k: Array, mask: Any, drop: Any) -> None:
         )
     if _unknown(q, k):
         raise ValueError(
-            f"{ASKED} needs {kernels.SIZES}, not {_unknown(q, k)}: set "
+            f"{ASKED} needs {SIZES}, not {_unknown(q, k)}: set "
             'kernels.attention="auto".'
         )

@@ -15,14 +15,17 @@ from pixelflow_jax.nn.attention import _best, attend
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
     MOST_BYTES,
     Sizes,
+    backward_slots,
+    forward_slots,
+    forward_warpgroups,
     supports,
 )
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_backward import shares
 
 HALF = jnp.dtype("bfloat16")
 HOPPER, OTHER = "NVIDIA H200", "NVIDIA A100-SXM4-80GB"
-NEW = jax.__version_info__[:2] >= short.OLDEST
-needs_new = pytest.mark.skipif(not NEW, reason="needs jax 0.11 or newer")
+NEW = jax.__version_info__ >= short.OLDEST
+needs_new = pytest.mark.skipif(not NEW, reason="needs a newer jax")
 
 
 def on(kind: str, cores: int | None = None):
@@ -62,11 +65,13 @@ def test_the_sizes_it_knows(n, width, known):
 @pytest.mark.parametrize("width", [8, 40, 64, 72, 128])
 def test_what_it_knows_fits_into_shared_memory(n, width):
     sizes = Sizes(n, n, width)
-    if sizes.slots:
-        arrays, vectors = 8 * n * sizes.wide, 16 * sizes.numbers
-        assert arrays + vectors + sizes.slots * 2 * 64 * width * 2 < MOST_BYTES
-        assert 2 <= sizes.slots <= 3
+    array, vector, tile = 2 * n * sizes.wide, 4 * sizes.numbers, 2 * 64 * width
     assert sizes.numbers % 32 == 0 and sizes.numbers >= n
+    if supports(n, width, HALF):
+        slots = 2 * backward_slots(sizes)
+        assert 4 * array + 4 * vector + slots * tile < MOST_BYTES
+        slots = forward_warpgroups(sizes) * forward_slots(sizes)
+        assert 2 * array + vector + slots * tile < MOST_BYTES
 
 
 @needs_new
@@ -171,7 +176,7 @@ def test_who_insists_is_told_what_is_missing():
 def test_an_older_jax_leaves_it_to_cudnn():
     q = array(32, 256, 16, 72)
     with on(HOPPER):
-        assert "older than 0.11" in short.missing()
+        assert "older than 0.11.2" in short.missing()
         assert _best(q, q, None, None) == "cudnn"
 
 

@@ -1,12 +1,11 @@
-"""Attention of short sequences on Hopper GPUs by Mosaic: the forward pass.
+"""Attention of short sequences on Hopper GPUs by Mosaic: what both passes share.
 
-A program has one head of one image. Keys and values lie in shared memory as a whole, in
-the order in which the matrix units read them; rows of queries come in tiles. All arrays
-are read and written by the copy engine, row by row as they are, since it is slow at
-pieces as narrow as the matrix units want them; a warpgroup brings them into order.
+A head of an image lies in shared memory as a whole, in the order in which the matrix
+units read it, and is computed in tiles of rows. The copy engine reads and writes rows
+as they are in memory, since it is slow at pieces as narrow as the matrix units want
+them; warpgroups bring them into order.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,12 +18,15 @@ from pixelflow_jax.nn.kernels.backends import pl, plgpu
 
 ROWS = 64  # of a product of a warpgroup
 NARROWEST = 16  # lanes and tokens of a product, in half precision
-WARPGROUPS = 2
+WARPGROUPS = 2  # of the backward pass
+MOST_WARPGROUPS = 4  # of the forward pass
+FORWARD_SLOTS = 3  # keys, values and queries
 LEAST = WARPGROUPS * ROWS  # tokens: a tile for each
 VECTOR = 32  # float32 numbers of 128 bytes, where a copy into shared memory may begin
 ACROSS = 64  # tokens that a tile looks at at a time
-MOST_BYTES = 227 * 1024  # of shared memory a program, of which barriers take a little
-BARRIER_BYTES = 1024
+# Of shared memory a program, of which barriers and sums across warps, of which there
+# are none, take a little.
+MOST_BYTES, SCRATCH_BYTES, BARRIER_BYTES = 227 * 1024, 512, 512
 LOG2E = math.log2(math.e)
 SIZES = (
     f"half precision, {LEAST} tokens or more in multiples of {NARROWEST}, as many "
@@ -61,44 +63,38 @@ class Sizes(NamedTuple):
         """Tokens and some more, so that a vector of them ends where one may begin."""
         return -(-self.n // VECTOR) * VECTOR
 
-    @property
-    def slots(self) -> int:
-        """How many tiles of a warpgroup can be on their way; 0: a head does not fit."""
-        arrays, vectors = 4 * self.n * self.wide * 2, 4 * self.numbers * 4
-        slot = WARPGROUPS * ROWS * self.width * 2
-        left = MOST_BYTES - BARRIER_BYTES - arrays - vectors
-        return min(left // slot, 3) if left >= 2 * slot else 0
+    def slots(self, arrays: int, vectors: int, warpgroups: int) -> int:
+        """How many tiles of a warpgroup have room beside arrays and vectors of tokens.
+
+        Arrays in half precision, as products take them; vectors in float32.
+        """
+        taken = 2 * arrays * self.n * self.wide + 4 * vectors * self.numbers
+        tiles = 2 * warpgroups * ROWS * self.width
+        return max(MOST_BYTES - SCRATCH_BYTES - BARRIER_BYTES - taken, 0) // tiles
 
 
 def supports(n: int, width: int, dtype: jnp.dtype) -> bool:
     """Whether the kernels take these sizes: `SIZES` in words."""
     known = n >= LEAST and not n % NARROWEST and not width % 8 and 8 <= width <= 128
-    return known and dtype.itemsize == 2 and Sizes(n, n, width).slots > 0
+    sizes = Sizes(n, n, width)
+    fits = forward_slots(sizes) >= FORWARD_SLOTS and backward_slots(sizes) >= 2
+    return known and dtype.itemsize == 2 and fits
 
 
-@functools.partial(jax.jit, static_argnums=3)  # made once for all layers
-def forward(q: Array, k: Array, v: Array, length: int) -> tuple[Array, Array]:
-    """What queries find in the first `length` keys, of arrays [b, n, heads, width].
+def forward_warpgroups(sizes: Sizes) -> int:
+    """One for each tile, up to as many as have registers enough."""
+    return min(sizes.tiles, MOST_WARPGROUPS)
 
-    And log2 of the sums of exponentials [b, heads, n], which `backward` needs.
-    """
-    b, n, heads, width = q.shape
-    sizes = Sizes(n, length, width)
-    whole, rows = (n, sizes.wide), (WARPGROUPS, ROWS)
-    return launch(
-        functools.partial(_kernel, sizes),
-        "short_attention_forward",
-        [q, k, v],
-        outs=[like(q), jax.ShapeDtypeStruct((b, heads, n), jnp.float32)],
-        scratch=[
-            *[for_products(whole, q.dtype)] * 2,
-            plgpu.SMEM((*rows, width), q.dtype),
-            plgpu.SMEM(rows, jnp.float32),
-            plgpu.Barrier(num_barriers=WARPGROUPS),
-            plgpu.Barrier(num_arrivals=WARPGROUPS),
-        ],
-        grid={"head": heads, "image": b},
-    )
+
+def forward_slots(sizes: Sizes) -> int:
+    """A warpgroup's tiles in the forward pass, beside all keys and values."""
+    room = sizes.slots(arrays=2, vectors=1, warpgroups=forward_warpgroups(sizes))
+    return min(room, FORWARD_SLOTS + 1)
+
+
+def backward_slots(sizes: Sizes) -> int:
+    """A warpgroup's tiles in the backward pass, beside four whole arrays."""
+    return min(sizes.slots(arrays=4, vectors=4, warpgroups=WARPGROUPS), 3)
 
 
 def launch(
@@ -107,18 +103,21 @@ def launch(
     inputs: list[Array],
     outs: list[jax.ShapeDtypeStruct],
     scratch: list[Any],
-    grid: dict[str, int],
+    programs: int,
+    warpgroups: int,
 ) -> Any:
-    """The results of programs of two warpgroups, which are the axis "warpgroup"."""
+    """The results of a kernel's programs, each of so many warpgroups."""
     run = plgpu.kernel(
         kernel,
         out_type=outs,
         scratch_types=scratch,
-        grid=tuple(grid.values()),
-        grid_names=tuple(grid),
-        num_threads=WARPGROUPS,
+        grid=(programs,),
+        grid_names=("program",),
+        num_threads=warpgroups,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, reduction_scratch_bytes=SCRATCH_BYTES
+        ),
         kernel_name=name,
     )
     return run(*inputs)
@@ -136,78 +135,65 @@ def for_products(shape: tuple[int, ...], dtype: jnp.dtype) -> Any:
     )
 
 
-def _kernel(sizes: Sizes, q, k, v, out, sums, keys, values, slots, own_sums, *barriers):
-    arrived, ready = barriers
-    image, head = jax.lax.axis_index("image"), jax.lax.axis_index("head")
-    warpgroup = jax.lax.axis_index("warpgroup")
-    slot, arrived, own_sums = (ref.at[warpgroup] for ref in (slots, arrived, own_sums))
+class Program:
+    """What warpgroups of programs have in common: heads, tiles and their slots.
 
-    def fetch(ref, tile) -> None:
-        rows = rows_of(sizes, tile)
-        plgpu.copy_gmem_to_smem(ref.at[image, rows, head], slot, arrived)
+    A program has one head of an image after the other: the `step`-th is the `program +
+    step * count`-th of all. A warpgroup brings tiles of rows by its own slots from and
+    to memory.
+    """
 
-    def fetched() -> Array:
-        plgpu.barrier_wait(arrived)
-        return padded(load(slot), sizes)
-
-    # Each warpgroup orders every second tile of keys and values; where there is no
-    # such tile, the last one once more, with the same numbers.
-    turns = range(-(-sizes.tiles // WARPGROUPS))
-    mine = [turn * WARPGROUPS + warpgroup for turn in turns]
-    order = [(k, keys, tile) for tile in mine] + [(v, values, tile) for tile in mine]
-    fetch(k, warpgroup)
-    for (_, to, tile), (after, _, later) in zip(
-        order, [*order[1:], (q, None, warpgroup)], strict=True
+    def __init__(
+        self, sizes: Sizes, heads: int, total: int, count: int, slots, arrived
     ):
-        to.at[rows_of(sizes, tile)][...] = fetched()
-        fetch(after, later)
-    plgpu.commit_smem()
-    meet(ready)
+        self.sizes, self.heads, self.count = sizes, heads, count
+        self.program = jax.lax.axis_index("program")
+        self.warpgroup = jax.lax.axis_index("warpgroup")
+        self.steps = jax.lax.div(total - self.program + (count - 1), jnp.int32(count))
+        self.slots, self.slot_count = slots.at[self.warpgroup], slots.shape[1]
+        self.arrived = arrived
 
-    def turn(number, nothing):
-        tile = number * WARPGROUPS + warpgroup
-        rows = rows_of(sizes, tile)
-        found, tops = _attend(sizes, fetched(), keys, values)
-        slot[...] = cut(found.astype(out.dtype), sizes)
-        own_sums[...] = tops
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(slot, out.at[image, rows, head])
-        plgpu.copy_smem_to_gmem(own_sums, sums.at[image, head, rows])
+    def fetch(self, slot: int, ref, step, tile) -> None:
+        """Send for a tile of a step's array; `fetched` waits for it."""
+        rows = ref.at[self.place(step, tile)]
+        plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
+
+    def fetched(self, slot: int) -> Array:
+        plgpu.barrier_wait(self._barrier(slot))
+        layout = plgpu.Layout.WGMMA
+        return plgpu.load(self.slots.at[slot], layout=layout, optimized=False)
+
+    def write(self, slot: int, ref, step, tile, rows: Array) -> None:
+        """Send a tile of a step's result out, by a slot; `written` waits for it."""
         written()
-        pl.when(tile + WARPGROUPS < sizes.tiles)(lambda: fetch(q, tile + WARPGROUPS))
-        return nothing
+        place = self.slots.at[slot]
+        place[...] = jax.lax.slice(
+            rows.astype(ref.dtype), (0, 0), (ROWS, self.sizes.width)
+        )
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(place, ref.at[self.place(step, tile)])
 
-    number = jax.lax.div(sizes.tiles - warpgroup + 1, jnp.int32(WARPGROUPS))
-    jax.lax.fori_loop(0, number, turn, None)
-    plgpu.wait_smem_to_gmem(0)
+    def order(self, to, tile, rows: Array) -> None:
+        """Lay rows into shared memory as products read them."""
+        to.at[self.rows(tile)][...] = padded(rows, self.sizes)
 
+    def number(self, step) -> tuple[Array, Array]:
+        """The image and the head of a step."""
+        number, heads = self.program + step * self.count, jnp.int32(self.heads)
+        return jax.lax.div(number, heads), jax.lax.rem(number, heads)
 
-def _attend(sizes: Sizes, q: Array, keys, values) -> tuple[Array, Array]:
-    """What a tile of queries finds, and log2 of the sums of its exponentials."""
-    scale = LOG2E * sizes.width**-0.5
+    def rows(self, tile) -> Any:
+        """The rows of a tile; those of the last one end with the last token."""
+        start = jnp.minimum(tile * ROWS, self.sizes.n - ROWS)
+        return pl.ds(pl.multiple_of(start, 8), ROWS)
 
-    def block(start, size: int, carry: tuple, masked: bool = False) -> tuple:
-        before, sums, found = carry
-        place = pl.ds(start, size)
+    def place(self, step, tile) -> tuple:
+        """Where the tile of a step is in an array of all."""
+        image, head = self.number(step)
+        return image, self.rows(tile), head
 
-        def product(new) -> Array:
-            plgpu.wgmma(new, q, keys.at[place].transpose((1, 0)))
-            return new[...]
-
-        logits = pl.run_scoped(product, plgpu.ACC((ROWS, size), jnp.float32))
-        if masked:
-            logits = hide(logits, start, sizes.length, -jnp.inf, axis=1)
-        top = jnp.maximum(before, logits.max(axis=1) * scale)
-        fewer = jnp.exp2(before - top)
-        weights = jnp.exp2(logits * scale - down(top, logits))
-        sums = sums * fewer + weights.sum(axis=1)
-        found = found * down(fewer, found)
-        found = add([found], [(weights.astype(q.dtype), values.at[place])])[0]
-        return top, sums, found
-
-    carry = full((ROWS,), -jnp.inf), full((ROWS,), 0.0), full((ROWS, sizes.wide), 0.0)
-    top, sums, found = over_blocks(sizes, ACROSS, block, carry)
-    return found / down(sums, found), top + jnp.log(sums) * LOG2E
+    def _barrier(self, slot: int):
+        return self.arrived.at[self.warpgroup * self.slot_count + slot]
 
 
 def over_blocks(sizes: Sizes, size: int, block: Callable, carry: Any) -> Any:
@@ -241,22 +227,11 @@ def add(sums: list[Array], pairs: list[tuple[Array, Any]]) -> list[Array]:
     return run([plgpu.ACC.init(a) for a in sums])
 
 
-def rows_of(sizes: Sizes, tile) -> Any:
-    """The rows of a tile; those of the last one end with the last token."""
-    start = jnp.minimum(tile * ROWS, sizes.n - ROWS)
-    return pl.ds(pl.multiple_of(start, 8), ROWS)
-
-
 def full(shape: tuple[int, ...], value: float, dtype: Any = jnp.float32) -> Array:
     """A constant in a warpgroup's registers: of each row, or of rows and columns."""
     layout = plgpu.Layout.WGMMA
     layout = layout if len(shape) == 2 else layout.reduce(1)
     return plgpu.layout_cast(jnp.full(shape, value, dtype), layout)
-
-
-def load(ref) -> Array:
-    """A tile of rows as they are in memory, as products take them."""
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
 def padded(rows: Array, sizes: Sizes) -> Array:
@@ -265,11 +240,6 @@ def padded(rows: Array, sizes: Sizes) -> Array:
     if not missing:
         return rows
     return jnp.concatenate([rows, full((ROWS, missing), 0.0, rows.dtype)], axis=1)
-
-
-def cut(rows: Array, sizes: Sizes) -> Array:
-    """Rows without what lies behind them in products."""
-    return jax.lax.slice(rows, (0, 0), (ROWS, sizes.width))
 
 
 def down(column: Array, like: Array) -> Array:

@@ -10,7 +10,6 @@ second pass alone, queries and cotangents in the first.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +21,20 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
     LOG2E,
     ROWS,
     WARPGROUPS,
+    Program,
     Sizes,
     across,
     add,
-    cut,
+    backward_slots,
     down,
     for_products,
     full,
     hide,
     launch,
     like,
-    load,
     meet,
     over_blocks,
     padded,
-    rows_of,
     written,
 )
 
@@ -64,22 +62,24 @@ def backward(
     total = b * heads
     count = min(multiprocessors(), total)
     whole = for_products((n, sizes.wide), out.dtype)
+    slots = backward_slots(sizes)
     copies = -(-n // LONGEST_COPY)
     return tuple(
         launch(
-            functools.partial(_kernel, sizes, heads, total, count),
+            lambda *given: _Backward(sizes, heads, total, count, given).run(),
             "short_attention_backward",
             [*arrays, out, cotangent, sums],
             outs=[like(out)] * 3,
             scratch=[
                 [whole] * 4,
-                plgpu.SMEM((WARPGROUPS, sizes.slots, ROWS, width), out.dtype),
+                plgpu.SMEM((WARPGROUPS, slots, ROWS, width), out.dtype),
                 *[plgpu.SMEM((2, sizes.numbers), jnp.float32)] * 2,
-                plgpu.Barrier(num_barriers=WARPGROUPS * sizes.slots),
+                plgpu.Barrier(num_barriers=WARPGROUPS * slots),
                 plgpu.Barrier(num_barriers=2, num_arrivals=copies),
                 *[plgpu.Barrier(num_arrivals=WARPGROUPS)] * 2,
             ],
-            grid={"program": count},
+            programs=count,
+            warpgroups=WARPGROUPS,
         )
     )
 
@@ -96,28 +96,20 @@ def shares(tiles: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return (keys, tiles - keys), (queries, tiles - queries)
 
 
-class _Program:
-    """What a warpgroup of a program does, with the arrays that it reads and writes.
-
-    The `step`-th head of a program is the `program + step * count`-th of all. `later`
-    in its methods sends for what comes next to a slot that is free.
-    """
+class _Backward(Program):
+    """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
     def __init__(self, sizes: Sizes, heads: int, total: int, count: int, references):
-        self.sizes, self.heads, self.count = sizes, heads, count
         self.q, self.k, self.v, self.out, self.d, self.sums_of_all = references[:6]
         self.dq, self.dk, self.dv = references[6:9]
         whole, slots, self.sums, self.alongs = references[9:13]
         self.queries, self.keys, self.values, self.cotangents = whole
-        self.arrived, self.sums_arrived, self.ready, self.free = references[13:]
-        self.program = jax.lax.axis_index("program")
-        self.warpgroup = jax.lax.axis_index("warpgroup")
-        self.slots = slots.at[self.warpgroup]
-        self.steps = jax.lax.div(total - self.program + (count - 1), jnp.int32(count))
+        arrived, self.sums_arrived, self.ready, self.free = references[13:]
+        super().__init__(sizes, heads, total, count, slots, arrived)
         self.of_keys, self.of_queries = (
             _bounds(self.warpgroup, counts) for counts in shares(sizes.tiles)
         )
-        self.last = sizes.slots - 1
+        self.last = self.slot_count - 1
         self.roomy = self.last != SECOND
         # Where tiles share rows, the next head's come when this one's are all computed.
         self.at_once = self.roomy and not sizes.ragged
@@ -126,15 +118,15 @@ class _Program:
         """The gradients of all heads that are the program's."""
         jax.lax.fori_loop(*self.of_queries, self._begin, None)
         self._fetch_sums(jnp.int32(0))
-        self._fetch(FIRST, self.k, 0, self.of_keys[0])
-        self._fetch(SECOND, self.v, 0, self.of_keys[0])
+        self.fetch(FIRST, self.k, 0, self.of_keys[0])
+        self.fetch(SECOND, self.v, 0, self.of_keys[0])
         plgpu.commit_smem()
         jax.lax.fori_loop(0, self.steps, self._head, None)
         plgpu.wait_smem_to_gmem(0)
 
     def _begin(self, tile, nothing):
-        self._fetch(FIRST, self.q, 0, tile)
-        self._fetch(SECOND, self.d, 0, tile)
+        self.fetch(FIRST, self.q, 0, tile)
+        self.fetch(SECOND, self.d, 0, tile)
         self._prepare(0, tile, later=lambda slot: None)
         return nothing
 
@@ -150,7 +142,7 @@ class _Program:
             @pl.when(more)
             def _():
                 written()
-                self._fetch(self.last, self.out, step + 1, self.of_queries[0])
+                self.fetch(self.last, self.out, step + 1, self.of_queries[0])
 
         meet(self.ready)  # all keys and values are there, and the first pass is over
         if self.at_once:
@@ -164,65 +156,65 @@ class _Program:
         return nothing
 
     def _tile_of_keys(self, step, more, tile, nothing):
-        k, v = self._fetched(FIRST), self._fetched(SECOND)
-        self._order(self.keys, tile, k)
-        self._order(self.values, tile, v)
+        k, v = self.fetched(FIRST), self.fetched(SECOND)
+        self.order(self.keys, tile, k)
+        self.order(self.values, tile, v)
         plgpu.commit_smem()
         another = tile + 1 < self.of_keys[1]
 
         @pl.when(another)
         def _():
-            self._fetch(FIRST, self.k, step, tile + 1)
+            self.fetch(FIRST, self.k, step, tile + 1)
             if self.roomy:
-                self._fetch(SECOND, self.v, step, tile + 1)
+                self.fetch(SECOND, self.v, step, tile + 1)
 
         @pl.when(~another & more)
         def _():
-            self._fetch(FIRST, self.q, step + 1, self.of_queries[0])
+            self.fetch(FIRST, self.q, step + 1, self.of_queries[0])
             if self.roomy:
-                self._fetch(SECOND, self.d, step + 1, self.of_queries[0])
+                self.fetch(SECOND, self.d, step + 1, self.of_queries[0])
 
         k, v = padded(k, self.sizes), padded(v, self.sizes)
         vectors = self._vectors(step)
         dk, dv = _of_keys(self.sizes, k, v, self.queries, self.cotangents, *vectors)
-        self._write(self.last, self.dv, step, tile, self._seen(dv, tile))
-        self._write(self.last, self.dk, step, tile, self._seen(dk, tile))
+        self.write(self.last, self.dv, step, tile, self._seen(dv, tile))
+        self.write(self.last, self.dk, step, tile, self._seen(dk, tile))
         if not self.roomy:
 
             @pl.when(another)
             def _():
                 written()
-                self._fetch(SECOND, self.v, step, tile + 1)
+                self.fetch(SECOND, self.v, step, tile + 1)
 
         return nothing
 
     def _tile_of_queries(self, step, tile, nothing):
-        self._write(self.last, self.dq, step, tile, self._gradient(step, tile))
+        self.write(self.last, self.dq, step, tile, self._gradient(step, tile))
         return nothing
 
     def _tile_of_queries_and_next(self, step, more, tile, nothing):
         """A tile of this head, in whose place comes that of the next one."""
         dq = self._gradient(step, tile)
-        pl.when(more)(lambda: self._order(self.queries, tile, self._fetched(FIRST)))
-        self._write(FIRST, self.dq, step, tile, dq)
+        pl.when(more)(lambda: self.order(self.queries, tile, self.fetched(FIRST)))
+        self.write(FIRST, self.dq, step, tile, dq)
 
         @pl.when(more)
         def _():
-            d = self._seen(self._fetched(SECOND), tile)
-            self._order(self.cotangents, tile, d)
-            self._along(step + 1, tile, d, self._fetched(self.last))
+            d = self._seen(self.fetched(SECOND), tile)
+            self.order(self.cotangents, tile, d)
+            self._along(step + 1, tile, d, self.fetched(self.last))
             written()
             for slot in (FIRST, SECOND):
                 self._later(step + 1, tile, slot)
             pl.when(tile + 1 < self.of_queries[1])(
-                lambda: self._fetch(self.last, self.out, step + 1, tile + 1)
+                lambda: self.fetch(self.last, self.out, step + 1, tile + 1)
             )
 
         return nothing
 
     def _gradient(self, step, tile) -> Array:
         """That of a tile of queries."""
-        rows, layout = rows_of(self.sizes, tile), plgpu.Layout.WGMMA
+        rows, layout = self.rows(tile), plgpu.Layout.WGMMA
         q, d = (
             plgpu.load(ref.at[rows], layout=layout)
             for ref in (self.queries, self.cotangents)
@@ -237,7 +229,7 @@ class _Program:
         """Order all queries and cotangents of a step."""
         if not self.roomy:
             written()
-            self._fetch(SECOND, self.d, step, self.of_queries[0])
+            self.fetch(SECOND, self.d, step, self.of_queries[0])
 
         def one(tile, nothing):
             self._prepare(step, tile, functools.partial(self._later, step, tile))
@@ -247,40 +239,23 @@ class _Program:
 
     def _prepare(self, step, tile, later: Callable[[int], None]) -> None:
         """Order queries and cotangents of a tile, which are on their way to slots."""
-        d = self._seen(self._fetched(SECOND), tile)
-        self._order(self.cotangents, tile, d)
-        self._fetch(SECOND, self.out, step, tile)
-        self._order(self.queries, tile, self._fetched(FIRST))
+        d = self._seen(self.fetched(SECOND), tile)
+        self.order(self.cotangents, tile, d)
+        self.fetch(SECOND, self.out, step, tile)
+        self.order(self.queries, tile, self.fetched(FIRST))
         later(FIRST)
-        self._along(step, tile, d, self._fetched(SECOND))
+        self._along(step, tile, d, self.fetched(SECOND))
         later(SECOND)
 
     def _later(self, step, tile, slot: int) -> None:
         """Send for a step's next tile of queries; behind the last for one of keys."""
         query, key = ((self.q, self.k), (self.d, self.v))[slot]
         another = tile + 1 < self.of_queries[1]
-        pl.when(another)(lambda: self._fetch(slot, query, step, tile + 1))
-        pl.when(~another)(lambda: self._fetch(slot, key, step, self.of_keys[0]))
-
-    def _fetch(self, slot: int, ref, step, tile) -> None:
-        """Send for a tile of a step's array; `_fetched` waits for it."""
-        rows = ref.at[self._place(step, tile)]
-        plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
-
-    def _fetched(self, slot: int) -> Array:
-        plgpu.barrier_wait(self._barrier(slot))
-        return load(self.slots.at[slot])
-
-    def _write(self, slot: int, ref, step, tile, rows: Array) -> None:
-        """Send a tile of a step's result out, by a slot; `written` waits for it."""
-        written()
-        slot_ref = self.slots.at[slot]
-        slot_ref[...] = cut(rows.astype(ref.dtype), self.sizes)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(slot_ref, ref.at[self._place(step, tile)])
+        pl.when(another)(lambda: self.fetch(slot, query, step, tile + 1))
+        pl.when(~another)(lambda: self.fetch(slot, key, step, self.of_keys[0]))
 
     def _fetch_sums(self, step) -> None:
-        image, head = self._number(step)
+        image, head = self.number(step)
         side = _side(step)
 
         @pl.when(self.warpgroup == 0)
@@ -292,43 +267,22 @@ class _Program:
                     source, to.at[side, part], self.sums_arrived.at[side]
                 )
 
-    def _order(self, to, tile, rows: Array) -> None:
-        """Lay rows into shared memory as products read them."""
-        to.at[rows_of(self.sizes, tile)][...] = padded(rows, self.sizes)
-
     def _along(self, step, tile, d: Array, out: Array) -> None:
         """How much a query's result changes with its weights' common scale."""
         products = d.astype(jnp.float32) * out.astype(jnp.float32)
-        place = self.alongs.at[_side(step), rows_of(self.sizes, tile)]
+        place = self.alongs.at[_side(step), self.rows(tile)]
         place[...] = products.sum(axis=1)
 
     def _seen(self, rows: Array, tile) -> Array:
         """Rows of tokens; zeros for those that are not looked at."""
         if self.sizes.length == self.sizes.n:
             return rows
-        start = rows_of(self.sizes, tile).start
+        start = self.rows(tile).start
         return hide(rows, start, self.sizes.length, 0.0, axis=0)
 
     def _vectors(self, step) -> tuple:
         """log2 of the sums of exponentials of a step's queries, and `_along`."""
         return self.sums.at[_side(step)], self.alongs.at[_side(step)]
-
-    def _number(self, step) -> tuple[Array, Array]:
-        """The image and the head of a step."""
-        number, heads = self.program + step * self.count, jnp.int32(self.heads)
-        return jax.lax.div(number, heads), jax.lax.rem(number, heads)
-
-    def _place(self, step, tile) -> tuple:
-        """Where the tile of a step is in an array of all."""
-        image, head = self._number(step)
-        return image, rows_of(self.sizes, tile), head
-
-    def _barrier(self, slot: int):
-        return self.arrived.at[self.warpgroup * self.sizes.slots + slot]
-
-
-def _kernel(sizes: Sizes, heads: int, total: int, count: int, *references: Any) -> None:
-    _Program(sizes, heads, total, count, references).run()
 
 
 def _side(step) -> Array:
