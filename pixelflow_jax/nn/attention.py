@@ -60,13 +60,12 @@ def attend(
         short.check(q, k, mask, drop)
     if implementation == "splash":
         splash.check(q, drop is not None)
-    insist = implementation != "auto"
-    if not insist:
+    if implementation == "auto":
         implementation = _best(q, k, mask, drop)
     if implementation == "cudnn":
         return cudnn.attend(q, k, v, length)
     if implementation == "short":
-        return short.attend(q, k, v, length, insist)
+        return short.attend(q, k, v, length)
     if length is not None:
         inside = jnp.arange(k.shape[1]) < length
         mask = inside[None] if mask is None else mask & inside

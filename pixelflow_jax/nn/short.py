@@ -6,13 +6,12 @@ several times as long as its bytes ask for at 256 tokens, and pads 288 to 384.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn import cudnn
 from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels.choice import is_half_on_gpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import SIZES, supports
@@ -21,48 +20,32 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_forward import forward
 from pixelflow_jax.sharding import by_device, shard_count, tensor_shards
 
 ASKED = 'kernels.attention="short"'
-# Whole blocks of cuDNN's, and heads without a rest: its forward pass is the faster one.
-CUDNN_ROWS, CUDNN_WIDTH = 128, 64
 OLDEST = (0, 11, 2)  # jax whose Mosaic knows all that the kernels use
 
 
-class How(NamedTuple):
-    """`length`: tokens that are looked at; `ours`: also where no gradient is asked."""
-
-    length: int
-    ours: bool
-
-
-def attend(
-    q: Array, k: Array, v: Array, length: int | None = None, insist: bool = True
-) -> Array:
+def attend(q: Array, k: Array, v: Array, length: int | None = None) -> Array:
     """`nn.attention.attend` by the kernels, on each device's part of images and heads.
 
-    Unless one insists, cuDNN computes a forward pass alone where it is faster. The
-    result and what the backward pass needs beside it are called "attention" for
+    The result and what the backward pass needs beside it are called "attention" for
     `nn.stack`.
     """
-    n, width = q.shape[1], q.shape[-1]
-    slower = n % CUDNN_ROWS == 0 and width <= CUDNN_WIDTH and length is None
-    how = How(n if length is None else length, ours=insist or not slower)
-    return by_device(functools.partial(_attend, how), q, k, v, tensor=2)
+    run = functools.partial(_attend, q.shape[1] if length is None else length)
+    return by_device(run, q, k, v, tensor=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(how: How, q: Array, k: Array, v: Array) -> Array:
-    if not how.ours:
-        return cudnn.attend(q, k, v)
-    return forward(q, k, v, how.length)[0]
+def _attend(length: int, q: Array, k: Array, v: Array) -> Array:
+    return forward(q, k, v, length)[0]
 
 
-def _forward(how: How, *arrays: Array) -> tuple:
-    found = forward(*arrays, how.length)
+def _forward(length: int, *arrays: Array) -> tuple:
+    found = forward(*arrays, length)
     out, sums = (checkpoint_name(a, "attention") for a in found)
     return out, (arrays, out, sums)
 
 
-def _backward(how: How, kept: tuple, cotangent: Array) -> tuple:
-    return backward(*kept, cotangent, how.length)
+def _backward(length: int, kept: tuple, cotangent: Array) -> tuple:
+    return backward(*kept, cotangent, length)
 
 
 _attend.defvjp(_forward, _backward)

@@ -149,21 +149,6 @@ def test_many_layers_share_one_program():
     assert text.count("custom_call @mosaic_gpu") < 6
 
 
-@needs_new
-def test_a_forward_pass_alone_is_cudnn_s_where_that_is_faster(monkeypatch):
-    monkeypatch.setattr(short.cudnn, "attend", lambda q, k, v: q)  # asks for a GPU
-
-    def run(q, k, v):
-        return attend(q, k, v)
-
-    with on(HOPPER):
-        plain = str(jax.make_jaxpr(run)(*[array(16, 256, 12, 64)] * 3))
-        ragged = str(jax.make_jaxpr(run)(*[array(16, 288, 12, 64)] * 3))
-        wide = str(jax.make_jaxpr(run)(*[array(16, 256, 12, 72)] * 3))
-    assert "short_attention" not in plain
-    assert "short_attention_forward" in ragged and "short_attention_forward" in wide
-
-
 def test_who_insists_is_told_what_is_missing():
     q = jnp.zeros((1, 256, 2, 64), HALF)
     with pytest.raises(ValueError, match="no Hopper GPU"):
