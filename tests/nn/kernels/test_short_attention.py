@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn import short
 from pixelflow_jax.nn.attention import _best, attend
+from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
     MOST_BYTES,
     Sizes,
@@ -147,6 +149,18 @@ def test_many_layers_share_one_program():
             functools.partial(gradients, 6, None), *[array(16, 256, 12, 72)] * 3
         )
     assert text.count("custom_call @mosaic_gpu") < 6
+
+
+@needs_new
+def test_each_device_attends_for_its_own_images(monkeypatch):
+    monkeypatch.setattr(backends, "platform", lambda: "gpu")
+    monkeypatch.setattr(backends, "is_hopper", lambda: True)
+    with jax.set_mesh(MeshShape(data=2, fsdp=2).build(jax.devices()[:4])):
+        text = lowered(
+            functools.partial(gradients, 1, None), *[array(64, 256, 12, 72)] * 3
+        )
+    calls = [line for line in text.splitlines() if "custom_call @mosaic_gpu" in line]
+    assert calls and all("tensor<16x256x12x72xbf16>" in call for call in calls)
 
 
 def test_who_insists_is_told_what_is_missing():
