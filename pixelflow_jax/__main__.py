@@ -2,14 +2,32 @@
 
 import difflib
 import json
+import os
 import sys
 
 from pixelflow_jax.cli import terminal, verbs
 from pixelflow_jax.paths import printable
 
 
+NOBODY_READS = 141  # as a shell calls it: 128 and the number of SIGPIPE
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Carry out one command; returns its exit code."""
+    """Carry out one command; returns its exit code.
+
+    Where nobody reads on, as behind `| head`, it ends and says nothing.
+    """
+    try:
+        try:
+            return _carry_out(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+
+
+def _carry_out(argv: list[str] | None) -> int:
     terminal.accept_every_text()
     verb, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if verb in ("--version", "-V", "version"):

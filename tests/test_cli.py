@@ -54,6 +54,17 @@ def test_every_module_that_runs_is_listed_here():
     assert set(modules()) == set(MODULES)
 
 
+@pytest.mark.parametrize("words", [["config", "list"], ["evaluate", "--help"]])
+def test_a_reader_that_goes_away_is_no_error(words):
+    """As `| head` does."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "pixelflow_jax", *words]
+    run = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (run.returncode, run.stderr) == (commands.NOBODY_READS, "")
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_the_help_of_a_module(module):
     run = subprocess.run(
