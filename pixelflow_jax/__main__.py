@@ -8,7 +8,6 @@ import sys
 from pixelflow_jax.cli import terminal, verbs
 from pixelflow_jax.paths import printable
 
-
 NOBODY_READS = 141  # as a shell calls it: 128 and the number of SIGPIPE
 
 
