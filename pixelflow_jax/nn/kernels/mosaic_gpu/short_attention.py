@@ -28,6 +28,8 @@ ACROSS = 64  # tokens that a tile looks at at a time
 # are none, take a little.
 MOST_BYTES, SCRATCH_BYTES, BARRIER_BYTES = 227 * 1024, 512, 512
 LOG2E = math.log2(math.e)
+Index = Array | int
+Ref = Any  # a reference of Pallas, or one of barriers
 SIZES = (
     f"half precision, {LEAST} tokens or more in multiples of {NARROWEST}, as many "
     "queries as keys, head widths in multiples of 8 up to 128, and heads that fit into "
@@ -47,6 +49,7 @@ class Sizes(NamedTuple):
 
     @property
     def wide(self) -> int:
+        """The width of rows in products."""
         return -(-self.width // NARROWEST) * NARROWEST
 
     @property
@@ -56,6 +59,7 @@ class Sizes(NamedTuple):
 
     @property
     def tiles(self) -> int:
+        """Into how many tiles of rows the tokens are divided."""
         return -(-self.n // ROWS)
 
     @property
@@ -124,6 +128,7 @@ def launch(
 
 
 def like(a: Array) -> jax.ShapeDtypeStruct:
+    """The shape and type of an array, for a result."""
     return jax.ShapeDtypeStruct(a.shape, a.dtype)
 
 
@@ -153,17 +158,18 @@ class Program:
         self.slots, self.slot_count = slots.at[self.warpgroup], slots.shape[1]
         self.arrived = arrived
 
-    def fetch(self, slot: int, ref, step, tile) -> None:
+    def fetch(self, slot: int, ref: Ref, step: Index, tile: Index) -> None:
         """Send for a tile of a step's array; `fetched` waits for it."""
         rows = ref.at[self.place(step, tile)]
         plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
 
     def fetched(self, slot: int) -> Array:
+        """The tile that was sent for, in registers."""
         plgpu.barrier_wait(self._barrier(slot))
         layout = plgpu.Layout.WGMMA
         return plgpu.load(self.slots.at[slot], layout=layout, optimized=False)
 
-    def write(self, slot: int, ref, step, tile, rows: Array) -> None:
+    def write(self, slot: int, ref: Ref, step: Index, tile: Index, rows: Array) -> None:
         """Send a tile of a step's result out, by a slot; `written` waits for it."""
         written()
         place = self.slots.at[slot]
@@ -173,21 +179,21 @@ class Program:
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(place, ref.at[self.place(step, tile)])
 
-    def order(self, to, tile, rows: Array) -> None:
+    def order(self, to: Ref, tile: Index, rows: Array) -> None:
         """Lay rows into shared memory as products read them."""
         to.at[self.rows(tile)][...] = padded(rows, self.sizes)
 
-    def number(self, step) -> tuple[Array, Array]:
+    def number(self, step: Index) -> tuple[Array, Array]:
         """The image and the head of a step."""
         number, heads = self.program + step * self.count, jnp.int32(self.heads)
         return jax.lax.div(number, heads), jax.lax.rem(number, heads)
 
-    def rows(self, tile) -> Any:
+    def rows(self, tile: Index) -> Any:
         """The rows of a tile; those of the last one end with the last token."""
         start = jnp.minimum(tile * ROWS, self.sizes.n - ROWS)
         return pl.ds(pl.multiple_of(start, 8), ROWS)
 
-    def place(self, step, tile) -> tuple:
+    def place(self, step: Index, tile: Index) -> tuple:
         """Where the tile of a step is in an array of all."""
         image, head = self.number(step)
         return image, self.rows(tile), head
@@ -252,15 +258,15 @@ def across(row: Array, like: Array) -> Array:
     return jax.lax.broadcast_in_dim(row, like.shape, [1])
 
 
-def hide(x: Array, start, length: int, value: float, axis: int) -> Array:
+def hide(x: Array, start: Index, length: int, value: float, axis: int) -> Array:
     """x, whose rows or columns begin with token `start`, `value` from `length` on."""
     layout = plgpu.Layout.WGMMA
     tokens = plgpu.broadcasted_iota(jnp.int32, x.shape, axis, layout=layout)
     return jnp.where(tokens + start < length, x, jnp.asarray(value, x.dtype))
 
 
-def meet(barrier) -> None:
-    """Wait for the other warpgroup; what each has written the other one sees."""
+def meet(barrier: Ref) -> None:
+    """Wait for all warpgroups; what each has written the others see."""
     plgpu.barrier_arrive(barrier)
     plgpu.barrier_wait(barrier)
 
