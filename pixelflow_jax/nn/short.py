@@ -9,11 +9,11 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from pixelflow_jax.nn.kernels import backends
-from pixelflow_jax.nn.kernels.choice import is_half_on_gpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import SIZES, supports
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_backward import backward
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_forward import forward
@@ -54,14 +54,15 @@ _attend.defvjp(_forward, _backward)
 def gains(q: Array, k: Array) -> bool:
     """Whether there is a Hopper GPU, the kernels take these, and fill the GPU.
 
-    A program has one head of one image: for fewer of them than multiprocessors, cuDNN
+    In bfloat16 alone, which is what has been measured. A program has one head of one image: for fewer of them than multiprocessors, cuDNN
     divides a head. Where a batch does not divide over the devices, each would compute
     all of it.
     """
-    if not is_half_on_gpu(q.dtype) or _unknown(q, k) or len(q) % shard_count():
+    known = q.dtype == jnp.bfloat16 and not _unknown(q, k)
+    if not known or missing() or len(q) % shard_count():
         return False
     programs = len(q) * q.shape[2] / (shard_count() * tensor_shards())
-    return programs >= backends.multiprocessors() and not missing()
+    return programs >= backends.multiprocessors()
 
 
 def _unknown(q: Array, k: Array) -> str:

@@ -98,12 +98,14 @@ def test_auto_takes_it_where_it_gains(any_jax, kind, shape, word):
         assert _best(array(*shape), array(*shape), None, None) == word
 
 
-def test_auto_takes_it_for_half_precision_without_masks_and_dropout(any_jax):
+def test_auto_takes_it_in_bfloat16_without_masks_and_dropout(any_jax):
     q = array(32, 256, 16, 72)
     exact = array(32, 256, 16, 72, dtype="float32")
+    other = array(32, 256, 16, 72, dtype="float16")
     longer = array(32, 288, 16, 72)
     with on(HOPPER):
         assert _best(exact, exact, None, None) == "xla"
+        assert _best(other, other, None, None) == "cudnn"
         assert _best(q, longer, None, None) == "cudnn"
         assert _best(q, q, array(32, 256, dtype="bool"), None) == "xla"
         assert _best(q, q, None, lambda p: p) == "xla"
