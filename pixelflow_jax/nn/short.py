@@ -54,9 +54,9 @@ _attend.defvjp(_forward, _backward)
 def gains(q: Array, k: Array) -> bool:
     """Whether there is a Hopper GPU, the kernels take these, and fill the GPU.
 
-    In bfloat16 alone, which is what has been measured. A program has one head of one image: for fewer of them than multiprocessors, cuDNN
-    divides a head. Where a batch does not divide over the devices, each would compute
-    all of it.
+    In bfloat16 alone, which is what has been measured. A program has one head of one
+    image: for fewer of them than multiprocessors, cuDNN divides a head. Where a batch
+    does not divide over the devices, each would compute all of it.
     """
     known = q.dtype == jnp.bfloat16 and not _unknown(q, k)
     if not known or missing() or len(q) % shard_count():
