@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tarfile
+import time
 
 import pytest
 import yaml
@@ -205,9 +206,13 @@ def test_a_tpu_trains_in_the_background(tmp_path):
     try:
         again = run(*start)
         assert again.returncode == 1 and "running" in again.stderr
+        log = host / "train.log"
+        end = time.monotonic() + 60
+        while words[-1] not in log.read_text() and time.monotonic() < end:
+            time.sleep(0.1)  # on busy cores it may not have begun
     finally:
         os.kill(pid, signal.SIGKILL)
-    assert (host / "train.log").read_text().splitlines() == [
+    assert log.read_text().splitlines() == [
         *("train", "--config=pixnerd:xl16_256", "--workdir=/mnt/runs/pixnerd_xl"),
         *words,
     ]
