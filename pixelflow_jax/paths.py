@@ -4,6 +4,8 @@ Names of files are bytes. Where they are not UTF-8 Python marks the odd bytes wi
 surrogates, which no terminal, JSON or msgpack takes: `portable` writes them out.
 """
 
+import errno
+import os
 import re
 import tempfile
 from collections.abc import Collection
@@ -66,6 +68,29 @@ class PlainAlias:
         for inside in folder.iterdir():
             if inside.name not in hidden:
                 (self.path / inside.name).symlink_to(inside)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError unless a file can be written to a folder.
+
+    By writing one, which leaves nothing: of a disk that takes no files, permissions say
+    nothing, and to root they say yes.
+    """
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def check_target(file: Path, error: type[UserError] = UserError) -> None:
+    """Raises `error` unless a file can be written, before the work for it."""
+    try:
+        check_writable(file.absolute().parent)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as problem:
+        raise error(
+            f"Cannot write {printable(str(file))} ({problem.strerror}): name a file in "
+            "a folder that is there and that this user may write to."
+        ) from problem
 
 
 def portable(name: str) -> str:

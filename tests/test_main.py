@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -201,7 +202,11 @@ def test_what_is_needed_is_asked_for(refusals):
 
 def test_a_workdir_without_permission_is_refused(tmp_path, monkeypatch):
     """Whoever runs the tests may write anywhere, so the answer is put in its mouth."""
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    def refuse(dir: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(ConfigError, match=r"Cannot write to the --workdir.*Permission"):
         shared.writable(tmp_path)
 

@@ -12,6 +12,7 @@ from pixelflow_jax.data.source import LabelledSource
 from pixelflow_jax.data.transforms import center_crop
 from pixelflow_jax.errors import DataError, UnreadableImage
 from pixelflow_jax.flow.basis import Gram, write_basis
+from pixelflow_jax.paths import check_target
 
 BATCH = 64  # images whose patches are added at once
 SHARE = 8  # of the largest directions whose weight is told
@@ -39,14 +40,21 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     return parser
 
 
-def write(source: LabelledSource, arguments: argparse.Namespace, out: Path) -> None:
-    """Write the basis of a source's images; DataError where it cannot be had."""
+def check(arguments: argparse.Namespace, out: Path) -> None:
+    """Raises DataError for sizes and files that cannot be."""
     size, patch = arguments.size, arguments.patch
     if size % patch:
         raise DataError(f"--size={size} must be a multiple of --patch={patch}.")
-    folder = out.absolute().parent
-    if out.suffix != ".npz" or out.is_dir() or not folder.is_dir():
-        raise DataError(f"{out} must be a .npz file in a folder that exists.")
+    if out.suffix != ".npz":
+        raise DataError(
+            f"A basis is a .npz file: give OUT a name that ends so, not {out}."
+        )
+    check_target(out, DataError)
+
+
+def write(source: LabelledSource, arguments: argparse.Namespace, out: Path) -> None:
+    """Write the basis of a source's images; DataError where it cannot be had."""
+    size, patch = arguments.size, arguments.patch
     order = np.random.default_rng(arguments.seed).permutation(len(source))
     gram, waiting = Gram(patch), []
     for index in order:

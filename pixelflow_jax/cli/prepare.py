@@ -21,7 +21,7 @@ from pixelflow_jax.cli.terminal import accept_every_text, complain, told
 from pixelflow_jax.data.images import save_png
 from pixelflow_jax.data.source import SPLITS
 from pixelflow_jax.errors import WRONG, ConfigError, DataError, UserError
-from pixelflow_jax.paths import local_path, printable
+from pixelflow_jax.paths import check_target, local_path, printable
 
 COMMAND = "pixelflow prepare"
 EXAMPLES = f"""examples:
@@ -106,6 +106,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
             f"A preview is a picture in the format PNG, and {printable(out)!r} is "
             "called otherwise: give OUT a name that ends in .png."
         )
+    check_target(picture, DataError)
     config = arguments.source(arguments, path, 0.0)
     source = config.open("train", arguments.size)
     counts = np.bincount(source.labels, minlength=len(source.class_names))
@@ -119,8 +120,10 @@ def run_preview(arguments: argparse.Namespace) -> None:
 def run_basis(arguments: argparse.Namespace) -> None:
     """Writes the basis of an asymmetric prediction."""
     path, out = shards_out.source_and_out(arguments)
+    file = local_path(out, "OUT", DataError)
+    basis.check(arguments, file)
     source = arguments.source(arguments, path, 0.0).open("train", arguments.size)
-    basis.write(source, arguments, local_path(out, "OUT", DataError))
+    basis.write(source, arguments, file)
 
 
 def run_text_features(arguments: argparse.Namespace) -> None:

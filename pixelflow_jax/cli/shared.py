@@ -7,7 +7,7 @@ from absl import flags
 
 from pixelflow_jax import remote, remote_runs
 from pixelflow_jax.errors import ConfigError
-from pixelflow_jax.paths import local_path
+from pixelflow_jax.paths import check_writable, local_path
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -93,8 +93,7 @@ def writable(folder: pathlib.Path, flag: str = "workdir") -> None:
     """Make a folder that a flag names; ConfigError where it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "Permission denied")
+        check_writable(folder)
     except OSError as error:
         raise ConfigError(
             f"Cannot write to the --{flag} {folder} ({error.strerror}): name a folder "

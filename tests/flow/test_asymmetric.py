@@ -202,6 +202,9 @@ def test_a_file_of_the_command_serves_any_rank(tmp_path, capsys):
     (tmp_path / "folder.npz").mkdir()
     few[1] = str(tmp_path / "folder.npz")
     assert prepare.main(["basis", *few]) == 1
-    assert "must be a .npz file" in capsys.readouterr().err
+    assert "Cannot write" in capsys.readouterr().err
+    few[1] = str(tmp_path / "few.npy")
+    assert prepare.main(["basis", *few]) == 1
+    assert "A basis is a .npz file" in capsys.readouterr().err
     assert prepare.main(["basis", "--emoji", str(out), "--size=15", "--patch=2"]) == 1
     assert "error: --size=15" in capsys.readouterr().err
