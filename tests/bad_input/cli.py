@@ -275,7 +275,7 @@ OTHERS = {
     "config show pixnert": "Did you mean --config=pixnerd?",
     "config show emoji:": "no variant behind the colon",
     "sample --weights=https://x.y/z --out=x": "is an address: give organisation/name",
-    "prepare preview --emoji /proc/nope.png --rows 1 --size 64": "check the path",
+    "prepare preview --emoji /proc/nope.png --rows 1 --size 64": "Cannot write",
     "config show emoji:nope": "demo, shipped",
     "config show emoji:demo --config.stepz=3": "stepz",
     "train": "--workdir",
