@@ -76,8 +76,8 @@ def check_writable(folder: Path) -> None:
     By writing one, which leaves nothing: of a disk that takes no files, permissions say
     nothing, and to root they say yes.
     """
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")  # a full disk takes empty ones
 
 
 def check_target(file: Path, error: type[UserError] = UserError) -> None:

@@ -1,6 +1,5 @@
 """The flags that several verbs take, and what they name."""
 
-import os
 import pathlib
 
 from absl import flags
@@ -106,13 +105,14 @@ def could_write(folder: pathlib.Path, given: str) -> None:
     there = next(
         p for p in (folder.absolute(), *folder.absolute().parents) if p.exists()
     )
-    if there.is_dir() and os.access(there, os.W_OK):
-        return
-    reason = "Permission denied" if there.is_dir() else f"{there} is a file"
-    raise ConfigError(
-        f"Cannot write to {given} {folder} ({reason}): name a folder that this user "
-        "may write to."
-    )
+    try:
+        check_writable(there)
+    except OSError as error:
+        reason = error.strerror if there.is_dir() else f"{there} is a file"
+        raise ConfigError(
+            f"Cannot write to {given} {folder} ({reason}): name a folder that this "
+            "user may write to."
+        ) from error
 
 
 def _run_above(path: pathlib.Path) -> pathlib.Path | None:

@@ -24,7 +24,7 @@ from pixelflow_jax.config_io import differences, is_under
 from pixelflow_jax.config_versions import FORMAT, migrate
 from pixelflow_jax.errors import CheckpointError
 from pixelflow_jax.flow.prediction import CONSTANTS
-from pixelflow_jax.paths import PATTERN, PlainAlias
+from pixelflow_jax.paths import PATTERN, PlainAlias, check_writable
 from pixelflow_jax.training import integrity
 from pixelflow_jax.training.state import TrainState
 from pixelflow_jax.training.versions import as_today, as_written
@@ -152,9 +152,7 @@ class Checkpointer:
     def _check_writable(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            probe = self.directory / f".writable-{jax.process_index()}"
-            probe.write_bytes(b"x")
-            probe.unlink()
+            check_writable(self.directory)
         except OSError as error:
             raise CheckpointError(
                 f"Cannot write checkpoints to {self.directory} ({error.strerror}): "

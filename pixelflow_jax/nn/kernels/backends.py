@@ -59,7 +59,7 @@ def platform() -> str:
 
     The devices of the mesh in use, which need not be there; without one, the default.
     """
-    described = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    described = _described()
     return jax.default_backend() if described is None else described.platform
 
 
@@ -80,8 +80,13 @@ def multiprocessors() -> int:
 
 def _device() -> Any:
     """A device of the mesh in use, which need not be there; without one, the first."""
-    described = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    described = _described()
     return jax.local_devices()[0] if described is None else described
+
+
+def _described() -> Any:
+    """The description of the devices of the mesh in use; None without one."""
+    return getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
 
 
 def is_interpreted() -> bool:

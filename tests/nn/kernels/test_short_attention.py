@@ -1,7 +1,7 @@
 """Attention of short sequences on Hopper GPUs: when it is taken, and that it lowers.
 
-What it computes is compared on a GPU: `python -m benchmarks.kernels --only 'attention
-*'`, whose deviations are in benchmarks/results/kernels.jsonl, and `pixelflow doctor`.
+What it computes is compared on a GPU: by `python -m benchmarks.kernels --only
+'attention *'`, which says how far it is from cuDNN's, and by `pixelflow doctor`.
 """
 
 import functools
