@@ -114,7 +114,7 @@ def attentions() -> Iterator[tuple[str, Entry]]:
     length, batch, _, width = TEACHER
     teacher = {
         word: functools.partial(attend, implementation=word, length=TEACHER_LENGTH)
-        for word in ("cudnn", "short", "xla")
+        for word in ("cudnn", "hopper", "xla")
     }
     first = {name: functools.partial(_first, one) for name, one in teacher.items()}
     name = f"attention {TEACHER_LENGTH} of {length} x {width}, {batch} images"
@@ -157,7 +157,7 @@ def _attentions_of(width: int) -> dict[str, Callable]:
         name: by_name(jax.nn.dot_product_attention, implementation=name)
         for name in ("cudnn", "xla")
     }
-    found["short"] = _short
+    found["hopper"] = _ours
     wider = [w for w in PADDED_WIDTHS if w > width]
     found |= {f"cudnn at {w}": by_name(_padded, found["cudnn"], w) for w in wider}
     if importlib.util.find_spec("tokamax"):
@@ -173,8 +173,8 @@ def _padded(attend: Callable, width: int, q: Array, k: Array, v: Array) -> Array
     return out[..., :narrow]
 
 
-def _short(q: Array, k: Array, v: Array) -> Array:
-    return attend(q, k, v, implementation="short")
+def _ours(q: Array, k: Array, v: Array) -> Array:
+    return attend(q, k, v, implementation="hopper")
 
 
 def _mosaic(q: Array, k: Array, v: Array, scale: float) -> Array:

@@ -33,7 +33,7 @@ from benchmarks.work import Work  # isort: skip
 
 KINDS = {
     "communication": r"nccl",
-    "attention": r"fmha|flash|sdpa|cudnn.*attention|short_attention",
+    "attention": r"fmha|flash|sdpa|cudnn.*attention|(short|long)_attention",
     "field kernel": r"neural_field_(forward|backward)",
     "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|gemv|splitk|convolve",
     "copies": r"memcpy|memset|copy",

@@ -2,8 +2,7 @@
 
 Inputs are of the type that a run computes in. On GPUs the kernels are Triton's, cuDNN's
 and, of attention on Hopper GPUs, Mosaic's, on TPUs Mosaic's; on CPUs they are
-interpreted. What is left to the compiler is
-compared all the same.
+interpreted. What is left to the compiler is compared all the same.
 """
 
 import functools
@@ -14,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.nn import short
-from pixelflow_jax.nn.attention import attend, cudnn_fits
+from pixelflow_jax.nn import hopper
+from pixelflow_jax.nn.attention import attend, attend_projection, cudnn_fits
 from pixelflow_jax.nn.block import CHUNKS, GATE1, SCALE2, SHIFT2
 from pixelflow_jax.nn.kernels.activate_and_project import activate_and_project
 from pixelflow_jax.nn.kernels.adaln_residual import AdaLN, Residual, adaln_residual
@@ -47,6 +46,8 @@ class Sizes(NamedTuple):
 
 
 XL = Sizes(4, 256, 1152, 16, 3072, 256, (64, 128))
+LONG = 1024  # tokens
+FILLED = 132  # heads of images that fill any Hopper GPU
 TINY = Sizes(2, 16, 32, 4, 64, 64, (16, 16))
 
 
@@ -63,13 +64,24 @@ def adaln(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
 
 def qkv(heads: int, packing: Packing, kernels: Kernels, qkv: Array) -> tuple:
     """Queries, keys and values of [b, n, 3 * heads * head_width], normed and turned."""
+    with choose(kernels):
+        return qkv_norm_rope(qkv, packing, **_angles(heads, packing, qkv))
+
+
+def projection(heads: int, packing: Packing, kernels: Kernels, qkv: Array) -> tuple:
+    """Attention from such a projection on."""
+    with choose(kernels):
+        return (attend_projection(qkv, packing, **_angles(heads, packing, qkv)),)
+
+
+def _angles(heads: int, packing: Packing, qkv: Array) -> dict:
+    """How a projection is normed and turned."""
     head_width = qkv.shape[-1] // (3 * heads)
     ones = jnp.ones(head_width, jnp.float32)
     angles = jnp.linspace(0.0, 9.0, sum(packing.lengths) * head_width // 2)
     angles = angles.reshape(-1, head_width // 2)
     rope = (jnp.cos(angles), jnp.sin(angles))
-    with choose(kernels):
-        return qkv_norm_rope(qkv, packing, heads=heads, gains=(ones, ones), rope=rope)
+    return {"heads": heads, "gains": (ones, ones), "rope": rope}
 
 
 def swiglu(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
@@ -137,10 +149,21 @@ def operations(sizes: Sizes) -> list[Operation]:
 
 def only_here(sizes: Sizes, dtype: str) -> list[Operation]:
     """What runs on some machines alone, where this is one."""
-    heads = (sizes.batch, sizes.length, sizes.heads, sizes.width // sizes.heads)
-    short_attention = Operation("short attention", attention, (heads,) * 3, "short")
-    runs = not short.missing() and is_half_on_gpu(jnp.dtype(dtype))
-    return [short_attention] if runs else []
+    if hopper.missing() or not is_half_on_gpu(jnp.dtype(dtype)):
+        return []
+    head_width, images = sizes.width // sizes.heads, -(-FILLED // sizes.heads)
+    short, long = (
+        ((b, n, sizes.heads, head_width),) * 3
+        for b, n in ((sizes.batch, sizes.length), (sizes.batch, LONG))
+    )
+    packing = Packing((images,), (sizes.length,))
+    from_projection = functools.partial(projection, sizes.heads, packing)
+    shape = images, sizes.length, 3 * sizes.width
+    return [
+        Operation("attention of short sequences", attention, short, "hopper"),
+        Operation("attention of long sequences", attention, long, "hopper"),
+        Operation("attention from projections", from_projection, (shape,), "hopper"),
+    ]
 
 
 def with_gradient(function: Callable, outs: int = 1) -> Callable[..., tuple]:
@@ -181,8 +204,8 @@ def chosen(operation: Operation, dtype: str) -> tuple[Kernels, str]:
         q = jax.ShapeDtypeStruct(operation.shapes[0], jnp.dtype(dtype))
         fits = cudnn_fits(q)
         return Kernels(attention="cudnn" if fits else "xla"), "cuDNN" if fits else "XLA"
-    if operation.part == "short":
-        return Kernels(attention="short"), "Mosaic"
+    if operation.part == "hopper":
+        return Kernels(attention="hopper"), "Mosaic"
     backend = BACKENDS[platform()]["pallas"]
     if missing(backend):
         return Kernels(blocks="xla", field="xla"), "XLA"

@@ -1,7 +1,7 @@
 """Attention over token sequences: of images to themselves, and to their texts."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,11 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
-from pixelflow_jax.nn import cudnn, short, splash
+from pixelflow_jax.nn import cudnn, hopper, splash
 from pixelflow_jax.nn.cudnn import cudnn_fits
 from pixelflow_jax.nn.embed import Rope
 from pixelflow_jax.nn.kernels.choice import Attention, chosen
+from pixelflow_jax.nn.kernels.qkv_norm_rope import backend_of as qkv_backend
 from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
 from pixelflow_jax.nn.layers import (
     BlockConfig,
@@ -42,9 +43,9 @@ def attend(
     """Softmax attention with scale head_width^-0.5, in q's type; softmax in float32.
 
     `mask` is True for what is attended to. `implementation` "auto" takes our kernels
-    for short sequences on Hopper GPUs where they gain, else cuDNN's flash attention on
-    GPUs where it is available and right, Pallas' splash attention on TPUs where it
-    gains, XLA elsewhere; "xla", "cudnn", "short" and "splash" insist.
+    on Hopper GPUs where they gain, else cuDNN's flash attention on GPUs where it is
+    available and right, Pallas' splash attention on TPUs where it gains, XLA elsewhere;
+    "xla", "cudnn", "hopper" and "splash" insist.
     `drop` acts on the probabilities [b, heads, n, m], which only the plain formula
     writes out. Of queries and keys alike only the first `length` are looked at; what
     comes out behind them has no meaning. cuDNN needs no mask for that. Raises
@@ -56,16 +57,16 @@ def attend(
     check_word("attention", implementation, Attention)
     if implementation == "cudnn":
         cudnn.check(mask, drop)
-    if implementation == "short":
-        short.check(q, k, mask, drop)
+    if implementation == "hopper":
+        hopper.check(q, k, mask, drop, length)
     if implementation == "splash":
         splash.check(q, drop is not None)
     if implementation == "auto":
-        implementation = _best(q, k, mask, drop)
+        implementation = _best(q, k, mask, drop, length)
     if implementation == "cudnn":
         return cudnn.attend(q, k, v, length)
-    if implementation == "short":
-        return short.attend(q, k, v, length)
+    if implementation == "hopper":
+        return hopper.attend(q, k, v, length)
     if length is not None:
         inside = jnp.arange(k.shape[1]) < length
         mask = inside[None] if mask is None else mask & inside
@@ -79,12 +80,14 @@ def attend(
     return checkpoint_name(mixed, "attention")
 
 
-def _best(q: Array, k: Array, mask: Array | None, drop: Drop | None) -> Attention:
+def _best(
+    q: Array, k: Array, mask: Array | None, drop: Drop | None, length: int | None = None
+) -> Attention:
     """Who attends where nobody insists."""
     if drop is not None:
         return "xla"
-    if mask is None and short.gains(q, k):
-        return "short"
+    if mask is None and hopper.gains(q, k, length):
+        return "hopper"
     if mask is None and cudnn_fits(q):
         return "cudnn"
     return "splash" if splash.gains(q, k) else "xla"
@@ -155,14 +158,51 @@ def project_qkv(
 
     Queries and keys are RMS-normalised, then rotated; without `rope` nothing turns.
     """
-    return qkv_norm_rope(
-        checkpoint_name(matmul_no_bias(layers.qkv, tokens), "qkv"),
-        packing,
-        heads=layers.heads,
-        gains=(layers.q_norm.weight[...], layers.k_norm.weight[...]),
-        rope=rope,
-        bias=bias_of(layers.qkv),
-    )
+    return qkv_norm_rope(_project(layers, tokens), packing, **_heads_of(layers, rope))
+
+
+def attend_projection(
+    qkv: Float[Array, "rows n width_of_three"],
+    packing: Packing,
+    *,
+    heads: int,
+    gains: tuple[Array, Array],
+    rope: Rope | None,
+    bias: Array | None = None,
+    masks: Masks | None = None,
+    dropouts: tuple[Drop, ...] | None = None,
+) -> Float[Array, "rows n width"]:
+    """`qkv_norm_rope`, then `attend_packed`: what each image's tokens find in it.
+
+    Where our kernels for Hopper GPUs do both, values are read from the projection.
+    """
+    given = {"heads": heads, "gains": gains, "rope": rope}
+    plain = masks is None and dropouts is None and bias is None
+    if plain and _reads_values(qkv, packing, heads):
+        mixed = hopper.attend_projected(qkv, **given)
+        return mixed.reshape(*mixed.shape[:2], -1)
+    q, k, v = qkv_norm_rope(qkv, packing, **given, bias=bias)
+    return attend_packed(q, k, v, packing, masks=masks, dropouts=dropouts)
+
+
+def _reads_values(qkv: Array, packing: Packing, heads: int) -> bool:
+    """Whether our kernels attend to images of one size, and know the projection."""
+    if len(packing.batches) != 1 or chosen().attention not in ("auto", "hopper"):
+        return False
+    shape = *qkv.shape[:2], heads, qkv.shape[-1] // 3 // heads
+    q = jax.ShapeDtypeStruct(shape, qkv.dtype)
+    return qkv_backend(qkv, packing, heads) == "triton" and hopper.gains(q, q)
+
+
+def _project(layers: QKV, tokens: Array) -> Array:
+    return checkpoint_name(matmul_no_bias(layers.qkv, tokens), "qkv")
+
+
+def _heads_of(layers: QKV, rope: Rope | None) -> dict[str, Any]:
+    """What `qkv_norm_rope` is given beside the projection."""
+    gains = layers.q_norm.weight[...], layers.k_norm.weight[...]
+    bias = bias_of(layers.qkv)
+    return {"heads": layers.heads, "gains": gains, "rope": rope, "bias": bias}
 
 
 def _linear(
@@ -200,8 +240,13 @@ class SelfAttention(nnx.Module):
         `rope` nothing turns. `dropouts`: dropout of the attention probabilities, one
         function a group; `context`: masks of the tokens to attend to.
         """
-        q, k, v = project_qkv(self, tokens, packing, rope)
-        mixed = attend_packed(q, k, v, packing, masks=context, dropouts=dropouts)
+        mixed = attend_projection(
+            _project(self, tokens),
+            packing,
+            **_heads_of(self, rope),
+            masks=context,
+            dropouts=dropouts,
+        )
         return matmul_no_bias(self.out, mixed)
 
 

@@ -79,7 +79,7 @@ def test_the_registry_names_shapes_of_the_models():
     assert len(kernels.chosen(["attention * x 72, *"])) == 16
     assert "product qkv 8192" in kernels.ENTRIES
     variants = kernels.ENTRIES["attention 4096 x 72, 4 images, forward"].variants
-    assert {"xla", "cudnn", "short", "cudnn at 80", "cudnn at 128"} <= variants.keys()
+    assert {"xla", "cudnn", "hopper", "cudnn at 80", "cudnn at 128"} <= variants.keys()
 
 
 def test_heads_padded_with_zeros_attend_alike():
@@ -101,6 +101,7 @@ def test_time_between_kernels():
         ("nvjet_tst_128x256", "custom-call.3", False, "matrix products"),
         ("cudnn_generated_sdpa_flash_fprop", "custom-call.4", False, "attention"),
         ("short_attention_forward_kernel", "custom-call.5", False, "attention"),
+        ("long_attention_forward_kernel", "custom-call.6", False, "attention"),
         ("loop_multiply_fusion", "loop_multiply_fusion.2", True, "optimizer"),
         ("loop_add_fusion", "loop_add_fusion", False, "elementwise"),
         ("ncclDevKernel_AllReduce", "all-reduce.1", False, "communication"),

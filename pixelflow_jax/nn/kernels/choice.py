@@ -23,7 +23,7 @@ from pixelflow_jax.nn.kernels.backends import (
 from pixelflow_jax.nn.precision import check_word
 
 Fusion = Literal["auto", "pallas", "mosaic", "xla"]
-Attention = Literal["auto", "xla", "cudnn", "short", "splash"]
+Attention = Literal["auto", "xla", "cudnn", "hopper", "splash"]
 HALF = (jnp.bfloat16, jnp.float16)
 
 
@@ -35,10 +35,10 @@ class Kernels:
     field. "pallas" insists on our kernels, "mosaic" on those that need no Triton (on
     GPUs fewer operations have one), "xla" leaves all to the compiler; "auto" takes the
     kernels that gain, on GPUs and TPUs in half precision, for the sizes they know.
-    `attention`: "cudnn" insists on cuDNN's flash attention, "short" on our kernels for
-    short sequences on Hopper GPUs, "splash" on the one that JAX ships for TPUs, "xla"
-    on the compiler; "auto" takes "short" where it gains, cuDNN's where it is available
-    and right, and "splash" where it has fewer bytes to move.
+    `attention`: "cudnn" insists on cuDNN's flash attention, "hopper" on our kernels for
+    Hopper GPUs, "splash" on the one that JAX ships for TPUs, "xla" on the compiler;
+    "auto" takes "hopper" where it gains, cuDNN's where it is available and right, and
+    "splash" where it has fewer bytes to move.
     """
 
     blocks: Fusion = "auto"

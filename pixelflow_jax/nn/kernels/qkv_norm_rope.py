@@ -5,6 +5,7 @@ and takes what the gradients of gains and biases sum over the tokens on the way.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -44,14 +45,18 @@ def qkv_norm_rope(
     head_width / 2], None: nothing turns. Returns three arrays [rows, n, heads,
     head_width] of qkv's type; float32 inside.
     """
-    head_width = qkv.shape[-1] // 3 // heads
-    sizes = packing.lengths, heads, head_width
+    backend = backend_of(qkv, packing, heads)
+    compute = functools.partial(fused, backend=backend) if backend else reference
+    return compute(qkv, heads=heads, gains=gains, rope=rope, bias=bias)
+
+
+def backend_of(qkv: Array, packing: Packing, heads: int) -> Backend | None:
+    """Who runs the kernel for a projection [rows, n, 3 * width]; None: no one."""
+    sizes = packing.lengths, heads, qkv.shape[-1] // 3 // heads
     known = versions(KERNELS, packing.aligned, sizes, qkv.shape)
     backend = kernel_backend("blocks", known, qkv.dtype)
-    compute = functools.partial(fused, backend=backend) if backend else reference
     # Of matrices that are split over devices, heads lie here and there.
-    compute = compute if tensor_shards() == 1 else reference
-    return compute(qkv, heads=heads, gains=gains, rope=rope, bias=bias)
+    return backend if tensor_shards() == 1 else None
 
 
 def reference(
@@ -86,14 +91,29 @@ def fused(
     backend: Backend = "triton",
 ) -> tuple[Array, Array, Array]:
     """`qkv_norm_rope` as one kernel, on each device's part of the batch."""
+    given = {"heads": heads, "gains": gains, "rope": rope, "bias": bias}
+    return on_each_device(_fused, qkv, **given, backend=backend)
+
+
+def on_each_device(
+    function: Callable[["Spec", "Arrays"], Any],
+    qkv: Array,
+    *,
+    heads: int,
+    gains: tuple[Array, Array],
+    rope: tuple[Array, Array] | None,
+    bias: Array | None = None,
+    backend: Backend = "triton",
+) -> Any:
+    """`function` of what the kernels take, on each device's part of the batch."""
     width = qkv.shape[-1] // 3
     spec = Spec(heads, len(gains[0]) == width, backend)
     rows = tuple(gain.reshape(-1, width // heads) for gain in gains)
     if bias is not None:
         bias = bias.reshape(3 * heads, -1)
 
-    def run(*arrays: Any) -> tuple[Array, Array, Array]:
-        return _fused(spec, Arrays(*arrays))
+    def run(*arrays: Any) -> Any:
+        return function(spec, Arrays(*arrays))
 
     whole = (bias, *rows, *(rope or (None, None)))
     return by_device(run, split_heads(qkv, 3 * heads), whole=whole)
@@ -129,11 +149,18 @@ def _fused(spec: Spec, arrays: Arrays) -> tuple[Array, Array, Array]:
     return q, k, v
 
 
+def queries_and_keys(spec: Spec, arrays: Arrays) -> tuple[Array, Array]:
+    """The same without values, which are as they are where there is no bias."""
+    q, k = KERNELS[spec.backend].forward(spec, arrays, VALUE)
+    return q, k
+
+
 def _forward(spec: Spec, arrays: Arrays) -> tuple:
     return _fused(spec, arrays), arrays
 
 
-def _backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> tuple[Arrays]:
+def gradients(spec: Spec, arrays: Arrays, cotangents: tuple) -> tuple[Arrays]:
+    """Those of `arrays`, from those of queries, keys and values."""
     dqkv, sums = KERNELS[spec.backend].backward(spec, arrays, cotangents)
     dbias = None
     if arrays.bias is not None:
@@ -147,4 +174,4 @@ def _backward(spec: Spec, arrays: Arrays, cotangents: tuple) -> tuple[Arrays]:
     return (Arrays(dqkv, dbias, *dgains, *no_angles),)
 
 
-_fused.defvjp(_forward, _backward)
+_fused.defvjp(_forward, gradients)

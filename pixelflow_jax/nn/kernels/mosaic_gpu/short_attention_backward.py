@@ -16,31 +16,34 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
-from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
-    ACROSS,
-    LOG2E,
-    ROWS,
-    WARPGROUPS,
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
+    LONGEST_COPY,
     Program,
-    Sizes,
-    across,
-    add,
-    backward_slots,
-    down,
     for_products,
-    full,
-    hide,
     launch,
     like,
     meet,
-    over_blocks,
-    padded,
     written,
+)
+from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
+    ACROSS,
+    WARPGROUPS,
+    backward_slots,
+    over_blocks,
+    seen_of,
+)
+from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
+    ROWS,
+    Sizes,
+    full,
+    hide,
+    more_of_keys,
+    more_of_queries,
+    padded,
 )
 
 # Of a tile of queries, which needs fewer registers: what leaves no rest.
 KEYS_ACROSS = (ACROSS, 96)
-LONGEST_COPY = 256  # numbers
 FIRST, SECOND = 0, 1  # a warpgroup's slots; the last one is another, or the second
 
 
@@ -299,51 +302,29 @@ def _bounds(warpgroup: Array, counts: tuple[int, int]) -> tuple[Array, Array]:
 
 def _of_keys(sizes: Sizes, k, v, queries, cotangents, sums, alongs) -> list[Array]:
     """The gradients of a tile of keys and of values."""
-    scale = sizes.width**-0.5
-    columns = plgpu.Layout.WGMMA.reduce(0)
 
     def block(start, size: int, found: list[Array], masked: bool = False) -> list:
         place = pl.ds(start, size)
-        q, d = queries.at[place], cotangents.at[place]
-        logits, changes = _two_products((k, q), (v, d), size)
-        top = plgpu.load(sums.at[place], layout=columns)
-        along = plgpu.load(alongs.at[place], layout=columns)
-        weights = jnp.exp2(logits * (LOG2E * scale) - across(top, logits))
-        dlogits = weights * (changes - across(along, logits))
-        halves = (a.astype(k.dtype) for a in (dlogits, weights))
-        return add(found, list(zip(halves, (q, d), strict=True)))
+        seen = tuple(ref.at[place] for ref in (queries, cotangents, sums, alongs))
+        return more_of_keys(sizes, (k, v), seen, found)
 
     zeros = [full((ROWS, sizes.wide), 0.0)] * 2
     # Queries that are not looked at have cotangents of zero: no need to hide them.
     dk, dv = over_blocks(sizes._replace(length=sizes.n), ACROSS, block, zeros)
-    return [dk * scale, dv]
+    return [dk * sizes.scale, dv]
 
 
 def _of_queries(sizes: Sizes, q, d, keys, values, top: Array, along: Array) -> Array:
     """The gradient of a tile of queries."""
-    scale = sizes.width**-0.5
+    tile = q, d, top, along
 
     def block(start, size: int, found: list[Array], masked: bool = False) -> list:
         place = pl.ds(start, size)
-        k, v = keys.at[place], values.at[place]
-        logits, changes = _two_products((q, k), (d, v), size)
-        if masked:
-            logits = hide(logits, start, sizes.length, -jnp.inf, axis=1)
-        weights = jnp.exp2(logits * (LOG2E * scale) - down(top, logits))
-        dlogits = weights * (changes - down(along, logits))
-        return add(found, [(dlogits.astype(q.dtype), k)])
+        seen = seen_of(sizes, start) if masked else None
+        return more_of_queries(
+            sizes, tile, keys.at[place], values.at[place], found, seen
+        )
 
     zeros = [full((ROWS, sizes.wide), 0.0)]
     size = next((s for s in KEYS_ACROSS if not sizes.length % s), ACROSS)
-    return over_blocks(sizes, size, block, zeros)[0] * scale
-
-
-def _two_products(first: tuple, second: tuple, size: int) -> tuple[Array, Array]:
-    """rows @ block^T of both pairs, at the same time."""
-
-    def products(*found) -> tuple[Array, ...]:
-        for new, (rows, block) in zip(found, (first, second), strict=True):
-            plgpu.wgmma(new, rows, block.transpose((1, 0)))
-        return tuple(new[...] for new in found)
-
-    return pl.run_scoped(products, *[plgpu.ACC((ROWS, size), jnp.float32)] * 2)
+    return over_blocks(sizes, size, block, zeros)[0] * sizes.scale

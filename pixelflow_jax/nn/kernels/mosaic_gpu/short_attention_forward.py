@@ -13,26 +13,29 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
-from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
-    ACROSS,
-    FORWARD_SLOTS,
-    LOG2E,
-    ROWS,
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     Program,
-    Sizes,
-    add,
-    down,
     for_products,
-    forward_slots,
-    forward_warpgroups,
-    full,
-    hide,
     launch,
     like,
     meet,
-    over_blocks,
-    padded,
     written,
+)
+from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
+    ACROSS,
+    FORWARD_SLOTS,
+    forward_slots,
+    forward_warpgroups,
+    over_blocks,
+    seen_of,
+)
+from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
+    ROWS,
+    Sizes,
+    full,
+    look,
+    padded,
+    result,
 )
 
 # A warpgroup's slots; results leave by a fourth one, or by that of queries.
@@ -141,27 +144,12 @@ class _Forward(Program):
 
 def _attend(sizes: Sizes, q: Array, keys, values) -> tuple[Array, Array]:
     """What a tile of queries finds, and log2 of the sums of its exponentials."""
-    scale = LOG2E * sizes.width**-0.5
 
     def block(start, size: int, carry: tuple, masked: bool = False) -> tuple:
-        before, sums, found = carry
         place = pl.ds(start, size)
+        seen = seen_of(sizes, start) if masked else None
+        return look(sizes, q, keys.at[place], values.at[place], carry, seen)
 
-        def product(new) -> Array:
-            plgpu.wgmma(new, q, keys.at[place].transpose((1, 0)))
-            return new[...]
-
-        logits = pl.run_scoped(product, plgpu.ACC((ROWS, size), jnp.float32))
-        if masked:
-            logits = hide(logits, start, sizes.length, -jnp.inf, axis=1)
-        top = jnp.maximum(before, logits.max(axis=1) * scale)
-        fewer = jnp.exp2(before - top)
-        weights = jnp.exp2(logits * scale - down(top, logits))
-        sums = sums * fewer + weights.sum(axis=1)
-        found = found * down(fewer, found)
-        found = add([found], [(weights.astype(q.dtype), values.at[place])])[0]
-        return top, sums, found
-
-    carry = full((ROWS,), -jnp.inf), full((ROWS,), 0.0), full((ROWS, sizes.wide), 0.0)
-    top, sums, found = over_blocks(sizes, ACROSS, block, carry)
-    return found / down(sums, found), top + jnp.log(sums) * LOG2E
+    column = full((ROWS,), 0.0)
+    nothing = full((ROWS,), -jnp.inf), column, full((ROWS, sizes.wide), 0.0)
+    return result(*over_blocks(sizes, ACROSS, block, nothing))

@@ -45,11 +45,11 @@ def supports(lengths: tuple[int, ...], heads: int, head_width: int) -> bool:
     return heads > 0 and not head_width % 8 and not sum(lengths) % TILE
 
 
-def forward(spec: "Spec", arrays: "Arrays") -> list[Array]:
-    """Queries, keys and values [b, n, heads, head_width]."""
+def forward(spec: "Spec", arrays: "Arrays", parts: int = PARTS) -> list[Array]:
+    """Queries, keys and values [b, n, heads, head_width], or the first of these."""
     b, n, _, head_width = arrays.qkv.shape
     one = jax.ShapeDtypeStruct((b, n, spec.heads, head_width), arrays.qkv.dtype)
-    outs, tile = [(one, PART)] * 3, forward_tile(n, b * PARTS)
+    outs, tile = [(one, PART)] * parts, forward_tile(n, b * parts)
     return _launch(_forward_kernel, spec, arrays, (), outs, tile)
 
 
@@ -67,7 +67,7 @@ def backward(spec: "Spec", arrays: "Arrays", cotangents: tuple) -> tuple[Array, 
 
 
 def _launch(kernel, spec, arrays, cotangents, outs, tile):
-    """One program for each tile of tokens of each image, and each of the three parts.
+    """One program for each tile of tokens of each image, and each of the parts.
 
     `outs` are shapes, and what of them a program writes.
     """
@@ -84,7 +84,8 @@ def _launch(kernel, spec, arrays, cotangents, outs, tile):
         *(whole(arrays.q_gain), whole(arrays.k_gain), table, table),
     )
     inputs = [(a, own) for a, own in zip(arrays, blocks, strict=True) if a is not None]
-    grid = len(arrays.qkv), arrays.qkv.shape[1] // tile, PARTS
+    parts = PARTS if cotangents else len(outs)
+    grid = len(arrays.qkv), arrays.qkv.shape[1] // tile, parts
     plenty = not cotangents and math.prod(grid) >= PLENTY
     return launch(
         functools.partial(kernel, spec, jax.tree.structure(arrays), tile),
@@ -95,9 +96,9 @@ def _launch(kernel, spec, arrays, cotangents, outs, tile):
     )
 
 
-def _each_part(function: Callable[[int], None]) -> None:
+def _each_part(function: Callable[[int], None], parts: int = PARTS) -> None:
     """`function(part)` for the part that is this program's."""
-    for part in range(PARTS):
+    for part in range(parts):
         pl.when(pl.program_id(2) == part)(functools.partial(function, part))
 
 
@@ -118,7 +119,7 @@ def _forward_kernel(spec: "Spec", structure: Any, tile: int, *references):
 
         jax.lax.fori_loop(0, tile, row, None)
 
-    _each_part(compute)
+    _each_part(compute, len(outs))
 
 
 def _backward_kernel(spec: "Spec", structure: Any, tile: int, *references):

@@ -11,22 +11,28 @@ import jax.numpy as jnp
 import pytest
 
 from pixelflow_jax.mesh import MeshShape
-from pixelflow_jax.nn import short
-from pixelflow_jax.nn.attention import _best, attend
+from pixelflow_jax.nn import hopper
+from pixelflow_jax.nn.attention import (
+    _best,
+    _reads_values,
+    attend,
+    attend_projection,
+)
 from pixelflow_jax.nn.kernels import backends
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import MOST_BYTES
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
-    MOST_BYTES,
-    Sizes,
     backward_slots,
     forward_slots,
     forward_warpgroups,
     supports,
 )
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_backward import shares
+from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Sizes
+from pixelflow_jax.nn.packing import Packing
 
 HALF = jnp.dtype("bfloat16")
 HOPPER, OTHER = "NVIDIA H200", "NVIDIA A100-SXM4-80GB"
-NEW = jax.__version_info__ >= short.OLDEST
+NEW = jax.__version_info__ >= hopper.OLDEST
 needs_new = pytest.mark.skipif(not NEW, reason="needs a newer jax")
 
 
@@ -79,16 +85,19 @@ def test_what_it_knows_fits_into_shared_memory(n, width):
 @pytest.fixture
 def any_jax(monkeypatch):
     """The choice is the same with every jax, as if all could run the kernels."""
-    monkeypatch.setattr(short, "OLDEST", (0, 0))
+    monkeypatch.setattr(hopper, "OLDEST", (0, 0))
 
 
 @pytest.mark.parametrize(
     ("kind", "shape", "word"),
     [
-        (HOPPER, (32, 256, 16, 72), "short"),
-        (HOPPER, (32, 288, 16, 72), "short"),
+        (HOPPER, (32, 256, 16, 72), "hopper"),
+        (HOPPER, (32, 288, 16, 72), "hopper"),
         (HOPPER, (2, 256, 16, 72), "cudnn"),  # fewer heads than multiprocessors
-        (HOPPER, (32, 1024, 16, 72), "cudnn"),
+        (HOPPER, (2, 1024, 16, 72), "hopper"),  # whose tiles are divided
+        (HOPPER, (1, 1024, 16, 72), "cudnn"),
+        (HOPPER, (32, 1024, 16, 64), "cudnn"),  # no place for ones
+        (HOPPER, (32, 1000, 16, 72), "cudnn"),
         (HOPPER, (32, 250, 16, 72), "cudnn"),
         (OTHER, (32, 256, 16, 72), "cudnn"),
     ],
@@ -116,7 +125,7 @@ def test_a_gpu_of_fewer_multiprocessors_is_filled_sooner(any_jax):
     with on(HOPPER, cores=132):
         assert _best(q, q, None, None) == "cudnn"
     with on("NVIDIA H20", cores=78):
-        assert _best(q, q, None, None) == "short"
+        assert _best(q, q, None, None) == "hopper"
 
 
 def gradients(layers: int, length: int | None, q, k, v):
@@ -138,13 +147,64 @@ def lowered(function, *arrays) -> str:
     ("n", "width", "length"),
     [(256, 72, None), (288, 72, None), (272, 64, 257), (144, 40, None)],
 )
-def test_it_lowers_for_a_gpu_with_gradients(n, width, length):
+def test_short_ones_lower_for_a_gpu_with_gradients(n, width, length):
     """Whole tiles or not, two slots or three, zeros in lanes, hidden keys."""
     with on(HOPPER):
         text = lowered(
             functools.partial(gradients, 1, length), *[array(16, n, 12, width)] * 3
         )
     assert "short_attention_forward" in text and "short_attention_backward" in text
+
+
+@needs_new
+@pytest.mark.parametrize(("n", "width"), [(512, 88), (1024, 72), (640, 56)])
+def test_long_ones_lower_for_a_gpu_with_gradients(n, width):
+    with on(HOPPER):
+        run = functools.partial(gradients, 1, None)
+        text = lowered(run, *[array(16, n, 12, width)] * 3)
+    names = "forward", "backward_of_queries", "backward_of_keys"
+    assert all(f"long_attention_{name}" in text for name in names)
+
+
+def projected(packing: Packing, length: int, heads: int, qkv):
+    ones = jnp.ones(72, jnp.float32)
+    rope = (jnp.ones((length, 36)), jnp.zeros((length, 36)))
+
+    def loss(qkv):
+        given = {"heads": heads, "gains": (ones, ones), "rope": rope}
+        return attend_projection(qkv, packing, **given).astype(jnp.float32).sum()
+
+    return jax.value_and_grad(loss)(qkv)
+
+
+@needs_new
+@pytest.mark.parametrize("length", [256, 1024])
+def test_values_are_read_from_the_projection(monkeypatch, length):
+    monkeypatch.setattr(backends, "platform", lambda: "gpu")
+    packing = Packing((16,), (length,))
+    with on(HOPPER):
+        text = lowered(
+            functools.partial(projected, packing, length, 12),
+            array(16, length, 3 * 12 * 72),
+        )
+    calls = [line for line in text.splitlines() if "custom_call @mosaic_gpu" in line]
+    one, all_three = (f"tensor<16x{length}x{heads}x72xbf16>" for heads in (12, 36))
+    assert len(calls) == (2 if length == 256 else 3)
+    # Forward pass, and what of the backward pass looks at values.
+    assert sum(f"{one}, {one}, {all_three}" in call for call in calls) >= 2
+
+
+@needs_new
+@pytest.mark.parametrize("bias", [True, False])
+def test_images_of_one_size_without_a_bias_share_the_projection(bias):
+    groups = Packing((16,), (256,)), Packing((4, 4), (256, 1024))
+    shapes = (16, 256, 36 * 72), (4, 1280, 36 * 72)
+    with on(HOPPER):
+        found = [
+            _reads_values(array(*shape), packing, 12)
+            for shape, packing in zip(shapes, groups, strict=True)
+        ]
+    assert found == [True, False]
 
 
 @needs_new
@@ -171,20 +231,20 @@ def test_each_device_attends_for_its_own_images(monkeypatch):
 def test_who_insists_is_told_what_is_missing():
     q = jnp.zeros((1, 256, 2, 64), HALF)
     with pytest.raises(ValueError, match="no Hopper GPU"):
-        attend(q, q, q, implementation="short")
+        attend(q, q, q, implementation="hopper")
     with pytest.raises(ValueError, match="neither masks nor dropout"):
-        attend(q, q, q, jnp.ones((1, 256), bool), "short")
+        attend(q, q, q, jnp.ones((1, 256), bool), "hopper")
 
 
 @pytest.mark.skipif(NEW, reason="older jax alone")
 def test_an_older_jax_leaves_it_to_cudnn():
     q = array(32, 256, 16, 72)
     with on(HOPPER):
-        assert "older than 0.11.2" in short.missing()
+        assert "older than 0.11.2" in hopper.missing()
         assert _best(q, q, None, None) == "cudnn"
 
 
 def test_who_insists_is_told_which_sizes_it_knows(any_jax):
     q = array(1, 24, 2, 64)
     with on(HOPPER), pytest.raises(ValueError, match="128 tokens or more"):
-        short.check(q, q, None, None)
+        hopper.check(q, q, None, None)

@@ -1,0 +1,172 @@
+"""Attention on Hopper GPUs by our own kernels.
+
+Of short sequences a head's queries, keys and values fit into the memory beside the
+cores: forward and backward pass each read and write every number once. cuDNN's backward
+pass takes several times as long as its bytes ask for at 256 tokens, and pads 288 to
+384. Of long sequences, heads whose width cuDNN pads are multiplied as they are, but for
+8 lanes.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from pixelflow_jax.nn.kernels import backends, qkv_norm_rope
+from pixelflow_jax.nn.kernels.mosaic_gpu import (
+    long_attention,
+    long_attention_backward,
+    long_attention_forward,
+    short_attention,
+    short_attention_backward,
+    short_attention_forward,
+)
+from pixelflow_jax.sharding import by_device, shard_count, tensor_shards
+
+ASKED = 'kernels.attention="hopper"'
+OLDEST = (0, 11, 2)  # jax whose Mosaic knows all that the kernels use
+
+
+def attend(q: Array, k: Array, v: Array, length: int | None = None) -> Array:
+    """`nn.attention.attend` by the kernels, on each device's part of images and heads.
+
+    The result and what the backward pass needs beside it are called "attention" for
+    `nn.stack`.
+    """
+    run = functools.partial(_attend, q.shape[1] if length is None else length)
+    return by_device(run, q, k, v, tensor=2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(length: int, q: Array, k: Array, v: Array) -> Array:
+    return _find(length, q, k, v)[0]
+
+
+def _forward(length: int, *arrays: Array) -> tuple:
+    out, sums = _find(length, *arrays)
+    return out, (arrays, out, sums)
+
+
+def _backward(length: int, kept: tuple, cotangent: Array) -> tuple:
+    return _gradients(length, *kept, cotangent)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def attend_projected(qkv: Array, **given: Any) -> Array:
+    """Attention from a projection on: `qkv_norm_rope`, and `attend` to its results.
+
+    `given` are the arguments of `qkv_norm_rope.fused`, without a bias. Values are read
+    where the projection has left them: nobody copies them.
+    """
+    return qkv_norm_rope.on_each_device(_attend_projected, qkv, **given)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_projected(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> Array:
+    q, k = qkv_norm_rope.queries_and_keys(spec, arrays)
+    return _find(q.shape[1], q, k, arrays.qkv)[0]
+
+
+def _forward_projected(
+    spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays
+) -> tuple[Array, tuple]:
+    q, k = qkv_norm_rope.queries_and_keys(spec, arrays)
+    out, sums = _find(q.shape[1], q, k, arrays.qkv)
+    return out, (arrays, q, k, out, sums)
+
+
+def _backward_projected(
+    spec: qkv_norm_rope.Spec, kept: tuple, cotangent: Array
+) -> tuple[qkv_norm_rope.Arrays]:
+    arrays, q, k, out, sums = kept
+    found = _gradients(q.shape[1], (q, k, arrays.qkv), out, sums, cotangent)
+    return qkv_norm_rope.gradients(spec, arrays, found)
+
+
+_attend_projected.defvjp(_forward_projected, _backward_projected)
+
+
+def _find(length: int, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """What queries find, and log2 of the sums of their exponentials."""
+    if _is_short(q):
+        found = short_attention_forward.forward(q, k, v, length)
+    else:
+        found = long_attention_forward.forward(q, k, v)
+    out, sums = (checkpoint_name(a, "attention") for a in found)
+    return out, sums
+
+
+def _gradients(
+    length: int, arrays: tuple, out: Array, sums: Array, cotangent: Array
+) -> tuple[Array, Array, Array]:
+    """Those of queries, keys and values."""
+    given = arrays, out, sums, cotangent
+    if _is_short(out):
+        return short_attention_backward.backward(*given, length)
+    return long_attention_backward.backward(*given)
+
+
+def gains(q: Any, k: Any, length: int | None = None) -> bool:
+    """Whether there is a Hopper GPU, the kernels take these, and fill the GPU.
+
+    In bfloat16 alone, which is what has been measured. Of short sequences a program has
+    one head of one image: for fewer of them than multiprocessors, cuDNN divides a head.
+    Where a batch does not divide over the devices, each would compute all of it.
+    """
+    known = q.dtype == jnp.bfloat16 and not _unknown(q, k, length)
+    if not known or missing() or len(q.shape) != 4 or q.shape[0] % shard_count():
+        return False
+    programs = q.shape[0] * q.shape[2] / (shard_count() * tensor_shards())
+    if not _is_short(q):
+        programs *= long_attention.groups_a_head(
+            q.shape[1], long_attention_forward.PLAN
+        )
+    return programs >= backends.multiprocessors()
+
+
+def _is_short(q: Any) -> bool:
+    return short_attention.supports(q.shape[1], q.shape[-1], q.dtype)
+
+
+def _unknown(q: Any, k: Any, length: int | None) -> str:
+    """What the kernels do not know of these; empty where they know them."""
+    _, n, heads, width = q.shape
+    hidden = length is not None and length != n
+    is_long = long_attention.supports(n, width, q.dtype) and not hidden
+    if q.shape == k.shape and (_is_short(q) or is_long):
+        return ""
+    words = f"{n} {q.dtype} queries and {k.shape[1]} keys, {heads} heads of {width}"
+    return f"{words}, looked at as far as {length}" if hidden else words
+
+
+def missing() -> str:
+    """Why these kernels cannot run here; empty where they can."""
+    if not backends.is_hopper():
+        return "there is no Hopper GPU (H100, H200)"
+    if jax.__version_info__ < OLDEST:
+        return f"jax {jax.__version__} is older than {'.'.join(map(str, OLDEST))}"
+    return backends.missing("mosaic_gpu")
+
+
+def check(q: Array, k: Array, mask: Any, drop: Any, length: int | None = None) -> None:
+    """Raises ValueError for what the kernels cannot do, or where they cannot run."""
+    if mask is not None or drop is not None:
+        raise ValueError(
+            f"{ASKED} knows neither masks nor dropout of probabilities: set "
+            'kernels.attention="auto", or model.mask_text=False or '
+            "model.attention_dropout=0 if that is there."
+        )
+    if missing():
+        raise ValueError(
+            f'{ASKED} cannot be had: {missing()}. Set kernels.attention="auto".'
+        )
+    if _unknown(q, k, length):
+        raise ValueError(
+            f"{ASKED} needs {short_attention.SIZES}; or {long_attention.SIZES}; not "
+            f'{_unknown(q, k, length)}: set kernels.attention="auto".'
+        )

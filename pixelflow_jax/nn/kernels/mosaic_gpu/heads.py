@@ -1,0 +1,144 @@
+"""Attention on Hopper GPUs by Mosaic: heads, their tiles of rows, and memory.
+
+Products read shared memory in stripes. The copy engine reads and writes rows as they
+are in memory, since it is slow at pieces as narrow as these; warpgroups bring them into
+order.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pixelflow_jax.nn.kernels.backends import pl, plgpu
+from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
+    NARROWEST,
+    ROWS,
+    Ref,
+    Sizes,
+    padded,
+)
+
+# Of shared memory a program, of which barriers and sums across warps, of which there
+# are none, take a little.
+MOST_BYTES, SCRATCH_BYTES, BARRIER_BYTES = 227 * 1024, 512, 512
+LONGEST_COPY = 256  # rows or numbers
+Index = Array | int
+
+
+def launch(
+    kernel: Callable,
+    name: str,
+    inputs: list[Array],
+    outs: list[jax.ShapeDtypeStruct],
+    scratch: list[Any],
+    programs: int,
+    warpgroups: int,
+) -> Any:
+    """The results of a kernel's programs, each of so many warpgroups."""
+    run = plgpu.kernel(
+        kernel,
+        out_type=outs,
+        scratch_types=scratch,
+        grid=(programs,),
+        grid_names=("program",),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, reduction_scratch_bytes=SCRATCH_BYTES
+        ),
+        kernel_name=name,
+    )
+    return run(*inputs)
+
+
+def like(a: Array) -> jax.ShapeDtypeStruct:
+    """The shape and type of an array, for a result."""
+    return jax.ShapeDtypeStruct(a.shape, a.dtype)
+
+
+def for_products(shape: tuple[int, ...], dtype: jnp.dtype) -> Any:
+    """Shared memory in the order in which products read it: stripes of 32 bytes."""
+    tiling = plgpu.TilingTransform((8, NARROWEST))
+    return plgpu.SMEM(
+        shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(2 * NARROWEST))
+    )
+
+
+class Program:
+    """What warpgroups of programs have in common: heads, tiles and their slots.
+
+    A program has one head of an image after the other: the `step`-th is the `program +
+    step * count`-th of all. A warpgroup brings tiles of rows by its own slots from and
+    to memory.
+    """
+
+    def __init__(
+        self, sizes: Sizes, heads: int, total: int, count: int, slots, arrived
+    ):
+        self.sizes, self.heads, self.count = sizes, heads, count
+        self.program = jax.lax.axis_index("program")
+        self.warpgroup = jax.lax.axis_index("warpgroup")
+        self.steps = jax.lax.div(total - self.program + (count - 1), jnp.int32(count))
+        self.slots, self.slot_count = slots.at[self.warpgroup], slots.shape[1]
+        self.arrived = arrived
+
+    def fetch(self, slot: int, ref: Ref, step: Index, tile: Index) -> None:
+        """Send for a tile of a step's array; `fetched` waits for it."""
+        rows = ref.at[self.place(ref, step, tile)]
+        plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
+
+    def fetched(self, slot: int) -> Array:
+        """The tile that was sent for, in registers."""
+        plgpu.barrier_wait(self._barrier(slot))
+        layout = plgpu.Layout.WGMMA
+        return plgpu.load(self.slots.at[slot], layout=layout, optimized=False)
+
+    def write(self, slot: int, ref: Ref, step: Index, tile: Index, rows: Array) -> None:
+        """Send a tile of a step's result out, by a slot; `written` waits for it."""
+        written()
+        place = self.slots.at[slot]
+        place[...] = jax.lax.slice(
+            rows.astype(ref.dtype), (0, 0), (ROWS, self.sizes.width)
+        )
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(place, ref.at[self.place(ref, step, tile)])
+
+    def order(self, to: Ref, tile: Index, rows: Array) -> None:
+        """Lay rows into shared memory as products read them."""
+        to.at[self.rows(tile)][...] = padded(rows, self.sizes)
+
+    def number(self, step: Index) -> tuple[Array, Array]:
+        """The image and the head of a step."""
+        number, heads = self.program + step * self.count, jnp.int32(self.heads)
+        return jax.lax.div(number, heads), jax.lax.rem(number, heads)
+
+    def rows(self, tile: Index) -> Any:
+        """The rows of a tile; those of the last one end with the last token."""
+        start = jnp.minimum(tile * ROWS, self.sizes.n - ROWS)
+        return pl.ds(pl.multiple_of(start, 8), ROWS)
+
+    def place(self, ref: Ref, step: Index, tile: Index) -> tuple:
+        """Where the tile of a step is in an array of all."""
+        image, head = self.number(step)
+        return image, self.rows(tile), self.head_in(ref, head)
+
+    def head_in(self, ref: Ref, head: Array) -> Array:
+        """Where a head is in an array: of more heads than there are, the last count."""
+        return head + (ref.shape[2] - self.heads)
+
+    def _barrier(self, slot: int):
+        return self.arrived.at[self.warpgroup * self.slot_count + slot]
+
+
+def meet(barrier: Ref) -> None:
+    """Wait for all warpgroups; what each has written the others see."""
+    plgpu.barrier_arrive(barrier)
+    plgpu.barrier_wait(barrier)
+
+
+def written() -> None:
+    """Wait until shared memory that is being written out may be used again."""
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
