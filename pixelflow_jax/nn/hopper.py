@@ -68,8 +68,20 @@ def attend_projected(qkv: Array, **given: Any) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend_projected(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> Array:
+    each_by_itself = len(arrays.q_gain) == len(arrays.k_gain) == 1
+    if _is_short(arrays.qkv) and each_by_itself and not spec.together:
+        # Where nobody asks for gradients, nobody needs queries and keys themselves.
+        given = arrays.qkv, (arrays.q_gain[0], arrays.k_gain[0]), _angles(arrays)
+        return short_attention_forward.forward_projected(spec.heads, *given)
     q, k = qkv_norm_rope.queries_and_keys(spec, arrays)
     return _find(q.shape[1], q, k, arrays.qkv)[0]
+
+
+def _angles(arrays: qkv_norm_rope.Arrays) -> Array | None:
+    """Cosine and sine of each pair of lanes, side by side [n, head_width]."""
+    if arrays.cos is None or arrays.sin is None:
+        return None
+    return jnp.stack([arrays.cos, arrays.sin], -1).reshape(len(arrays.cos), -1)
 
 
 def _forward_projected(

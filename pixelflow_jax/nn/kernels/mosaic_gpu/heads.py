@@ -6,7 +6,7 @@ order.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,18 @@ def for_products(shape: tuple[int, ...], dtype: jnp.dtype) -> Any:
     )
 
 
+class Heads(NamedTuple):
+    """An array [b, n, some, width], of which those from `first` on are looked at."""
+
+    ref: Ref
+    first: int = 0
+
+
+def last_heads(ref: Ref, heads: int) -> Heads:
+    """So many heads of an array, the last of which are looked at."""
+    return Heads(ref, ref.shape[2] - heads)
+
+
 class Program:
     """What warpgroups of programs have in common: heads, tiles and their slots.
 
@@ -85,9 +97,9 @@ class Program:
         self.slots, self.slot_count = slots.at[self.warpgroup], slots.shape[1]
         self.arrived = arrived
 
-    def fetch(self, slot: int, ref: Ref, step: Index, tile: Index) -> None:
+    def fetch(self, slot: int, array: "Heads", step: Index, tile: Index) -> None:
         """Send for a tile of a step's array; `fetched` waits for it."""
-        rows = ref.at[self.place(ref, step, tile)]
+        rows = array.ref.at[self.place(array, step, tile)]
         plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
 
     def fetched(self, slot: int) -> Array:
@@ -96,15 +108,17 @@ class Program:
         layout = plgpu.Layout.WGMMA
         return plgpu.load(self.slots.at[slot], layout=layout, optimized=False)
 
-    def write(self, slot: int, ref: Ref, step: Index, tile: Index, rows: Array) -> None:
+    def write(
+        self, slot: int, array: "Heads", step: Index, tile: Index, rows: Array
+    ) -> None:
         """Send a tile of a step's result out, by a slot; `written` waits for it."""
         written()
         place = self.slots.at[slot]
         place[...] = jax.lax.slice(
-            rows.astype(ref.dtype), (0, 0), (ROWS, self.sizes.width)
+            rows.astype(array.ref.dtype), (0, 0), (ROWS, self.sizes.width)
         )
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(place, ref.at[self.place(ref, step, tile)])
+        plgpu.copy_smem_to_gmem(place, array.ref.at[self.place(array, step, tile)])
 
     def order(self, to: Ref, tile: Index, rows: Array) -> None:
         """Lay rows into shared memory as products read them."""
@@ -120,14 +134,10 @@ class Program:
         start = jnp.minimum(tile * ROWS, self.sizes.n - ROWS)
         return pl.ds(pl.multiple_of(start, 8), ROWS)
 
-    def place(self, ref: Ref, step: Index, tile: Index) -> tuple:
+    def place(self, array: "Heads", step: Index, tile: Index) -> tuple:
         """Where the tile of a step is in an array of all."""
         image, head = self.number(step)
-        return image, self.rows(tile), self.head_in(ref, head)
-
-    def head_in(self, ref: Ref, head: Array) -> Array:
-        """Where a head is in an array: of more heads than there are, the last count."""
-        return head + (ref.shape[2] - self.heads)
+        return image, self.rows(tile), array.first + head
 
     def _barrier(self, slot: int):
         return self.arrived.at[self.warpgroup * self.slot_count + slot]

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import Index, Program, for_products
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
+    Heads,
+    Index,
+    Program,
+    for_products,
+)
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
     NARROWEST,
     ROWS,
@@ -171,9 +176,9 @@ class LongProgram(Program):
             compute()
             plgpu.wait_smem_to_gmem(0)
 
-    def fetch_next(self, slot: int, ref: Ref, step: Index) -> None:
+    def fetch_next(self, slot: int, array: Heads, step: Index) -> None:
         """Send for the tile of the step behind this one, if there is one."""
-        later = lambda: self.fetch(slot, ref, step + 1, self.tile(step + 1))
+        later = lambda: self.fetch(slot, array, step + 1, self.tile(step + 1))
         self.when_more(step, later)
 
     def when_more(self, step: Index, then: Callable[[], None]) -> None:
@@ -187,7 +192,9 @@ class LongProgram(Program):
 class Stream:
     """All blocks of two arrays of each step's head, and of vectors of its tokens."""
 
-    def __init__(self, program: LongProgram, arrays: list, vectors: list, given: dict):
+    def __init__(
+        self, program: LongProgram, arrays: list[Heads], vectors: list, given: dict
+    ):
         self.program, self.arrays, self.vectors = program, arrays, vectors
         self.raw, self.raw_vectors = given["raw"], given["raw_vectors"]
         self.ordered = [*given["ordered"], *given["vectors"]]
@@ -256,7 +263,7 @@ class Stream:
         raw = jax.lax.rem(number, jnp.int32(RAW))
         arrived = self.arrived.at[raw]
         for which, array in enumerate(self.arrays):
-            source = array.at[image, rows, self.program.head_in(array, head)]
+            source = array.ref.at[image, rows, array.first + head]
             plgpu.copy_gmem_to_smem(source, self.raw.at[raw, which], arrived)
         for vector, to in zip(self.vectors, self.raw_vectors, strict=True):
             plgpu.copy_gmem_to_smem(vector.at[image, head, rows], to.at[raw], arrived)

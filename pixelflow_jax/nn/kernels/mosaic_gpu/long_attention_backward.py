@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import plgpu
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import launch, like, written
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
+    Heads,
+    last_heads,
+    launch,
+    like,
+    written,
+)
 from pixelflow_jax.nn.kernels.mosaic_gpu.long_attention import (
     LongProgram,
     Plan,
@@ -90,12 +96,12 @@ class _OfQueries(LongProgram):
     SLOTS = 3
 
     def __init__(self, work: Work, references):
-        self.q, k, v, self.out, self.d, self.sums_of_all = references[:6]
-        self.dq, self.alongs_of_all = references[6:8]
+        q, k, v, out, d, self.sums_of_all, dq, self.alongs_of_all = references[:8]
+        self.q, self.out, self.d, self.dq = (Heads(ref) for ref in (q, out, d, dq))
         slots, arrived, sums, alongs, self.sums_arrived, given = references[8:]
         super().__init__(work, slots, arrived)
         self.sums, self.alongs = (a.at[self.warpgroup] for a in (sums, alongs))
-        self.stream = Stream(self, [k, v], [], given)
+        self.stream = Stream(self, [Heads(k), last_heads(v, work.heads)], [], given)
 
     def all(self) -> None:
         """The gradients of all queries of the program's steps."""
@@ -157,10 +163,12 @@ class _OfKeys(LongProgram):
     SLOTS = 3
 
     def __init__(self, work: Work, references):
-        q, self.k, self.v, d, sums, alongs, self.dk, self.dv = references[:8]
+        q, k, v, d, sums, alongs, dk, dv = references[:8]
+        self.k, self.v = Heads(k), last_heads(v, work.heads)
+        self.dk, self.dv = Heads(dk), Heads(dv)
         slots, arrived, given = references[8:]
         super().__init__(work, slots, arrived)
-        self.stream = Stream(self, [q, d], [sums, alongs], given)
+        self.stream = Stream(self, [Heads(q), Heads(d)], [sums, alongs], given)
 
     def all(self) -> None:
         """The gradients of all keys and values of the program's steps."""

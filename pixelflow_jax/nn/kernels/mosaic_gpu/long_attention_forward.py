@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import pl, plgpu
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import launch, like
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
+    Heads,
+    last_heads,
+    launch,
+    like,
+)
 from pixelflow_jax.nn.kernels.mosaic_gpu.long_attention import (
     LongProgram,
     Plan,
@@ -61,11 +66,12 @@ class _Forward(LongProgram):
     """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
     def __init__(self, work: Work, references):
-        self.q, k, v, self.out, self.sums_of_all = references[:5]
+        q, k, v, out, self.sums_of_all = references[:5]
+        self.q, self.out = Heads(q), Heads(out)
         slots, arrived, sums, given = references[5:]
         super().__init__(work, slots, arrived)
         self.sums = sums.at[self.warpgroup]
-        self.stream = Stream(self, [k, v], [], given)
+        self.stream = Stream(self, [Heads(k), last_heads(v, work.heads)], [], given)
 
     def all(self) -> None:
         """What all queries of the program's steps find."""

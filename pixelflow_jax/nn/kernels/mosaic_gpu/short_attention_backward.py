@@ -18,8 +18,10 @@ from jax import Array
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     LONGEST_COPY,
+    Heads,
     Program,
     for_products,
+    last_heads,
     launch,
     like,
     meet,
@@ -103,8 +105,10 @@ class _Backward(Program):
     """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
     def __init__(self, sizes: Sizes, heads: int, total: int, count: int, references):
-        self.q, self.k, self.v, self.out, self.d, self.sums_of_all = references[:6]
-        self.dq, self.dk, self.dv = references[6:9]
+        q, k, v, out, d, self.sums_of_all, *gradients = references[:9]
+        self.q, self.k, self.v = Heads(q), Heads(k), last_heads(v, heads)
+        self.out, self.d = Heads(out), Heads(d)
+        self.dq, self.dk, self.dv = (Heads(ref) for ref in gradients)
         whole, slots, self.sums, self.alongs = references[9:13]
         self.queries, self.keys, self.values, self.cotangents = whole
         arrived, self.sums_arrived, self.ready, self.free = references[13:]

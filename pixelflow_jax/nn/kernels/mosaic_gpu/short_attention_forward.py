@@ -7,6 +7,7 @@ way meanwhile.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
+    Heads,
     Program,
     for_products,
+    last_heads,
     launch,
-    like,
     meet,
     written,
 )
@@ -37,6 +39,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
     padded,
     result,
 )
+from pixelflow_jax.nn.kernels.mosaic_gpu.turn import Turn
 
 # A warpgroup's slots; results leave by a fourth one, or by that of queries.
 KEY, VALUE, QUERY = range(FORWARD_SLOTS)
@@ -46,21 +49,60 @@ KEY, VALUE, QUERY = range(FORWARD_SLOTS)
 def forward(q: Array, k: Array, v: Array, length: int) -> tuple[Array, Array]:
     """What queries find in the first `length` keys, of arrays [b, n, heads, width].
 
-    And log2 of the sums of exponentials [b, heads, n], which `backward` needs.
+    And log2 of the sums of exponentials [b, heads, n], which `backward` needs. Of `v`
+    as many heads as there are queries' are looked at, the last ones.
     """
-    b, n, heads, width = q.shape
+    heads = q.shape[2]
+
+    def arrays(q, k, v) -> tuple:
+        return Heads(q), Heads(k), last_heads(v, heads), None
+
+    return _launch([q, k, v], arrays, heads, length)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # made once for all layers
+def forward_projected(
+    heads: int, qkv: Array, gains: tuple[Array, Array], angles: Array | None
+) -> Array:
+    """The same of a projection [b, n, 3 * heads, width], with all that lies between.
+
+    Queries and keys are RMS-normalised, times their gains [width], and turned by
+    `angles` [n, width], cosine and sine of each pair, or not at all: all of it while
+    they are on their way.
+    """
+    whole = [jnp.stack(gains), *([] if angles is None else [angles])]
+
+    def arrays(qkv, gains, *angles) -> tuple:
+        parts = (Heads(qkv, part * heads) for part in range(3))
+        return *parts, Turn(gains, *angles)
+
+    return _launch([qkv, *whole], arrays, heads, qkv.shape[1])[0]
+
+
+def _launch(inputs: list[Array], arrays: Callable, heads: int, length: int):
+    """The results for what `arrays` makes of the references of inputs."""
+    b, n, _, width = inputs[0].shape
     sizes = Sizes(n, length, width)
     warpgroups, slots = forward_warpgroups(sizes), forward_slots(sizes)
-    total = b * heads
+    total, dtype = b * heads, inputs[0].dtype
     count = min(multiprocessors(), total)
+
+    def kernel(*references) -> None:
+        given, others = references[: len(inputs)], references[len(inputs) :]
+        program = _Forward(sizes, heads, total, count, warpgroups, others)
+        program.run(*arrays(*given))
+
     return launch(
-        lambda *given: _Forward(sizes, heads, total, count, warpgroups, given).run(),
+        kernel,
         "short_attention_forward",
-        [q, k, v],
-        outs=[like(q), jax.ShapeDtypeStruct((b, heads, n), jnp.float32)],
+        inputs,
+        outs=[
+            jax.ShapeDtypeStruct((b, n, heads, width), dtype),
+            jax.ShapeDtypeStruct((b, heads, n), jnp.float32),
+        ],
         scratch=[
-            *[for_products((n, sizes.wide), q.dtype)] * 2,
-            plgpu.SMEM((warpgroups, slots, ROWS, width), q.dtype),
+            *[for_products((n, sizes.wide), dtype)] * 2,
+            plgpu.SMEM((warpgroups, slots, ROWS, width), dtype),
             plgpu.SMEM((warpgroups, ROWS), jnp.float32),
             plgpu.Barrier(num_barriers=warpgroups * slots),
             *[plgpu.Barrier(num_arrivals=warpgroups)] * 2,
@@ -74,17 +116,18 @@ class _Forward(Program):
     """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
     def __init__(self, sizes, heads, total, count, warpgroups, references):
-        self.q, self.k, self.v, self.out, self.sums_of_all = references[:5]
-        self.keys, self.values, slots, sums, arrived, *barriers = references[5:]
+        out, self.sums_of_all = references[:2]
+        self.keys, self.values, slots, sums, arrived, *barriers = references[2:]
         super().__init__(sizes, heads, total, count, slots, arrived)
-        self.warpgroups = warpgroups
+        self.out, self.warpgroups = Heads(out), warpgroups
         self.sums = sums.at[self.warpgroup]
         self.ready, self.free = barriers
         self.result = self.slot_count - 1
         self.roomy = self.result != QUERY
 
-    def run(self) -> None:
+    def run(self, q: Heads, k: Heads, v: Heads, turn: Turn | None) -> None:
         """What all queries of the program's heads find."""
+        self.q, self.k, self.v, self.turn = q, k, v, turn
         for slot, ref in ((KEY, self.k), (VALUE, self.v), (QUERY, self.q)):
             self.fetch(slot, ref, 0, self.warpgroup)
         jax.lax.fori_loop(0, self.steps, self._head, None)
@@ -108,15 +151,20 @@ class _Forward(Program):
                 pl.when(tile < self.sizes.tiles)(functools.partial(one, tile))
 
     def _lay(self, step, tile) -> None:
-        for slot, ref, to in (
-            (KEY, self.k, self.keys),
-            (VALUE, self.v, self.values),
-        ):
-            self.order(to, tile, self.fetched(slot))
-            self._later(slot, ref, step, tile)
+        self.order(self.keys, tile, self._turned(KEY, tile))
+        self._later(KEY, self.k, step, tile)
+        self.order(self.values, tile, self.fetched(VALUE))
+        self._later(VALUE, self.v, step, tile)
+
+    def _turned(self, slot: int, tile) -> Array:
+        """A tile of queries or keys, normalised and turned where that is to be done."""
+        rows = self.fetched(slot)
+        if self.turn is None:
+            return rows
+        return self.turn.apply(rows, 0 if slot == QUERY else 1, self.rows(tile))
 
     def _find(self, step, tile) -> None:
-        q = padded(self.fetched(QUERY), self.sizes)
+        q = padded(self._turned(QUERY, tile), self.sizes)
         if self.roomy:
             self._later(QUERY, self.q, step, tile)
         found, tops = _attend(self.sizes, q, self.keys, self.values)
@@ -130,15 +178,15 @@ class _Forward(Program):
             written()
             self._later(QUERY, self.q, step, tile)
 
-    def _later(self, slot: int, ref, step, tile) -> None:
+    def _later(self, slot: int, array: Heads, step, tile) -> None:
         """Send for the warpgroup's next tile, of this head or the next one."""
         another = tile + self.warpgroups < self.sizes.tiles
         if self.sizes.tiles > self.warpgroups:
             pl.when(another)(
-                lambda: self.fetch(slot, ref, step, tile + self.warpgroups)
+                lambda: self.fetch(slot, array, step, tile + self.warpgroups)
             )
         pl.when(~another & (step + 1 < self.steps))(
-            lambda: self.fetch(slot, ref, step + 1, self.warpgroup)
+            lambda: self.fetch(slot, array, step + 1, self.warpgroup)
         )
 
 
