@@ -24,6 +24,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu import (
     short_attention_backward,
     short_attention_forward,
 )
+from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Sizes
 from pixelflow_jax.sharding import by_device, shard_count, tensor_shards
 
 ASKED = 'kernels.attention="hopper"'
@@ -68,20 +69,25 @@ def attend_projected(qkv: Array, **given: Any) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend_projected(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> Array:
-    each_by_itself = len(arrays.q_gain) == len(arrays.k_gain) == 1
-    if _is_short(arrays.qkv) and each_by_itself and not spec.together:
+    if _turns(spec, arrays):
         # Where nobody asks for gradients, nobody needs queries and keys themselves.
-        given = arrays.qkv, (arrays.q_gain[0], arrays.k_gain[0]), _angles(arrays)
-        return short_attention_forward.forward_projected(spec.heads, *given)
+        gains = arrays.q_gain[0], arrays.k_gain[0]
+        angles = jnp.stack([arrays.cos, arrays.sin], -1)  # side by side
+        angles = angles.reshape(len(arrays.cos), -1)
+        return short_attention_forward.forward_projected(
+            spec.heads, arrays.qkv, gains, angles
+        )
     q, k = qkv_norm_rope.queries_and_keys(spec, arrays)
     return _find(q.shape[1], q, k, arrays.qkv)[0]
 
 
-def _angles(arrays: qkv_norm_rope.Arrays) -> Array | None:
-    """Cosine and sine of each pair of lanes, side by side [n, head_width]."""
-    if arrays.cos is None or arrays.sin is None:
-        return None
-    return jnp.stack([arrays.cos, arrays.sin], -1).reshape(len(arrays.cos), -1)
+def _turns(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> bool:
+    """Whether the forward pass can norm and turn heads by itself."""
+    if not _is_short(arrays.qkv) or spec.together or arrays.cos is None:
+        return False
+    _, n, _, width = arrays.qkv.shape
+    each_by_itself = len(arrays.q_gain) == len(arrays.k_gain) == 1
+    return each_by_itself and short_attention.turns(Sizes(n, n, width))
 
 
 def _forward_projected(

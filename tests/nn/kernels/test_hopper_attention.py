@@ -22,8 +22,7 @@ from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import MOST_BYTES
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
     backward_slots,
-    forward_slots,
-    forward_warpgroups,
+    forward_shares,
     supports,
 )
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_backward import shares
@@ -78,8 +77,8 @@ def test_what_it_knows_fits_into_shared_memory(n, width):
     if supports(n, width, HALF):
         slots = 2 * backward_slots(sizes)
         assert 4 * array + 4 * vector + slots * tile < MOST_BYTES
-        slots = forward_warpgroups(sizes) * forward_slots(sizes)
-        assert 2 * array + vector + slots * tile < MOST_BYTES
+        warpgroups, slots = forward_shares(sizes)
+        assert 2 * array + vector + warpgroups * slots * tile < MOST_BYTES
 
 
 @pytest.fixture

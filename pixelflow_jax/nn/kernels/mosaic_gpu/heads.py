@@ -23,7 +23,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
 
 # Of shared memory a program, of which barriers and sums across warps, of which there
 # are none, take a little.
-MOST_BYTES, SCRATCH_BYTES, BARRIER_BYTES = 227 * 1024, 512, 512
+MOST_BYTES, SCRATCH_BYTES, BARRIER_BYTES = 227 * 1024, 1024, 256
 LONGEST_COPY = 256  # rows or numbers
 Index = Array | int
 

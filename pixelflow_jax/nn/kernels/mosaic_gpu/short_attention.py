@@ -42,19 +42,26 @@ def supports(n: int, width: int, dtype: jnp.dtype) -> bool:
     """Whether the kernels take these sizes: `SIZES` in words."""
     known = n >= LEAST and not n % NARROWEST and not width % 8 and 8 <= width <= 128
     sizes = Sizes(n, n, width)
-    fits = forward_slots(sizes) >= FORWARD_SLOTS and backward_slots(sizes) >= 2
+    fits = forward_shares(sizes)[1] >= FORWARD_SLOTS and backward_slots(sizes) >= 2
     return known and dtype.itemsize == 2 and fits
 
 
-def forward_warpgroups(sizes: Sizes) -> int:
-    """One for each tile, up to as many as have registers enough."""
-    return min(sizes.tiles, MOST_WARPGROUPS)
+def forward_shares(sizes: Sizes, turned: bool = False) -> tuple[int, int]:
+    """How many warpgroups the forward pass has, and tiles of each beside the rest.
 
-
-def forward_slots(sizes: Sizes) -> int:
-    """A warpgroup's tiles in the forward pass, beside all keys and values."""
-    room = slots(sizes, arrays=2, vectors=1, warpgroups=forward_warpgroups(sizes))
-    return min(room, FORWARD_SLOTS + 1)
+    A warpgroup for each tile, up to as many as have registers and room enough, as long
+    as none of them computes more tiles for it. `turned`: angles are beside all keys and
+    values, too. Without a place for everything there are too few tiles.
+    """
+    most = min(sizes.tiles, MOST_WARPGROUPS)
+    turns = -(-sizes.tiles // most)
+    fewest = -(-sizes.tiles // turns)
+    beside = 2 * sizes.n * sizes.width if turned else 0
+    for warpgroups in range(most, fewest - 1, -1):
+        room = slots(sizes, arrays=2, vectors=1, warpgroups=warpgroups, beside=beside)
+        if room >= FORWARD_SLOTS:
+            break
+    return warpgroups, min(room, FORWARD_SLOTS + 1)
 
 
 def backward_slots(sizes: Sizes) -> int:
@@ -62,12 +69,19 @@ def backward_slots(sizes: Sizes) -> int:
     return min(slots(sizes, arrays=4, vectors=4, warpgroups=WARPGROUPS), 3)
 
 
-def slots(sizes: Sizes, arrays: int, vectors: int, warpgroups: int) -> int:
+def turns(sizes: Sizes) -> bool:
+    """Whether the forward pass has room for the angles of queries and keys."""
+    return forward_shares(sizes, turned=True)[1] >= FORWARD_SLOTS
+
+
+def slots(
+    sizes: Sizes, arrays: int, vectors: int, warpgroups: int, beside: int = 0
+) -> int:
     """How many tiles of a warpgroup have room beside arrays and vectors of tokens.
 
-    Arrays in half precision, as products take them; vectors in float32.
+    Arrays in half precision, as products take them; vectors in float32; bytes.
     """
-    taken = 2 * arrays * sizes.n * sizes.wide + 4 * vectors * sizes.numbers
+    taken = beside + 2 * arrays * sizes.n * sizes.wide + 4 * vectors * sizes.numbers
     tiles = 2 * warpgroups * ROWS * sizes.width
     return max(MOST_BYTES - SCRATCH_BYTES - BARRIER_BYTES - taken, 0) // tiles
 

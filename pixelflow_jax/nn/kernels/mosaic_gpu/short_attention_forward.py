@@ -8,6 +8,7 @@ way meanwhile.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
     ACROSS,
     FORWARD_SLOTS,
-    forward_slots,
-    forward_warpgroups,
+    forward_shares,
     over_blocks,
     seen_of,
 )
@@ -39,7 +39,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
     padded,
     result,
 )
-from pixelflow_jax.nn.kernels.mosaic_gpu.turn import Turn
+from pixelflow_jax.nn.kernels.mosaic_gpu.turn import ANGLES, Turn
 
 # A warpgroup's slots; results leave by a fourth one, or by that of queries.
 KEY, VALUE, QUERY = range(FORWARD_SLOTS)
@@ -62,35 +62,43 @@ def forward(q: Array, k: Array, v: Array, length: int) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnums=0)  # made once for all layers
 def forward_projected(
-    heads: int, qkv: Array, gains: tuple[Array, Array], angles: Array | None
+    heads: int, qkv: Array, gains: tuple[Array, Array], angles: Array
 ) -> Array:
     """The same of a projection [b, n, 3 * heads, width], with all that lies between.
 
     Queries and keys are RMS-normalised, times their gains [width], and turned by
-    `angles` [n, width], cosine and sine of each pair, or not at all: all of it while
-    they are on their way.
+    `angles` [n, width], cosine and sine of each pair: all of it on their way.
     """
-    whole = [jnp.stack(gains), *([] if angles is None else [angles])]
+    inputs = [qkv, jnp.stack(gains), angles.astype(ANGLES)]
 
-    def arrays(qkv, gains, *angles) -> tuple:
+    def arrays(qkv, *others) -> tuple:
         parts = (Heads(qkv, part * heads) for part in range(3))
-        return *parts, Turn(gains, *angles)
+        return *parts, Turn(*others)
 
-    return _launch([qkv, *whole], arrays, heads, qkv.shape[1])[0]
+    return _launch(inputs, arrays, heads, qkv.shape[1], turned=True)[0]
 
 
-def _launch(inputs: list[Array], arrays: Callable, heads: int, length: int):
+def _launch(
+    inputs: list[Array],
+    arrays: Callable[..., tuple],
+    heads: int,
+    length: int,
+    turned: bool = False,
+) -> Any:
     """The results for what `arrays` makes of the references of inputs."""
     b, n, _, width = inputs[0].shape
     sizes = Sizes(n, length, width)
-    warpgroups, slots = forward_warpgroups(sizes), forward_slots(sizes)
+    warpgroups, slots = forward_shares(sizes, turned)
     total, dtype = b * heads, inputs[0].dtype
     count = min(multiprocessors(), total)
+    near = Turn.scratch(n, width) if turned else []
 
     def kernel(*references) -> None:
         given, others = references[: len(inputs)], references[len(inputs) :]
-        program = _Forward(sizes, heads, total, count, warpgroups, others)
-        program.run(*arrays(*given))
+        rest = len(others) - len(near)
+        shares = sizes, heads, total, count, warpgroups
+        program = _Forward(*shares, *arrays(*given, *others[rest:]), others[:rest])
+        program.run()
 
     return launch(
         kernel,
@@ -106,6 +114,7 @@ def _launch(inputs: list[Array], arrays: Callable, heads: int, length: int):
             plgpu.SMEM((warpgroups, ROWS), jnp.float32),
             plgpu.Barrier(num_barriers=warpgroups * slots),
             *[plgpu.Barrier(num_arrivals=warpgroups)] * 2,
+            *near,
         ],
         programs=count,
         warpgroups=warpgroups,
@@ -115,7 +124,10 @@ def _launch(inputs: list[Array], arrays: Callable, heads: int, length: int):
 class _Forward(Program):
     """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
-    def __init__(self, sizes, heads, total, count, warpgroups, references):
+    def __init__(
+        self, sizes, heads, total, count, warpgroups, q, k, v, turn, references
+    ):
+        self.q, self.k, self.v, self.turn = q, k, v, turn
         out, self.sums_of_all = references[:2]
         self.keys, self.values, slots, sums, arrived, *barriers = references[2:]
         super().__init__(sizes, heads, total, count, slots, arrived)
@@ -125,11 +137,14 @@ class _Forward(Program):
         self.result = self.slot_count - 1
         self.roomy = self.result != QUERY
 
-    def run(self, q: Heads, k: Heads, v: Heads, turn: Turn | None) -> None:
+    def run(self) -> None:
         """What all queries of the program's heads find."""
-        self.q, self.k, self.v, self.turn = q, k, v, turn
+        if self.turn is not None:
+            pl.when(self.warpgroup == 0)(self.turn.fetch)
         for slot, ref in ((KEY, self.k), (VALUE, self.v), (QUERY, self.q)):
             self.fetch(slot, ref, 0, self.warpgroup)
+        if self.turn is not None:
+            self.turn.fetched()
         jax.lax.fori_loop(0, self.steps, self._head, None)
         plgpu.wait_smem_to_gmem(0)
 

@@ -6,35 +6,60 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.nn.kernels.backends import plgpu
+from pixelflow_jax.nn.kernels.backends import pl, plgpu
 from pixelflow_jax.nn.kernels.launch import EPS
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import LONGEST_COPY
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Ref, across, down
+
+# Cosines and sines, which shared memory has no room for in float32. Of half precision
+# this is the finer one for numbers up to 1: they are off by 1/4096 at most, where what
+# is turned is rounded to 1/512 of itself.
+ANGLES = jnp.float16
 
 
 class Turn(NamedTuple):
-    """How: gains of queries and keys [2, width], and angles [n, width] if they turn.
+    """Gains of queries and keys, and angles of each pair of lanes, cosine and sine.
 
-    Of each pair of lanes, angles have the cosine and the sine.
+    In memory `gains` [2, width] and `angles` [n, width], which come into shared memory.
     """
 
     gains: Ref
-    angles: Ref | None = None
+    angles: Ref
+    near_angles: Ref
+    arrived: Ref
+
+    @staticmethod
+    def scratch(n: int, width: int) -> list[Any]:
+        """Shared memory, and the barrier of what is fetched."""
+        arrived = plgpu.Barrier(num_arrivals=len(_parts(n)))
+        return [plgpu.SMEM((n, width), ANGLES), arrived]
+
+    def fetch(self) -> None:
+        """Send for angles; by one warpgroup. Each waits once, by `fetched`."""
+        for part in _parts(self.angles.shape[0]):
+            source, to = self.angles.at[part], self.near_angles.at[part]
+            plgpu.copy_gmem_to_smem(source, to, self.arrived)
+
+    def fetched(self) -> None:
+        """Wait for what was sent for."""
+        plgpu.barrier_wait(self.arrived)
 
     def apply(self, rows: Array, which: int, place: Any) -> Array:
         """Rows of a tile, those at `place`; which of the gains is theirs."""
         layout = plgpu.Layout.WGMMA
         x = rows.astype(jnp.float32)
         mean = (x * x).sum(axis=1) * (1 / x.shape[1])
-        gain = _load(self.gains.at[which], layout.reduce(0))
+        columns, gains = layout.reduce(0), self.gains.at[which]
+        gain = plgpu.load(gains, layout=columns, optimized=False)
         x = x * down(jax.lax.rsqrt(mean + EPS), x) * across(gain, x)
-        if self.angles is not None:
-            x = _turned(x, _load(self.angles.at[place], layout))
-        return x.astype(rows.dtype)
+        angles = plgpu.load(self.near_angles.at[place], layout=layout, optimized=False)
+        return _turned(x, angles.astype(jnp.float32)).astype(rows.dtype)
 
 
-def _load(ref: Ref, layout: Any) -> Array:
-    """From the GPU's memory, or what is near of it, right into registers."""
-    return plgpu.load(ref, layout=layout, optimized=False)
+def _parts(n: int) -> list:
+    """Rows that a copy takes at a time."""
+    starts = range(0, n, LONGEST_COPY)
+    return [pl.ds(start, min(LONGEST_COPY, n - start)) for start in starts]
 
 
 def _turned(x: Array, angles: Array) -> Array:
