@@ -86,7 +86,7 @@ def _turns(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> bool:
     if not _is_short(arrays.qkv) or spec.together or arrays.cos is None:
         return False
     _, n, _, width = arrays.qkv.shape
-    each_by_itself = len(arrays.q_gain) == len(arrays.k_gain) == 1
+    each_by_itself = arrays.q_gain.shape[0] == arrays.k_gain.shape[0] == 1
     return each_by_itself and short_attention.turns(Sizes(n, n, width))
 
 

@@ -1,4 +1,4 @@
-"""Attention of short sequences on Hopper GPUs: when it is taken, and that it lowers.
+"""Attention on Hopper GPUs by our own kernels: when it is taken, and that it lowers.
 
 What it computes is compared on a GPU: by `python -m benchmarks.kernels --only
 'attention *'`, which says how far it is from cuDNN's, and by `pixelflow doctor`.
@@ -19,14 +19,17 @@ from pixelflow_jax.nn.attention import (
     attend_projection,
 )
 from pixelflow_jax.nn.kernels import backends
+from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import MOST_BYTES
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
     backward_slots,
     forward_shares,
     supports,
+    turns,
 )
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_backward import shares
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Sizes
+from pixelflow_jax.nn.kernels.qkv_norm_rope import Arrays, Spec
 from pixelflow_jax.nn.packing import Packing
 
 HALF = jnp.dtype("bfloat16")
@@ -194,16 +197,57 @@ def test_values_are_read_from_the_projection(monkeypatch, length):
 
 
 @needs_new
-@pytest.mark.parametrize("bias", [True, False])
-def test_images_of_one_size_without_a_bias_share_the_projection(bias):
-    groups = Packing((16,), (256,)), Packing((4, 4), (256, 1024))
-    shapes = (16, 256, 36 * 72), (4, 1280, 36 * 72)
+@pytest.mark.parametrize(("length", "turns"), [(256, True), (288, True), (1024, False)])
+def test_sampling_leaves_norm_and_rotation_to_the_kernel(monkeypatch, length, turns):
+    monkeypatch.setattr(backends, "platform", lambda: "gpu")
+    packing, ones = Packing((16,), (length,)), jnp.ones(72)
+    rope = (jnp.ones((length, 36)), jnp.zeros((length, 36)))
+    attention = functools.partial(
+        attend_projection, packing=packing, heads=12, gains=(ones, ones), rope=rope
+    )
     with on(HOPPER):
-        found = [
-            _reads_values(array(*shape), packing, 12)
-            for shape, packing in zip(shapes, groups, strict=True)
-        ]
-    assert found == [True, False]
+        text = lowered(attention, array(16, length, 3 * 12 * 72))
+    assert ("qkv_norm_rope" not in text) == turns
+    assert text.count("custom_call @mosaic_gpu") == 1
+
+
+def test_norms_of_all_heads_together_are_not_the_kernel_s():
+    table, one, all_heads = array(256, 36), array(1, 72), array(12, 72)
+    arrays = Arrays(array(16, 256, 36, 72), None, one, one, table, table)
+    assert hopper._turns(Spec(12, False, "triton"), arrays)
+    assert not hopper._turns(Spec(12, True, "triton"), arrays)
+    of_each = arrays._replace(q_gain=all_heads, k_gain=all_heads)
+    assert not hopper._turns(Spec(12, False, "triton"), of_each)
+    still = arrays._replace(cos=None, sin=None)
+    assert not hopper._turns(Spec(12, False, "triton"), still)
+
+
+def test_where_norm_and_rotation_have_room():
+    """Beside keys, values and tiles of two warpgroups or more, in shared memory."""
+    for n, width in ((256, 72), (288, 72), (128, 72), (272, 64)):
+        sizes = Sizes(n, n, width)
+        warpgroups, slots = forward_shares(sizes, turned=True)
+        assert turns(sizes) and -(-sizes.tiles // warpgroups) == -(-sizes.tiles // 4)
+        angles, tiles = 2 * n * width, 2 * 64 * width * slots * warpgroups
+        assert 4 * n * sizes.wide + angles + tiles < MOST_BYTES
+    assert not turns(Sizes(256, 256, 88))
+
+
+@needs_new
+@pytest.mark.parametrize(
+    ("shape", "packing", "shares"),
+    [
+        ((16, 256, 36 * 72), Packing((16,), (256,)), True),
+        ((4, 1280, 36 * 72), Packing((4, 4), (256, 1024)), False),  # two sizes
+        ((2, 256, 36 * 72), Packing((2,), (256,)), False),  # too few heads
+    ],
+)
+def test_who_reads_values_from_the_projection(monkeypatch, shape, packing, shares):
+    monkeypatch.setattr(backends, "platform", lambda: "gpu")
+    with on(HOPPER):
+        assert _reads_values(array(*shape), packing, 12) == shares
+        with choose(Kernels(attention="cudnn")):
+            assert not _reads_values(array(*shape), packing, 12)
 
 
 @needs_new
