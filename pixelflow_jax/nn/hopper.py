@@ -52,7 +52,8 @@ def _forward(length: int, *arrays: Array) -> tuple:
 
 
 def _backward(length: int, kept: tuple, cotangent: Array) -> tuple:
-    return _gradients(length, *kept, cotangent)
+    arrays, out, sums = kept
+    return _gradients(length, arrays, out, sums, cotangent)
 
 
 _attend.defvjp(_forward, _backward)
@@ -69,11 +70,11 @@ def attend_projected(qkv: Array, **given: Any) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend_projected(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> Array:
-    if _turns(spec, arrays):
+    cos, sin = arrays.cos, arrays.sin
+    if cos is not None and sin is not None and _turns(spec, arrays):
         # Where nobody asks for gradients, nobody needs queries and keys themselves.
+        angles = jnp.stack([cos, sin], -1).reshape(len(cos), -1)  # side by side
         gains = arrays.q_gain[0], arrays.k_gain[0]
-        angles = jnp.stack([arrays.cos, arrays.sin], -1)  # side by side
-        angles = angles.reshape(len(arrays.cos), -1)
         return short_attention_forward.forward_projected(
             spec.heads, arrays.qkv, gains, angles
         )
@@ -82,8 +83,8 @@ def _attend_projected(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) ->
 
 
 def _turns(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> bool:
-    """Whether the forward pass can norm and turn heads by itself."""
-    if not _is_short(arrays.qkv) or spec.together or arrays.cos is None:
+    """Whether the forward pass can norm and turn heads by itself, by any angles."""
+    if not _is_short(arrays.qkv) or spec.together:
         return False
     _, n, _, width = arrays.qkv.shape
     each_by_itself = arrays.q_gain.shape[0] == arrays.k_gain.shape[0] == 1

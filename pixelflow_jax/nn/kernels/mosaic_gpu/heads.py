@@ -97,7 +97,7 @@ class Program:
         self.slots, self.slot_count = slots.at[self.warpgroup], slots.shape[1]
         self.arrived = arrived
 
-    def fetch(self, slot: int, array: "Heads", step: Index, tile: Index) -> None:
+    def fetch(self, slot: int, array: Heads, step: Index, tile: Index) -> None:
         """Send for a tile of a step's array; `fetched` waits for it."""
         rows = array.ref.at[self.place(array, step, tile)]
         plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
@@ -109,7 +109,7 @@ class Program:
         return plgpu.load(self.slots.at[slot], layout=layout, optimized=False)
 
     def write(
-        self, slot: int, array: "Heads", step: Index, tile: Index, rows: Array
+        self, slot: int, array: Heads, step: Index, tile: Index, rows: Array
     ) -> None:
         """Send a tile of a step's result out, by a slot; `written` waits for it."""
         written()
@@ -134,7 +134,7 @@ class Program:
         start = jnp.minimum(tile * ROWS, self.sizes.n - ROWS)
         return pl.ds(pl.multiple_of(start, 8), ROWS)
 
-    def place(self, array: "Heads", step: Index, tile: Index) -> tuple:
+    def place(self, array: Heads, step: Index, tile: Index) -> tuple:
         """Where the tile of a step is in an array of all."""
         image, head = self.number(step)
         return image, self.rows(tile), array.first + head

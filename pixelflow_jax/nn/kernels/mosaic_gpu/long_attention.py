@@ -33,8 +33,6 @@ MOST_WIDTH = 88  # above it stages do not fit into shared memory
 RAW = 2  # blocks on their way, as they are in memory
 MOST_REGISTERS = 65536 // 128  # of each lane of a warpgroup, of a program's in all
 FEW_REGISTERS = 56  # of the warpgroup that brings blocks
-
-
 SIZES = (
     f"half precision, {LEAST} tokens or more in multiples of {BLOCK}, as many queries "
     f"as keys, and head widths of 8, 24, 40, 56, 72 or {MOST_WIDTH}"
@@ -44,8 +42,8 @@ SIZES = (
 def supports(n: int, width: int, dtype: jnp.dtype) -> bool:
     """Whether the kernels take these sizes: `SIZES` in words.
 
-    Behind rows as wide as products want them would be no place for ones. cuDNN does not
-    pad such heads.
+    Heads that are as wide as products want them leave no place for ones behind values
+    (`sums_of`); they are not padded by cuDNN either.
     """
     known = n >= LEAST and not n % BLOCK and width % NARROWEST == NARROWEST // 2
     return known and width <= MOST_WIDTH and dtype.itemsize == 2
@@ -146,10 +144,8 @@ class LongProgram(Program):
 
     def __init__(self, work: Work, slots: Ref, arrived: Ref):
         self.work, self.plan = work, work.plan
-        super().__init__(
-            *(work.sizes, work.heads, work.groups, work.programs),
-            *(slots, arrived),
-        )
+        counts = work.heads, work.groups, work.programs
+        super().__init__(work.sizes, *counts, slots, arrived)
 
     def number(self, step: Index) -> tuple[Array, Array]:
         """The image and the head of a step."""

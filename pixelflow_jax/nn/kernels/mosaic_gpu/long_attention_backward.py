@@ -135,7 +135,9 @@ class _OfQueries(LongProgram):
         q, d = padded(q, self.sizes), padded(d, self.sizes)
 
         def block(seen, found):
-            return more_of_queries(self.sizes, (q, d, top, along), *seen, found)
+            keys, values = seen
+            tile = q, d, top, along
+            return more_of_queries(self.sizes, tile, keys, values, found)
 
         zeros = [full((ROWS, self.sizes.wide), 0.0)]
         found = self.stream.over_blocks(step, block, zeros)

@@ -54,8 +54,7 @@ def forward_shares(sizes: Sizes, turned: bool = False) -> tuple[int, int]:
     values, too. Without a place for everything there are too few tiles.
     """
     most = min(sizes.tiles, MOST_WARPGROUPS)
-    turns = -(-sizes.tiles // most)
-    fewest = -(-sizes.tiles // turns)
+    fewest = -(-sizes.tiles // -(-sizes.tiles // most))
     beside = 2 * sizes.n * sizes.width if turned else 0
     for warpgroups in range(most, fewest - 1, -1):
         room = slots(sizes, arrays=2, vectors=1, warpgroups=warpgroups, beside=beside)

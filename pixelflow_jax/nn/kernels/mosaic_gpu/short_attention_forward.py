@@ -89,16 +89,14 @@ def _launch(
     b, n, _, width = inputs[0].shape
     sizes = Sizes(n, length, width)
     warpgroups, slots = forward_shares(sizes, turned)
-    total, dtype = b * heads, inputs[0].dtype
-    count = min(multiprocessors(), total)
+    dtype, count = inputs[0].dtype, min(multiprocessors(), b * heads)
     near = Turn.scratch(n, width) if turned else []
 
     def kernel(*references) -> None:
         given, others = references[: len(inputs)], references[len(inputs) :]
         rest = len(others) - len(near)
-        shares = sizes, heads, total, count, warpgroups
-        program = _Forward(*shares, *arrays(*given, *others[rest:]), others[:rest])
-        program.run()
+        looked_at = arrays(*given, *others[rest:])
+        _Forward(sizes, heads, count, warpgroups, looked_at, others[:rest]).run()
 
     return launch(
         kernel,
@@ -124,11 +122,10 @@ def _launch(
 class _Forward(Program):
     """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
-    def __init__(
-        self, sizes, heads, total, count, warpgroups, q, k, v, turn, references
-    ):
-        self.q, self.k, self.v, self.turn = q, k, v, turn
+    def __init__(self, sizes, heads, count, warpgroups, looked_at: tuple, references):
+        self.q, self.k, self.v, self.turn = looked_at
         out, self.sums_of_all = references[:2]
+        total = out.shape[0] * heads
         self.keys, self.values, slots, sums, arrived, *barriers = references[2:]
         super().__init__(sizes, heads, total, count, slots, arrived)
         self.out, self.warpgroups = Heads(out), warpgroups

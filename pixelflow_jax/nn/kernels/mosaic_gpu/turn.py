@@ -64,6 +64,7 @@ def _parts(n: int) -> list:
 
 def _turned(x: Array, angles: Array) -> Array:
     """Pairs of lanes, which a thread has side by side, turned by their angles."""
+    # Not at the top: where there is no such GPU, these may be missing.
     from jax.experimental.mosaic import gpu as mgpu
     from jax.extend.mlir.dialects import arith, vector
 
