@@ -47,6 +47,7 @@ class Sizes(NamedTuple):
 
 XL = Sizes(4, 256, 1152, 16, 3072, 256, (64, 128))
 LONG = 1024  # tokens
+HOPPER = "hopper"  # a part of its own, with the word of `Kernels.attention`
 FILLED = 132  # heads of images that fill any Hopper GPU
 TINY = Sizes(2, 16, 32, 4, 64, 64, (16, 16))
 
@@ -152,18 +153,19 @@ def only_here(sizes: Sizes, dtype: str) -> list[Operation]:
     if hopper.missing() or not is_half_on_gpu(jnp.dtype(dtype)):
         return []
     head_width, images = sizes.width // sizes.heads, -(-FILLED // sizes.heads)
-    short, long = (
-        ((b, n, sizes.heads, head_width),) * 3
-        for b, n in ((sizes.batch, sizes.length), (sizes.batch, LONG))
-    )
-    packing = Packing((images,), (sizes.length,))
-    from_projection = functools.partial(projection, sizes.heads, packing)
-    shape = images, sizes.length, 3 * sizes.width
-    return [
-        Operation("attention of short sequences", attention, short, "hopper"),
-        Operation("attention of long sequences", attention, long, "hopper"),
-        Operation("attention from projections", from_projection, (shape,), "hopper"),
-    ]
+    found = []
+    for word, n in (("short", sizes.length), ("long", LONG)):
+        heads = sizes.batch, n, sizes.heads, head_width
+        packing = Packing((images,), (n,))
+        from_projection = functools.partial(projection, sizes.heads, packing)
+        shape = images, n, 3 * sizes.width
+        found += [
+            Operation(
+                f"attention of {word} sequences", attention, (heads,) * 3, HOPPER
+            ),
+            Operation("the same from projections", from_projection, (shape,), HOPPER),
+        ]
+    return found
 
 
 def with_gradient(function: Callable, outs: int = 1) -> Callable[..., tuple]:
@@ -204,7 +206,7 @@ def chosen(operation: Operation, dtype: str) -> tuple[Kernels, str]:
         q = jax.ShapeDtypeStruct(operation.shapes[0], jnp.dtype(dtype))
         fits = cudnn_fits(q)
         return Kernels(attention="cudnn" if fits else "xla"), "cuDNN" if fits else "XLA"
-    if operation.part == "hopper":
+    if operation.part == HOPPER:
         return Kernels(attention="hopper"), "Mosaic"
     backend = BACKENDS[platform()]["pallas"]
     if missing(backend):

@@ -62,7 +62,7 @@ _attend.defvjp(_forward, _backward)
 def attend_projected(qkv: Array, **given: Any) -> Array:
     """Attention from a projection on: `qkv_norm_rope`, and `attend` to its results.
 
-    `given` are the arguments of `qkv_norm_rope.fused`, without a bias. Values are read
+    `given` as of `qkv_norm_rope.on_each_device`, without a bias. Values are read
     where the projection has left them: nobody copies them.
     """
     return qkv_norm_rope.on_each_device(_attend_projected, qkv, **given)

@@ -81,18 +81,9 @@ def reference(
     return norm_rope(q, gains[0]), norm_rope(k, gains[1]), split_heads(v, heads)
 
 
-def fused(
-    qkv: Array,
-    *,
-    heads: int,
-    gains: tuple[Array, Array],
-    rope: tuple[Array, Array] | None,
-    bias: Array | None = None,
-    backend: Backend = "triton",
-) -> tuple[Array, Array, Array]:
-    """`qkv_norm_rope` as one kernel, on each device's part of the batch."""
-    given = {"heads": heads, "gains": gains, "rope": rope, "bias": bias}
-    return on_each_device(_fused, qkv, **given, backend=backend)
+def fused(qkv: Array, **given: Any) -> tuple[Array, Array, Array]:
+    """`qkv_norm_rope` as one kernel; `given` as of `on_each_device`."""
+    return on_each_device(_fused, qkv, **given)
 
 
 def on_each_device(
@@ -105,7 +96,10 @@ def on_each_device(
     bias: Array | None = None,
     backend: Backend = "triton",
 ) -> Any:
-    """`function` of what the kernels take, on each device's part of the batch."""
+    """`function` of what the kernels take, on each device's part of the batch.
+
+    The rest are arguments of `qkv_norm_rope`, and who runs the kernel.
+    """
     width = qkv.shape[-1] // 3
     spec = Spec(heads, len(gains[0]) == width, backend)
     rows = tuple(gain.reshape(-1, width // heads) for gain in gains)

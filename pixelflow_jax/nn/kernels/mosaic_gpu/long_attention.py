@@ -140,7 +140,12 @@ class Work(NamedTuple):
 
 
 class LongProgram(Program):
-    """A program of `Work`: step after step, a group of tiles."""
+    """A program of `Work`: step after step, a group of tiles.
+
+    A pass has a `stream`, and says what a warpgroup does before and in a step.
+    """
+
+    stream: "Stream"
 
     def __init__(self, work: Work, slots: Ref, arrived: Ref):
         self.work, self.plan = work, work.plan
@@ -158,18 +163,31 @@ class LongProgram(Program):
         first = jax.lax.rem(self._group(step), jnp.int32(self.work.groups_a_head))
         return first * self.plan.warpgroups + self.warpgroup
 
-    def run(self, bring: Callable[[], None], compute: Callable[[], None]) -> None:
-        """Each warpgroup its own part."""
+    def begin(self) -> None:
+        """Send for what the first step needs."""
+        raise NotImplementedError
+
+    def step(self, step: Index) -> None:
+        """Compute the warpgroup's tile, and send for what the next step needs."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """All steps, each warpgroup its own part."""
+
+        def one(step, nothing):
+            self.step(step)
+            return nothing
 
         @pl.when(self.warpgroup == self.plan.warpgroups)
         def _():
             plgpu.set_max_registers(FEW_REGISTERS, action="decrease")
-            bring()
+            self.stream.bring()
 
         @pl.when(self.warpgroup < self.plan.warpgroups)
         def _():
             plgpu.set_max_registers(self.plan.registers, action="increase")
-            compute()
+            self.begin()
+            jax.lax.fori_loop(0, self.steps, one, None)
             plgpu.wait_smem_to_gmem(0)
 
     def fetch_next(self, slot: int, array: Heads, step: Index) -> None:

@@ -13,6 +13,7 @@ from jax import Array
 from pixelflow_jax.nn.kernels.backends import plgpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     Heads,
+    Index,
     last_heads,
     launch,
     like,
@@ -57,7 +58,7 @@ def _queries(arrays, out, sums, cotangent, plan: Plan) -> tuple[Array, Array]:
     """The gradient of queries, and `along` of each [b, heads, n]."""
     work = Work.of(out, plan)
     return launch(
-        lambda *given: _OfQueries(work, given).all(),
+        lambda *given: _OfQueries(work, given).run(),
         "long_attention_backward_of_queries",
         [*arrays, out, cotangent, sums],
         outs=[like(out), like(sums)],
@@ -76,7 +77,7 @@ def _keys(arrays, cotangent, sums, alongs, plan: Plan) -> tuple[Array, Array]:
     """The gradients of keys and values."""
     work = Work.of(cotangent, plan)
     return launch(
-        lambda *given: _OfKeys(work, given).all(),
+        lambda *given: _OfKeys(work, given).run(),
         "long_attention_backward_of_keys",
         [*arrays, cotangent, sums, alongs],
         outs=[like(cotangent)] * 2,
@@ -103,19 +104,16 @@ class _OfQueries(LongProgram):
         self.sums, self.alongs = (a.at[self.warpgroup] for a in (sums, alongs))
         self.stream = Stream(self, [Heads(k), last_heads(v, work.heads)], [], given)
 
-    def all(self) -> None:
-        """The gradients of all queries of the program's steps."""
-        self.run(self.stream.bring, self._compute)
-
-    def _compute(self) -> None:
+    def begin(self) -> None:
+        """Send for the first tile."""
         tile = self.tile(0)
         self.fetch(self.QUERY, self.q, 0, tile)
         self.fetch(self.COTANGENT, self.d, 0, tile)
         self.fetch(self.RESULT, self.out, 0, tile)
         self._fetch_sums(0)
-        jax.lax.fori_loop(0, self.steps, self._step, None)
 
-    def _step(self, step, nothing):
+    def step(self, step: Index) -> None:
+        """The gradient of a tile of queries."""
         q, d = self.fetched(self.QUERY), self.fetched(self.COTANGENT)
         self.fetch_next(self.QUERY, self.q, step)
         self.fetch_next(self.COTANGENT, self.d, step)
@@ -149,7 +147,6 @@ class _OfQueries(LongProgram):
             self.fetch(self.RESULT, self.out, step + 1, self.tile(step + 1))
 
         self.when_more(step, out_of_next)
-        return nothing
 
     def _fetch_sums(self, step) -> None:
         image, head = self.number(step)
@@ -172,17 +169,14 @@ class _OfKeys(LongProgram):
         super().__init__(work, slots, arrived)
         self.stream = Stream(self, [Heads(q), Heads(d)], [sums, alongs], given)
 
-    def all(self) -> None:
-        """The gradients of all keys and values of the program's steps."""
-        self.run(self.stream.bring, self._compute)
-
-    def _compute(self) -> None:
+    def begin(self) -> None:
+        """Send for the first tile."""
         tile = self.tile(0)
         self.fetch(self.KEY, self.k, 0, tile)
         self.fetch(self.VALUE, self.v, 0, tile)
-        jax.lax.fori_loop(0, self.steps, self._step, None)
 
-    def _step(self, step, nothing):
+    def step(self, step: Index) -> None:
+        """The gradients of a tile of keys and of values."""
         k, v = self.fetched(self.KEY), self.fetched(self.VALUE)
         self.fetch_next(self.KEY, self.k, step)
         self.fetch_next(self.VALUE, self.v, step)
@@ -197,4 +191,3 @@ class _OfKeys(LongProgram):
         self.write(self.RESULT, self.dv, step, tile, dv)
         dk = dk * self.sizes.scale
         self.write(self.RESULT, self.dk, step, tile, dk)
-        return nothing

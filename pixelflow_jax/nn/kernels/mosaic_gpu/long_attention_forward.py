@@ -13,6 +13,7 @@ from jax import Array
 from pixelflow_jax.nn.kernels.backends import pl, plgpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     Heads,
+    Index,
     last_heads,
     launch,
     like,
@@ -48,7 +49,7 @@ def forward(q: Array, k: Array, v: Array, plan: Plan = PLAN) -> tuple[Array, Arr
     work = Work.of(q, plan)
     b, n, heads, _ = q.shape
     return launch(
-        lambda *given: _Forward(work, given).all(),
+        lambda *given: _Forward(work, given).run(),
         "long_attention_forward",
         [q, k, v],
         outs=[like(q), jax.ShapeDtypeStruct((b, heads, n), jnp.float32)],
@@ -73,15 +74,12 @@ class _Forward(LongProgram):
         self.sums = sums.at[self.warpgroup]
         self.stream = Stream(self, [Heads(k), last_heads(v, work.heads)], [], given)
 
-    def all(self) -> None:
-        """What all queries of the program's steps find."""
-        self.run(self.stream.bring, self._compute)
-
-    def _compute(self) -> None:
+    def begin(self) -> None:
+        """Send for the first tile."""
         self.fetch(QUERY, self.q, 0, self.tile(0))
-        jax.lax.fori_loop(0, self.steps, self._step, None)
 
-    def _step(self, step, nothing):
+    def step(self, step: Index) -> None:
+        """What a tile of queries finds."""
         q = padded(self.fetched(QUERY), self.sizes)
         self.fetch_next(QUERY, self.q, step)
         top, _, found = self.stream.over_pairs(
@@ -95,7 +93,6 @@ class _Forward(LongProgram):
         image, head = self.number(step)
         place = self.sums_of_all.at[image, head, self.rows(tile)]
         plgpu.copy_smem_to_gmem(self.sums, place)
-        return nothing
 
     def _first(self, q: Array, block) -> tuple[Array, Array, Array]:
         """The largest logits, a block's weights, and what is found without it."""
