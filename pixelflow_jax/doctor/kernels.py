@@ -163,7 +163,9 @@ def only_here(sizes: Sizes, dtype: str) -> list[Operation]:
             Operation(
                 f"attention of {word} sequences", attention, (heads,) * 3, HOPPER
             ),
-            Operation("the same from projections", from_projection, (shape,), HOPPER),
+            Operation(
+                f"attention of {word} projections", from_projection, (shape,), HOPPER
+            ),
         ]
     return found
 

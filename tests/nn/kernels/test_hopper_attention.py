@@ -5,6 +5,7 @@ What it computes is compared on a GPU: by `python -m benchmarks.kernels --only
 """
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,9 @@ from pixelflow_jax.nn.packing import Packing
 HALF = jnp.dtype("bfloat16")
 HOPPER, OTHER = "NVIDIA H200", "NVIDIA A100-SXM4-80GB"
 NEW = jax.__version_info__ >= hopper.OLDEST
+wants_triton = pytest.mark.skipif(
+    "PIXELFLOW_WITHOUT_TRITON" in os.environ, reason="wants Triton"
+)
 needs_new = pytest.mark.skipif(not NEW, reason="needs a newer jax")
 
 
@@ -179,6 +183,7 @@ def projected(packing: Packing, length: int, heads: int, qkv):
     return jax.value_and_grad(loss)(qkv)
 
 
+@wants_triton
 @needs_new
 @pytest.mark.parametrize("length", [256, 1024])
 def test_values_are_read_from_the_projection(monkeypatch, length):
@@ -196,6 +201,7 @@ def test_values_are_read_from_the_projection(monkeypatch, length):
     assert sum(f"{one}, {one}, {all_three}" in call for call in calls) >= 2
 
 
+@wants_triton
 @needs_new
 @pytest.mark.parametrize(("length", "turns"), [(256, True), (288, True), (1024, False)])
 def test_sampling_leaves_norm_and_rotation_to_the_kernel(monkeypatch, length, turns):
@@ -231,6 +237,7 @@ def test_where_norm_and_rotation_have_room():
     assert not turns(Sizes(256, 256, 88))
 
 
+@wants_triton
 @needs_new
 @pytest.mark.parametrize(
     ("shape", "packing", "shares"),
