@@ -209,7 +209,7 @@ def flops(config: Experiment) -> float:
 def newest() -> dict[str, dict]:
     """The newest row of each case on the card, queued as a run has them."""
     found = {}
-    for record in [*records("against.jsonl"), *records("methods.jsonl")]:
+    for record in [*records("methods.jsonl"), *records("against.jsonl")]:
         if record["device"].startswith(CARD):
             rows = [row for row in record["rows"] if row.get("which") != "before"]
             found |= {row["case"]: row for row in rows}

@@ -152,22 +152,23 @@ def only_here(sizes: Sizes, dtype: str) -> list[Operation]:
     """What runs on some machines alone, where this is one."""
     if hopper.missing() or not is_half_on_gpu(jnp.dtype(dtype)):
         return []
+    of_projections = not missing("triton")  # whose norm and rotation they begin with
     head_width, images = sizes.width // sizes.heads, -(-FILLED // sizes.heads)
-    found = []
+    operations = []
     for word, n in (("short", sizes.length), ("long", LONG)):
         heads = sizes.batch, n, sizes.heads, head_width
         packing = Packing((images,), (n,))
         from_projection = functools.partial(projection, sizes.heads, packing)
         shape = images, n, 3 * sizes.width
-        found += [
+        operations += [
             Operation(
                 f"attention of {word} sequences", attention, (heads,) * 3, HOPPER
             ),
             Operation(
                 f"attention of {word} projections", from_projection, (shape,), HOPPER
             ),
-        ]
-    return found
+        ][: 1 + of_projections]
+    return operations
 
 
 def with_gradient(function: Callable, outs: int = 1) -> Callable[..., tuple]:

@@ -164,24 +164,20 @@ def project_qkv(
 def attend_projection(
     qkv: Float[Array, "rows n width_of_three"],
     packing: Packing,
-    *,
-    heads: int,
-    gains: tuple[Array, Array],
-    rope: Rope | None,
-    bias: Array | None = None,
     masks: Masks | None = None,
     dropouts: tuple[Drop, ...] | None = None,
+    **given: Any,
 ) -> Float[Array, "rows n width"]:
     """`qkv_norm_rope`, then `attend_packed`: what each image's tokens find in it.
 
-    Where our kernels for Hopper GPUs do both, values are read from the projection.
+    `given` are heads, gains, rope and bias, as of `qkv_norm_rope`. Where our kernels
+    for Hopper GPUs attend, values without a bias are read from the projection.
     """
-    given = {"heads": heads, "gains": gains, "rope": rope}
-    plain = masks is None and dropouts is None and bias is None
-    if plain and _reads_values(qkv, packing, heads):
+    plain = masks is None and dropouts is None and given.get("bias") is None
+    if plain and _reads_values(qkv, packing, given["heads"]):
         mixed = hopper.attend_projected(qkv, **given)
         return mixed.reshape(*mixed.shape[:2], -1)
-    q, k, v = qkv_norm_rope(qkv, packing, **given, bias=bias)
+    q, k, v = qkv_norm_rope(qkv, packing, **given)
     return attend_packed(q, k, v, packing, masks=masks, dropouts=dropouts)
 
 
@@ -241,11 +237,8 @@ class SelfAttention(nnx.Module):
         function a group; `context`: masks of the tokens to attend to.
         """
         mixed = attend_projection(
-            _project(self, tokens),
-            packing,
+            *(_project(self, tokens), packing, context, dropouts),
             **_heads_of(self, rope),
-            masks=context,
-            dropouts=dropouts,
         )
         return matmul_no_bias(self.out, mixed)
 

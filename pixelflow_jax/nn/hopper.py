@@ -8,6 +8,7 @@ pass takes several times as long as its bytes ask for at 256 tokens, and pads 28
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -24,10 +25,14 @@ from pixelflow_jax.nn.kernels.mosaic_gpu import (
     short_attention_backward,
     short_attention_forward,
 )
-from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Sizes
+from pixelflow_jax.nn.kernels.mosaic_gpu.steps import ROWS, Sizes
 from pixelflow_jax.sharding import by_device, shard_count, tensor_shards
 
 ASKED = 'kernels.attention="hopper"'
+# What "auto" takes them for: sizes at which they have been timed.
+SHORT_WIDTHS, LONGEST_SHORT = (40, 64, 72), 304
+LONG_WIDTHS, SHORTEST_LONG = (72,), 1024
+BUSY = 0.75  # of all rounds of tiles, where a third less is lost again
 OLDEST = (0, 11, 2)  # jax whose Mosaic knows all that the kernels use
 
 
@@ -131,21 +136,26 @@ def _gradients(
 
 
 def gains(q: Any, k: Any, length: int | None = None) -> bool:
-    """Whether there is a Hopper GPU, the kernels take these, and fill the GPU.
+    """Whether there is a Hopper GPU, the kernels are known to gain, and fill the GPU.
 
-    In bfloat16 alone, which is what has been measured. Of short sequences a program has
-    one head of one image: for fewer of them than multiprocessors, cuDNN divides a head.
+    In bfloat16 and at sizes that have been timed alone. Of short sequences a program
+    has one head of one image: for fewer of them than multiprocessors, cuDNN divides a
+    head. Of long ones the last round of tiles is to leave few of them without work.
     Where a batch does not divide over the devices, each would compute all of it.
     """
-    known = q.dtype == jnp.bfloat16 and not _unknown(q, k, length)
-    if not known or missing() or len(q.shape) != 4 or q.shape[0] % shard_count():
+    if q.dtype != jnp.bfloat16 or _unknown(q, k, length) or missing():
         return False
-    programs = q.shape[0] * q.shape[2] / (shard_count() * tensor_shards())
-    if not _is_short(q):
-        programs *= long_attention.groups_a_head(
-            q.shape[1], long_attention_forward.PLAN
-        )
-    return programs >= backends.multiprocessors()
+    if q.shape[0] % shard_count():
+        return False
+    heads = q.shape[0] * q.shape[2] / (shard_count() * tensor_shards())
+    cores = backends.multiprocessors()
+    _, n, _, width = q.shape
+    if _is_short(q):
+        timed = n <= LONGEST_SHORT and width in SHORT_WIDTHS
+        return timed and heads >= cores
+    rounds = heads * n / (ROWS * long_attention_forward.PLAN.warpgroups * cores)
+    busy = rounds / math.ceil(rounds) if rounds else 0.0
+    return n >= SHORTEST_LONG and width in LONG_WIDTHS and busy >= BUSY
 
 
 def _is_short(q: Any) -> bool:

@@ -144,8 +144,11 @@ def _fused(spec: Spec, arrays: Arrays) -> tuple[Array, Array, Array]:
 
 
 def queries_and_keys(spec: Spec, arrays: Arrays) -> tuple[Array, Array]:
-    """The same without values, which are as they are where there is no bias."""
-    q, k = KERNELS[spec.backend].forward(spec, arrays, VALUE)
+    """The same without values, which are as they are where there is no bias.
+
+    By Triton alone: those who read values from the projection are kernels for GPUs.
+    """
+    q, k = triton.forward(spec, arrays, VALUE)
     return q, k
 
 

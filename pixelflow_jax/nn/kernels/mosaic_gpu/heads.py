@@ -21,9 +21,10 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
     padded,
 )
 
-# Of shared memory a program, of which barriers and sums across warps, of which there
-# are none, take a little.
-MOST_BYTES, SCRATCH_BYTES, BARRIER_BYTES = 227 * 1024, 1024, 256
+# Of shared memory a program, of which each array takes whole pieces; sums across warps,
+# of which there are none, and all barriers take one each.
+PIECE, MOST_BYTES = 1024, 227 * 1024
+SCRATCH_BYTES = BARRIER_BYTES = PIECE
 LONGEST_COPY = 256  # rows or numbers
 Index = Array | int
 
@@ -65,6 +66,12 @@ def for_products(shape: tuple[int, ...], dtype: jnp.dtype) -> Any:
     return plgpu.SMEM(
         shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(2 * NARROWEST))
     )
+
+
+def room_beside(*arrays: int) -> int:
+    """Bytes of shared memory beside arrays of so many."""
+    pieces = sum(-(-size // PIECE) for size in arrays)
+    return max(MOST_BYTES - SCRATCH_BYTES - BARRIER_BYTES - PIECE * pieces, 0)
 
 
 class Heads(NamedTuple):

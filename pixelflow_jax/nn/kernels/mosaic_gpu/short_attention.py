@@ -12,12 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pixelflow_jax.nn.kernels.backends import pl
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
-    BARRIER_BYTES,
-    MOST_BYTES,
-    SCRATCH_BYTES,
-    Index,
-)
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import Index, room_beside
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
     NARROWEST,
     ROWS,
@@ -41,9 +36,10 @@ SIZES = (
 def supports(n: int, width: int, dtype: jnp.dtype) -> bool:
     """Whether the kernels take these sizes: `SIZES` in words."""
     known = n >= LEAST and not n % NARROWEST and not width % 8 and 8 <= width <= 128
+    if not known or dtype.itemsize != 2:
+        return False
     sizes = Sizes(n, n, width)
-    fits = forward_shares(sizes)[1] >= FORWARD_SLOTS and backward_slots(sizes) >= 2
-    return known and dtype.itemsize == 2 and fits
+    return forward_shares(sizes)[1] >= FORWARD_SLOTS and backward_slots(sizes) >= 2
 
 
 def forward_shares(sizes: Sizes, turned: bool = False) -> tuple[int, int]:
@@ -55,34 +51,27 @@ def forward_shares(sizes: Sizes, turned: bool = False) -> tuple[int, int]:
     """
     most = min(sizes.tiles, MOST_WARPGROUPS)
     fewest = -(-sizes.tiles // -(-sizes.tiles // most))
-    beside = 2 * sizes.n * sizes.width if turned else 0
+    ordered = 2 * sizes.n * sizes.wide
+    angles = [2 * sizes.n * sizes.width] if turned else []
     for warpgroups in range(most, fewest - 1, -1):
-        room = slots(sizes, arrays=2, vectors=1, warpgroups=warpgroups, beside=beside)
-        if room >= FORWARD_SLOTS:
+        sums = 4 * warpgroups * ROWS
+        room = room_beside(ordered, ordered, sums, *angles)
+        slots = room // (2 * warpgroups * ROWS * sizes.width)
+        if slots >= FORWARD_SLOTS:
             break
-    return warpgroups, min(room, FORWARD_SLOTS + 1)
+    return warpgroups, min(slots, FORWARD_SLOTS + 1)
 
 
 def backward_slots(sizes: Sizes) -> int:
     """A warpgroup's tiles in the backward pass, beside four whole arrays."""
-    return min(slots(sizes, arrays=4, vectors=4, warpgroups=WARPGROUPS), 3)
+    arrays, vectors = [2 * sizes.n * sizes.wide] * 4, [4 * 2 * sizes.numbers] * 2
+    room = room_beside(*arrays, *vectors)
+    return min(room // (2 * WARPGROUPS * ROWS * sizes.width), 3)
 
 
 def turns(sizes: Sizes) -> bool:
     """Whether the forward pass has room for the angles of queries and keys."""
     return forward_shares(sizes, turned=True)[1] >= FORWARD_SLOTS
-
-
-def slots(
-    sizes: Sizes, arrays: int, vectors: int, warpgroups: int, beside: int = 0
-) -> int:
-    """How many tiles of a warpgroup have room beside arrays and vectors of tokens.
-
-    Arrays in half precision, as products take them; vectors in float32; bytes.
-    """
-    taken = beside + 2 * arrays * sizes.n * sizes.wide + 4 * vectors * sizes.numbers
-    tiles = 2 * warpgroups * ROWS * sizes.width
-    return max(MOST_BYTES - SCRATCH_BYTES - BARRIER_BYTES - taken, 0) // tiles
 
 
 def over_blocks(sizes: Sizes, size: int, block: Callable, carry: Any) -> Any:
