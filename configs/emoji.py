@@ -92,6 +92,7 @@ def demo() -> Experiment:
             stack=StackConfig(remat="none", scan=False),
         ),
         prediction=PredictClean(),
+        terms=[FlowMatching(), FrequencyMatching()],
         time=LogitNormal(mean=-0.4),
         optimizer=AdamW(lr=2e-3, warmup=50, schedule="cosine", clip=1.0),
         ema=(0.995,),
