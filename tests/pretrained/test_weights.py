@@ -17,6 +17,7 @@ from safetensors.flax import load_file, save_file
 
 from pixelflow_jax import Pipeline, atomic, resources
 from pixelflow_jax.conditioning.text import Text
+from pixelflow_jax.config_files import load_config
 from pixelflow_jax.errors import PipelineError
 from pixelflow_jax.experiment import Experiment
 from pixelflow_jax.models.interface import count
@@ -365,9 +366,10 @@ def test_what_has_our_formats_is_told_from_the_rest(workdir, copy, pipeline, tmp
     assert not any(map(published.is_ours, others))
 
 
-def test_a_single_file_of_before_the_versions_is_read():
-    shipped = tiny.ROOT / "assets" / "emoji.safetensors"
-    assert Pipeline.from_pretrained(shipped).step == 20_000
+def test_the_shipped_model_is_what_its_config_trains():
+    shipped = Pipeline.from_pretrained("emoji")
+    assert shipped.config == load_config("emoji:shipped")
+    assert shipped.step == shipped.config.steps
 
 
 @pytest.mark.parametrize("name", ["emoji", "emoji_t2i"])
