@@ -152,22 +152,20 @@ def only_here(sizes: Sizes, dtype: str) -> list[Operation]:
     """What runs on some machines alone, where this is one."""
     if hopper.missing() or not is_half_on_gpu(jnp.dtype(dtype)):
         return []
-    of_projections = not missing("triton")  # whose norm and rotation they begin with
     head_width, images = sizes.width // sizes.heads, -(-FILLED // sizes.heads)
     operations = []
     for word, n in (("short", sizes.length), ("long", LONG)):
         heads = sizes.batch, n, sizes.heads, head_width
-        packing = Packing((images,), (n,))
-        from_projection = functools.partial(projection, sizes.heads, packing)
-        shape = images, n, 3 * sizes.width
-        operations += [
-            Operation(
-                f"attention of {word} sequences", attention, (heads,) * 3, HOPPER
-            ),
-            Operation(
-                f"attention of {word} projections", from_projection, (shape,), HOPPER
-            ),
-        ][: 1 + of_projections]
+        name = f"attention of {word} sequences"
+        operations.append(Operation(name, attention, (heads,) * 3, HOPPER))
+        if not missing("triton"):  # whose norm and rotation projections begin with
+            packing = Packing((images,), (n,))
+            run = functools.partial(projection, sizes.heads, packing)
+            shape, name = (
+                (images, n, 3 * sizes.width),
+                f"attention of {word} projections",
+            )
+            operations.append(Operation(name, run, (shape,), HOPPER))
     return operations
 
 

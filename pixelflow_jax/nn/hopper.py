@@ -83,8 +83,7 @@ def _attend_projected(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) ->
         return short_attention_forward.forward_projected(
             spec.heads, arrays.qkv, gains, angles
         )
-    q, k = qkv_norm_rope.queries_and_keys(spec, arrays)
-    return _find(q.shape[1], q, k, arrays.qkv)[0]
+    return _forward_projected(spec, arrays)[0]
 
 
 def _turns(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> bool:

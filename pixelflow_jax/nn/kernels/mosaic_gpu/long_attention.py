@@ -19,6 +19,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     Index,
     Program,
     for_products,
+    launch,
 )
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
     NARROWEST,
@@ -47,11 +48,6 @@ def supports(n: int, width: int, dtype: jnp.dtype) -> bool:
     """
     known = n >= LEAST and not n % BLOCK and width % NARROWEST == NARROWEST // 2
     return known and width <= MOST_WIDTH and dtype.itemsize == 2
-
-
-def groups_a_head(n: int, plan: "Plan") -> int:
-    """Into how many groups a head's tiles are divided; the last may overlap."""
-    return -(-n // (ROWS * plan.warpgroups))
 
 
 class Plan(NamedTuple):
@@ -97,7 +93,7 @@ class Work(NamedTuple):
     @property
     def groups_a_head(self) -> int:
         """Of tiles; the last tiles of a head may be computed twice."""
-        return groups_a_head(self.sizes.n, self.plan)
+        return -(-self.sizes.n // (ROWS * self.plan.warpgroups))
 
     @property
     def groups(self) -> int:
@@ -113,6 +109,22 @@ class Work(NamedTuple):
     def programs(self) -> int:
         """One a multiprocessor, or a group."""
         return min(multiprocessors(), self.groups)
+
+    def launch(
+        self,
+        program: Callable[["Work", tuple], "LongProgram"],
+        name: str,
+        inputs: list[Array],
+        outs: list[jax.ShapeDtypeStruct],
+        scratch: list[Any],
+    ) -> Any:
+        """The results of a pass, whose `program` is given all references."""
+        return launch(
+            lambda *given: program(self, given).run(),
+            *(name, inputs, outs, scratch),
+            programs=self.programs,
+            warpgroups=self.plan.warpgroups + 1,
+        )
 
     def slots(self, dtype: jnp.dtype, count: int) -> list[Any]:
         """Tiles of each warpgroup as they are in memory, and the barriers of each."""

@@ -15,7 +15,6 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     Heads,
     Index,
     last_heads,
-    launch,
     like,
     written,
 )
@@ -57,8 +56,8 @@ def backward(
 def _queries(arrays, out, sums, cotangent, plan: Plan) -> tuple[Array, Array]:
     """The gradient of queries, and `along` of each [b, heads, n]."""
     work = Work.of(out, plan)
-    return launch(
-        lambda *given: _OfQueries(work, given).run(),
+    return work.launch(
+        _OfQueries,
         "long_attention_backward_of_queries",
         [*arrays, out, cotangent, sums],
         outs=[like(out), like(sums)],
@@ -68,16 +67,14 @@ def _queries(arrays, out, sums, cotangent, plan: Plan) -> tuple[Array, Array]:
             plgpu.Barrier(num_barriers=plan.warpgroups),
             work.stream(out.dtype),
         ],
-        programs=work.programs,
-        warpgroups=plan.warpgroups + 1,
     )
 
 
 def _keys(arrays, cotangent, sums, alongs, plan: Plan) -> tuple[Array, Array]:
     """The gradients of keys and values."""
     work = Work.of(cotangent, plan)
-    return launch(
-        lambda *given: _OfKeys(work, given).run(),
+    return work.launch(
+        _OfKeys,
         "long_attention_backward_of_keys",
         [*arrays, cotangent, sums, alongs],
         outs=[like(cotangent)] * 2,
@@ -85,8 +82,6 @@ def _keys(arrays, cotangent, sums, alongs, plan: Plan) -> tuple[Array, Array]:
             *work.slots(cotangent.dtype, _OfKeys.SLOTS),
             work.stream(cotangent.dtype, vectors=2),
         ],
-        programs=work.programs,
-        warpgroups=plan.warpgroups + 1,
     )
 
 

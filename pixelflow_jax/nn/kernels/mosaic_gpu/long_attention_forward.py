@@ -15,7 +15,6 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     Heads,
     Index,
     last_heads,
-    launch,
     like,
 )
 from pixelflow_jax.nn.kernels.mosaic_gpu.long_attention import (
@@ -48,8 +47,8 @@ def forward(q: Array, k: Array, v: Array, plan: Plan = PLAN) -> tuple[Array, Arr
     """
     work = Work.of(q, plan)
     b, n, heads, _ = q.shape
-    return launch(
-        lambda *given: _Forward(work, given).run(),
+    return work.launch(
+        _Forward,
         "long_attention_forward",
         [q, k, v],
         outs=[like(q), jax.ShapeDtypeStruct((b, heads, n), jnp.float32)],
@@ -58,8 +57,6 @@ def forward(q: Array, k: Array, v: Array, plan: Plan = PLAN) -> tuple[Array, Arr
             work.vectors(),
             work.stream(q.dtype),
         ],
-        programs=work.programs,
-        warpgroups=plan.warpgroups + 1,
     )
 
 

@@ -20,7 +20,8 @@ ANGLES = jnp.float16
 class Turn(NamedTuple):
     """Gains of queries and keys, and angles of each pair of lanes, cosine and sine.
 
-    In memory `gains` [2, width] and `angles` [n, width], which come into shared memory.
+    `gains` [2, width] and `angles` [n, width] lie in memory; of angles there is a copy
+    in shared memory.
     """
 
     gains: Ref
