@@ -30,12 +30,14 @@ from benchmarks.micro import Entry, handed_over, measure  # isort: skip
 from pixelflow_jax.doctor.kernels import (  # isort: skip
     adaln,
     field,
+    projection,
     qkv,
     swiglu,
     with_gradient,
 )
 from pixelflow_jax.nn.attention import attend  # isort: skip
-from pixelflow_jax.nn.kernels.choice import Kernels  # isort: skip
+from pixelflow_jax.nn.kernels.choice import Kernels, choose  # isort: skip
+from pixelflow_jax.nn.kernels.mlp import Layers, mlp  # isort: skip
 from pixelflow_jax.nn.packing import Packing  # isort: skip
 
 WIDTH, HIDDEN, HEADS, HEAD_WIDTH = 1152, 3072, 16, 72  # of the XL models
@@ -61,6 +63,13 @@ FAST_WIDTHS = (64, 128)  # of heads, which the newest kernels are written for
 PADDED_WIDTHS = (80, 96, 128)  # what heads of 72 can be padded to
 # Operations that have a kernel of Mosaic's for GPUs beside "auto", which is Triton's.
 MOSAIC = {"adaln residual": ("mosaic",)}
+# What sampling computes for guided images: tokens, images, and of the MLP its
+# activation, its width and whether it has biases.
+SAMPLED = {
+    "pixnerd": (256, 64, "swiglu", HIDDEN, False),
+    "pixelgen": (288, 64, "swiglu", HIDDEN, True),
+    "pixelflow": (4096, 2, "gelu", 4 * WIDTH, True),
+}
 # A title, images, and the tokens of an image in every group.
 BLOCKS = (
     ("pixnerd 32", 32, (256,)),
@@ -237,9 +246,52 @@ def blocks() -> Iterator[tuple[str, Entry]]:
             yield name, Entry(inputs=inputs, variants=both)
 
 
+def sampled() -> Iterator[tuple[str, Entry]]:
+    """What nobody wants gradients of: MLPs, and attention from a projection on."""
+    for title, (n, batch, kind, hidden, has_bias) in SAMPLED.items():
+        packing, count = Packing((batch,), (n,)), 2 if kind == "swiglu" else 1
+        by_choice = {
+            choice: functools.partial(_whole_mlp, kind, packing, choice, has_bias)
+            for choice in ("xla", "pallas", "auto")
+        }
+        shapes = (batch, n, WIDTH), (WIDTH, count * hidden), (hidden, WIDTH)
+        yield (
+            f"mlp {title}, {batch} x {n}",
+            Entry(
+                inputs=functools.partial(normal, *shapes),
+                variants=by_choice,
+                flops=2.0 * batch * n * WIDTH * hidden * (count + 1),
+            ),
+        )
+        attend = functools.partial(projection, HEADS, packing)
+        yield (
+            f"attention of projections {title}, {batch} x {n}",
+            Entry(
+                inputs=functools.partial(normal, (batch, n, 3 * WIDTH), (1, 3 * WIDTH)),
+                variants={
+                    word: functools.partial(attend, Kernels(attention=word))
+                    for word in ("cudnn", "hopper")
+                },
+                flops=4.0 * batch * n**2 * WIDTH,
+            ),
+        )
+
+
+def _whole_mlp(
+    kind: str, packing: Packing, choice: str, has_bias: bool, *arrays: Array
+) -> Array:
+    """An MLP from tokens to its last product; values before it of normal size."""
+    x, first, last = arrays
+    biases = (jnp.ones(len(last), jnp.float32),) * (first.shape[1] // len(last))
+    layers = Layers((first * WIDTH**-0.5,), biases if has_bias else (), last)
+    with choose(Kernels(blocks=choice)):
+        return mlp(kind, x, layers, packing)
+
+
 ENTRIES: dict[str, Entry] = {**dict(products()), **dict(attentions())}
 ENTRIES |= dict(blocks())
 ENTRIES |= dict(neural_fields())
+ENTRIES |= dict(sampled())
 
 
 def arguments() -> argparse.Namespace:

@@ -7,13 +7,12 @@ interpreted. What is left to the compiler is compared all the same.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.nn import hopper
 from pixelflow_jax.nn.attention import attend, attend_projection, cudnn_fits
 from pixelflow_jax.nn.block import CHUNKS, GATE1, SCALE2, SHIFT2
 from pixelflow_jax.nn.kernels.activate_and_project import activate_and_project
@@ -22,9 +21,11 @@ from pixelflow_jax.nn.kernels.backends import (
     BACKENDS,
     is_interpreted,
     missing,
+    missing_hopper,
     platform,
 )
 from pixelflow_jax.nn.kernels.choice import Kernels, choose, is_half_on_gpu
+from pixelflow_jax.nn.kernels.mlp import Layers, mlp
 from pixelflow_jax.nn.kernels.neural_field import GeneratedMLP, neural_field
 from pixelflow_jax.nn.kernels.qkv_norm_rope import qkv_norm_rope
 from pixelflow_jax.nn.packing import Packing
@@ -69,13 +70,16 @@ def qkv(heads: int, packing: Packing, kernels: Kernels, qkv: Array) -> tuple:
         return qkv_norm_rope(qkv, packing, **_angles(heads, packing, qkv))
 
 
-def projection(heads: int, packing: Packing, kernels: Kernels, qkv: Array) -> tuple:
-    """Attention from such a projection on."""
+def projection(
+    heads: int, packing: Packing, kernels: Kernels, qkv: Array, bias: Array
+) -> tuple:
+    """Attention from such a projection on, and its bias [1, 3 * width]."""
+    given = _angles(heads, packing, qkv)
     with choose(kernels):
-        return (attend_projection(qkv, packing, **_angles(heads, packing, qkv)),)
+        return (attend_projection(qkv, packing, bias=bias[0], **given),)
 
 
-def _angles(heads: int, packing: Packing, qkv: Array) -> dict:
+def _angles(heads: int, packing: Packing, qkv: Array) -> dict[str, Any]:
     """How a projection is normed and turned."""
     head_width = qkv.shape[-1] // (3 * heads)
     ones = jnp.ones(head_width, jnp.float32)
@@ -91,6 +95,15 @@ def swiglu(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
     biases = (jnp.ones(gate.shape[-1], jnp.float32),) * 2
     with choose(kernels):
         return (activate_and_project("swiglu", (gate, up), biases, matrix, packing),)
+
+
+def whole_mlp(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
+    """An MLP with SwiGLU from tokens [b, n, width] to its last product."""
+    x, both, last = arrays
+    biases = (jnp.ones(len(last), jnp.float32),) * 2
+    unit = len(x[0, 0]) ** -0.5  # so that values are some of normal size
+    with choose(kernels):
+        return (mlp("swiglu", x * unit, Layers((both,), biases, last), packing),)
 
 
 def field(kernels: Kernels, z: Array, weights: Array) -> tuple:
@@ -150,23 +163,24 @@ def operations(sizes: Sizes) -> list[Operation]:
 
 def only_here(sizes: Sizes, dtype: str) -> list[Operation]:
     """What runs on some machines alone, where this is one."""
-    if hopper.missing() or not is_half_on_gpu(jnp.dtype(dtype)):
+    if missing_hopper() or not is_half_on_gpu(jnp.dtype(dtype)):
         return []
-    head_width, images = sizes.width // sizes.heads, -(-FILLED // sizes.heads)
+    width, images = sizes.width, -(-FILLED // sizes.heads)
     operations = []
     for word, n in (("short", sizes.length), ("long", LONG)):
-        heads = sizes.batch, n, sizes.heads, head_width
+        heads = sizes.batch, n, sizes.heads, width // sizes.heads
         name = f"attention of {word} sequences"
         operations.append(Operation(name, attention, (heads,) * 3, HOPPER))
         if not missing("triton"):  # whose norm and rotation projections begin with
-            packing = Packing((images,), (n,))
-            run = functools.partial(projection, sizes.heads, packing)
-            shape, name = (
-                (images, n, 3 * sizes.width),
-                f"attention of {word} projections",
-            )
-            operations.append(Operation(name, run, (shape,), HOPPER))
-    return operations
+            run = functools.partial(projection, sizes.heads, Packing((images,), (n,)))
+            shapes = (images, n, 3 * width), (1, 3 * width)
+            name = f"attention of {word} projections"
+            operations.append(Operation(name, run, shapes, HOPPER))
+    packing = Packing((images,), (sizes.length,))
+    matrices = (width, 2 * sizes.hidden), (sizes.hidden, width)
+    shapes = (images, sizes.length, width), *matrices
+    run = functools.partial(whole_mlp, packing)
+    return [*operations, Operation("mlp", run, shapes, HOPPER)]
 
 
 def with_gradient(function: Callable, outs: int = 1) -> Callable[..., tuple]:

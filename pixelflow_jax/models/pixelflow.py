@@ -23,7 +23,7 @@ from pixelflow_jax.models.interface import (
     Paper,
     TextSpec,
 )
-from pixelflow_jax.nn.attention import attend_packed, project_qkv
+from pixelflow_jax.nn.attention import attend_packed, project_and_attend
 from pixelflow_jax.nn.block import (
     CHUNKS,
     GATE1,
@@ -162,8 +162,8 @@ class ImageAttention(nnx.Module):
         self, tokens: Array, packing: Packing, rope: tuple[Array, Array]
     ) -> Array:
         """Tokens [rows, n, d] to the same; each image attends to itself alone."""
-        q, k, v = project_qkv(self, tokens, packing, rope)
-        return matmul_no_bias(self.out, attend_packed(q, k, v, packing))
+        mixed = project_and_attend(self, tokens, packing, rope)
+        return matmul_no_bias(self.out, mixed)
 
 
 class TextAttention(nnx.Module):

@@ -161,6 +161,19 @@ def project_qkv(
     return qkv_norm_rope(_project(layers, tokens), packing, **_heads_of(layers, rope))
 
 
+def project_and_attend(
+    layers: QKV,
+    tokens: Float[Array, "rows n width"],
+    packing: Packing,
+    rope: Rope | None,
+    masks: Masks | None = None,
+    dropouts: tuple[Drop, ...] | None = None,
+) -> Float[Array, "rows n width"]:
+    """`project_qkv`, then `attend_packed`: what each image's tokens find in it."""
+    qkv = _project(layers, tokens)
+    return attend_projection(qkv, packing, masks, dropouts, **_heads_of(layers, rope))
+
+
 def attend_projection(
     qkv: Float[Array, "rows n width_of_three"],
     packing: Packing,
@@ -171,9 +184,9 @@ def attend_projection(
     """`qkv_norm_rope`, then `attend_packed`: what each image's tokens find in it.
 
     `given` are heads, gains, rope and bias, as of `qkv_norm_rope`. Where our kernels
-    for Hopper GPUs attend, values without a bias are read from the projection.
+    for Hopper GPUs attend, values are read from the projection.
     """
-    plain = masks is None and dropouts is None and given.get("bias") is None
+    plain = masks is None and dropouts is None
     if plain and _reads_values(qkv, packing, given["heads"]):
         mixed = hopper.attend_projected(qkv, **given)
         return mixed.reshape(*mixed.shape[:2], -1)
@@ -236,10 +249,7 @@ class SelfAttention(nnx.Module):
         `rope` nothing turns. `dropouts`: dropout of the attention probabilities, one
         function a group; `context`: masks of the tokens to attend to.
         """
-        mixed = attend_projection(
-            *(_project(self, tokens), packing, context, dropouts),
-            **_heads_of(self, rope),
-        )
+        mixed = project_and_attend(self, tokens, packing, rope, context, dropouts)
         return matmul_no_bias(self.out, mixed)
 
 

@@ -33,7 +33,6 @@ ASKED = 'kernels.attention="hopper"'
 SHORT_WIDTHS, LONGEST_SHORT = (40, 64, 72), 304
 LONG_WIDTHS, SHORTEST_LONG = (72,), 1024
 BUSY = 0.75  # of all rounds of tiles, where a third less is lost again
-OLDEST = (0, 11, 2)  # jax whose Mosaic knows all that the kernels use
 
 
 def attend(q: Array, k: Array, v: Array, length: int | None = None) -> Array:
@@ -67,8 +66,8 @@ _attend.defvjp(_forward, _backward)
 def attend_projected(qkv: Array, **given: Any) -> Array:
     """Attention from a projection on: `qkv_norm_rope`, and `attend` to its results.
 
-    `given` as of `qkv_norm_rope.on_each_device`, without a bias. Values are read
-    where the projection has left them: nobody copies them.
+    `given` as of `qkv_norm_rope.on_each_device`. Values are read where the projection
+    has left them: nobody copies them, unless a bias is to be learnt.
     """
     return qkv_norm_rope.on_each_device(_attend_projected, qkv, **given)
 
@@ -81,9 +80,10 @@ def _attend_projected(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) ->
         angles = jnp.stack([cos, sin], -1).reshape(len(cos), -1)  # side by side
         gains = arrays.q_gain[0], arrays.k_gain[0]
         return short_attention_forward.forward_projected(
-            spec.heads, arrays.qkv, gains, angles
+            spec.heads, arrays.qkv, gains, angles, arrays.bias
         )
-    return _forward_projected(spec, arrays)[0]
+    q, k = qkv_norm_rope.queries_and_keys(spec, arrays)
+    return _find(q.shape[1], q, k, arrays.qkv, arrays.bias)[0]
 
 
 def _turns(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> bool:
@@ -98,28 +98,37 @@ def _turns(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> bool:
 def _forward_projected(
     spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays
 ) -> tuple[Array, tuple]:
-    q, k = qkv_norm_rope.queries_and_keys(spec, arrays)
-    out, sums = _find(q.shape[1], q, k, arrays.qkv)
-    return out, (arrays, q, k, out, sums)
+    if arrays.bias is None:
+        heads = *qkv_norm_rope.queries_and_keys(spec, arrays), arrays.qkv
+    else:
+        # The backward pass wants values with their bias.
+        heads = qkv_norm_rope.queries_keys_and_values(spec, arrays)
+    out, sums = _find(heads[0].shape[1], *heads)
+    return out, (arrays, heads, out, sums)
 
 
 def _backward_projected(
     spec: qkv_norm_rope.Spec, kept: tuple, cotangent: Array
 ) -> tuple[qkv_norm_rope.Arrays]:
-    arrays, q, k, out, sums = kept
-    found = _gradients(q.shape[1], (q, k, arrays.qkv), out, sums, cotangent)
-    return qkv_norm_rope.gradients(spec, arrays, found)
+    arrays, heads, out, sums = kept
+    gradients = _gradients(out.shape[1], heads, out, sums, cotangent)
+    return qkv_norm_rope.gradients(spec, arrays, gradients)
 
 
 _attend_projected.defvjp(_forward_projected, _backward_projected)
 
 
-def _find(length: int, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """What queries find, and log2 of the sums of their exponentials."""
+def _find(
+    length: int, q: Array, k: Array, v: Array, bias: Array | None = None
+) -> tuple[Array, Array]:
+    """What queries find, and log2 of the sums of their exponentials.
+
+    `bias`: what values lack, of projections.
+    """
     if _is_short(q):
-        found = short_attention_forward.forward(q, k, v, length)
+        found = short_attention_forward.forward(q, k, v, length, bias)
     else:
-        found = long_attention_forward.forward(q, k, v)
+        found = long_attention_forward.forward(q, k, v, bias=bias)
     out, sums = (checkpoint_name(a, "attention") for a in found)
     return out, sums
 
@@ -142,7 +151,7 @@ def gains(q: Any, k: Any, length: int | None = None) -> bool:
     head. Of long ones the last round of tiles is to leave few of them without work.
     Where a batch does not divide over the devices, each would compute all of it.
     """
-    if q.dtype != jnp.bfloat16 or _unknown(q, k, length) or missing():
+    if q.dtype != jnp.bfloat16 or _unknown(q, k, length) or backends.missing_hopper():
         return False
     if q.shape[0] % shard_count():
         return False
@@ -172,15 +181,6 @@ def _unknown(q: Any, k: Any, length: int | None) -> str:
     return f"{words}, looked at as far as {length}" if hidden else words
 
 
-def missing() -> str:
-    """Why these kernels cannot run here; empty where they can."""
-    if not backends.is_hopper():
-        return "there is no Hopper GPU (H100, H200)"
-    if jax.__version_info__ < OLDEST:
-        return f"jax {jax.__version__} is older than {'.'.join(map(str, OLDEST))}"
-    return backends.missing("mosaic_gpu")
-
-
 def check(q: Array, k: Array, mask: Any, drop: Any, length: int | None = None) -> None:
     """Raises ValueError for what the kernels cannot do, or where they cannot run."""
     if mask is not None or drop is not None:
@@ -189,9 +189,10 @@ def check(q: Array, k: Array, mask: Any, drop: Any, length: int | None = None) -
             'kernels.attention="auto", or model.mask_text=False or '
             "model.attention_dropout=0 if that is there."
         )
-    if missing():
+    missing = backends.missing_hopper()
+    if missing:
         raise ValueError(
-            f'{ASKED} cannot be had: {missing()}. Set kernels.attention="auto".'
+            f'{ASKED} cannot be had: {missing}. Set kernels.attention="auto".'
         )
     if _unknown(q, k, length):
         raise ValueError(

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from pixelflow_jax.nn.dropout import Dropout
-from pixelflow_jax.nn.kernels.activate_and_project import Kind, activate_and_project
-from pixelflow_jax.nn.layers import TORCH, Initial, bias_of, linear, matmul_no_bias
+from pixelflow_jax.nn.kernels.activate_and_project import Kind
+from pixelflow_jax.nn.kernels.mlp import Layers, mlp
+from pixelflow_jax.nn.layers import TORCH, Initial, bias_of, linear
 from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.precision import Precision
 
@@ -55,17 +55,14 @@ class MLP(nnx.Module):
         """
         first = (self.gate, self.up) if self.kind == "swiglu" else (self.up,)
         # Matrices that `gate_up_together` has emptied have nothing to multiply.
-        full = (layer for layer in first if layer.kernel[...].size)
-        products = (matmul_no_bias(layer, x) for layer in full)
+        kernels = (layer.kernel[...] for layer in first)
         biases = (bias_of(layer) for layer in first)
-        return activate_and_project(
-            self.kind,
-            tuple(checkpoint_name(product, "mlp_hidden") for product in products),
+        layers = Layers(
+            tuple(kernel for kernel in kernels if kernel.size),
             tuple(bias for bias in biases if bias is not None),
             self.down.kernel[...],
-            packing,
-            dropouts,
         )
+        return mlp(self.kind, x.astype(self.up.dtype), layers, packing, dropouts)
 
 
 def swiglu_width(width: int, ratio: float = 4.0) -> int:

@@ -7,6 +7,7 @@ sums over tokens that their biases need.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -318,20 +319,22 @@ def _tanh(x: Array) -> Array:
     return jnp.tanh(x) if is_interpreted() else triton.approx_tanh(x)
 
 
-def _swiglu(gate: Array, up: Array) -> tuple[Array, tuple]:
+def _swiglu(gate: Array, up: Array, tanh: Callable = _tanh) -> tuple[Array, tuple]:
     """SiLU(gate) * up, and its derivatives in both."""
-    sigmoid = 0.5 * _tanh(0.5 * gate) + 0.5
-    silu = gate * sigmoid
+    half = 0.5 * gate
+    bent = tanh(half)
+    silu, sigmoid = half * bent + half, 0.5 * bent + 0.5
     return silu * up, (up * (sigmoid + silu * (1 - sigmoid)), silu)
 
 
-def _gelu(x: Array) -> tuple[Array, tuple]:
+def _gelu(x: Array, tanh: Callable = _tanh) -> tuple[Array, tuple]:
     """GELU in its tanh form, and its derivative."""
-    root = math.sqrt(2 / math.pi)
-    tanh = _tanh(root * (x + 0.044715 * x * x * x))
-    half = 0.5 * (1 + tanh)
-    slope = half + 0.5 * x * (1 - tanh * tanh) * root * (1 + 3 * 0.044715 * x * x)
-    return x * half, (slope,)
+    root, cubic = math.sqrt(2 / math.pi), 0.044715
+    half, square = 0.5 * x, x * x
+    bent = tanh(x * (root * cubic * square + root))
+    steep = 3 * root * cubic * square + root
+    slope = 0.5 * (1 + bent) + half * (1 - bent * bent) * steep
+    return half * bent + half, (slope,)
 
 
 WITH_SLOPES = {"swiglu": _swiglu, "gelu": _gelu}

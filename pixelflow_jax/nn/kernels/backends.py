@@ -24,6 +24,7 @@ BACKENDS: dict[str, dict[str, Backend]] = {
 PALLAS = "jax.experimental.pallas"
 HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 HOPPER_MULTIPROCESSORS = 132
+OLDEST = (0, 11, 2)  # jax whose Mosaic knows all that our kernels for Hopper use
 MODULES = {
     "triton": (f"{PALLAS}.triton", "Pallas' Triton backend"),
     "mosaic_gpu": (f"{PALLAS}.mosaic_gpu", "Pallas' Mosaic GPU backend"),
@@ -92,6 +93,15 @@ def _described() -> Any:
 def is_interpreted() -> bool:
     """Whether kernels run as plain operations, for want of a GPU or TPU."""
     return platform() not in ("gpu", "tpu")
+
+
+def missing_hopper() -> str:
+    """Why our kernels for Hopper GPUs cannot run here; empty where they can."""
+    if not is_hopper():
+        return "there is no Hopper GPU (H100, H200)"
+    if jax.__version_info__ < OLDEST:
+        return f"jax {jax.__version__} is older than {'.'.join(map(str, OLDEST))}"
+    return missing("mosaic_gpu")
 
 
 def missing(backend: Backend = "triton") -> str:

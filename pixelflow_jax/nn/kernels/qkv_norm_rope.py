@@ -139,12 +139,17 @@ class Arrays(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused(spec: Spec, arrays: Arrays) -> tuple[Array, Array, Array]:
+    return queries_keys_and_values(spec, arrays)
+
+
+def queries_keys_and_values(spec: Spec, arrays: Arrays) -> tuple[Array, Array, Array]:
+    """All three, [b, n, heads, head_width]; not to be differentiated."""
     q, k, v = KERNELS[spec.backend].forward(spec, arrays)
     return q, k, v
 
 
 def queries_and_keys(spec: Spec, arrays: Arrays) -> tuple[Array, Array]:
-    """The same without values, which are as they are where there is no bias.
+    """The same without values, which are as they are but for their bias.
 
     By Triton alone: those who read values from the projection are kernels for GPUs.
     """

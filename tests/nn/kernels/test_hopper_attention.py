@@ -35,7 +35,7 @@ from pixelflow_jax.nn.packing import Packing
 
 HALF = jnp.dtype("bfloat16")
 HOPPER, OTHER = "NVIDIA H200", "NVIDIA A100-SXM4-80GB"
-NEW = jax.__version_info__ >= hopper.OLDEST
+NEW = jax.__version_info__ >= backends.OLDEST
 wants_triton = pytest.mark.skipif(
     "PIXELFLOW_WITHOUT_TRITON" in os.environ, reason="wants Triton"
 )
@@ -110,7 +110,7 @@ def test_what_does_not_fit_by_little_is_left_to_others(n, width):
 @pytest.fixture
 def any_jax(monkeypatch):
     """The choice is the same with every jax, as if all could run the kernels."""
-    monkeypatch.setattr(hopper, "OLDEST", (0, 0))
+    monkeypatch.setattr(backends, "OLDEST", (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -230,18 +230,28 @@ def test_values_are_read_from_the_projection(monkeypatch, length):
 
 @wants_triton
 @needs_new
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "none"])
 @pytest.mark.parametrize(("length", "turns"), [(256, True), (288, True), (1024, False)])
-def test_sampling_leaves_norm_and_rotation_to_the_kernel(monkeypatch, length, turns):
+def test_sampling_leaves_norm_rotation_and_biases_to_kernels(
+    monkeypatch, length, turns, biased
+):
     monkeypatch.setattr(backends, "platform", lambda: "gpu")
-    packing, ones = Packing((16,), (length,)), jnp.ones(72)
+    packing, ones, width = Packing((16,), (length,)), jnp.ones(72), 3 * 12 * 72
     rope = (jnp.ones((length, 36)), jnp.zeros((length, 36)))
     attention = functools.partial(
-        attend_projection, packing=packing, heads=12, gains=(ones, ones), rope=rope
+        attend_projection,
+        packing=packing,
+        heads=12,
+        gains=(ones, ones),
+        rope=rope,
+        bias=jnp.ones(width) if biased else None,
     )
     with on(HOPPER):
-        text = lowered(attention, array(16, length, 3 * 12 * 72))
+        text = lowered(attention, array(16, length, width))
     assert ("qkv_norm_rope" not in text) == turns
     assert text.count("custom_call @mosaic_gpu") == 1
+    wide = f"tensor<16x{length}x{width}xbf16>"
+    assert f"stablehlo.add {wide}" not in text and f"-> {wide}" not in text
 
 
 def test_norms_of_all_heads_together_are_not_the_kernel_s():
@@ -315,7 +325,7 @@ def test_who_insists_is_told_what_is_missing():
 def test_an_older_jax_leaves_it_to_cudnn():
     q = array(32, 256, 16, 72)
     with on(HOPPER):
-        assert "older than 0.11.2" in hopper.missing()
+        assert "older than 0.11.2" in backends.missing_hopper()
         assert _best(q, q, None, None) == "cudnn"
 
 

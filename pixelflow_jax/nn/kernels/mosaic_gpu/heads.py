@@ -18,6 +18,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
     ROWS,
     Ref,
     Sizes,
+    across,
     padded,
 )
 
@@ -26,6 +27,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
 PIECE, MOST_BYTES = 1024, 227 * 1024
 SCRATCH_BYTES = BARRIER_BYTES = PIECE
 LONGEST_COPY = 256  # rows or numbers
+QUERIES, KEYS, VALUES = range(3)  # the parts of a projection
 Index = Array | int
 
 
@@ -86,6 +88,24 @@ def last_heads(ref: Ref, heads: int) -> Heads:
     return Heads(ref, ref.shape[2] - heads)
 
 
+class Bias(NamedTuple):
+    """Vectors [some, width], of which the last `heads` are those of values."""
+
+    ref: Ref
+    heads: int
+
+    def of(self, part: int, head: Index) -> Array:
+        """That of a head of a part, a number for each column."""
+        place = self.ref.shape[0] - (VALUES + 1 - part) * self.heads + head
+        return vector(self.ref.at[place])
+
+
+def vector(ref: Ref) -> Array:
+    """A vector in memory as a number for each column, float32."""
+    columns = plgpu.Layout.WGMMA.reduce(0)
+    return plgpu.load(ref, layout=columns, optimized=False).astype(jnp.float32)
+
+
 class Program:
     """What warpgroups of programs have in common: heads, tiles and their slots.
 
@@ -126,6 +146,14 @@ class Program:
         )
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(place, array.ref.at[self.place(array, step, tile)])
+
+    def with_bias(self, step: Index, found: Array, bias: Bias | None) -> Array:
+        """What queries find, where values lack their bias: weights add up to one."""
+        if bias is None:
+            return found
+        found = jax.lax.slice(found, (0, 0), (ROWS, self.sizes.width))
+        _, head = self.number(step)
+        return found + across(bias.of(VALUES, head), found)
 
     def order(self, to: Ref, tile: Index, rows: Array) -> None:
         """Lay rows into shared memory as products read them."""

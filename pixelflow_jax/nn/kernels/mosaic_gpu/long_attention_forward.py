@@ -12,6 +12,7 @@ from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import pl, plgpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
+    Bias,
     Heads,
     Index,
     last_heads,
@@ -40,17 +41,20 @@ QUERY, RESULT = range(2)  # a warpgroup's slots
 
 
 @functools.partial(jax.jit, static_argnums=3)  # made once for all layers
-def forward(q: Array, k: Array, v: Array, plan: Plan = PLAN) -> tuple[Array, Array]:
+def forward(
+    q: Array, k: Array, v: Array, plan: Plan = PLAN, bias: Array | None = None
+) -> tuple[Array, Array]:
     """What queries find in keys, of arrays [b, n, heads, width].
 
-    And log2 of the sums of exponentials [b, heads, n], which `backward` needs.
+    And log2 of the sums of exponentials [b, heads, n], which `backward` needs. Of `v`
+    and of `bias` [some, width], which it lacks, the last heads are looked at.
     """
     work = Work.of(q, plan)
     b, n, heads, _ = q.shape
     return work.launch(
         _Forward,
         "long_attention_forward",
-        [q, k, v],
+        [q, k, v] if bias is None else [q, k, v, bias],
         outs=[like(q), jax.ShapeDtypeStruct((b, heads, n), jnp.float32)],
         scratch=[
             *work.slots(q.dtype, 2),
@@ -64,9 +68,10 @@ class _Forward(LongProgram):
     """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
     def __init__(self, work: Work, references):
-        q, k, v, out, self.sums_of_all = references[:5]
+        q, k, v, *bias, out, self.sums_of_all = references[:-4]
         self.q, self.out = Heads(q), Heads(out)
-        slots, arrived, sums, given = references[5:]
+        self.bias = Bias(bias[0], work.heads) if bias else None
+        slots, arrived, sums, given = references[-4:]
         super().__init__(work, slots, arrived)
         self.sums = sums.at[self.warpgroup]
         self.stream = Stream(self, [Heads(k), last_heads(v, work.heads)], [], given)
@@ -83,7 +88,7 @@ class _Forward(LongProgram):
             step, functools.partial(self._first, q), functools.partial(self._look, q)
         )
         found, tops = result(top, sums_of(found, self.sizes), found)
-        tile = self.tile(step)
+        found, tile = self.with_bias(step, found, self.bias), self.tile(step)
         self.write(RESULT, self.out, step, tile, found)
         self.sums[...] = tops
         plgpu.commit_smem()

@@ -16,6 +16,10 @@ from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
+    KEYS,
+    QUERIES,
+    VALUES,
+    Bias,
     Heads,
     Program,
     for_products,
@@ -46,34 +50,47 @@ KEY, VALUE, QUERY = range(FORWARD_SLOTS)
 
 
 @functools.partial(jax.jit, static_argnums=3)  # made once for all layers
-def forward(q: Array, k: Array, v: Array, length: int) -> tuple[Array, Array]:
+def forward(
+    q: Array, k: Array, v: Array, length: int, bias: Array | None = None
+) -> tuple[Array, Array]:
     """What queries find in the first `length` keys, of arrays [b, n, heads, width].
 
     And log2 of the sums of exponentials [b, heads, n], which `backward` needs. Of `v`
-    as many heads as there are queries' are looked at, the last ones.
+    as many heads as there are queries' are looked at, the last ones, and of `bias`
+    [some, width], which they lack.
     """
     heads = q.shape[2]
 
-    def arrays(q, k, v) -> tuple:
-        return Heads(q), Heads(k), last_heads(v, heads), None
+    def arrays(q, k, v, *bias) -> tuple:
+        biases = Bias(bias[0], heads) if bias else None
+        return Heads(q), Heads(k), last_heads(v, heads), None, biases
 
-    return _launch([q, k, v], arrays, heads, length)
+    inputs = [q, k, v] if bias is None else [q, k, v, bias]
+    return _launch(inputs, arrays, heads, length)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # made once for all layers
 def forward_projected(
-    heads: int, qkv: Array, gains: tuple[Array, Array], angles: Array
+    heads: int,
+    qkv: Array,
+    gains: tuple[Array, Array],
+    angles: Array,
+    bias: Array | None = None,
 ) -> Array:
     """The same of a projection [b, n, 3 * heads, width], with all that lies between.
 
-    Queries and keys are RMS-normalised, times their gains [width], and turned by
-    `angles` [n, width], cosine and sine of each pair: all of it on their way.
+    Its `bias` [3 * heads, width] is added, queries and keys are RMS-normalised, times
+    their gains [width], and turned by `angles` [n, width], cosine and sine of each
+    pair: all of it on their way.
     """
     inputs = [qkv, jnp.stack(gains), angles.astype(ANGLES)]
+    inputs += [] if bias is None else [bias]
 
-    def arrays(qkv, *others) -> tuple:
-        parts = (Heads(qkv, part * heads) for part in range(3))
-        return *parts, Turn(*others)
+    def arrays(qkv, gains, angles, *others) -> tuple:
+        *bias, near, arrived = others
+        biases = Bias(bias[0], heads) if bias else None
+        parts = (Heads(qkv, part * heads) for part in (QUERIES, KEYS, VALUES))
+        return *parts, Turn(gains, angles, biases, near, arrived), biases
 
     return _launch(inputs, arrays, heads, qkv.shape[1], turned=True)[0]
 
@@ -123,7 +140,7 @@ class _Forward(Program):
     """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
     def __init__(self, sizes, heads, count, warpgroups, looked_at: tuple, references):
-        self.q, self.k, self.v, self.turn = looked_at
+        self.q, self.k, self.v, self.turn, self.bias = looked_at
         out, self.sums_of_all = references[:2]
         total = out.shape[0] * heads
         self.keys, self.values, slots, sums, arrived, *barriers = references[2:]
@@ -163,23 +180,25 @@ class _Forward(Program):
                 pl.when(tile < self.sizes.tiles)(functools.partial(one, tile))
 
     def _lay(self, step, tile) -> None:
-        self.order(self.keys, tile, self._turned(KEY, tile))
+        self.order(self.keys, tile, self._turned(KEY, step, tile))
         self._later(KEY, self.k, step, tile)
         self.order(self.values, tile, self.fetched(VALUE))
         self._later(VALUE, self.v, step, tile)
 
-    def _turned(self, slot: int, tile) -> Array:
+    def _turned(self, slot: int, step, tile) -> Array:
         """A tile of queries or keys, normalised and turned where that is to be done."""
         rows = self.fetched(slot)
         if self.turn is None:
             return rows
-        return self.turn.apply(rows, 0 if slot == QUERY else 1, self.rows(tile))
+        part, (_, head) = QUERIES if slot == QUERY else KEYS, self.number(step)
+        return self.turn.apply(rows, part, head, self.rows(tile))
 
     def _find(self, step, tile) -> None:
-        q = padded(self._turned(QUERY, tile), self.sizes)
+        q = padded(self._turned(QUERY, step, tile), self.sizes)
         if self.roomy:
             self._later(QUERY, self.q, step, tile)
         found, tops = _attend(self.sizes, q, self.keys, self.values)
+        found = self.with_bias(step, found, self.bias)
         self.write(self.result, self.out, step, tile, found)
         self.sums[...] = tops
         plgpu.commit_smem()

@@ -8,7 +8,7 @@ from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import pl, plgpu
 from pixelflow_jax.nn.kernels.launch import EPS
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import LONGEST_COPY
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import LONGEST_COPY, Bias, vector
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Ref, across, down
 
 # Cosines and sines, which shared memory has no room for in float32. Of half precision
@@ -20,12 +20,13 @@ ANGLES = jnp.float16
 class Turn(NamedTuple):
     """Gains of queries and keys, and angles of each pair of lanes, cosine and sine.
 
-    `gains` [2, width] and `angles` [n, width] lie in memory; of angles there is a copy
-    in shared memory.
+    `gains` [2, width], `angles` [n, width] and the `bias` of the projection lie in
+    memory; of angles there is a copy in shared memory.
     """
 
     gains: Ref
     angles: Ref
+    bias: Bias | None
     near_angles: Ref
     arrived: Ref
 
@@ -45,13 +46,14 @@ class Turn(NamedTuple):
         """Wait for what was sent for."""
         plgpu.barrier_wait(self.arrived)
 
-    def apply(self, rows: Array, which: int, place: Any) -> Array:
-        """Rows of a tile, those at `place`; which of the gains is theirs."""
+    def apply(self, rows: Array, part: int, head: Array, place: Any) -> Array:
+        """Rows of a tile, those at `place`, of a head of queries or keys."""
         layout = plgpu.Layout.WGMMA
         x = rows.astype(jnp.float32)
+        if self.bias is not None:
+            x = x + across(self.bias.of(part, head), x)
         mean = (x * x).sum(axis=1) * (1 / x.shape[1])
-        columns, gains = layout.reduce(0), self.gains.at[which]
-        gain = plgpu.load(gains, layout=columns, optimized=False)
+        gain = vector(self.gains.at[part])
         x = x * down(jax.lax.rsqrt(mean + EPS), x) * across(gain, x)
         angles = plgpu.load(self.near_angles.at[place], layout=layout, optimized=False)
         return _turned(x, angles.astype(jnp.float32)).astype(rows.dtype)
