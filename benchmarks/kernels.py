@@ -57,7 +57,7 @@ LENGTHS = (
     *((256, 32), (256, 128), (288, 32), (288, 64), (288, 128)),
     *((128, 64), (1024, 4), (4096, 4)),
 )
-TEACHER = (272, 128, 12, 64)  # tokens, images, heads and width of DINOv2, padded
+TEACHER = (128, 272, 12, 64)  # images, tokens, heads and width of DINOv2, padded
 TEACHER_LENGTH = 257
 FAST_WIDTHS = (64, 128)  # of heads, which the newest kernels are written for
 PADDED_WIDTHS = (80, 96, 128)  # what heads of 72 can be padded to
@@ -120,7 +120,7 @@ def attentions() -> Iterator[tuple[str, Entry]]:
             shape = (batch, length, HEADS, width)
             name = f"attention {length} x {width}, {batch} images"
             yield from _passes(name, shape, _attentions_of(width))
-    length, batch, _, width = TEACHER
+    batch, length, _, width = TEACHER
     teacher = {
         word: functools.partial(attend, implementation=word, length=TEACHER_LENGTH)
         for word in ("cudnn", "hopper", "xla")
@@ -270,7 +270,7 @@ def sampled() -> Iterator[tuple[str, Entry]]:
                 inputs=functools.partial(normal, (batch, n, 3 * WIDTH), (1, 3 * WIDTH)),
                 variants={
                     word: functools.partial(attend, Kernels(attention=word))
-                    for word in ("cudnn", "hopper")
+                    for word in ("cudnn", "hopper", "xla")
                 },
                 flops=4.0 * batch * n**2 * WIDTH,
             ),

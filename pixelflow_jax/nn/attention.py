@@ -49,12 +49,15 @@ def attend(
     `drop` acts on the probabilities [b, heads, n, m], which only the plain formula
     writes out. Of queries and keys alike only the first `length` are looked at; what
     comes out behind them has no meaning. cuDNN needs no mask for that. Raises
-    ValueError where a kernel is asked for what it cannot do.
+    ValueError for a `length` that is not there, and where a kernel is asked for what it
+    cannot do.
 
     For the backward pass stacks keep the result under the name "attention", or all that
     the kernels' own backward pass needs (`nn.stack`).
     """
     check_word("attention", implementation, Attention)
+    if length is not None and not 1 <= length <= k.shape[1]:
+        raise ValueError(f"There are {k.shape[1]} tokens, not {length} to look at.")
     if implementation == "cudnn":
         cudnn.check(mask, drop)
     if implementation == "hopper":

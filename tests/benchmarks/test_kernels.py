@@ -82,6 +82,19 @@ def test_the_registry_names_shapes_of_the_models():
     assert {"xla", "cudnn", "hopper", "cudnn at 80", "cudnn at 128"} <= variants.keys()
 
 
+@pytest.mark.parametrize("name", kernels.ENTRIES)
+def test_the_compiler_s_variant_takes_the_entry_s_inputs(name):
+    entry = kernels.ENTRIES[name]
+    inputs = jax.eval_shape(entry.inputs)
+    assert jax.tree.leaves(jax.eval_shape(entry.variants["xla"], *inputs))
+
+
+def test_the_teacher_s_tokens_are_images_tokens_and_heads():
+    name = "attention 257 of 272 x 64, 128 images, forward"
+    q, *_ = jax.eval_shape(kernels.ENTRIES[name].inputs)
+    assert q.shape == (128, 272, 12, 64)
+
+
 def test_heads_padded_with_zeros_attend_alike():
     q, k, v = kernels.normal(*[(2, 5, 3, 8)] * 3, dtype="float32")
     padded = kernels._padded(jax.nn.dot_product_attention, 16, q, k, v)

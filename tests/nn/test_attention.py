@@ -209,3 +209,6 @@ def test_only_the_first_tokens_are_looked_at():
     masked = attend(q[:, :5], k[:, :5], v[:, :5], seen[:, :5])
     both = attend(q, k, v, seen, length=5)[:, :5]
     np.testing.assert_allclose(both, masked, atol=1e-6)
+    for wrong in (0, 9):
+        with pytest.raises(ValueError, match=f"There are 8 tokens, not {wrong}"):
+            attend(q, k, v, length=wrong)
