@@ -307,7 +307,10 @@ class Generator:
         )
         index = jax.ShapeDtypeStruct((1,), np.uint32)
         seed = jax.ShapeDtypeStruct((), np.uint32)
-        program = functools.partial(self.trace, record=False)
+        # The steps of a cascade's stages call the network alike: one trace will do.
+        once = dataclasses.replace(self.network, apply=jax.jit(self.network.apply))
+        program = dataclasses.replace(self, network=once).trace
+        program = functools.partial(program, record=False)
         jax.eval_shape(program, shapes, index, self.conditioner.example(1), seed)
 
     def frozen_shapes(self) -> dict:
