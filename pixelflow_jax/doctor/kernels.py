@@ -15,7 +15,7 @@ from jax import Array
 
 from pixelflow_jax.nn.attention import attend, attend_projection, cudnn_fits
 from pixelflow_jax.nn.block import CHUNKS, GATE1, SCALE2, SHIFT2
-from pixelflow_jax.nn.kernels.activate_and_project import activate_and_project
+from pixelflow_jax.nn.kernels.activate_and_project import Kind, activate_and_project
 from pixelflow_jax.nn.kernels.adaln_residual import AdaLN, Residual, adaln_residual
 from pixelflow_jax.nn.kernels.backends import (
     BACKENDS,
@@ -50,6 +50,7 @@ XL = Sizes(4, 256, 1152, 16, 3072, 256, (64, 128))
 LONG = 1024  # tokens
 HOPPER = "hopper"  # a part of its own, with the word of `Kernels.attention`
 FILLED = 132  # heads of images that fill any Hopper GPU
+MANY = 64  # images whose MLPs fill it
 TINY = Sizes(2, 16, 32, 4, 64, 64, (16, 16))
 
 
@@ -97,13 +98,14 @@ def swiglu(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
         return (activate_and_project("swiglu", (gate, up), biases, matrix, packing),)
 
 
-def whole_mlp(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
-    """An MLP with SwiGLU from tokens [b, n, width] to its last product."""
-    x, both, last = arrays
-    biases = (jnp.ones(len(last), jnp.float32),) * 2
-    unit = len(x[0, 0]) ** -0.5  # so that values are some of normal size
+def whole_mlp(kind: Kind, packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
+    """An MLP from tokens [b, n, width] to its last product; SwiGLU's without biases."""
+    x, *first, last = arrays
+    biases = (jnp.ones(len(last), jnp.float32),) if kind == "gelu" else ()
+    unit = x.shape[-1] ** -0.5  # so that values are of normal size
+    layers = Layers(tuple(first), biases, last)
     with choose(kernels):
-        return (mlp("swiglu", x * unit, Layers((both,), biases, last), packing),)
+        return (mlp(kind, x * unit, layers, packing),)
 
 
 def field(kernels: Kernels, z: Array, weights: Array) -> tuple:
@@ -176,11 +178,14 @@ def only_here(sizes: Sizes, dtype: str) -> list[Operation]:
             shapes = (images, n, 3 * width), (1, 3 * width)
             name = f"attention of {word} projections"
             operations.append(Operation(name, run, shapes, HOPPER))
-    packing = Packing((images,), (sizes.length,))
-    matrices = (width, 2 * sizes.hidden), (sizes.hidden, width)
-    shapes = (images, sizes.length, width), *matrices
-    run = functools.partial(whole_mlp, packing)
-    return [*operations, Operation("mlp", run, shapes, HOPPER)]
+    kinds: tuple[tuple[Kind, int], ...] = ("swiglu", 2), ("gelu", 1)
+    for kind, count in kinds:
+        packing = Packing((MANY,), (sizes.length,))
+        matrices = [(width, sizes.hidden)] * count + [(sizes.hidden, width)]
+        run = functools.partial(whole_mlp, kind, packing)
+        shapes = (MANY, sizes.length, width), *matrices
+        operations.append(Operation(f"mlp with {kind}", run, shapes, HOPPER))
+    return operations
 
 
 def with_gradient(function: Callable, outs: int = 1) -> Callable[..., tuple]:

@@ -129,7 +129,7 @@ def is_available(backend: Backend = "triton") -> bool:
     """Whether a backend can launch kernels; says so once where it cannot."""
     why = missing(backend)
     if why:
-        LOG.warning("%s: the compiler does the work of all kernels.", why)
+        LOG.warning("%s: the compiler does the work of its kernels.", why)
     return not why
 
 

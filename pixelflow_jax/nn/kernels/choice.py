@@ -31,11 +31,12 @@ HALF = (jnp.bfloat16, jnp.float16)
 class Kernels:
     """Which operations run as kernels of their own; changes speed, never results.
 
-    `blocks`: what lies between a block's matrix products, and on Hopper GPUs an MLP's
-    first products with it; `field`: the MLPs of a neural field. "pallas" insists on our
-    kernels, "mosaic" on those that need no Triton (on GPUs fewer operations have one),
-    "xla" leaves all to the compiler; "auto" takes the kernels that gain, on GPUs and
-    TPUs in half precision, for the sizes they know.
+    `blocks`: what lies between a block's matrix products; `field`: the MLPs of a neural
+    field. "pallas" insists on our kernels, "mosaic" on those that need no Triton (on
+    GPUs fewer operations have one), "xla" leaves all to the compiler; "auto" takes the
+    kernels that gain, on GPUs and TPUs in half precision, for the sizes they know. On
+    Hopper GPUs "auto" and "mosaic" have an MLP's first products with their activation,
+    where that gains.
     `attention`: "cudnn" insists on cuDNN's flash attention, "hopper" on our kernels for
     Hopper GPUs, "splash" on the one that JAX ships for TPUs, "xla" on the compiler;
     "auto" takes "hopper" where it gains, cuDNN's where it is available and right, and

@@ -1,6 +1,7 @@
 """An MLP: from tokens to its last product, by a kernel or by separate operations."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,13 +20,15 @@ from pixelflow_jax.nn.packing import Packing
 from pixelflow_jax.nn.products import matmul
 from pixelflow_jax.sharding import by_device, shard_count, tensor_shards
 
-BUSY = 0.75  # of all rounds of tiles; at 0.73 nothing was gained
+# Of all rounds of tiles; on 132 multiprocessors nothing was gained at 0.73.
+BUSY = 0.75
 
 
 class Layers(NamedTuple):
-    """The matrices and biases of an MLP, but for the last bias.
+    """The matrices [inputs, outputs] and biases of an MLP, but for the last bias.
 
-    `first` as the products of `activate_and_project`, `biases` and `last` as there.
+    `first` is one matrix (GELU), two (SwiGLU's gate and up), or these two side by side
+    in one; `biases` are one for each of gate and up, or none.
     """
 
     first: tuple[Array, ...]
@@ -71,11 +74,12 @@ def _fused(spec: tuple[Kind, Packing], x: Array, layers: Layers) -> Array:
 
     def hidden(x: Array, *whole: Array) -> Array:
         tokens = x.reshape(-1, x.shape[-1])
-        first = tuple(matrix.astype(x.dtype) for matrix in whole[:count])
-        out = activated_product(kind, tokens, first, whole[count:])
+        out = activated_product(kind, tokens, whole[:count], whole[count:])
         return out.reshape(*x.shape[:-1], -1)
 
-    whole = (*layers.first, *layers.biases)
+    # Cast before they are gathered from all devices: half the bytes.
+    first = (matrix.astype(x.dtype) for matrix in layers.first)
+    whole = (*first, *layers.biases)
     return matmul(by_device(hidden, x, whole=whole), layers.last)
 
 
@@ -85,7 +89,9 @@ def _forward(spec: tuple[Kind, Packing], x: Array, layers: Layers) -> tuple:
     return jax.vjp(apart, x, layers)
 
 
-def _backward(spec: tuple[Kind, Packing], pull, cotangent: Array) -> tuple:
+def _backward(
+    spec: tuple[Kind, Packing], pull: Callable[[Array], tuple], cotangent: Array
+) -> tuple:
     return pull(cotangent)
 
 
@@ -95,8 +101,9 @@ _fused.defvjp(_forward, _backward)
 def gains(kind: Kind, x: Array, layers: Layers) -> bool:
     """Whether there is a Hopper GPU, and the kernel is known to gain.
 
-    In bfloat16, and where the last round of tiles leaves few multiprocessors without
-    work. Where a batch does not divide over the devices, each would compute all of it.
+    In bfloat16, where `kernels.blocks` is "auto" or "mosaic", and the last round of
+    tiles leaves few multiprocessors without work. Where a batch does not divide over
+    the devices, each would compute all of it.
     """
     asked = choice.chosen().blocks in ("auto", "mosaic")
     if not asked or x.dtype != jnp.bfloat16 or backends.missing_hopper():

@@ -1,7 +1,8 @@
-"""An MLP as one kernel and its last product: when, what lowers, and gradients.
+"""An MLP as one kernel and its last product: when, what it computes, and gradients.
 
-What the kernel computes is compared on a GPU: by `pixelflow doctor` and by `python -m
-benchmarks.kernels --only 'mlp *'`.
+Pallas interprets the kernel on the CPU, with its barriers, copies and clusters, and
+looks for races; products end at once there. On a GPU `pixelflow doctor` and `python -m
+benchmarks.kernels --only 'mlp *'` compare it.
 """
 
 import functools
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixelflow_jax.doctor import kernels as doctor
 from pixelflow_jax.mesh import MeshShape
 from pixelflow_jax.nn.dropout import group_dropouts, layer_dropout_keys
 from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels import mlp as operation
+from pixelflow_jax.nn.kernels.activate_and_project import ACTIVATIONS
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.kernels.mlp import Layers, gains, mlp, separate
 from pixelflow_jax.nn.kernels.mosaic_gpu import activated_product
@@ -96,21 +99,60 @@ def test_what_it_keeps_fits_into_shared_memory():
 
 @pytest.mark.parametrize("kind", ["swiglu", "gelu"])
 @pytest.mark.parametrize("rows", [256, 512, 2048, 16384, 18432, 21760])
-def test_all_tiles_have_their_turn_once(kind, rows):
-    """Which tile a program has in which step, by the kernel's own arithmetic."""
+@pytest.mark.parametrize("cores", [2, 78, 132])
+def test_all_tiles_have_their_turn_once(monkeypatch, kind, rows, cores):
+    """Which tile a cluster has in which step, by the kernel's own arithmetic."""
+    monkeypatch.setattr(activated_product, "multiprocessors", lambda: cores)
+    places = {"cluster": 0, "warpgroup": 0}
+    monkeypatch.setattr(jax.lax, "axis_index", lambda name: jnp.int32(places[name]))
     sizes = Sizes(kind, rows, 1152, 3072)
-    assert sizes.known and 0 < sizes.busy <= 1
+    found = []
+    for program in range(sizes.clusters):
+        places["program"] = program
+        work = activated_product._Program(sizes, 1, (None,) * 8)
+        tiles = jax.vmap(work._tile)(jnp.arange(work.steps))
+        found += zip(*(a.tolist() for a in tiles), strict=True)
     columns = sizes.hidden // sizes.wide
-    program = object.__new__(activated_product._Program)
-    program.sizes, program.program = sizes, jnp.int32(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.lax, "axis_index", lambda name: jnp.int32(0))
-        numbers = jnp.arange(sizes.tiles)
-        patch.setattr(Sizes, "clusters", 1)
-        row, column = jax.vmap(program._tile)(numbers)
-    found = set(zip(row.tolist(), column.tolist(), strict=True))
-    tiles = {(256 * i, j) for i in range(rows // 256) for j in range(columns)}
-    assert found == tiles and sizes.tiles == len(tiles)
+    tiles = [(256 * i, j) for i in range(rows // 256) for j in range(columns)]
+    assert sorted(found) == tiles and sizes.tiles == len(tiles)
+    assert sizes.known and 0 < sizes.busy <= 1
+
+
+@needs_new
+@pytest.mark.parametrize("cores", [2, 4, 6])
+@pytest.mark.parametrize(
+    ("kind", "rows", "depth", "hidden", "together", "bias"),
+    [
+        ("swiglu", 512, 256, 384, False, True),
+        ("swiglu", 256, 256, 128, True, True),
+        ("swiglu", 256, 320, 256, True, False),
+        ("gelu", 768, 320, 512, False, False),
+        ("gelu", 256, 256, 768, False, True),
+    ],
+)
+def test_it_computes_the_formula_without_races(
+    monkeypatch, capfd, kind, rows, depth, hidden, together, bias, cores
+):
+    from jax.experimental.pallas import mosaic_gpu
+
+    interpret = mosaic_gpu.InterpretGPUParams(detect_races=True)
+    run = functools.partial(mosaic_gpu.kernel, interpret=interpret)
+    monkeypatch.setattr(mosaic_gpu, "kernel", run)
+    monkeypatch.setattr(activated_product, "multiprocessors", lambda: cores)
+    assert Sizes(kind, rows, depth, hidden).known
+    rng, count = np.random.default_rng(0), 2 if kind == "swiglu" else 1
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+    x, matrices = normal(rows, depth), normal(count, depth, hidden) * depth**-0.5
+    biases = normal(count, hidden).astype(jnp.float32) if bias else ()
+    given = (jnp.concatenate(matrices, 1),) if together else tuple(matrices)
+    kernel = activated_product.activated_product.__wrapped__
+    found = kernel(kind, x, given, tuple(biases)).astype(jnp.float32)
+    exact = [x.astype(jnp.float32) @ matrix.astype(jnp.float32) for matrix in matrices]
+    if bias:
+        exact = [a + b for a, b in zip(exact, biases, strict=True)]
+    expected = ACTIVATIONS[kind](*exact)
+    assert jnp.abs(found - expected).max() <= 0.01 * jnp.abs(expected).max()
+    assert "RACE DETECTED" not in capfd.readouterr().out
 
 
 def lowered(function, *arrays) -> str:
@@ -161,39 +203,24 @@ def test_gradients_come_from_products_that_are_kept():
 
 
 @pytest.mark.parametrize("kind", ["swiglu", "gelu"])
-def test_results_and_gradients_are_the_separate_ones(monkeypatch, kind):
-    """With the formula in the kernel's place: what lies around it."""
-    packing = Packing((2,), (16,))
-
-    def formula(kind, x, matrices, biases):
-        apart = separate(kind, x[None], Layers(matrices, biases, eye), packing)
-        return apart[0]
-
-    rng = np.random.default_rng(0)
+def test_what_lies_around_the_kernel(monkeypatch, kind):
+    """With the formula in its place: tokens as rows, and the last product."""
+    packing, rng = Packing((2,), (16,)), np.random.default_rng(0)
     normal = lambda a: jnp.asarray(rng.standard_normal(a.shape) / 4, jnp.float32)
     given = jax.tree.map(normal, layers(kind, 64, 128, bias=True))
     x, eye = normal(array(2, 16, 64)), jnp.eye(128)
+
+    def formula(kind, x, matrices, biases):
+        return separate(kind, x[None], Layers(matrices, biases, eye), packing)[0]
+
     monkeypatch.setattr(operation, "activated_product", formula)
-    spec = kind, packing
-
-    def total(run, x, given):
-        out = run(x, given)
-        return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
-
-    runs = (
-        functools.partial(operation._fused, spec),
-        lambda x, given: separate(kind, x, given, packing),
-    )
-    (found, gradients), (expected, exact) = (
-        jax.value_and_grad(functools.partial(total, run), (0, 1), has_aux=True)(
-            x, given
-        )
-        for run in runs
-    )
-    np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
-    np.testing.assert_allclose(runs[0](x, given), expected[1], atol=1e-4)
-    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+    found = operation._fused((kind, packing), x, given)
+    expected = separate(kind, x, given, packing)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    # And gradients are there, of all layers.
+    total = lambda x, given: operation._fused((kind, packing), x, given).sum()
+    gradients = jax.grad(total, (0, 1))(x, given)
+    assert all(jnp.abs(a).max() > 0 for a in jax.tree.leaves(gradients))
 
 
 def test_what_is_dropped_is_left_to_the_other_kernels(any_jax, monkeypatch):
@@ -221,3 +248,23 @@ def test_each_device_computes_its_own_images(monkeypatch):
         text = lowered(run, array(128, 256, 768), given)
     calls = [line for line in text.splitlines() if CALL in line]
     assert calls and all("tensor<8192x3072xbf16>" in call for call in calls)
+
+
+@pytest.mark.parametrize("cores", [78, 114, 132])
+def test_the_doctor_s_sizes_are_the_kernel_s(any_jax, monkeypatch, cores):
+    """Else it would compare the separate operations under the kernel's name."""
+    monkeypatch.setattr(activated_product, "multiprocessors", lambda: cores)
+    asked = []
+
+    def noted(*given):
+        asked.append(gains(*given))
+        return False
+
+    with on(HOPPER):
+        operations = doctor.only_here(doctor.XL, "bfloat16")
+        monkeypatch.setattr(operation, "gains", noted)
+        for one in operations:
+            if one.name.startswith("mlp"):
+                run = functools.partial(one.function, Kernels(attention="hopper"))
+                jax.eval_shape(run, *[array(*shape) for shape in one.shapes])
+    assert asked == [True, True]

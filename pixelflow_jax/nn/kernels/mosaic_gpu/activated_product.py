@@ -17,8 +17,8 @@ from jax import Array
 
 from pixelflow_jax.nn.kernels.activate_and_project import WITH_SLOPES, Kind
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import Index, vector
-from pixelflow_jax.nn.kernels.mosaic_gpu.steps import ROWS, Ref, across
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import Index
+from pixelflow_jax.nn.kernels.mosaic_gpu.steps import ROWS, Ref, across, by_column
 
 WARPGROUPS = 2  # that multiply, besides the one that brings pieces
 COLUMNS = 256  # of a tile's products, which gate and up share
@@ -31,10 +31,6 @@ WRITTEN = 64  # columns that are activated and written at a time
 SLOTS = 2  # of these, on their way to memory
 MANY_REGISTERS, FEW_REGISTERS = 232, 40
 STRIPE = 64  # lanes of half precision that products read as one
-SIZES = (
-    f"half precision, tokens in multiples of {CLUSTER * TILE}, widths in multiples of "
-    f"{DEPTH}, and hidden widths in multiples of {COLUMNS // 2} (SwiGLU) or {COLUMNS}"
-)
 
 
 class Sizes(NamedTuple):
@@ -47,7 +43,10 @@ class Sizes(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether the kernel takes these sizes: `SIZES` in words."""
+        """Whether the kernel takes these sizes, of half precision.
+
+        Whole tiles, and as many pieces along what is summed up as there are stages.
+        """
         whole = not self.rows % (CLUSTER * TILE) and not self.depth % DEPTH
         return whole and self.depth >= DEPTH * STAGES and not self.hidden % self.wide
 
@@ -223,7 +222,7 @@ class _Program:
         row, column = self._tile(step)
         column = column * self.sizes.wide
         columns = _span(column, self.sizes.wide)
-        biases = [vector(bias.at[columns]) for bias in self.biases]
+        biases = [by_column(bias.at[columns]) for bias in self.biases]
         shape = ROWS, COLUMNS // len(self.pieces)
         accumulators = [plgpu.ACC(shape, jnp.float32)] * len(self.pieces)
         multiply = functools.partial(self._multiply, step)

@@ -19,6 +19,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
     Ref,
     Sizes,
     across,
+    by_column,
     padded,
 )
 
@@ -97,13 +98,7 @@ class Bias(NamedTuple):
     def of(self, part: int, head: Index) -> Array:
         """That of a head of a part, a number for each column."""
         place = self.ref.shape[0] - (VALUES + 1 - part) * self.heads + head
-        return vector(self.ref.at[place])
-
-
-def vector(ref: Ref) -> Array:
-    """A vector in memory as a number for each column, float32."""
-    columns = plgpu.Layout.WGMMA.reduce(0)
-    return plgpu.load(ref, layout=columns, optimized=False).astype(jnp.float32)
+        return by_column(self.ref.at[place])
 
 
 class Program:

@@ -46,7 +46,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
 from pixelflow_jax.nn.kernels.mosaic_gpu.turn import ANGLES, Turn
 
 # A warpgroup's slots; results leave by a fourth one, or by that of queries.
-KEY, VALUE, QUERY = range(FORWARD_SLOTS)
+KEY_SLOT, VALUE_SLOT, QUERY_SLOT = range(FORWARD_SLOTS)
 
 
 @functools.partial(jax.jit, static_argnums=3)  # made once for all layers
@@ -149,13 +149,17 @@ class _Forward(Program):
         self.sums = sums.at[self.warpgroup]
         self.ready, self.free = barriers
         self.result = self.slot_count - 1
-        self.roomy = self.result != QUERY
+        self.roomy = self.result != QUERY_SLOT
 
     def run(self) -> None:
         """What all queries of the program's heads find."""
         if self.turn is not None:
             pl.when(self.warpgroup == 0)(self.turn.fetch)
-        for slot, ref in ((KEY, self.k), (VALUE, self.v), (QUERY, self.q)):
+        for slot, ref in (
+            (KEY_SLOT, self.k),
+            (VALUE_SLOT, self.v),
+            (QUERY_SLOT, self.q),
+        ):
             self.fetch(slot, ref, 0, self.warpgroup)
         if self.turn is not None:
             self.turn.fetched()
@@ -180,23 +184,24 @@ class _Forward(Program):
                 pl.when(tile < self.sizes.tiles)(functools.partial(one, tile))
 
     def _lay(self, step, tile) -> None:
-        self.order(self.keys, tile, self._turned(KEY, step, tile))
-        self._later(KEY, self.k, step, tile)
-        self.order(self.values, tile, self.fetched(VALUE))
-        self._later(VALUE, self.v, step, tile)
+        self.order(self.keys, tile, self._turned(KEY_SLOT, step, tile))
+        self._later(KEY_SLOT, self.k, step, tile)
+        self.order(self.values, tile, self.fetched(VALUE_SLOT))
+        self._later(VALUE_SLOT, self.v, step, tile)
 
     def _turned(self, slot: int, step, tile) -> Array:
         """A tile of queries or keys, normalised and turned where that is to be done."""
         rows = self.fetched(slot)
         if self.turn is None:
             return rows
-        part, (_, head) = QUERIES if slot == QUERY else KEYS, self.number(step)
+        part = QUERIES if slot == QUERY_SLOT else KEYS
+        _, head = self.number(step)
         return self.turn.apply(rows, part, head, self.rows(tile))
 
     def _find(self, step, tile) -> None:
-        q = padded(self._turned(QUERY, step, tile), self.sizes)
+        q = padded(self._turned(QUERY_SLOT, step, tile), self.sizes)
         if self.roomy:
-            self._later(QUERY, self.q, step, tile)
+            self._later(QUERY_SLOT, self.q, step, tile)
         found, tops = _attend(self.sizes, q, self.keys, self.values)
         found = self.with_bias(step, found, self.bias)
         self.write(self.result, self.out, step, tile, found)
@@ -207,7 +212,7 @@ class _Forward(Program):
         plgpu.copy_smem_to_gmem(self.sums, self.sums_of_all.at[image, head, rows])
         if not self.roomy:
             written()
-            self._later(QUERY, self.q, step, tile)
+            self._later(QUERY_SLOT, self.q, step, tile)
 
     def _later(self, slot: int, array: Heads, step, tile) -> None:
         """Send for the warpgroup's next tile, of this head or the next one."""

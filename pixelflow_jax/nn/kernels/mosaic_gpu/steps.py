@@ -181,6 +181,12 @@ def padded(rows: Array, sizes: Sizes, value: float = 0.0) -> Array:
     return jnp.concatenate([rows, full((ROWS, missing), value, rows.dtype)], axis=1)
 
 
+def by_column(ref: Ref) -> Array:
+    """A vector in memory as a number for each column, float32."""
+    columns = plgpu.Layout.WGMMA.reduce(0)
+    return plgpu.load(ref, layout=columns, optimized=False).astype(jnp.float32)
+
+
 def down(column: Array, like: Array) -> Array:
     """A number for each row, in every column."""
     return jax.lax.broadcast_in_dim(column, like.shape, [0])

@@ -8,8 +8,8 @@ from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import pl, plgpu
 from pixelflow_jax.nn.kernels.launch import EPS
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import LONGEST_COPY, Bias, vector
-from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Ref, across, down
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import LONGEST_COPY, Bias
+from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Ref, across, by_column, down
 
 # Cosines and sines, which shared memory has no room for in float32. Of half precision
 # this is the finer one for numbers up to 1: they are off by 1/4096 at most, where what
@@ -53,7 +53,7 @@ class Turn(NamedTuple):
         if self.bias is not None:
             x = x + across(self.bias.of(part, head), x)
         mean = (x * x).sum(axis=1) * (1 / x.shape[1])
-        gain = vector(self.gains.at[part])
+        gain = by_column(self.gains.at[part])
         x = x * down(jax.lax.rsqrt(mean + EPS), x) * across(gain, x)
         angles = plgpu.load(self.near_angles.at[place], layout=layout, optimized=False)
         return _turned(x, angles.astype(jnp.float32)).astype(rows.dtype)
