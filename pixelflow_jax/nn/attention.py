@@ -187,7 +187,8 @@ def attend_projection(
     """`qkv_norm_rope`, then `attend_packed`: what each image's tokens find in it.
 
     `given` are heads, gains, rope and bias, as of `qkv_norm_rope`. Where our kernels
-    for Hopper GPUs attend, values are read from the projection.
+    for Hopper GPUs attend, values are read from the projection, unless gradients want
+    them with their bias.
     """
     plain = masks is None and dropouts is None
     if plain and _reads_values(qkv, packing, given["heads"]):
