@@ -82,7 +82,7 @@ def test_the_registry_names_shapes_of_the_models():
     assert {"xla", "cudnn", "hopper", "cudnn at 80", "cudnn at 128"} <= variants.keys()
 
 
-@pytest.mark.parametrize("name", kernels.ENTRIES)
+@pytest.mark.parametrize("name", kernels.chosen(["attention *", "mlp *"]))
 def test_the_compiler_s_variant_takes_the_entry_s_inputs(name):
     entry = kernels.ENTRIES[name]
     inputs = jax.eval_shape(entry.inputs)
