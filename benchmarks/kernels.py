@@ -33,11 +33,12 @@ from pixelflow_jax.doctor.kernels import (  # isort: skip
     projection,
     qkv,
     swiglu,
+    whole_mlp,
     with_gradient,
 )
 from pixelflow_jax.nn.attention import attend  # isort: skip
-from pixelflow_jax.nn.kernels.choice import Kernels, choose  # isort: skip
-from pixelflow_jax.nn.kernels.mlp import Layers, mlp  # isort: skip
+from pixelflow_jax.nn.kernels.activate_and_project import Kind  # isort: skip
+from pixelflow_jax.nn.kernels.choice import Kernels  # isort: skip
 from pixelflow_jax.nn.packing import Packing  # isort: skip
 
 WIDTH, HIDDEN, HEADS, HEAD_WIDTH = 1152, 3072, 16, 72  # of the XL models
@@ -65,7 +66,7 @@ PADDED_WIDTHS = (80, 96, 128)  # what heads of 72 can be padded to
 MOSAIC = {"adaln residual": ("mosaic",)}
 # What sampling computes for guided images: tokens, images, and of the MLP its
 # activation, its width and whether it has biases.
-SAMPLED = {
+SAMPLED: dict[str, tuple[int, int, Kind, int, bool]] = {
     "pixnerd": (256, 64, "swiglu", HIDDEN, False),
     "pixelgen": (288, 64, "swiglu", HIDDEN, True),
     "pixelflow": (4096, 2, "gelu", 4 * WIDTH, True),
@@ -248,10 +249,12 @@ def blocks() -> Iterator[tuple[str, Entry]]:
 
 def sampled() -> Iterator[tuple[str, Entry]]:
     """What nobody wants gradients of: MLPs, and attention from a projection on."""
-    for title, (n, batch, kind, hidden, has_bias) in SAMPLED.items():
+    for title, (n, batch, kind, hidden, bias) in SAMPLED.items():
         packing, count = Packing((batch,), (n,)), 2 if kind == "swiglu" else 1
         by_choice = {
-            choice: functools.partial(_whole_mlp, kind, packing, choice, has_bias)
+            choice: functools.partial(
+                whole_mlp, kind, bias, packing, Kernels(blocks=choice)
+            )
             for choice in ("xla", "pallas", "auto")
         }
         shapes = (batch, n, WIDTH), (WIDTH, count * hidden), (hidden, WIDTH)
@@ -275,17 +278,6 @@ def sampled() -> Iterator[tuple[str, Entry]]:
                 flops=4.0 * batch * n**2 * WIDTH,
             ),
         )
-
-
-def _whole_mlp(
-    kind: str, packing: Packing, choice: str, has_bias: bool, *arrays: Array
-) -> Array:
-    """An MLP from tokens to its last product; values before it of normal size."""
-    x, first, last = arrays
-    biases = (jnp.ones(len(last), jnp.float32),) * (first.shape[1] // len(last))
-    layers = Layers((first * WIDTH**-0.5,), biases if has_bias else (), last)
-    with choose(Kernels(blocks=choice)):
-        return mlp(kind, x, layers, packing)
 
 
 ENTRIES: dict[str, Entry] = {**dict(products()), **dict(attentions())}

@@ -98,14 +98,17 @@ def swiglu(packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
         return (activate_and_project("swiglu", (gate, up), biases, matrix, packing),)
 
 
-def whole_mlp(kind: Kind, packing: Packing, kernels: Kernels, *arrays: Array) -> tuple:
-    """An MLP from tokens [b, n, width] to its last product; SwiGLU's without biases."""
+def whole_mlp(
+    kind: Kind, bias: bool, packing: Packing, kernels: Kernels, *arrays: Array
+) -> tuple:
+    """An MLP from tokens [b, n, width], by its matrices, to its last product."""
     x, *first, last = arrays
-    biases = (jnp.ones(len(last), jnp.float32),) if kind == "gelu" else ()
+    parts = sum(matrix.shape[1] for matrix in first) // len(last)
+    biases = (jnp.ones(len(last), jnp.float32),) * (parts if bias else 0)
     unit = x.shape[-1] ** -0.5  # so that values are of normal size
-    layers = Layers(tuple(first), biases, last)
+    layers = Layers(tuple(matrix * unit for matrix in first), biases, last)
     with choose(kernels):
-        return (mlp(kind, x * unit, layers, packing),)
+        return (mlp(kind, x, layers, packing),)
 
 
 def field(kernels: Kernels, z: Array, weights: Array) -> tuple:
@@ -182,7 +185,7 @@ def only_here(sizes: Sizes, dtype: str) -> list[Operation]:
     for kind, count in kinds:
         packing = Packing((MANY,), (sizes.length,))
         matrices = [(width, sizes.hidden)] * count + [(sizes.hidden, width)]
-        run = functools.partial(whole_mlp, kind, packing)
+        run = functools.partial(whole_mlp, kind, kind == "gelu", packing)
         shapes = (MANY, sizes.length, width), *matrices
         operations.append(Operation(f"mlp with {kind}", run, shapes, HOPPER))
     return operations

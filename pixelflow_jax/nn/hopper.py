@@ -8,7 +8,6 @@ pass takes several times as long as its bytes ask for at 256 tokens, and pads 28
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -161,9 +160,9 @@ def gains(q: Any, k: Any, length: int | None = None) -> bool:
     if _is_short(q):
         timed = n <= LONGEST_SHORT and width in SHORT_WIDTHS
         return timed and heads >= cores
-    rounds = heads * n / (ROWS * long_attention_forward.PLAN.warpgroups * cores)
-    busy = rounds / math.ceil(rounds) if rounds else 0.0
-    return n >= SHORTEST_LONG and width in LONG_WIDTHS and busy >= BUSY
+    groups = heads * n / (ROWS * long_attention_forward.PLAN.warpgroups)
+    timed = n >= SHORTEST_LONG and width in LONG_WIDTHS
+    return timed and backends.busy(groups, cores) >= BUSY
 
 
 def _is_short(q: Any) -> bool:

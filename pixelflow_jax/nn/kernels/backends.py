@@ -7,6 +7,7 @@ Pallas is imported where the first kernel is traced: all else runs without it.
 import functools
 import importlib
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -77,6 +78,15 @@ def multiprocessors() -> int:
     """
     found = (getattr(_device(), name, None) for name in ("core_count", "num_cores"))
     return next((n for n in found if n), HOPPER_MULTIPROCESSORS)
+
+
+def busy(tiles: float, at_once: int) -> float:
+    """The share of places that have work, where so many tiles run so many at once.
+
+    The last round is as long as the others, however few tiles it has.
+    """
+    rounds = tiles / at_once
+    return rounds / math.ceil(rounds) if tiles else 0.0
 
 
 def _device() -> Any:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.kernels.activate_and_project import WITH_SLOPES, Kind
-from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import Index
+from pixelflow_jax.nn.kernels.backends import busy, multiprocessors, pl, plgpu
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import Index, for_products
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import ROWS, Ref, across, by_column
 
 WARPGROUPS = 2  # that multiply, besides the one that brings pieces
@@ -81,8 +81,7 @@ class Sizes(NamedTuple):
     @property
     def busy(self) -> float:
         """The share of the GPU's clusters that have work, over all rounds of tiles."""
-        rounds = self.tiles / _clusters()
-        return rounds / math.ceil(rounds) if self.tiles else 0.0
+        return busy(self.tiles, _clusters())
 
 
 def _clusters() -> int:
@@ -103,7 +102,7 @@ def activated_product(
     hidden = sum(matrix.shape[1] for matrix in matrices) // parts
     rows, depth = x.shape
     sizes = Sizes(kind, rows, depth, hidden)
-    piece = functools.partial(_ordered, dtype=x.dtype)
+    piece = functools.partial(for_products, dtype=x.dtype, stripe=STRIPE)
     barrier = functools.partial(plgpu.Barrier, num_barriers=STAGES)
     run = plgpu.kernel(
         lambda *references: _Program(sizes, len(matrices), references).run(),
@@ -133,25 +132,13 @@ def activated_product(
     return run(x, *matrices, *biases)
 
 
-def _ordered(shape: tuple[int, ...], dtype: jnp.dtype) -> Any:
-    """Shared memory in the order in which products read it."""
-    transforms = (
-        plgpu.TilingTransform((8, STRIPE)),
-        plgpu.SwizzleTransform(2 * STRIPE),
-    )
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
-
-
 class _Program:
     """What warpgroups do: step after step a tile of the result."""
 
     def __init__(self, sizes: Sizes, count: int, references: tuple):
         self.sizes = sizes
-        given, (self.x_pieces, self.pieces, self.slots, *barriers) = (
-            references[:-5],
-            references[-5:],
-        )
-        self.arrived, self.free = barriers
+        *given, self.x_pieces, self.pieces, self.slots = references[:-2]
+        self.arrived, self.free = references[-2:]
         self.x, *rest, self.out = given
         self.matrices, self.biases = rest[:count], rest[count:]
         self.program = jax.lax.axis_index("program")

@@ -63,11 +63,16 @@ def like(a: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(a.shape, a.dtype)
 
 
-def for_products(shape: tuple[int, ...], dtype: jnp.dtype) -> Any:
-    """Shared memory in the order in which products read it: stripes of 32 bytes."""
-    tiling = plgpu.TilingTransform((8, NARROWEST))
+def for_products(
+    shape: tuple[int, ...], dtype: jnp.dtype, stripe: int = NARROWEST
+) -> Any:
+    """Shared memory in the order in which products read it: stripes of so many lanes.
+
+    Of half precision; the narrowest suit any width.
+    """
+    tiling = plgpu.TilingTransform((8, stripe))
     return plgpu.SMEM(
-        shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(2 * NARROWEST))
+        shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(2 * stripe))
     )
 
 
