@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from pixelflow_jax.training.throughput import copy_rate, matmul_rate
+from pixelflow_jax.training import throughput
 
 
 def machine_rates() -> dict:
@@ -17,8 +17,8 @@ def machine_rates() -> dict:
     counts what is read and what is written.
     """
     return {
-        "matmul_tflops": matmul_rate("bfloat16") / 1e12,
-        "copy_tbs": copy_rate() / 1e12,
+        "matmul_tflops": throughput.matmul_rate("bfloat16") / 1e12,
+        "copy_tbs": throughput.copy_rate() / 1e12,
     }
 
 

@@ -9,16 +9,14 @@ environment variables name. Prints one record behind "ROW ".
 import argparse
 import json
 import math
-import statistics
-import time
 
 from benchmarks import harness  # first: it sets the compiler's flags
 
 import jax  # isort: skip
-import numpy as np  # isort: skip
 
 from benchmarks import timing  # isort: skip
 from benchmarks.case import Case, build  # isort: skip
+from benchmarks.running import Running  # isort: skip
 from benchmarks.work import Work  # isort: skip
 
 COUNT, COMPILE, MEASURE = "count", "compile", "measure"
@@ -43,56 +41,29 @@ def precompiled(work: Work) -> dict:
 
 
 def timed(work: Work, repeats: int, limit: float = math.inf) -> dict:
-    """Speed, memory and compile time, and the machine's own rates.
+    """Speed (see `Running.timed`), memory and compile time, and the machine's rates.
 
-    `ms` is the median of runs that are each waited for, `queued_ms` of runs queued one
-    behind the other. `bytes_limit_ms` is what has to be read and written once at the
-    measured copy rate. `setup_peak_gb` is the peak before the first run: the program's
-    own is `peak_gb` only where that is more.
+    `bytes_limit_ms` is what has to be read and written once at the measured copy rate.
+    `setup_peak_gb` is the peak before the first run: the program's own is `peak_gb`
+    only where that is more.
     """
     rates = timing.machine_rates()
     with jax.set_mesh(work.mesh):
         built = harness.compiled(work.program, *work.shapes)
-        start = time.perf_counter()
-        held = jax.block_until_ready(work.arguments())
-        setup_seconds = time.perf_counter() - start
-        setup_peak = harness.peak_gb()
-        result = None
-
-        def once() -> object:
-            nonlocal held, result
-            out = built.program(*held)
-            held, result = work.following(held, out), work.result(out)
-            return result
-
-        times = timing.timings(once, repeats, limit=limit)
-        waited = statistics.median(times)
-        queued = timing.queued(once, min(len(times), _fitting(limit / 3, waited)))
-        finite = np.isfinite(np.asarray(result)).all()
-    if not finite:
-        raise RuntimeError("The result is not finite: this case does not work.")
+        running = Running(work, built.program)
+        times = running.timed(repeats, limit)
     return {
-        "ms": waited * 1e3,
-        "queued_ms": queued * 1e3,
-        "fastest_ms": min(times) * 1e3,
-        "repeats": len(times),
-        "images_s": work.images / waited,
-        "mesh_size": work.mesh.size,
+        **times,
         "bytes_limit_ms": work.moved / rates["copy_tbs"] / 1e9,
         **harness.memory(built.program),
-        "setup_peak_gb": setup_peak,
+        "setup_peak_gb": running.setup_peak_gb,
         "compile_s": built.seconds,
         "cached": built.cached,
         "trace_s": built.trace_seconds,
-        "setup_s": setup_seconds,
+        "setup_s": running.setup_s,
         "network_calls": work.calls,
         **rates,
     }
-
-
-def _fitting(seconds: float, each: float) -> int:
-    """How many runs fit into a time that may be endless."""
-    return int(min(seconds / each, 1e6))
 
 
 PHASES = {

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,13 +12,13 @@ import time
 import jax
 import pytest
 
-from benchmarks import harness, suite, timing
+from benchmarks import harness, suite, timing, turns
 from benchmarks.case import Case
 from pixelflow_jax.training.throughput import queued_seconds
 
 SMALL = "configs/pixelgen.py:emoji_clean"
 COMMANDS = ("speed", "methods", "scaling", "kernels", "train_step", "sample", "profile")
-COMMANDS += ("cascade", "perceptual", "worker", "against")
+COMMANDS += ("cascade", "perceptual", "worker", "against", "turn", "turns")
 # One device, whatever the other tests ask for, and programs that compile soon.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
@@ -74,6 +75,33 @@ def test_a_broken_case_is_a_row_and_stops_no_other(tmp_path, one_device):
     assert rows[1]["ms"] > 0 and rows[1]["network_calls"] == 3
     kept = harness.read(tmp_path / "rows.jsonl")
     assert [row["case"] for row in kept] == [case.label for case in cases]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_checkouts_take_turns(tmp_path, one_device):
+    other = tmp_path / "other"
+    shutil.copytree(harness.ROOT / "pixelflow_jax", other / "pixelflow_jax")
+    shutil.copytree(harness.ROOT / "configs", other / "configs")
+    missing = shutil.ignore_patterns("results", "turn*.py", "running.py", "timing.py")
+    shutil.copytree(harness.ROOT / "benchmarks", other / "benchmarks", ignore=missing)
+    works = f"sample {SMALL} 1 solver=euler steps=2 depth=2 scan=1"
+    cases = [Case.parse(works), Case.parse(f"{works} model.heads=7")]
+    given = arguments(tmp_path, other=other, commit="0ld", rounds=2, seconds=60)
+    rows = turns.run(cases, given)
+    sides = ["before", "now"]
+    assert [row["which"] for row in rows] == sides + sides
+    assert all(len(row["turns"]) == 2 and row["queued_ms"] > 0 for row in rows[:2])
+    assert all("heads=7" in row["failed"] for row in rows[2:])
+    kept = harness.read(tmp_path / "rows.jsonl")
+    assert [row["commit"] == "0ld" for row in kept[:2]] == [True, False]
+    assert kept[0]["matmul_tflops"] == kept[1]["matmul_tflops"] > 0  # one machine
+
+
+def test_turns_of_a_folder_that_is_no_checkout(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.turns", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=harness.ROOT)
+    assert run.returncode == 2 and "git worktree add" in run.stderr
 
 
 def test_a_time_out_is_a_row(tmp_path, one_device):

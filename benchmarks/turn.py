@@ -1,0 +1,53 @@
+"""One commit's side of a case in turns with another's; `turns` starts it.
+
+python -m benchmarks.turn --case '{"what": "train", ...}'
+
+Started in a checkout, it compiles the case as that commit has it and says "READY". For
+each line of its input it then times some runs and prints one record behind "ROW ".
+Nothing but the program is on the device before the first line.
+"""
+
+import argparse
+import json
+import math
+import sys
+
+from benchmarks import harness  # first: it sets the compiler's flags
+
+import jax  # isort: skip
+
+from benchmarks import timing  # isort: skip
+from benchmarks.case import Case, build  # isort: skip
+from benchmarks.running import Running  # isort: skip
+
+READY = "READY"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("--case", required=True, help="as JSON")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="a turn")
+    parser.add_argument("--rates", action="store_true", help="the machine's as well")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Compile, then take turns until the input ends."""
+    args = arguments()
+    work = build(Case.from_json(args.case))
+    with jax.set_mesh(work.mesh):
+        harness.compiled(work.setup)
+        built = harness.compiled(work.program, *work.shapes)
+        print(READY, flush=True)
+        running = None
+        for _ in sys.stdin:
+            running = running or Running(work, built.program)
+            row = running.timed(args.repeats, args.seconds)
+            row |= harness.memory(built.program) | {"compile_s": built.seconds}
+            row |= timing.machine_rates() if args.rates else {}
+            print(harness.ROW + json.dumps(harness.record([row])), flush=True)
+
+
+if __name__ == "__main__":
+    main()
