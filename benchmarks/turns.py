@@ -5,9 +5,11 @@ python -m benchmarks.turns ../before --only 'pixnerd-*' --rounds 2
 
 Every case runs in two processes, one of the other checkout ("before") and one of this
 one ("now"). All compile first, a few at once; then each pair in turn has the device to
-itself: before, now, before, now. The other commit may be older than this command: what
-its benchmarks lack is taken from here, the package and its cases are its own. Rows go
-to the same file as those of `benchmarks.against`, whose table shows both.
+itself: before, now, before, now, in the order of `--only`. Name what needs most memory
+last: the programs of cases still to come take some of it. The other commit may be
+older than this command: what its benchmarks lack is taken from here, the package and
+its cases are its own. Rows go to the same file as those of `benchmarks.against`, whose
+table shows both.
 """
 
 import argparse
@@ -199,7 +201,8 @@ def main() -> None:
     """Measure the cases in turns and print what came of them."""
     args = arguments()
     cases = {goal.case.name: goal.case for goal in against.goals()}
-    names = speed.matching(list(cases), args.only)
+    found = (speed.matching(list(cases), [pattern]) for pattern in args.only)
+    names = dict.fromkeys(name for some in found for name in some)
     rows = run([cases[name] for name in names], args)
     shown = ("case", "which", "ms", "queued_ms", "peak_gb", "matmul_tflops", "failed")
     harness.print_table([{k: r[k] for k in shown if k in r} for r in rows])
