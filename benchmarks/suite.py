@@ -167,10 +167,7 @@ class Suite:
         command = [sys.executable, "-m", "benchmarks.worker", phase]
         command += ["--case", case.to_json(), "--repeats", str(self.repeats)]
         command += ["--seconds", str(limit / 3)]  # starting takes time as well
-        environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        environment = cached(self.cache) | {
             "PYTHONPATH": os.pathsep.join(
                 [str(harness.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
@@ -180,6 +177,15 @@ class Suite:
         environment |= _of_mesh(case, environment)
         found = harness.in_own_process(command, environment, limit)
         return _failed(found["failed"]) if "failed" in found else found
+
+
+def cached(folder: pathlib.Path) -> dict[str, str]:
+    """What makes a process keep all its programs in a folder, and look for them."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def _of_mesh(case: Case, environment: dict[str, str]) -> dict[str, str]:

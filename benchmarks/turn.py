@@ -2,9 +2,9 @@
 
 python -m benchmarks.turn --case '{"what": "train", ...}'
 
-Started in a checkout, it compiles the case as that commit has it and says "READY". For
-each line of its input it then times some runs and prints one record behind "ROW ".
-Nothing but the program is on the device before the first line.
+Started in a checkout, it compiles the case as that commit has it, says "READY" and
+waits for a line of its input; then it times some runs and prints one record behind
+"ROW ". Nothing but the program is on the device before the line comes.
 """
 
 import argparse
@@ -33,20 +33,19 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compile, then take turns until the input ends."""
+    """Compile, wait, and time some runs."""
     args = arguments()
     work = build(Case.from_json(args.case))
     with jax.set_mesh(work.mesh):
         harness.compiled(work.setup)
         built = harness.compiled(work.program, *work.shapes)
         print(READY, flush=True)
-        running = None
-        for _ in sys.stdin:
-            running = running or Running(work, built.program)
-            row = running.timed(args.repeats, args.seconds)
-            row |= harness.memory(built.program) | {"compile_s": built.seconds}
-            row |= timing.machine_rates() if args.rates else {}
-            print(harness.ROW + json.dumps(harness.record([row])), flush=True)
+        if not sys.stdin.readline():
+            return
+        rates = timing.machine_rates() if args.rates else {}
+        row = Running(work, built.program).timed(args.repeats, args.seconds)
+    row |= harness.memory(built.program) | rates
+    print(harness.ROW + json.dumps(harness.record([row])), flush=True)
 
 
 if __name__ == "__main__":

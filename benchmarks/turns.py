@@ -3,17 +3,18 @@
 git worktree add ../before COMMIT
 python -m benchmarks.turns ../before --only 'pixnerd-*' --rounds 2
 
-Every case runs in two processes, one of the other checkout ("before") and one of this
-one ("now"). All compile first, a few at once; then each pair in turn has the device to
-itself: before, now, before, now, in the order of `--only`. Name what needs most memory
-last: the programs of cases still to come take some of it. The other commit may be
-older than this command: what its benchmarks lack is taken from here, the package and
-its cases are its own. Rows go to the same file as those of `benchmarks.against`, whose
-table shows both.
+Every turn is a process of its own, so that no commit's memory is in the other's way.
+All of them compile first, a few at once; then one after the other has the device to
+itself: before, now, before, now, case by case in the order of `--only`. All wait with
+their programs until then: name a few cases at once. The other commit may be older than
+this command: what its benchmarks lack is taken from here, the package and its cases are
+its own. Rows go to the same file as those of `benchmarks.against`, whose table shows
+both.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -36,20 +37,23 @@ SIDES = against.BEFORE, against.NOW
 RATES = "matmul_tflops", "copy_tbs"
 
 
-class Side:
-    """The process of one commit with one case."""
+class Turn:
+    """The process of one turn of one commit at one case."""
 
-    def __init__(self, which: str, case: Case, args: argparse.Namespace) -> None:
+    def __init__(
+        self, which: str, case: Case, args: argparse.Namespace, cache: pathlib.Path
+    ) -> None:
         self.which, self.case = which, case
         self.errors = tempfile.TemporaryFile("w+")
-        root = args.other.resolve() if which == against.BEFORE else harness.ROOT
+        other = which == against.BEFORE
+        root = args.other.resolve() if other else harness.ROOT
         command = [sys.executable, "-m", "benchmarks.turn", "--case", case.to_json()]
         command += ["--repeats", str(args.repeats), "--seconds", str(args.seconds)]
-        command += ["--rates"] if which == against.NOW else []
+        command += [] if other else ["--rates"]
         self.process = subprocess.Popen(
             command,
             cwd=root,
-            env=_environment(root, args.commit if which == against.BEFORE else ""),
+            env=_environment(root, args.commit if other else "") | suite.cached(cache),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -60,17 +64,13 @@ class Side:
         """Wait until it has compiled; False where it ended instead."""
         return any(line.strip() == READY for line in self.process.stdout)
 
-    def turn(self) -> dict:
-        """The record of one turn; raises RuntimeError where the process ended."""
-        try:
-            self.process.stdin.write("turn\n")
-            self.process.stdin.flush()
-        except OSError:  # it has ended: its output ends as well
-            pass
-        for line in self.process.stdout:
+    def take(self) -> dict:
+        """The record of the turn; its process ends, and so do its allocations."""
+        output, _ = self.process.communicate("go\n")
+        for line in output.splitlines():
             if line.startswith(harness.ROW):
                 return json.loads(line.removeprefix(harness.ROW))
-        raise RuntimeError(self.why())
+        return {**harness.environment(), "rows": [{"failed": self.why()}]}
 
     def why(self) -> str:
         """Why it ended, in a few words."""
@@ -96,8 +96,14 @@ def _environment(root: pathlib.Path, commit: str) -> dict[str, str]:
 
 
 def combined(records: list[dict]) -> dict:
-    """One record of a side's turns: medians over them, each turn's own beside them."""
+    """One record of a commit's turns: medians over them, each turn's own beside them.
+
+    The first that failed, where one did.
+    """
     turns = [record["rows"][0] for record in records]
+    for record, turn in zip(records, turns, strict=True):
+        if "failed" in turn:
+            return record
     row = turns[-1] | {
         name: statistics.median(turn[name] for turn in turns)
         for name in ("ms", "queued_ms", "images_s", *RATES)
@@ -108,70 +114,67 @@ def combined(records: list[dict]) -> dict:
     return {**records[-1], "rows": [row]}
 
 
-def in_turns(sides: list[Side], rounds: int) -> list[dict]:
-    """The sides' records of one case, after `rounds` turns of each."""
-    turns: dict[str, list[dict]] = {side.which: [] for side in sides}
-    failed: dict[str, str] = {}
-    for _ in range(rounds):
-        for side in sides:
-            try:
-                turns[side.which].append(side.turn())
-            except RuntimeError as error:
-                failed.setdefault(side.which, str(error))
-    records = [
-        _failed(failed[side.which])
-        if side.which in failed
-        else combined(turns[side.which])
-        for side in sides
-    ]
+def in_turns(turns: list[Turn]) -> list[dict]:
+    """The record of each commit at one case, when all have had their turns."""
+    taken: dict[str, list[dict]] = {which: [] for which in SIDES}
+    for turn in turns:
+        taken[turn.which].append(turn.take())
+    records = [combined(taken[which]) for which in SIDES]
     rates = {k: v for r in records for k, v in r["rows"][0].items() if k in RATES}
-    for side, record in zip(sides, records, strict=True):
-        what = {"which": side.which, "case": side.case.label}
-        what |= dataclasses.asdict(side.case)
+    case = turns[0].case
+    for which, record in zip(SIDES, records, strict=True):
+        what = {"which": which, "case": case.label, **dataclasses.asdict(case)}
         record["rows"] = [what | rates | record["rows"][0]]
         columns = ("ms", "queued_ms", "turns", "matmul_tflops")
-        suite.say(f"{side.case.label}, {side.which}", record["rows"][0], columns)
+        suite.say(f"{case.label}, {which}", record["rows"][0], columns)
     return records
 
 
-def _failed(why: str) -> dict:
-    return {**harness.environment(), "rows": [{"failed": why}]}
+def started(
+    cases: list[Case], args: argparse.Namespace, cache: pathlib.Path
+) -> list[list[Turn]]:
+    """The turns of each case in their order, `args.jobs` of them compiling at once.
 
-
-def started(cases: list[Case], args: argparse.Namespace) -> list[list[Side]]:
-    """The pairs of processes of all cases, `args.jobs` of them compiling at once."""
+    The first turns come first, so that the others find their programs in the cache.
+    """
     slots, begun = threading.Semaphore(args.jobs), time.monotonic()
 
-    def compiled(case: Case, which: str) -> Side:
+    def compiled(which: str, case: Case) -> Turn:
         with slots:
-            side = Side(which, case, args)
-            words = "compiled" if side.ready() else "ended"
+            turn = Turn(which, case, args, cache)
+            words = "compiled" if turn.ready() else "ended"
         passed = time.monotonic() - begun
         print(f"{case.label}, {which}: {words} after {passed:.0f} s", flush=True)
-        return side
+        return turn
 
-    with futures.ThreadPoolExecutor(2 * len(cases)) as pool:
-        running = [[pool.submit(compiled, c, w) for w in SIDES] for c in cases]
-        return [[one.result() for one in pair] for pair in running]
+    found: list[list[Turn]] = [[] for _ in cases]
+    with futures.ThreadPoolExecutor(len(SIDES) * len(cases)) as pool:
+        for _ in range(args.rounds):
+            all_of_them = itertools.product(cases, SIDES)
+            running = [
+                pool.submit(compiled, which, case) for case, which in all_of_them
+            ]
+            for number, one in enumerate(running):
+                found[number // len(SIDES)].append(one.result())
+    return found
 
 
 def run(cases: list[Case], args: argparse.Namespace) -> list[dict]:
     """Measure all cases in turns; every row is on disk as soon as it is there."""
     rows, begun = [], time.monotonic()
-    pairs = started(cases, args)
-    try:
-        for sides in pairs:
-            if time.monotonic() - begun > args.deadline:
-                print(f"{sides[0].case.label}: no time was left", flush=True)
-                continue
-            for record in in_turns(sides, args.rounds):
-                harness.append(args.json, record)
-                rows += record["rows"]
-            for side in sides:
-                side.end()
-    finally:
-        for side in (side for sides in pairs for side in sides):
-            side.end()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        found = started(cases, args, pathlib.Path(cache))
+        try:
+            for turns in found:
+                if time.monotonic() - begun > args.deadline:
+                    print(f"{turns[0].case.label}: no time was left", flush=True)
+                    continue
+                for record in in_turns(turns):
+                    harness.append(args.json, record)
+                    rows += record["rows"]
+        finally:
+            for turn in itertools.chain(*found):
+                turn.end()
     return rows
 
 
