@@ -6,8 +6,8 @@ python -m benchmarks.against --only 'pixnerd-*' --cache CACHE
 What the official code takes is kept as data, results/official.jsonl: a line a baseline,
 with what it is. Several may stand for a case; the fastest is the one to beat. Ours is
 the newest row of results/against.jsonl; rows whose "which" is "before" are of another
-commit, measured in turns with it in the same sitting. Shares of the matmul rate are of
-the same rate for both sides, that of our newest row.
+commit, measured in turns with it in the same sitting (see `turns`). Shares of the
+matmul rate are of the same rate for both sides, that of our newest row.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.worker import COUNT
 OFFICIAL = harness.RESULTS / "official.jsonl"
 RESULTS = harness.RESULTS / "against.jsonl"
 COLUMNS = ["case", "official", "strongest official", "ours before: waited", "queued"]
-COLUMNS += ["**ours now**: waited", "queued", "times the strongest"]
+COLUMNS += ["**ours now**: waited", "queued", "times before", "times the strongest"]
 COLUMNS += ["MFU: strongest", "ours, queued", "must", "aim"]
 BEFORE, NOW = "before", "now"
 
@@ -89,9 +89,17 @@ def line(goal: Goal, official: list[dict], ours: dict[str, dict]) -> list[object
     cells.append(unit(strongest["ms"]) if len(official) > 1 else "the same")
     cells += [unit(before.get("ms")), unit(before.get("queued_ms"))]
     cells += [f"**{unit(now.get('ms'))}**", unit(now.get("queued_ms"))]
+    cells.append(_times(before, now))
     cells.append(f"{strongest['ms'] / now['ms']:.2f}" if now else "")
     cells += [_share(now, strongest["ms"]), _share(now, now.get("queued_ms"))]
     return [*cells, unit(goal.must), unit(goal.aim)]
+
+
+def _times(before: dict, now: dict) -> str:
+    """How much faster queued runs are now: a ratio of one sitting, where both ran."""
+    if not ("queued_ms" in before and "queued_ms" in now):
+        return ""
+    return f"{before['queued_ms'] / now['queued_ms']:.2f}"
 
 
 def _share(row: dict, ms: float | None) -> str:

@@ -6,9 +6,9 @@ ENTRIES holds what can be measured; rows are appended to results/kernels.jsonl. 
 variant runs many times inside one program, so that starting it costs nothing. `us` is
 one run; `gb_s` counts each input and each result once, `of_copy` is its share of the
 measured copy rate; `tflop_s` and `of_matmul` likewise for entries that say their
-operations. `deviation` is the largest difference from the first variant, of the largest
-value; what disagrees is said beside its time. Several entries share a process; one that
-kills it costs its own rows alone.
+operations. `deviation` is the largest difference from the formula in float32, or from
+the first variant, of the largest value; what disagrees is said beside its time. Several
+entries share a process; one that kills it costs its own rows alone.
 """
 
 import argparse
@@ -240,11 +240,18 @@ def blocks() -> Iterator[tuple[str, Entry]]:
                 for choice in ("xla", "auto", *MOSAIC.get(name, ()))
             }
             both = {k: with_gradient(f, len(outs)) for k, f in forward.items()}
-            inputs = functools.partial(normal, *shapes)
-            yield f"{name} {title} forward", Entry(inputs=inputs, variants=forward)
-            inputs = functools.partial(normal, *shapes, *outs)
-            name = f"{name} {title} forward and backward"
-            yield name, Entry(inputs=inputs, variants=both)
+            for words, given, variants in (
+                ("forward", shapes, forward),
+                ("forward and backward", [*shapes, *outs], both),
+            ):
+                yield (
+                    f"{name} {title} {words}",
+                    Entry(
+                        inputs=functools.partial(normal, *given),
+                        variants=variants,
+                        exact=variants["xla"],
+                    ),
+                )
 
 
 def sampled() -> Iterator[tuple[str, Entry]]:

@@ -23,7 +23,8 @@ TIE = 1e-9  # so small a share of a result that its inputs stay what they are
 class Entry:
     """An operation: `inputs()` makes arrays, each of `variants` takes all of them.
 
-    The variants should agree, up to `tolerance` of the largest value: a row says where
+    The variants should agree, up to `tolerance` of the largest value, with `exact` of
+    the inputs in float32 (None: with the first of them, as it stands): a row says where
     they do not. `flops` are its operations (0: none worth counting).
     """
 
@@ -31,12 +32,15 @@ class Entry:
     variants: dict[str, Callable[..., object]]
     flops: float = 0.0
     tolerance: float = 0.02
+    exact: Callable[..., object] | None = None
 
 
 def measure(entry: Entry, rates: dict, repeats: int) -> list[dict]:
     """A row for each variant of an entry."""
     inputs = jax.block_until_ready(jax.jit(entry.inputs)())
     rows, expected = [], None
+    if entry.exact is not None:
+        expected = jax.jit(entry.exact)(*(a.astype(jnp.float32) for a in inputs))
     for name, function in entry.variants.items():
         row = {"variant": name}
         try:

@@ -31,6 +31,18 @@ def test_an_entry_gives_a_row_for_each_variant():
     assert "ZeroDivisionError" in broken["failed"]
 
 
+def test_variants_are_held_against_the_formula_in_float32():
+    numbers = jnp.asarray([1.0, 2**-9], jnp.bfloat16)
+    entry = micro.Entry(
+        inputs=lambda: (numbers,),
+        variants={"wrong": lambda a: 1.5 * jnp.sum(a), "right": jnp.sum},
+        exact=jnp.sum,
+    )
+    wrong, right = micro.measure(entry, RATES, 2)
+    assert wrong["note"] and wrong["deviation"] == pytest.approx(0.5, abs=0.01)
+    assert right["deviation"] == pytest.approx(2**-9, rel=0.01) and "note" not in right
+
+
 def test_every_run_of_a_loop_takes_place():
     runs = 7
     count = lambda a, b: (a, b + 1)
