@@ -64,11 +64,13 @@ FAST_WIDTHS = (64, 128)  # of heads, which the newest kernels are written for
 PADDED_WIDTHS = (80, 96, 128)  # what heads of 72 can be padded to
 # Operations that have a kernel of Mosaic's for GPUs beside "auto", which is Triton's.
 MOSAIC = {"adaln residual": ("mosaic",)}
-# What sampling computes for guided images: tokens, images, and of the MLP its
-# activation, its width and whether it has biases.
+# What sampling computes for guided images, two for each: tokens, images, and of the MLP
+# its activation, its width and whether it has biases.
 SAMPLED: dict[str, tuple[int, int, Kind, int, bool]] = {
     "pixnerd": (256, 64, "swiglu", HIDDEN, False),
     "pixelgen": (288, 64, "swiglu", HIDDEN, True),
+    "pixnerd, one image": (256, 2, "swiglu", HIDDEN, False),
+    "pixelgen, one image": (288, 2, "swiglu", HIDDEN, True),
     "pixelflow": (4096, 2, "gelu", 4 * WIDTH, True),
 }
 # A title, images, and the tokens of an image in every group.

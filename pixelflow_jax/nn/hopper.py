@@ -145,9 +145,10 @@ def _gradients(
 def gains(q: Any, k: Any, length: int | None = None) -> bool:
     """Whether there is a Hopper GPU, the kernels are known to gain, and fill the GPU.
 
-    In bfloat16 and at sizes that have been timed alone. Of short sequences a program
-    has one head of one image: for fewer of them than multiprocessors, cuDNN divides a
-    head. Of long ones the last round of tiles is to leave few of them without work.
+    In bfloat16 and at sizes that have been timed alone. Of short sequences these have a
+    head of an image for each multiprocessor: for fewer of them programs share a head,
+    which nobody has timed beside cuDNN. Of long ones the last round of tiles is to
+    leave few multiprocessors without work.
     Where a batch does not divide over the devices, each would compute all of it.
     """
     if q.dtype != jnp.bfloat16 or _unknown(q, k, length) or backends.missing_hopper():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import kernels, micro, profile
+from pixelflow_jax.doctor.kernels import deviation
 
 RATES = {"copy_tbs": 0.01, "matmul_tflops": 0.1}
 
@@ -43,6 +44,15 @@ def test_variants_are_held_against_the_formula_in_float32():
     assert right["deviation"] == pytest.approx(2**-9, rel=0.01) and "note" not in right
 
 
+def test_a_result_that_is_not_finite_is_said_so():
+    entry = micro.Entry(
+        inputs=lambda: (jnp.ones((64, 64)),),
+        variants={"sum": lambda a: (a, a), "broken": lambda a: (a, a / (a - a) * 0)},
+    )
+    _, broken = micro.measure(entry, RATES, 2)
+    assert broken["deviation"] == float("inf") and broken["note"]
+
+
 def test_every_run_of_a_loop_takes_place():
     runs = 7
     count = lambda a, b: (a, b + 1)
@@ -65,7 +75,7 @@ def test_the_field_s_twins_agree():
     inputs = kernels.normal(*shapes, dtype="float32")
     variants = kernels.ENTRIES["field forward"].variants
     results = [function(*inputs) for function in variants.values()]
-    assert micro.deviation(*results) < 1e-5
+    assert deviation(*results) < 1e-5
 
 
 CHILD = """

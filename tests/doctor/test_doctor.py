@@ -5,6 +5,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pixelflow_jax.cli import doctor
@@ -211,3 +212,14 @@ def test_two_processes_are_examined_together(images, tmp_path):
     assert done.stdout.count("processes: 2, hosts: 1; mesh data=4") == 1
     assert "all-reduce, all-gather, all-to-all, permute are right" in done.stdout
     assert done.stdout.endswith("6 ok, 0 skipped, 0 failed\n")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", [(), (3,), (1, 64, 2, 40)])  # long ones by vectors
+def test_what_is_not_finite_is_infinitely_far_off(shape, value):
+    fine, broken = np.ones(shape, np.float32), np.full(shape, value, np.float32)
+    off = lambda *pair: kernels.deviation(*jax.tree.map(jnp.asarray, pair))
+    assert off((fine, 2 * fine), (fine, fine)) == 1
+    assert off((fine, broken), (fine, fine)) == np.inf
+    assert off((broken, fine), (fine, fine)) == np.inf
+    assert off((fine,), (broken,)) == np.inf

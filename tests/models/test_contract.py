@@ -207,6 +207,7 @@ def test_an_image_drops_by_its_own_key_alone(case):
         case(given, key=key).pred[0]
         for key in (keys, keys.at[0].set(jax.random.key(1)), None)
     )
+    assert all(jnp.isfinite(a).all() for a in (first, other, plain))
     moved = jnp.abs(first - other).max((1, 2, 3))
     assert not moved[1:].any()
     drops = jnp.abs(first - plain).max() > NEAR

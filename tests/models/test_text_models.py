@@ -101,7 +101,7 @@ def compiled(name: str, mask_text: bool = False):
 
 
 def apart(one: jax.Array, other: jax.Array) -> float:
-    return float(jnp.abs(one - other).max())
+    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
 
 
 @SMALL

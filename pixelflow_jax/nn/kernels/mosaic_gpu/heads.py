@@ -161,7 +161,11 @@ class Program:
 
     def number(self, step: Index) -> tuple[Array, Array]:
         """The image and the head of a step."""
-        number, heads = self.program + step * self.count, jnp.int32(self.heads)
+        return self.of_number(self.program + step * self.count)
+
+    def of_number(self, number: Array) -> tuple[Array, Array]:
+        """The image and the head that are the `number`-th of all."""
+        heads = jnp.int32(self.heads)
         return jax.lax.div(number, heads), jax.lax.rem(number, heads)
 
     def rows(self, tile: Index) -> Any:

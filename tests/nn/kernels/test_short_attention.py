@@ -1,0 +1,171 @@
+"""Attention of short sequences on Hopper GPUs, interpreted on the CPU by Pallas.
+
+Copies, barriers, tiles, and who computes what are the kernels' own, and races are
+looked for; the products of the matrix units and the turning of lanes, which the
+interpreter does not know, are formulas here.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pixelflow_jax.doctor.kernels import deviation
+from pixelflow_jax.nn.kernels import backends
+from pixelflow_jax.nn.kernels.launch import EPS
+from pixelflow_jax.nn.kernels.mosaic_gpu import (
+    short_attention_backward,
+    short_attention_forward,
+    steps,
+    turn,
+)
+from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import forward_shares, turns
+from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_forward import parts_of_a_head
+from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Sizes
+
+NEW = jax.__version_info__ >= backends.OLDEST
+needs_new = pytest.mark.skipif(not NEW, reason="needs a newer jax")
+# A slot is fetched again behind its reader. The interpreter wants a fence of memory
+# between the two, Pallas has a barrier of the warpgroup.
+REFETCHED = {"Program.fetch", "Program.fetched"}
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """`interpreted(cores)`: kernels run on the CPU, as if on so many cores."""
+    from jax.experimental.pallas import mosaic_gpu
+
+    interpret = mosaic_gpu.InterpretGPUParams(detect_races=True)
+    run = functools.partial(mosaic_gpu.kernel, interpret=interpret)
+    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+    across = lambda rows, block: product(rows, block[...].T)
+    formulas = {
+        "logits_of": across,
+        "_two_products": lambda *pairs: tuple(across(*pair) for pair in pairs),
+        "add": lambda sums, pairs: [
+            a + product(rows, block[...])
+            for a, (rows, block) in zip(sums, pairs, strict=True)
+        ],
+    }
+
+    def use(cores: int) -> None:
+        monkeypatch.setattr(mosaic_gpu, "kernel", run)
+        for name, formula in formulas.items():
+            monkeypatch.setattr(steps, name, formula)
+        monkeypatch.setattr(turn, "_turned", turned)
+        for module in (short_attention_forward, short_attention_backward):
+            monkeypatch.setattr(module, "multiprocessors", lambda: cores)
+
+    return use
+
+
+def turned(x, angles):
+    """Pairs of lanes turned by their angles, cosine and sine side by side."""
+    pairs = (y.reshape(*y.shape[:-1], -1, 2) for y in (x, angles))
+    (a, b), (cos, sin) = (jnp.moveaxis(y, -1, 0) for y in pairs)
+    return jnp.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape)
+
+
+def normal(*shapes: tuple[int, ...]):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes]
+
+
+def attention(q, k, v, length: int):
+    """The formula in float32."""
+    q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
+    return jax.nn.dot_product_attention(q, k[:, :length], v[:, :length])
+
+
+def races(text: str) -> list[set[str]]:
+    """The functions in whose lines two accesses race, for each race but known ones."""
+    found = []
+    for one in text.split("RACE DETECTED")[1:]:
+        lines = [line for line in one.splitlines() if " from Warpgroup" in line]
+        found.append({line.rpartition("(")[2].rstrip(")") for line in lines[:2]})
+    return [names for names in found if names != REFETCHED]
+
+
+@needs_new
+@pytest.mark.parametrize(
+    ("images", "heads", "n", "length", "width", "cores", "parts"),
+    [
+        (2, 2, 128, 128, 72, 3, 1),
+        (2, 1, 256, 200, 16, 9, 1),  # a warpgroup for each tile: nothing to share
+        (1, 2, 320, 320, 24, 5, 2),
+        (1, 2, 640, 640, 16, 132, 3),
+        (2, 3, 640, 640, 16, 11, 1),  # too few cores for two programs a head
+    ],
+)
+def test_forward(interpreted, capfd, images, heads, n, length, width, cores, parts):
+    interpreted(cores)
+    sizes = Sizes(n, length, width)
+    warpgroups = forward_shares(sizes)[0]
+    assert parts_of_a_head(sizes, warpgroups, images * heads) == parts
+    q, k, v, bias = normal(*[(images, n, heads, width)] * 3, (heads, width))
+    forward = short_attention_forward.forward.__wrapped__
+    found, sums = forward(q, k, v, length, bias)
+    assert deviation(found, attention(q, k, v + bias, length)) <= 0.01
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k[:, :length]).astype(jnp.float32)
+    expected = jax.nn.logsumexp(logits * width**-0.5, -1) / jnp.log(2.0)
+    np.testing.assert_allclose(sums, expected, atol=0.05)
+    assert not races(capfd.readouterr().out)
+
+
+@needs_new
+@pytest.mark.parametrize("cores", [1, 2, 132])
+@pytest.mark.parametrize(("n", "bias"), [(288, True), (320, False)])
+def test_from_a_projection_on(interpreted, n, bias, cores):
+    heads, width = 2, 40
+    interpreted(cores)
+    assert turns(Sizes(n, n, width))
+    shapes = (1, n, 3 * heads, width), (3 * heads, width), (width,), (width,)
+    qkv, b, *gains = normal(*shapes)
+    gains = tuple(1 + 0.1 * gain.astype(jnp.float32) for gain in gains)
+    phases = jnp.linspace(0, 9, n * width // 2).reshape(n, -1)
+    angles = jnp.stack([jnp.cos(phases), jnp.sin(phases)], -1).reshape(n, width)
+    forward = short_attention_forward.forward_projected.__wrapped__
+    found = forward(heads, qkv, gains, angles, b if bias else None)
+    q, k, v = jnp.split(qkv.astype(jnp.float32) + (b if bias else 0), 3, axis=2)
+
+    def on_its_way(x, gain):
+        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + EPS) * gain
+        return turned(x, angles[:, None])
+
+    q, k = (on_its_way(*pair) for pair in zip((q, k), gains, strict=True))
+    assert deviation(found, attention(q, k, v, n)) <= 0.01
+
+
+@needs_new
+@pytest.mark.parametrize(("n", "length", "cores"), [(192, 192, 2), (128, 100, 4)])
+def test_backward(interpreted, capfd, n, length, cores):
+    interpreted(cores)
+    q, k, v, cotangent = normal(*[(2, n, 2, 24)] * 4)
+    cotangent = cotangent.at[:, length:].set(0)  # nobody looks at these results
+    out, sums = short_attention_forward.forward.__wrapped__(q, k, v, length)
+    backward = short_attention_backward.backward.__wrapped__
+    found = backward((q, k, v), out, sums, cotangent, length)
+    _, pull = jax.vjp(functools.partial(attention, length=length), q, k, v)
+    expected = pull(cotangent.astype(jnp.float32))
+    assert deviation(found, expected) <= 0.01
+    assert not races(capfd.readouterr().out)
+
+
+@pytest.mark.parametrize("heads", [1, 16, 32, 44, 66, 132, 1024])
+def test_all_queries_have_a_program_and_no_two(monkeypatch, heads):
+    """Tiles by program and warpgroup, by the kernel's own arithmetic."""
+    monkeypatch.setattr(short_attention_forward, "multiprocessors", lambda: 132)
+    for n, width in itertools.product((128, 256, 288, 640), (16, 72)):
+        sizes = Sizes(n, n, width)
+        warpgroups = forward_shares(sizes)[0]
+        parts = parts_of_a_head(sizes, warpgroups, heads)
+        stride = warpgroups * parts
+        firsts = range(stride)
+        tiles = [t for first in firsts for t in range(first, sizes.tiles, stride)]
+        assert sorted(tiles) == list(range(sizes.tiles))
+        assert parts == 1 or heads * parts <= 132
+        # No program is without a tile.
+        assert (parts - 1) * warpgroups < sizes.tiles
