@@ -53,22 +53,22 @@ def card() -> dict:
     return {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
 
 
-def commit() -> str:
+def commit(root: pathlib.Path = ROOT) -> str:
     """The commit of the sources, "-dirty" behind it where they were changed.
 
-    The environment variable COMMIT says it where the sources were copied.
+    The environment variable COMMIT says it where our own sources were copied.
     """
-    if "COMMIT" in os.environ:
+    if root == ROOT and "COMMIT" in os.environ:
         return os.environ["COMMIT"]
-    head = _git("rev-parse", "--short", "HEAD")
+    head = _git(root, "rev-parse", "--short", "HEAD")
     if not head:
         return "unknown"
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
-    return head + ("-dirty" if changed else "")
+    words = "status", "--porcelain", "--untracked-files=no", "--"
+    return head + ("-dirty" if _git(root, *words, *SOURCES) else "")
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
+def _git(root: pathlib.Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError:

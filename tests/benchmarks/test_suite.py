@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import pytest
@@ -94,8 +95,49 @@ def test_two_checkouts_take_turns(tmp_path, one_device):
     assert all(len(row["turns"]) == 2 and row["queued_ms"] > 0 for row in rows[:2])
     assert all("heads=7" in row["failed"] for row in rows[2:])
     kept = harness.read(tmp_path / "rows.jsonl")
-    assert [row["commit"] == "0ld" for row in kept[:2]] == [True, False]
+    assert [row["commit"] == "0ld" for row in kept] == [True, False] * 2
     assert kept[0]["matmul_tflops"] == kept[1]["matmul_tflops"] > 0  # one machine
+
+
+def test_turns_that_take_too_long(tmp_path, one_device, monkeypatch):
+    code = "import time; print('READY', flush=True); input(); time.sleep(60)"
+    command = [sys.executable, "-c", code]
+    popen = lambda _, **given: subprocess.Popen(command, **given)
+    stand_in = types.SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(turns, "subprocess", stand_in)
+    changed = {"other": tmp_path, "commit": "0ld", "rounds": 1, "seconds": 1}
+    given = arguments(tmp_path, **changed)
+    given.budget = 0.5
+    rows = turns.run([Case.parse(f"sample {SMALL} 1")], given)
+    assert {row["failed"] for row in rows} == {"the turn took longer than 0 s"}
+    command[2] = "import time; time.sleep(60)"
+    given.compile_budget = 0.5
+    rows = turns.run([Case.parse(f"sample {SMALL} 1")], given)
+    assert {row["failed"] for row in rows} == {"compiling took longer than 0 s"}
+
+
+def test_nothing_more_is_started_when_a_sitting_ends(tmp_path, monkeypatch):
+    started = []
+
+    class Turn:
+        def __init__(self, which, case, args, cache):
+            started.append(self)
+            self.ended = False
+
+        def ready(self):
+            time.sleep(0.2)
+            raise KeyboardInterrupt
+
+        def end(self):
+            self.ended = True
+
+    monkeypatch.setattr(turns, "Turn", Turn)
+    given = arguments(tmp_path, other=tmp_path, commit="0ld", rounds=2)
+    given.jobs = 1
+    with pytest.raises(KeyboardInterrupt):
+        turns.run([Case.parse(f"sample {SMALL} {n}") for n in (1, 2, 3)], given)
+    time.sleep(0.5)
+    assert len(started) < 6 and all(turn.ended for turn in started)
 
 
 def test_turns_of_a_folder_that_is_no_checkout(tmp_path):

@@ -1,8 +1,8 @@
 """Attention of short sequences on Hopper GPUs, interpreted on the CPU by Pallas.
 
 Copies, barriers, tiles, and who computes what are the kernels' own, and races are
-looked for; the products of the matrix units and the turning of lanes, which the
-interpreter does not know, are formulas here.
+looked for where tokens are whole tiles; the products of the matrix units and the
+turning of lanes, which the interpreter does not know, are formulas here.
 """
 
 import functools
@@ -100,6 +100,8 @@ def attention(q, k, v, length: int):
         (1, 2, 320, 320, 24, 5, 2),
         (1, 2, 640, 640, 16, 132, 3),
         (2, 3, 640, 640, 16, 11, 1),  # too few cores for two programs a head
+        (1, 2, 320, 320, 72, 1, 1),  # results leave by the slot of queries
+        (1, 2, 320, 320, 72, 5, 2),
     ],
 )
 def test_forward(interpreted, capfd, images, heads, n, length, width, cores, parts):
@@ -118,10 +120,15 @@ def test_forward(interpreted, capfd, images, heads, n, length, width, cores, par
 
 
 @needs_new
-@pytest.mark.parametrize("cores", [1, 2, 132])
-@pytest.mark.parametrize(("n", "bias"), [(288, True), (320, False)])
-def test_from_a_projection_on(interpreted, capfd, n, bias, cores):
-    heads, width = 2, 40
+@pytest.mark.parametrize(
+    ("n", "width", "bias", "cores"),
+    [
+        *((288, 40, True, 1), (288, 40, True, 132), (320, 40, False, 2)),
+        *((320, 64, False, 1), (320, 64, True, 132)),
+    ],
+)
+def test_from_a_projection_on(interpreted, capfd, n, width, bias, cores):
+    heads = 2
     interpreted(cores, n)
     assert turns(Sizes(n, n, width))
     shapes = (1, n, 3 * heads, width), (3 * heads, width), (width,), (width,)

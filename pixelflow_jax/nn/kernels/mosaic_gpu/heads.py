@@ -110,8 +110,8 @@ class Program:
     """What warpgroups of programs have in common: heads, tiles and their slots.
 
     A program has one head of an image after the other: the `step`-th is the `program +
-    step * count`-th of all. A warpgroup brings tiles of rows by its own slots from and
-    to memory.
+    step * count`-th of all, unless programs share heads. A warpgroup brings tiles of
+    rows by its own slots from and to memory.
     """
 
     def __init__(
