@@ -164,7 +164,7 @@ def test_the_commit_is_told_without_git(monkeypatch):
     assert harness.commit() == "1234"
     monkeypatch.delenv("COMMIT")
     answers = {"rev-parse": "abc", "status": " M file.py"}
-    monkeypatch.setattr(harness, "_git", lambda first, *_: answers[first])
+    monkeypatch.setattr(harness, "_git", lambda _, first, *rest: answers[first])
     assert harness.commit() == "abc-dirty"
 
 
