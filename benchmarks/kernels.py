@@ -71,6 +71,8 @@ SAMPLED: dict[str, tuple[int, int, Kind, int, bool]] = {
     "pixelgen": (288, 64, "swiglu", HIDDEN, True),
     "pixnerd, one image": (256, 2, "swiglu", HIDDEN, False),
     "pixelgen, one image": (288, 2, "swiglu", HIDDEN, True),
+    "pixnerd, two images": (256, 4, "swiglu", HIDDEN, False),
+    "pixelgen, two images": (288, 4, "swiglu", HIDDEN, True),
     "pixelflow": (4096, 2, "gelu", 4 * WIDTH, True),
 }
 # A title, images, and the tokens of an image in every group.

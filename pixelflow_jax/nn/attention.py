@@ -194,8 +194,15 @@ def attend_projection(
     if plain and _reads_values(qkv, packing, given["heads"]):
         mixed = hopper.attend_projected(qkv, **given)
         return mixed.reshape(*mixed.shape[:2], -1)
-    q, k, v = qkv_norm_rope(qkv, packing, **given)
-    return attend_packed(q, k, v, packing, masks=masks, dropouts=dropouts)
+
+    def apart(heads: int, arrays: dict[str, Any]) -> Array:
+        q, k, v = qkv_norm_rope(packing=packing, heads=heads, **arrays)
+        return attend_packed(q, k, v, packing, masks=masks, dropouts=dropouts)
+
+    heads, arrays = given.pop("heads"), {**given, "qkv": qkv}
+    if plain and len(packing.batches) == 1 and hopper.gains_few(heads, arrays):
+        return hopper.attend_few(apart, heads, arrays)
+    return apart(heads, arrays)
 
 
 def _reads_values(qkv: Array, packing: Packing, heads: int) -> bool:

@@ -8,6 +8,7 @@ pass takes several times as long as its bytes ask for at 256 tokens, and pads 28
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pixelflow_jax.nn.kernels import backends, qkv_norm_rope
+from pixelflow_jax.nn.kernels import backends, choice, qkv_norm_rope
 from pixelflow_jax.nn.kernels.mosaic_gpu import (
+    few_heads_attention,
     long_attention,
     long_attention_backward,
     long_attention_forward,
@@ -31,6 +33,8 @@ ASKED = 'kernels.attention="hopper"'
 # What "auto" takes them for: sizes at which they have been timed.
 SHORT_WIDTHS, LONGEST_SHORT = (40, 64, 72), 304
 LONG_WIDTHS, SHORTEST_LONG = (72,), 1024
+PROGRAMS = 2  # or more that share a head, where there are few
+BY_US = "auto", "mosaic"  # of `kernels.blocks`: norm and rotation are inside
 BUSY = 0.75  # of all rounds of tiles, where a third less is lost again
 
 
@@ -73,16 +77,21 @@ def attend_projected(qkv: Array, **given: Any) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend_projected(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> Array:
-    cos, sin = arrays.cos, arrays.sin
-    if cos is not None and sin is not None and _turns(spec, arrays):
+    if arrays.cos is not None and _turns(spec, arrays):
         # Where nobody asks for gradients, nobody needs queries and keys themselves.
-        angles = jnp.stack([cos, sin], -1).reshape(len(cos), -1)  # side by side
-        gains = arrays.q_gain[0], arrays.k_gain[0]
-        return short_attention_forward.forward_projected(
-            spec.heads, arrays.qkv, gains, angles, arrays.bias
-        )
+        return _turning(short_attention_forward.forward_projected, spec, arrays)
     q, k = qkv_norm_rope.queries_and_keys(spec, arrays)
     return _find(q.shape[1], q, k, arrays.qkv, arrays.bias)[0]
+
+
+def _turning(
+    attend: Callable[..., Array], spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays
+) -> Array:
+    """What a kernel gives that norms and turns heads by itself."""
+    both: Any = arrays.cos, arrays.sin
+    angles = jnp.stack(both, -1).reshape(len(both[0]), -1)  # side by side
+    gains = arrays.q_gain[0], arrays.k_gain[0]
+    return attend(spec.heads, arrays.qkv, gains, angles, arrays.bias)
 
 
 def _turns(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> bool:
@@ -92,6 +101,55 @@ def _turns(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> bool:
     _, n, _, width = arrays.qkv.shape
     each_by_itself = arrays.q_gain.shape[0] == arrays.k_gain.shape[0] == 1
     return each_by_itself and short_attention.turns(Sizes(n, n, width))
+
+
+Apart = Callable[[int, dict[str, Any]], Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend_few(apart: Apart, heads: int, arrays: dict[str, Any]) -> Array:
+    """Attention from a projection on for few heads, while nobody asks for gradients.
+
+    `arrays` are arguments of `qkv_norm_rope.on_each_device`. Else `apart(heads,
+    arrays)` computes it, which gives the same [b, n, width].
+    """
+    run = functools.partial(_turning, few_heads_attention.attend)
+    mixed = qkv_norm_rope.on_each_device(run, heads=heads, **arrays)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def _forward_few(apart: Apart, heads: int, arrays: dict[str, Any]) -> tuple:
+    return jax.vjp(functools.partial(apart, heads), arrays)
+
+
+def _backward_few(apart: Apart, heads: int, pull: Callable, cotangent: Array) -> tuple:
+    return pull(cotangent)
+
+
+attend_few.defvjp(_forward_few, _backward_few)
+
+
+def gains_few(heads: int, arrays: dict[str, Any]) -> bool:
+    """Whether `attend_few` is known to gain for its `arrays`.
+
+    In bfloat16, at sizes that have been timed, where two programs or more can share a
+    head, and heads are normed by themselves and turned.
+    """
+    qkv = arrays["qkv"]
+    b, n, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3 // heads
+    asked = choice.chosen()
+    if asked.attention not in ("auto", "hopper") or asked.blocks not in BY_US:
+        return False
+    timed = n <= LONGEST_SHORT and width in SHORT_WIDTHS
+    known = few_heads_attention.supports(n, width, qkv.dtype)
+    turned = arrays["rope"] is not None
+    if not (timed and known and turned) or len(arrays["gains"][0]) != width:
+        return False
+    if qkv.dtype != jnp.bfloat16 or backends.missing_hopper():
+        return False
+    if b % shard_count() or tensor_shards() > 1:
+        return False
+    return PROGRAMS * heads * b // shard_count() <= backends.multiprocessors()
 
 
 def _forward_projected(

@@ -5,6 +5,7 @@ What it computes is compared on a GPU: by `python -m benchmarks.kernels --only
 """
 
 import functools
+import itertools
 import os
 
 import jax
@@ -21,6 +22,7 @@ from pixelflow_jax.nn.attention import (
 )
 from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
+from pixelflow_jax.nn.kernels.mosaic_gpu import few_heads_attention
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import MOST_BYTES
 from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import (
     backward_slots,
@@ -252,6 +254,85 @@ def test_sampling_leaves_norm_rotation_and_biases_to_kernels(
     assert text.count("custom_call @mosaic_gpu") == 1
     wide = f"tensor<16x{length}x{width}xbf16>"
     assert f"stablehlo.add {wide}" not in text and f"-> {wide}" not in text
+
+
+def one_image(n: int, images: int = 2, **changed):
+    """Attention from a projection on, with all that lies between; and a projection."""
+    ones, rope = jnp.ones(72), (jnp.ones((n, 36)), jnp.zeros((n, 36)))
+    given = {"heads": 16, "gains": (ones, ones), "rope": rope} | changed
+    packing = Packing((images,), (n,))
+    attention = functools.partial(attend_projection, packing=packing, **given)
+    return attention, array(images, n, 3 * 16 * 72)
+
+
+@pytest.fixture
+def without_cudnn(monkeypatch):
+    """On a GPU; where our kernels leave it to others, XLA attends."""
+    monkeypatch.setattr(backends, "platform", lambda: "gpu")
+    monkeypatch.setattr("pixelflow_jax.nn.attention.cudnn_fits", lambda q: False)
+
+
+@needs_new
+@pytest.mark.parametrize(
+    ("n", "images", "changed", "few"),
+    [
+        *((256, 2, {}, True), (288, 2, {"bias": jnp.ones(3 * 16 * 72)}, True)),
+        *((256, 4, {}, True), (288, 8, {}, False)),  # a program for each head
+        (320, 2, {}, False),  # not timed
+        (256, 2, {"rope": None}, False),
+        (256, 2, {"gains": (jnp.ones(16 * 72),) * 2}, False),  # of all heads together
+    ],
+)
+def test_few_heads_have_a_kernel_of_their_own(without_cudnn, n, images, changed, few):
+    attention, qkv = one_image(n, images, **changed)
+    gains_few = functools.partial(
+        hopper.gains_few, 16, attention.keywords | {"qkv": qkv}
+    )
+    with on(HOPPER):
+        assert gains_few() == few
+        assert not few or "few_heads_attention" in lowered(attention, qkv)
+        for kernels in (Kernels(attention="cudnn"), Kernels(blocks="xla")):
+            with choose(kernels):
+                assert not gains_few()
+
+
+@needs_new
+def test_gradients_of_few_heads_are_left_to_others(without_cudnn):
+    attention, qkv = one_image(256)
+    loss = lambda qkv: attention(qkv).astype(jnp.float32).sum()
+    with on(HOPPER):
+        text = lowered(jax.grad(loss), qkv)
+    assert "few_heads_attention" not in text and "stablehlo.dot_general" in text
+
+
+@needs_new
+def test_each_device_has_few_heads_of_its_own_images(monkeypatch, without_cudnn):
+    monkeypatch.setattr(backends, "is_hopper", lambda: True)
+    attention, qkv = one_image(256, 8)
+    with jax.set_mesh(MeshShape(data=2, fsdp=2).build(jax.devices()[:4])):
+        text = lowered(attention, qkv)
+    calls = [line for line in text.splitlines() if "custom_call @mosaic_gpu" in line]
+    assert len(calls) == 1 and "tensor<2x256x48x72xbf16>" in calls[0]
+
+
+@pytest.mark.parametrize("width", [40, 64, 72])
+def test_what_few_heads_take_fits_into_shared_memory(width):
+    for n in range(128, 336, 16):
+        assert few_heads_attention.supports(n, width, HALF) == (n <= 320)
+        sizes = Sizes(n, n, width)
+        array, found = 2 * n * sizes.wide, 2 * 64 * width * 4
+        assert pieces(array, array, 512, 512, found) + 2048 <= MOST_BYTES
+
+
+@pytest.mark.parametrize("heads", [1, 16, 32, 44, 66, 132, 1024])
+def test_all_queries_have_a_program_and_all_keys_a_warpgroup(any_jax, heads):
+    for n, width in itertools.product((128, 208, 256, 272, 288), (64, 72)):
+        with on(HOPPER, 132):
+            share = few_heads_attention.shares(Sizes(n, n, width), heads)
+        assert 1 <= share.programs <= -(-n // 64)
+        assert share.programs == 1 or heads * share.programs <= 132
+        assert share.keys < n <= 2 * share.keys and share.keys % 16 == 0
+        assert share.windows * share.columns == width and share.columns % 8 == 0
 
 
 def test_norms_of_all_heads_together_are_not_the_kernel_s():

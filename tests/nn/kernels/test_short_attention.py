@@ -6,7 +6,6 @@ turning of lanes, which the interpreter does not know, are formulas here.
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,14 @@ from pixelflow_jax.doctor.kernels import deviation
 from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels.launch import EPS
 from pixelflow_jax.nn.kernels.mosaic_gpu import (
+    few_heads_attention,
     short_attention_backward,
     short_attention_forward,
     steps,
     turn,
 )
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import Program
-from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import forward_shares, turns
-from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention_forward import parts_of_a_head
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import Courier
+from pixelflow_jax.nn.kernels.mosaic_gpu.short_attention import turns
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Sizes
 
 NEW = jax.__version_info__ >= backends.OLDEST
@@ -41,7 +40,7 @@ def interpreted(monkeypatch):
     """
     from jax.experimental.pallas import mosaic_gpu
 
-    fetch = Program.fetch
+    fetch = Courier.fetch
     product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
     across = lambda rows, block: product(rows, block[...].T)
     formulas = {
@@ -63,11 +62,12 @@ def interpreted(monkeypatch):
         interpret = mosaic_gpu.InterpretGPUParams(detect_races=n % steps.ROWS == 0)
         run = functools.partial(mosaic_gpu.kernel, interpret=interpret)
         monkeypatch.setattr(mosaic_gpu, "kernel", run)
-        monkeypatch.setattr(Program, "fetch", fenced)
+        monkeypatch.setattr(Courier, "fetch", fenced)
         for name, formula in formulas.items():
             monkeypatch.setattr(steps, name, formula)
         monkeypatch.setattr(turn, "_turned", turned)
-        for module in (short_attention_forward, short_attention_backward):
+        own = few_heads_attention, short_attention_forward, short_attention_backward
+        for module in own:
             monkeypatch.setattr(module, "multiprocessors", lambda: cores)
 
     return use
@@ -93,22 +93,16 @@ def attention(q, k, v, length: int):
 
 @needs_new
 @pytest.mark.parametrize(
-    ("images", "heads", "n", "length", "width", "cores", "parts"),
+    ("images", "heads", "n", "length", "width", "cores"),
     [
-        (2, 2, 128, 128, 72, 3, 1),
-        (2, 1, 256, 200, 16, 9, 1),  # a warpgroup for each tile: nothing to share
-        (1, 2, 320, 320, 24, 5, 2),
-        (1, 2, 640, 640, 16, 132, 3),
-        (2, 3, 640, 640, 16, 11, 1),  # too few cores for two programs a head
-        (1, 2, 320, 320, 72, 1, 1),  # results leave by the slot of queries
-        (1, 2, 320, 320, 72, 5, 2),
+        (2, 2, 128, 128, 72, 3),
+        (2, 1, 256, 200, 16, 9),
+        (1, 2, 640, 640, 16, 1),
+        (1, 2, 320, 320, 72, 1),  # results leave by the slot of queries
     ],
 )
-def test_forward(interpreted, capfd, images, heads, n, length, width, cores, parts):
+def test_forward(interpreted, capfd, images, heads, n, length, width, cores):
     interpreted(cores, n)
-    sizes = Sizes(n, length, width)
-    warpgroups = forward_shares(sizes)[0]
-    assert parts_of_a_head(sizes, warpgroups, images * heads) == parts
     q, k, v, bias = normal(*[(images, n, heads, width)] * 3, (heads, width))
     forward = short_attention_forward.forward.__wrapped__
     found, sums = forward(q, k, v, length, bias)
@@ -123,21 +117,44 @@ def test_forward(interpreted, capfd, images, heads, n, length, width, cores, par
 @pytest.mark.parametrize(
     ("n", "width", "bias", "cores"),
     [
-        *((288, 40, True, 1), (288, 40, True, 132), (320, 40, False, 2)),
+        *((288, 40, True, 1), (320, 40, False, 2)),
         *((320, 64, False, 1), (320, 64, True, 132)),
     ],
 )
 def test_from_a_projection_on(interpreted, capfd, n, width, bias, cores):
-    heads = 2
     interpreted(cores, n)
     assert turns(Sizes(n, n, width))
+    check_from_a_projection_on(
+        short_attention_forward.forward_projected, n, width, bias
+    )
+    assert RACE not in capfd.readouterr().out
+
+
+@needs_new
+@pytest.mark.parametrize(
+    ("n", "width", "bias", "cores"),
+    [
+        *((256, 72, False, 8), (256, 64, True, 4), (256, 40, True, 6)),
+        *((128, 16, True, 4), (192, 24, False, 2), (320, 72, True, 9)),
+        *((288, 72, True, 8), (272, 64, False, 132)),  # the latter: shared unevenly
+    ],
+)
+def test_few_heads(interpreted, capfd, n, width, bias, cores):
+    """A program for each tile or for some, warpgroups that share keys evenly or not."""
+    interpreted(cores, n)
+    check_from_a_projection_on(few_heads_attention.attend, n, width, bias)
+    assert RACE not in capfd.readouterr().out
+
+
+def check_from_a_projection_on(attend, n: int, width: int, bias: bool) -> None:
+    """`attend` against the formulas, for two heads of an image."""
+    heads = 2
     shapes = (1, n, 3 * heads, width), (3 * heads, width), (width,), (width,)
     qkv, b, *gains = normal(*shapes)
     gains = tuple(1 + 0.1 * gain.astype(jnp.float32) for gain in gains)
     phases = jnp.linspace(0, 9, n * width // 2).reshape(n, -1)
     angles = jnp.stack([jnp.cos(phases), jnp.sin(phases)], -1).reshape(n, width)
-    forward = short_attention_forward.forward_projected.__wrapped__
-    found = forward(heads, qkv, gains, angles, b if bias else None)
+    found = attend.__wrapped__(heads, qkv, gains, angles, b if bias else None)
     q, k, v = jnp.split(qkv.astype(jnp.float32) + (b if bias else 0), 3, axis=2)
 
     def on_its_way(x, gain):
@@ -146,7 +163,6 @@ def test_from_a_projection_on(interpreted, capfd, n, width, bias, cores):
 
     q, k = (on_its_way(*pair) for pair in zip((q, k), gains, strict=True))
     assert deviation(found, attention(q, k, v, n)) <= 0.01
-    assert RACE not in capfd.readouterr().out
 
 
 @needs_new
@@ -162,20 +178,3 @@ def test_backward(interpreted, capfd, n, length, cores):
     expected = pull(cotangent.astype(jnp.float32))
     assert deviation(found, expected) <= 0.01
     assert RACE not in capfd.readouterr().out
-
-
-@pytest.mark.parametrize("heads", [1, 16, 32, 44, 66, 132, 1024])
-def test_all_queries_have_a_program_and_no_two(monkeypatch, heads):
-    """Tiles by program and warpgroup, by the kernel's own arithmetic."""
-    monkeypatch.setattr(short_attention_forward, "multiprocessors", lambda: 132)
-    for n, width in itertools.product((128, 256, 288, 640), (16, 72)):
-        sizes = Sizes(n, n, width)
-        warpgroups = forward_shares(sizes)[0]
-        parts = parts_of_a_head(sizes, warpgroups, heads)
-        stride = warpgroups * parts
-        firsts = range(stride)
-        tiles = [t for first in firsts for t in range(first, sizes.tiles, stride)]
-        assert sorted(tiles) == list(range(sizes.tiles))
-        assert parts == 1 or heads * parts <= 132
-        # No program is without a tile.
-        assert (parts - 1) * warpgroups < sizes.tiles

@@ -107,45 +107,15 @@ class Bias(NamedTuple):
 
 
 class Program:
-    """What warpgroups of programs have in common: heads, tiles and their slots.
+    """What warpgroups of programs have in common: a head of an image at a time.
 
-    A program has one head of an image after the other: the `step`-th is the `program +
-    step * count`-th of all, unless programs share heads. A warpgroup brings tiles of
-    rows by its own slots from and to memory.
+    The `step`-th head of a program is the `program + step * count`-th of all.
     """
 
-    def __init__(
-        self, sizes: Sizes, heads: int, total: int, count: int, slots, arrived
-    ):
+    def __init__(self, sizes: Sizes, heads: int, count: int):
         self.sizes, self.heads, self.count = sizes, heads, count
         self.program = jax.lax.axis_index("program")
         self.warpgroup = jax.lax.axis_index("warpgroup")
-        self.steps = jax.lax.div(total - self.program + (count - 1), jnp.int32(count))
-        self.slots, self.slot_count = slots.at[self.warpgroup], slots.shape[1]
-        self.arrived = arrived
-
-    def fetch(self, slot: int, array: Heads, step: Index, tile: Index) -> None:
-        """Send for a tile of a step's array; `fetched` waits for it."""
-        rows = array.ref.at[self.place(array, step, tile)]
-        plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
-
-    def fetched(self, slot: int) -> Array:
-        """The tile that was sent for, in registers."""
-        plgpu.barrier_wait(self._barrier(slot))
-        layout = plgpu.Layout.WGMMA
-        return plgpu.load(self.slots.at[slot], layout=layout, optimized=False)
-
-    def write(
-        self, slot: int, array: Heads, step: Index, tile: Index, rows: Array
-    ) -> None:
-        """Send a tile of a step's result out, by a slot; `written` waits for it."""
-        written()
-        place = self.slots.at[slot]
-        place[...] = jax.lax.slice(
-            rows.astype(array.ref.dtype), (0, 0), (ROWS, self.sizes.width)
-        )
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(place, array.ref.at[self.place(array, step, tile)])
 
     def with_bias(self, step: Index, found: Array, bias: Bias | None) -> Array:
         """What queries find, where values lack their bias: weights add up to one."""
@@ -178,8 +148,50 @@ class Program:
         image, head = self.number(step)
         return image, self.rows(tile), array.first + head
 
+
+class Courier(Program):
+    """A program whose warpgroups bring tiles by their own slots from and to memory.
+
+    While they compute: what they need next is on its way, head after head of `total`.
+    """
+
+    def __init__(
+        self, sizes: Sizes, heads: int, total: int, count: int, slots, arrived
+    ):
+        super().__init__(sizes, heads, count)
+        self.steps = jax.lax.div(total - self.program + (count - 1), jnp.int32(count))
+        self.slots, self.slot_count = slots.at[self.warpgroup], slots.shape[1]
+        self.arrived = arrived
+
+    def fetch(self, slot: int, array: Heads, step: Index, tile: Index) -> None:
+        """Send for a tile of a step's array; `fetched` waits for it."""
+        rows = array.ref.at[self.place(array, step, tile)]
+        plgpu.copy_gmem_to_smem(rows, self.slots.at[slot], self._barrier(slot))
+
+    def fetched(self, slot: int) -> Array:
+        """The tile that was sent for, in registers."""
+        plgpu.barrier_wait(self._barrier(slot))
+        return in_registers(self.slots.at[slot])
+
+    def write(
+        self, slot: int, array: Heads, step: Index, tile: Index, rows: Array
+    ) -> None:
+        """Send a tile of a step's result out, by a slot; `written` waits for it."""
+        written()
+        place = self.slots.at[slot]
+        place[...] = jax.lax.slice(
+            rows.astype(array.ref.dtype), (0, 0), (ROWS, self.sizes.width)
+        )
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(place, array.ref.at[self.place(array, step, tile)])
+
     def _barrier(self, slot: int):
         return self.arrived.at[self.warpgroup * self.slot_count + slot]
+
+
+def in_registers(rows: Ref) -> Array:
+    """A tile of rows, that lie in memory as they are, in a warpgroup's registers."""
+    return plgpu.load(rows, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
 def meet(barrier: Ref) -> None:

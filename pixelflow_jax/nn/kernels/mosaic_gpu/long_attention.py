@@ -15,9 +15,9 @@ from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
+    Courier,
     Heads,
     Index,
-    Program,
     for_products,
     launch,
 )
@@ -151,7 +151,7 @@ class Work(NamedTuple):
         }
 
 
-class LongProgram(Program):
+class LongProgram(Courier):
     """A program of `Work`: step after step, a group of tiles.
 
     A pass has a `stream`, and says what a warpgroup does before and in a step.

@@ -18,8 +18,8 @@ from jax import Array
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     LONGEST_COPY,
+    Courier,
     Heads,
-    Program,
     for_products,
     last_heads,
     launch,
@@ -101,7 +101,7 @@ def shares(tiles: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return (keys, tiles - keys), (queries, tiles - queries)
 
 
-class _Backward(Program):
+class _Backward(Courier):
     """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
     def __init__(self, sizes: Sizes, heads: int, total: int, count: int, references):

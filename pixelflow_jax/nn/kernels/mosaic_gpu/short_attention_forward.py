@@ -3,12 +3,12 @@
 As many programs as there are multiprocessors, each with one head of one image after the
 other. Each warpgroup lays tiles of keys and values into shared memory, and computes
 tiles of queries, which stay in its registers; what it lays and computes next is on its
-way meanwhile. Where there are fewer heads, several programs share the queries of one.
+way meanwhile.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,8 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     QUERIES,
     VALUES,
     Bias,
+    Courier,
     Heads,
-    Index,
-    Program,
     for_products,
     last_heads,
     launch,
@@ -84,14 +83,14 @@ def forward_projected(
     their gains [width], and turned by `angles` [n, width], cosine and sine of each
     pair: all of it on their way.
     """
-    inputs = [qkv, jnp.stack(gains), angles.astype(ANGLES)]
+    inputs = [qkv, *gains, angles.astype(ANGLES)]
     inputs += [] if bias is None else [bias]
 
-    def arrays(qkv, gains, angles, *others) -> tuple:
+    def arrays(qkv, q_gain, k_gain, angles, *others) -> tuple:
         *bias, near, arrived = others
         biases = Bias(bias[0], heads) if bias else None
         parts = (Heads(qkv, part * heads) for part in (QUERIES, KEYS, VALUES))
-        return *parts, Turn(gains, angles, biases, near, arrived), biases
+        return *parts, Turn((q_gain, k_gain), angles, biases, near, arrived), biases
 
     return _launch(inputs, arrays, heads, qkv.shape[1], turned=True)[0]
 
@@ -107,16 +106,14 @@ def _launch(
     b, n, _, width = inputs[0].shape
     sizes = Sizes(n, length, width)
     warpgroups, slots = forward_shares(sizes, turned)
-    parts = parts_of_a_head(sizes, warpgroups, b * heads)
-    dtype, count = inputs[0].dtype, min(multiprocessors(), b * heads * parts)
+    dtype, count = inputs[0].dtype, min(multiprocessors(), b * heads)
     near = Turn.scratch(n, width) if turned else []
 
     def kernel(*references) -> None:
         given, others = references[: len(inputs)], references[len(inputs) :]
         rest = len(others) - len(near)
         looked_at = arrays(*given, *others[rest:])
-        plan = _Plan(sizes, heads, count, warpgroups, parts)
-        _Forward(plan, looked_at, others[:rest]).run()
+        _Forward(sizes, heads, count, warpgroups, looked_at, others[:rest]).run()
 
     return launch(
         kernel,
@@ -139,93 +136,58 @@ def _launch(
     )
 
 
-def parts_of_a_head(sizes: Sizes, warpgroups: int, heads: int) -> int:
-    """How many programs share the queries of each of so many heads.
-
-    Each lays all keys and values for itself, so that it pays only while there are
-    multiprocessors without work.
-    """
-    rounds = -(-sizes.tiles // warpgroups)
-    return max(1, min(rounds, multiprocessors() // heads))
-
-
-class _Plan(NamedTuple):
-    """Who does what: `count` programs, `parts` of them for a head."""
-
-    sizes: Sizes
-    heads: int
-    count: int
-    warpgroups: int
-    parts: int
-
-
-class _Share(NamedTuple):
-    """Tiles of a warpgroup: the `first`, and each that is `stride` behind one."""
-
-    first: Index
-    stride: int
-
-
-class _Forward(Program):
+class _Forward(Courier):
     """What a warpgroup of a program does, with the arrays that it reads and writes."""
 
-    def __init__(self, plan: _Plan, looked_at: tuple, references):
+    def __init__(self, sizes, heads, count, warpgroups, looked_at: tuple, references):
         self.q, self.k, self.v, self.turn, self.bias = looked_at
         out, self.sums_of_all = references[:2]
-        total = out.shape[0] * plan.heads * plan.parts
+        total = out.shape[0] * heads
         self.keys, self.values, slots, sums, arrived, *barriers = references[2:]
-        super().__init__(plan.sizes, plan.heads, total, plan.count, slots, arrived)
-        self.out, self.parts = Heads(out), plan.parts
-        self.laid = _Share(self.warpgroup, plan.warpgroups)
-        part = jax.lax.rem(self.program, jnp.int32(plan.parts))
-        first = part * plan.warpgroups + self.warpgroup
-        self.found = _Share(first, plan.warpgroups * plan.parts)
+        super().__init__(sizes, heads, total, count, slots, arrived)
+        self.out, self.warpgroups = Heads(out), warpgroups
         self.sums = sums.at[self.warpgroup]
         self.ready, self.free = barriers
         self.result = self.slot_count - 1
         self.roomy = self.result != QUERY_SLOT
 
     def run(self) -> None:
-        """What all queries of the program's heads find, or its part of them."""
+        """What all queries of the program's heads find."""
         if self.turn is not None:
             pl.when(self.warpgroup == 0)(self.turn.fetch)
-        self._first(KEY_SLOT, self.k, self.laid)
-        self._first(VALUE_SLOT, self.v, self.laid)
-        self._first(QUERY_SLOT, self.q, self.found)
+        for slot, ref in (
+            (KEY_SLOT, self.k),
+            (VALUE_SLOT, self.v),
+            (QUERY_SLOT, self.q),
+        ):
+            self.fetch(slot, ref, 0, self.warpgroup)
         if self.turn is not None:
             self.turn.fetched()
         jax.lax.fori_loop(0, self.steps, self._head, None)
         plgpu.wait_smem_to_gmem(0)
 
-    def number(self, step: Index) -> tuple[Array, Array]:
-        """The image and the head of a step."""
-        number = self.program + step * self.count
-        if self.parts > 1:  # and then one step
-            number = jax.lax.div(number, jnp.int32(self.parts))
-        return self.of_number(number)
-
     def _head(self, step, nothing):
         meet(self.free)  # all have done with the keys and values of the head before
-        self._turns(self.laid, functools.partial(self._lay, step))
+        self._turns(functools.partial(self._lay, step))
         plgpu.commit_smem()
         meet(self.ready)
-        self._turns(self.found, functools.partial(self._find, step))
+        self._turns(functools.partial(self._find, step))
         return nothing
 
-    def _turns(self, share: _Share, one) -> None:
-        """`one(tile)` for each tile of the warpgroup."""
-        for number in range(-(-self.sizes.tiles // share.stride)):
-            tile = number * share.stride + share.first
-            if (number + 1) * share.stride <= self.sizes.tiles:
+    def _turns(self, one) -> None:
+        """`one(tile)` for each tile that is the warpgroup's."""
+        for number in range(-(-self.sizes.tiles // self.warpgroups)):
+            tile = number * self.warpgroups + self.warpgroup
+            if (number + 1) * self.warpgroups <= self.sizes.tiles:
                 one(tile)
             else:
                 pl.when(tile < self.sizes.tiles)(functools.partial(one, tile))
 
     def _lay(self, step, tile) -> None:
         self.order(self.keys, tile, self._turned(KEY_SLOT, step, tile))
-        self._later(KEY_SLOT, self.k, self.laid, step, tile)
+        self._later(KEY_SLOT, self.k, step, tile)
         self.order(self.values, tile, self.fetched(VALUE_SLOT))
-        self._later(VALUE_SLOT, self.v, self.laid, step, tile)
+        self._later(VALUE_SLOT, self.v, step, tile)
 
     def _turned(self, slot: int, step, tile) -> Array:
         """A tile of queries or keys, normalised and turned where that is to be done."""
@@ -239,7 +201,7 @@ class _Forward(Program):
     def _find(self, step, tile) -> None:
         q = padded(self._turned(QUERY_SLOT, step, tile), self.sizes)
         if self.roomy:
-            self._later(QUERY_SLOT, self.q, self.found, step, tile)
+            self._later(QUERY_SLOT, self.q, step, tile)
         found, tops = _attend(self.sizes, q, self.keys, self.values)
         found = self.with_bias(step, found, self.bias)
         self.write(self.result, self.out, step, tile, found)
@@ -250,23 +212,17 @@ class _Forward(Program):
         plgpu.copy_smem_to_gmem(self.sums, self.sums_of_all.at[image, head, rows])
         if not self.roomy:
             written()
-            self._later(QUERY_SLOT, self.q, self.found, step, tile)
+            self._later(QUERY_SLOT, self.q, step, tile)
 
-    def _first(self, slot: int, array: Heads, share: _Share) -> None:
-        """Send for the warpgroup's first tile, if it has one."""
-        send = functools.partial(self.fetch, slot, array, 0, share.first)
-        if share.stride <= self.sizes.tiles:
-            send()
-        else:
-            pl.when(share.first < self.sizes.tiles)(send)
-
-    def _later(self, slot: int, array: Heads, share: _Share, step, tile) -> None:
+    def _later(self, slot: int, array: Heads, step, tile) -> None:
         """Send for the warpgroup's next tile, of this head or the next one."""
-        another = tile + share.stride < self.sizes.tiles
-        if self.sizes.tiles > share.stride:
-            pl.when(another)(lambda: self.fetch(slot, array, step, tile + share.stride))
+        another = tile + self.warpgroups < self.sizes.tiles
+        if self.sizes.tiles > self.warpgroups:
+            pl.when(another)(
+                lambda: self.fetch(slot, array, step, tile + self.warpgroups)
+            )
         pl.when(~another & (step + 1 < self.steps))(
-            lambda: self.fetch(slot, array, step + 1, share.first)
+            lambda: self.fetch(slot, array, step + 1, self.warpgroup)
         )
 
 

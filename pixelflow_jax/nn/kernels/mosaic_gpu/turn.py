@@ -8,7 +8,7 @@ from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import pl, plgpu
 from pixelflow_jax.nn.kernels.launch import EPS
-from pixelflow_jax.nn.kernels.mosaic_gpu.heads import LONGEST_COPY, Bias
+from pixelflow_jax.nn.kernels.mosaic_gpu.heads import LONGEST_COPY, Bias, in_registers
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import Ref, across, by_column, down
 
 # Cosines and sines, which shared memory has no room for in float32. Of half precision
@@ -20,15 +20,15 @@ ANGLES = jnp.float16
 class Turn(NamedTuple):
     """Gains of queries and keys, and angles of each pair of lanes, cosine and sine.
 
-    `gains` [2, width], `angles` [n, width] and the `bias` of the projection lie in
-    memory; of angles there is a copy in shared memory.
+    Two `gains` [width], `angles` [n, width] and the `bias` of the projection lie in
+    memory; of angles there may be a copy in shared memory, once it has `arrived`.
     """
 
-    gains: Ref
+    gains: tuple[Ref, Ref]
     angles: Ref
     bias: Bias | None
-    near_angles: Ref
-    arrived: Ref
+    near_angles: Ref | None = None
+    arrived: Ref | None = None
 
     @staticmethod
     def scratch(n: int, width: int) -> list[Any]:
@@ -48,14 +48,14 @@ class Turn(NamedTuple):
 
     def apply(self, rows: Array, part: int, head: Array, place: Any) -> Array:
         """Rows of a tile, those at `place`, of a head of queries or keys."""
-        layout = plgpu.Layout.WGMMA
         x = rows.astype(jnp.float32)
         if self.bias is not None:
             x = x + across(self.bias.of(part, head), x)
         mean = (x * x).sum(axis=1) * (1 / x.shape[1])
-        gain = by_column(self.gains.at[part])
+        gain = by_column(self.gains[part])
         x = x * down(jax.lax.rsqrt(mean + EPS), x) * across(gain, x)
-        angles = plgpu.load(self.near_angles.at[place], layout=layout, optimized=False)
+        angles = self.angles if self.near_angles is None else self.near_angles
+        angles = in_registers(angles.at[place])
         return _turned(x, angles.astype(jnp.float32)).astype(rows.dtype)
 
 
