@@ -52,7 +52,9 @@ XL = Sizes(4, 256, 1152, 16, 3072, 256, (64, 128))
 LONG = 1024  # tokens
 HOPPER = "hopper"  # a part of its own, with the word of `Kernels.attention`
 FILLED = 132  # heads of images that fill any Hopper GPU
+PATCHES = 300  # more than any has multiprocessors
 MANY = 64  # images whose MLPs fill it
+GUIDED = 2  # what one image takes with guidance
 TINY = Sizes(2, 16, 32, 4, 64, 64, (16, 16))
 
 
@@ -174,6 +176,15 @@ def only_here(sizes: Sizes, dtype: str) -> list[Operation]:
         return []
     width, images = sizes.width, -(-FILLED // sizes.heads)
     operations = []
+    if not missing("triton"):  # which has the forward pass
+        inner, hidden = sizes.field
+        shapes = (PATCHES, sizes.pixels, inner), (PATCHES, 2 * inner * hidden)
+        operations.append(Operation("many neural fields", field, shapes, HOPPER))
+    one = functools.partial(
+        projection, sizes.heads, Packing((GUIDED,), (sizes.length,))
+    )
+    shapes = (GUIDED, sizes.length, 3 * width), (1, 3 * width)
+    operations.append(Operation("attention of one image", one, shapes, HOPPER))
     for word, n in (("short", sizes.length), ("long", LONG)):
         heads = sizes.batch, n, sizes.heads, width // sizes.heads
         name = f"attention of {word} sequences"

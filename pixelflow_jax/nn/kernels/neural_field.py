@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pixelflow_jax.nn.kernels.backends import Backend
-from pixelflow_jax.nn.kernels.choice import kernel_backend, versions
+from pixelflow_jax.nn.kernels.backends import Backend, missing_hopper
+from pixelflow_jax.nn.kernels.choice import chosen, kernel_backend, versions
 from pixelflow_jax.nn.kernels.launch import SHORTEST
+from pixelflow_jax.nn.kernels.mosaic_gpu import neural_field as mosaic_gpu
 from pixelflow_jax.nn.kernels.mosaic_tpu import neural_field as mosaic_tpu
 from pixelflow_jax.nn.kernels.triton import neural_field as triton
 from pixelflow_jax.nn.layers import rms_norm
@@ -66,6 +67,16 @@ def neural_field(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
     return fused(z, gain, mlp, backend)
 
 
+def _hopper_gains(z: Array, mlp: GeneratedMLP) -> bool:
+    """Whether there is a Hopper GPU, whose kernel is faster than Triton's.
+
+    In bfloat16, while nobody insists on another one.
+    """
+    if chosen().field != "auto" or z.dtype != jnp.bfloat16 or missing_hopper():
+        return False
+    return mosaic_gpu.supports(z.shape[-2], mlp.width, mlp.hidden, z.dtype)
+
+
 def reference(z: Array, gain: Array, mlp: GeneratedMLP) -> Array:
     """`neural_field` as separate products."""
     first, second = mlp.matrices
@@ -88,7 +99,7 @@ def fused(
     z: Array, gain: Array, mlp: GeneratedMLP, backend: Backend = "triton"
 ) -> Array:
     """`neural_field` as one kernel, on each device's part of the batch."""
-    spec = Spec(mlp.unit, backend)
+    spec = Spec(mlp.unit, backend, backend == "triton" and _hopper_gains(z, mlp))
 
     def run(z: Array, weights: Array, gain: Array) -> Array:
         # All patches one after the other.
@@ -100,10 +111,14 @@ def fused(
 
 
 class Spec(NamedTuple):
-    """Which matrices get columns of length one, and who runs the kernels."""
+    """Which matrices get columns of length one, and who runs the kernels.
+
+    `hopper`: of gradients, Mosaic's for Hopper GPUs.
+    """
 
     unit: tuple[bool, bool]
     backend: Backend
+    hopper: bool = False
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -117,7 +132,8 @@ def _forward(spec: Spec, *arrays: Array) -> tuple:
 
 
 def _backward(spec: Spec, arrays: tuple, cotangent: Array) -> tuple:
-    gradients: tuple = KERNELS[spec.backend].backward(spec.unit, *arrays, cotangent)
+    kernels = mosaic_gpu if spec.hopper else KERNELS[spec.backend]
+    gradients: tuple = kernels.backward(spec.unit, *arrays, cotangent)
     return gradients
 
 
