@@ -36,7 +36,7 @@ COMPUTE = 2  # warpgroups that have tiles, besides the one that has the sums
 SLOTS = 2  # tiles, and patches' weights, that are there or on their way
 WIDTH = 64  # of pixels, and as many hidden values are computed at a time
 MOST_HIDDEN = 128
-TILE_REGISTERS, SUM_REGISTERS = 144, 216
+TILE_REGISTERS, SUM_REGISTERS = 152, 200  # 8 or 16 more or less are slower
 # Warpgroups that compute are to be a tile ahead of the sums at most: at half of a patch
 # they wait for these.
 LEAST = 2 * COMPUTE * ROWS  # pixels
