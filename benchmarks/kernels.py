@@ -207,7 +207,7 @@ def neural_fields() -> Iterator[tuple[str, Entry]]:
     flops = 4.0 * patches * pixels * width * hidden
     forward = {
         name: functools.partial(field, Kernels(field=choice))
-        for name, choice in (("xla", "xla"), ("kernel", "pallas"))
+        for name, choice in (("xla", "xla"), ("kernel", "pallas"), ("auto", "auto"))
     }
     both = {name: with_gradient(function) for name, function in forward.items()}
     yield (

@@ -33,6 +33,7 @@ ASKED = 'kernels.attention="hopper"'
 # What "auto" takes them for: sizes at which they have been timed.
 SHORT_WIDTHS, LONGEST_SHORT = (40, 64, 72), 304
 LONG_WIDTHS, SHORTEST_LONG = (72,), 1024
+FEW_WIDTHS, SHORTEST_FEW = (72,), 256  # up to the same length, of few heads
 PROGRAMS = 2  # or more that share a head, where there are few
 BY_US = "auto", "mosaic"  # of `kernels.blocks`: norm and rotation are inside
 BUSY = 0.75  # of all rounds of tiles, where a third less is lost again
@@ -140,7 +141,7 @@ def gains_few(heads: int, arrays: dict[str, Any]) -> bool:
     asked = choice.chosen()
     if asked.attention not in ("auto", "hopper") or asked.blocks not in BY_US:
         return False
-    timed = n <= LONGEST_SHORT and width in SHORT_WIDTHS
+    timed = SHORTEST_FEW <= n <= LONGEST_SHORT and width in FEW_WIDTHS
     known = few_heads_attention.supports(n, width, qkv.dtype)
     turned = arrays["rope"] is not None
     if not (timed and known and turned) or len(arrays["gains"][0]) != width:
@@ -204,8 +205,7 @@ def gains(q: Any, k: Any, length: int | None = None) -> bool:
     """Whether there is a Hopper GPU, the kernels are known to gain, and fill the GPU.
 
     In bfloat16 and at sizes that have been timed alone. Of short sequences these have a
-    head of an image for each multiprocessor: for fewer of them programs share a head,
-    which nobody has timed beside cuDNN. Of long ones the last round of tiles is to
+    head of an image for each multiprocessor; of long ones the last round of tiles is to
     leave few multiprocessors without work.
     Where a batch does not divide over the devices, each would compute all of it.
     """

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
+from pixelflow_jax.nn.kernels.launch import total
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     KEYS,
     QUERIES,
@@ -72,8 +73,12 @@ def _keys(n: int) -> int:
 
 
 def supports(n: int, width: int, dtype: jnp.dtype) -> bool:
-    """Whether the kernel takes these sizes: half precision, 128 to 320 tokens."""
-    known = n >= LEAST and not n % NARROWEST and not width % 8 and 8 <= width <= 128
+    """Whether the kernel takes these sizes, of half precision.
+
+    128 to 320 tokens in multiples of 16, widths in multiples of 8 up to 72: more do not
+    fit beside each other.
+    """
+    known = n >= LEAST and not n % NARROWEST and not width % 8 and 8 <= width <= 72
     return known and dtype.itemsize == 2 and _keys(n) <= MOST_KEYS
 
 
@@ -211,13 +216,13 @@ class _FewHeads(Program):
         sums = [_by_row(self.sums.at[one]) for one in all_of]
         top = functools.reduce(jnp.maximum, tops)
         factors = [jnp.exp2(one - top) for one in tops]
-        total = sum(f * s for f, s in zip(factors, sums, strict=True))
+        whole = total([f * s for f, s in zip(factors, sums, strict=True)])
         start = self.warpgroup * self.share.columns
         columns = pl.ds(pl.multiple_of(start, 8), self.share.columns)
         found = full((ROWS, self.share.columns), 0.0)
         for one, factor in zip(all_of, factors, strict=True):
             rows = in_registers(self.found.at[one, :, columns])
-            found = found + rows * down(factor / total, rows)
+            found = found + rows * down(factor / whole, rows)
         if self.bias is not None:  # which values lack; weights add up to one
             place = VALUES * self.heads + self.head
             found = found + across(by_column(self.bias.ref.at[place, columns]), found)

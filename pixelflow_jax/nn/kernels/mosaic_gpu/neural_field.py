@@ -9,14 +9,14 @@ the copy engine. Columns get unit length by scaling products, not weights.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from pixelflow_jax.nn.kernels.backends import multiprocessors, pl, plgpu
-from pixelflow_jax.nn.kernels.launch import EPS, SHORTEST
+from pixelflow_jax.nn.kernels.launch import EPS, SHORTEST, total
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     Index,
     for_products,
@@ -378,8 +378,8 @@ class _Sums(_Work):
                 squares = _squares(near.first.at[slot, part])
                 near.scale1.at[slot, span(part)][...] = _inverse(squares)
         if self.sizes.unit[1]:
-            squares = sum(_squares(near.second.at[slot, part]) for part in self.parts)
-            near.scale2.at[slot][...] = _inverse(squares)
+            squares = [_squares(near.second.at[slot, part]) for part in self.parts]
+            near.scale2.at[slot][...] = _inverse(total(squares))
         plgpu.barrier_arrive(self.barriers.scales)
 
     def _patch(self, step: Array, nothing: None) -> None:
@@ -445,7 +445,7 @@ class _Sums(_Work):
                 for part in self.parts
             ]
             pairs = list(zip(sums, unit, strict=True))
-            along = sum((a * weight).sum(axis=0) for a, weight in pairs)
+            along = total([(a * weight).sum(axis=0) for a, weight in pairs])
             sums = [
                 (a - weight * across(along, weight)) * across(scale, weight)
                 for a, weight in pairs
@@ -457,7 +457,7 @@ class _Sums(_Work):
         plgpu.copy_smem_to_gmem(near.dsecond, to)
 
 
-def span(part: int) -> "pl.Slice":
+def span(part: int) -> Any:
     """Hidden values that are computed at a time."""
     return pl.ds(part * WIDTH, WIDTH)
 

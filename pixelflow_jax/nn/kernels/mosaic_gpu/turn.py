@@ -27,8 +27,8 @@ class Turn(NamedTuple):
     gains: tuple[Ref, Ref]
     angles: Ref
     bias: Bias | None
-    near_angles: Ref | None = None
-    arrived: Ref | None = None
+    near_angles: Any = None
+    arrived: Any = None
 
     @staticmethod
     def scratch(n: int, width: int) -> list[Any]:
