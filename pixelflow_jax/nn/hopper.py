@@ -104,6 +104,29 @@ def _turns(spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays) -> bool:
     return each_by_itself and short_attention.turns(Sizes(n, n, width))
 
 
+def _forward_projected(
+    spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays
+) -> tuple[Array, tuple]:
+    if arrays.bias is None:
+        heads = *qkv_norm_rope.queries_and_keys(spec, arrays), arrays.qkv
+    else:
+        # The backward pass wants values with their bias.
+        heads = qkv_norm_rope.queries_keys_and_values(spec, arrays)
+    out, sums = _find(heads[0].shape[1], *heads)
+    return out, (arrays, heads, out, sums)
+
+
+def _backward_projected(
+    spec: qkv_norm_rope.Spec, kept: tuple, cotangent: Array
+) -> tuple[qkv_norm_rope.Arrays]:
+    arrays, heads, out, sums = kept
+    gradients = _gradients(out.shape[1], heads, out, sums, cotangent)
+    return qkv_norm_rope.gradients(spec, arrays, gradients)
+
+
+_attend_projected.defvjp(_forward_projected, _backward_projected)
+
+
 Apart = Callable[[int, dict[str, Any]], Array]
 
 
@@ -128,52 +151,6 @@ def _backward_few(apart: Apart, heads: int, pull: Callable, cotangent: Array) ->
 
 
 attend_few.defvjp(_forward_few, _backward_few)
-
-
-def gains_few(heads: int, arrays: dict[str, Any]) -> bool:
-    """Whether `attend_few` is known to gain for its `arrays`.
-
-    In bfloat16, at sizes that have been timed, where two programs or more can share a
-    head, and heads are normed by themselves and turned.
-    """
-    qkv = arrays["qkv"]
-    b, n, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3 // heads
-    asked = choice.chosen()
-    if asked.attention not in ("auto", "hopper") or asked.blocks not in BY_US:
-        return False
-    timed = SHORTEST_FEW <= n <= LONGEST_SHORT and width in FEW_WIDTHS
-    known = few_heads_attention.supports(n, width, qkv.dtype)
-    turned = arrays["rope"] is not None
-    if not (timed and known and turned) or len(arrays["gains"][0]) != width:
-        return False
-    if qkv.dtype != jnp.bfloat16 or backends.missing_hopper():
-        return False
-    if b % shard_count() or tensor_shards() > 1:
-        return False
-    return PROGRAMS * heads * b // shard_count() <= backends.multiprocessors()
-
-
-def _forward_projected(
-    spec: qkv_norm_rope.Spec, arrays: qkv_norm_rope.Arrays
-) -> tuple[Array, tuple]:
-    if arrays.bias is None:
-        heads = *qkv_norm_rope.queries_and_keys(spec, arrays), arrays.qkv
-    else:
-        # The backward pass wants values with their bias.
-        heads = qkv_norm_rope.queries_keys_and_values(spec, arrays)
-    out, sums = _find(heads[0].shape[1], *heads)
-    return out, (arrays, heads, out, sums)
-
-
-def _backward_projected(
-    spec: qkv_norm_rope.Spec, kept: tuple, cotangent: Array
-) -> tuple[qkv_norm_rope.Arrays]:
-    arrays, heads, out, sums = kept
-    gradients = _gradients(out.shape[1], heads, out, sums, cotangent)
-    return qkv_norm_rope.gradients(spec, arrays, gradients)
-
-
-_attend_projected.defvjp(_forward_projected, _backward_projected)
 
 
 def _find(
@@ -222,6 +199,29 @@ def gains(q: Any, k: Any, length: int | None = None) -> bool:
     groups = heads * n / (ROWS * long_attention_forward.PLAN.warpgroups)
     timed = n >= SHORTEST_LONG and width in LONG_WIDTHS
     return timed and backends.busy(groups, cores) >= BUSY
+
+
+def gains_few(heads: int, arrays: dict[str, Any]) -> bool:
+    """Whether `attend_few` is known to gain for its `arrays`.
+
+    In bfloat16, at sizes that have been timed, where two programs or more can share a
+    head, and heads are normed by themselves and turned.
+    """
+    qkv = arrays["qkv"]
+    b, n, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3 // heads
+    asked = choice.chosen()
+    if asked.attention not in ("auto", "hopper") or asked.blocks not in BY_US:
+        return False
+    timed = SHORTEST_FEW <= n <= LONGEST_SHORT and width in FEW_WIDTHS
+    known = few_heads_attention.supports(n, width, qkv.dtype)
+    turned = arrays["rope"] is not None
+    if not (timed and known and turned) or len(arrays["gains"][0]) != width:
+        return False
+    if qkv.dtype != jnp.bfloat16 or backends.missing_hopper():
+        return False
+    if b % shard_count() or tensor_shards() > 1:
+        return False
+    return PROGRAMS * heads * b // shard_count() <= backends.multiprocessors()
 
 
 def _is_short(q: Any) -> bool:
