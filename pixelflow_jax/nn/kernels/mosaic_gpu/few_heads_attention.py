@@ -26,6 +26,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     in_registers,
     launch,
     meet,
+    put,
 )
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
     NARROWEST,
@@ -228,7 +229,7 @@ class _FewHeads(Program):
             found = found + across(by_column(self.bias.ref.at[place, columns]), found)
         rows = self.rows(tile)
         to = self.out.at[self.image, rows, self.head, columns]
-        to[...] = found.astype(self.out.dtype)
+        put(to, found.astype(self.out.dtype))
 
 
 def _by_row(vector: Ref) -> Array:

@@ -194,6 +194,18 @@ def in_registers(rows: Ref) -> Array:
     return plgpu.load(rows, layout=plgpu.Layout.WGMMA, optimized=False)
 
 
+def put(to: Ref, rows: Array) -> None:
+    """`to[...] = rows`, also where lanes then meet in a bank of shared memory.
+
+    Newer jax wants to be told so, or would look for an order without.
+    """
+    store = getattr(plgpu, "store", None)
+    if store is None:
+        to[...] = rows
+    else:
+        store(to, rows, optimized=False)
+
+
 def meet(barrier: Ref) -> None:
     """Wait for all warpgroups; what each has written the others see."""
     plgpu.barrier_arrive(barrier)

@@ -21,6 +21,7 @@ from pixelflow_jax.nn.kernels.mosaic_gpu.heads import (
     Index,
     for_products,
     launch,
+    put,
     written,
 )
 from pixelflow_jax.nn.kernels.mosaic_gpu.steps import (
@@ -287,11 +288,11 @@ class _Tiles(_Work):
         """A tile's gradient, and what the sums need of it."""
         plgpu.barrier_wait(self._arrived(at))
         slot, dtype = self.slot(at), self.far.z.dtype
-        z = self.z[slot].astype(jnp.float32)
+        z = rows_of(self.z.at[slot]).astype(jnp.float32)
         inverse = jax.lax.rsqrt((z * z).sum(axis=1) * (1 / WIDTH) + EPS)
         unit = z * down(inverse, z)
         normed = (unit * across(by_column(self.far.gain), unit)).astype(dtype)
-        d = self.cotangent[slot]
+        d = rows_of(self.cotangent.at[slot])
         if self.sizes.unit[1]:
             scale = by_column(self.near.scale2.at[slot_of(at.step)])
             d = (d.astype(jnp.float32) * across(scale, unit)).astype(dtype)
@@ -333,10 +334,10 @@ class _Tiles(_Work):
         """The gradient of a tile's pixels, from that of what they are normalised to."""
         slot = self.slot(at)
         dunit = dnormed * across(by_column(self.far.gain), dnormed)
-        unit = self.z[slot].astype(jnp.float32) * down(inverse, dunit)
+        unit = rows_of(self.z.at[slot]).astype(jnp.float32) * down(inverse, dunit)
         along = (dunit * unit).sum(axis=1) * (1 / WIDTH)
         moved = (dunit - unit * down(along, unit)) * down(inverse, unit)
-        dz = self.cotangent[slot].astype(jnp.float32) + moved
+        dz = rows_of(self.cotangent.at[slot]).astype(jnp.float32) + moved
         self.z[slot] = dz.astype(self.far.dz.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(self.z.at[slot], self.far.dz.at[self._place(at)])
@@ -423,7 +424,8 @@ class _Sums(_Work):
         dgain = full((WIDTH,), 0.0)
         for part, some in zip(self.parts, sums, strict=True):
             place = self.near.first.at[slot, part]
-            weight, gradient = place[...].astype(jnp.float32), some * down(gain, some)
+            weight = rows_of(place).astype(jnp.float32)
+            gradient = some * down(gain, some)
             dgain = dgain + (some * weight).sum(axis=1)
             if self.sizes.unit[0]:  # of sums that have the scale already
                 weight = weight * across(self.scale1(step, part), weight)
@@ -433,17 +435,15 @@ class _Sums(_Work):
             plgpu.commit_smem()
             to = self.far.dweights.at[patch, pl.ds(0, WIDTH), part]
             plgpu.copy_smem_to_gmem(place, to)
-        self.far.dgain.at[patch][...] = dgain
+        put(self.far.dgain.at[patch], dgain)
 
     def _put_second(self, step: Array, sums: list[Array]) -> None:
         """The second matrix' gradient."""
         near, slot, patch = self.near, slot_of(step), self.patch(step)
         if self.sizes.unit[1]:
             scale = by_column(near.scale2.at[slot])
-            unit = [
-                near.second[slot, part].astype(jnp.float32) * across(scale, sums[part])
-                for part in self.parts
-            ]
+            rows = [rows_of(near.second.at[slot, part]) for part in self.parts]
+            unit = [a.astype(jnp.float32) * across(scale, a) for a in rows]
             pairs = list(zip(sums, unit, strict=True))
             along = total([(a * weight).sum(axis=0) for a, weight in pairs])
             sums = [
@@ -469,9 +469,14 @@ def slot_of(number: Index) -> Index:
     return jax.lax.rem(number, jnp.int32(SLOTS))
 
 
+def rows_of(place: Ref) -> Array:
+    """Rows as products have them: the compiler would look for a layout for long."""
+    return plgpu.load(place, layout=plgpu.Layout.WGMMA)
+
+
 def _squares(weight: Ref) -> Array:
     """The squared length of columns."""
-    weight = weight[...].astype(jnp.float32)
+    weight = rows_of(weight).astype(jnp.float32)
     return (weight * weight).sum(axis=0)
 
 
@@ -517,4 +522,4 @@ def more_of_weights(
 def lay_rows(to: Ref, part: int, rows: Array) -> None:
     """Lay rows of a part into an array in which several are side by side."""
     hidden = to.shape[0] * to.shape[1]
-    to.reshape(hidden, WIDTH).at[span(part)][...] = rows
+    put(to.reshape(hidden, WIDTH).at[span(part)], rows)
