@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import NamedTuple
 
 import jax
@@ -173,22 +174,52 @@ def environment(
     return {**os.environ, **changes}
 
 
+class Commands(NamedTuple):
+    """A process of tests/commands.py, and the environment that it has."""
+
+    environment: dict[str, str]
+    process: subprocess.Popen
+
+
+_COMMANDS: list[Commands] = []  # the one that runs
+
+
+def commands_in(environment: dict[str, str]) -> subprocess.Popen:
+    """The process that runs commands in an environment, for all that follow."""
+    environment = {k: v for k, v in environment.items() if k != "PYTEST_CURRENT_TEST"}
+    if _COMMANDS and _COMMANDS[0].environment != environment:
+        former = _COMMANDS.pop().process
+        former.kill(), former.wait()
+    if not _COMMANDS:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "commands.py")],
+            stdin=subprocess.PIPE,  # it ends when this is closed
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        _COMMANDS.append(Commands(environment, process))
+    return _COMMANDS[0].process
+
+
 def outcomes(
     commands: dict[str, list], devices: int = 1, optimised: bool = False
 ) -> dict[str, dict]:
     """Code, out and error of many commands, whose arguments are given by name."""
     arguments = [[str(argument) for argument in line] for line in commands.values()]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "commands.py")],
-        input=json.dumps(arguments),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(devices, optimised=optimised),
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(zip(commands, json.loads(done.stdout), strict=True))
+    process = commands_in(environment(devices, optimised=optimised))
+    clock = threading.Timer(PATIENCE, process.kill)
+    clock.start()
+    try:
+        print(json.dumps(arguments), file=process.stdin, flush=True)
+        answer = process.stdout.readline()
+    finally:
+        clock.cancel()
+    if not answer:
+        _COMMANDS.clear()
+    assert answer, f"the process of {list(commands)} has ended"
+    return dict(zip(commands, json.loads(answer), strict=True))
 
 
 def command(
