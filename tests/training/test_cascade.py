@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from pixelflow_jax.sampling.output import Described, write_samples
 from pixelflow_jax.teachers.dinov2 import DinoV2
 from pixelflow_jax.teachers.dinov2_table import table
 from pixelflow_jax.teachers.suite import Teachers
-from pixelflow_jax.training.checkpoint import Checkpointer
+from pixelflow_jax.training.checkpoint import Checkpointer, Checkpointing
 from pixelflow_jax.training.loop import train
 from pixelflow_jax.training.optimizer import AdamW
 from pixelflow_jax.training.step import fresh_state, make_step
@@ -62,6 +63,7 @@ def cascade(images, **fields):
             guidance=ClassifierFree(scale=2.0, ramp=(0.0, 1.0)),
         ),
         "steps": STEPS,
+        "checkpoint": Checkpointing(every=STEPS),
         "optimizer": AdamW(lr=4e-3, warmup=5, clip=1.0),
     }
     return tiny.experiment(images, **{**settings, **fields})
@@ -71,7 +73,7 @@ def cascade(images, **fields):
 def workdir(images, tmp_path_factory):
     """A finished run of the cascade."""
     folder = tmp_path_factory.mktemp("cascade")
-    train(build.training_run(validated(cascade(images))), folder)
+    train(tiny.on_devices(build.training_run(validated(cascade(images)))), folder)
     return folder
 
 
@@ -148,7 +150,7 @@ def dino(tmp_path_factory):
 
 
 def test_a_run_with_teachers_is_saved_without_them(images, dino, tmp_path):
-    """... its adaptive weight with it, and goes on exactly where it stopped."""
+    """... its adaptive weight with it, and goes on exactly where it was saved."""
     terms = [FlowMatching(), Repa(grid="resize"), PDino(layers=(0, 2))]
     fields = {
         "terms": terms,
@@ -156,11 +158,12 @@ def test_a_run_with_teachers_is_saved_without_them(images, dino, tmp_path):
         "adaptive_weight": AdaptiveWeight(start=2, every=2),
         "ema": (0.9,),
     }
-    make = lambda steps: tiny.run(images, steps=steps, **fields)
-    whole = train(make(6), tmp_path / "whole")
+    run = tiny.run(images, steps=6, **fields)
+    whole = train(run, tmp_path / "whole")
     assert float(whole.carry["adaptive_weight"]) != 1
-    train(make(3), tmp_path / "parts")
-    state = train(make(6), tmp_path / "parts")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "6")
+    state = train(run, tmp_path / "parts")  # from step 3 on
     tiny.assert_identical(state, whole)
     names = {name for line in tiny.history(tmp_path / "whole") for name in line}
     assert {"Repa", "PDino", "adaptive_weight"} <= names

@@ -105,8 +105,15 @@ def run(images: pathlib.Path, devices: int = 1, initial=None, **fields) -> Train
     config = experiment(images, **fields)
     if repr(config) not in VALID:  # to ask takes a second
         VALID.add(repr(validated(config)))
-    ready = build.training_run(config, initial)
-    return dataclasses.replace(ready, mesh=shape.build(jax.devices()[:devices]))
+    return on_devices(build.training_run(config, initial), devices, shape)
+
+
+def on_devices(
+    ready: TrainingRun, devices: int = 1, shape: MeshShape | None = None
+) -> TrainingRun:
+    """A run on fewer devices than there are: eight take turns, and wait for others."""
+    mesh = (shape or MeshShape()).build(jax.devices()[:devices])
+    return dataclasses.replace(ready, mesh=mesh)
 
 
 class Finished(NamedTuple):
