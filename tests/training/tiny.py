@@ -37,7 +37,8 @@ from pixelflow_jax.validate import validated
 
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"pixelflow_jax-{getpass.getuser()}"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Thousands of programs of one operation each take as long as the large ones together.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = 16
@@ -178,6 +179,7 @@ def environment(
     }
     if cache:
         changes["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+        changes["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return {**os.environ, **changes}
 
 
