@@ -57,7 +57,9 @@ def run(path: pathlib.Path, folder: pathlib.Path, small: bool) -> None:
         patch.setenv("PIXELFLOW_SMOKE", "1" if small else "")
         patch.setenv("PYTHONPATH", str(ROOT))
         # Readers have one CPU device, not the eight of these tests.
-        patch.setenv("XLA_FLAGS", tiny.environment()["XLA_FLAGS"])
+        for name, value in tiny.environment(cache=small).items():
+            if name.startswith(("XLA_", "JAX_")):
+                patch.setenv(name, value)
         client.execute()
 
 
