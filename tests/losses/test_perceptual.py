@@ -259,6 +259,12 @@ def balanced() -> Objective:
     return objective(model, path, prediction, ALL, adaptive_weight=balance)
 
 
+@pytest.fixture(scope="module")
+def step(balanced):
+    """A training step of it, compiled once."""
+    return jax.jit(make_step(balanced, SETTINGS))
+
+
 def beginning(this: Objective):
     params = this.init(jax.random.key(0))
     # The last matrix is zero at first, and with it the gradients behind it.
@@ -292,12 +298,9 @@ def test_gradients_of_the_last_matrix_are_those_of_the_losses(balanced):
         )
 
 
-def test_the_weight_moves_on_schedule_and_is_kept(balanced):
+def test_the_weight_moves_on_schedule_and_is_kept(balanced, step):
     state, data = beginning(balanced), batch(4, 32)
-    step, weights = (
-        jax.jit(make_step(balanced, SETTINGS)),
-        [float(state.carry["adaptive_weight"])],
-    )
+    weights = [float(state.carry["adaptive_weight"])]
     for _ in range(5):
         before = state
         state, metrics = step(state, data, frozen())
@@ -317,19 +320,16 @@ def test_the_weight_moves_on_schedule_and_is_kept(balanced):
     assert total == pytest.approx(float(metrics["loss"]), rel=1e-5)
 
 
-def test_a_program_that_knows_its_step_does_what_one_that_asks_does(balanced):
+def test_a_program_that_knows_its_step_does_what_one_that_asks_does(balanced, step):
     state, data = beginning(balanced), batch(4, 32)
-    asks = jax.jit(make_step(balanced, SETTINGS))
     for number in (1, 2):
         state = state.replace(step=jnp.asarray(number, jnp.int32))
         moves = balanced.terms.weight_is_due(number)
         assert moves == (number == 2)
-        knows = make_step(balanced, SETTINGS, moves)
-        assert ("cond" in str(jax.make_jaxpr(knows)(state, data, frozen()))) is False
-        ours, theirs = (
-            jax.jit(knows)(state, data, frozen()),
-            asks(state, data, frozen()),
-        )
+        knows = jax.jit(make_step(balanced, SETTINGS, moves))
+        traced = knows.trace(state, data, frozen())
+        assert ("cond" in str(traced.jaxpr)) is False
+        ours, theirs = knows(state, data, frozen()), step(state, data, frozen())
         assert float(ours[0].carry["adaptive_weight"]) == pytest.approx(
             float(theirs[0].carry["adaptive_weight"]), rel=1e-5
         )
@@ -338,10 +338,10 @@ def test_a_program_that_knows_its_step_does_what_one_that_asks_does(balanced):
         )
 
 
-def test_the_weight_does_not_depend_on_slices(balanced):
+def test_the_weight_does_not_depend_on_slices(balanced, step):
     state, data = beginning(balanced), batch(4, 32)
     state = state.replace(step=jnp.int32(2))
-    whole, _ = jax.jit(make_step(balanced, SETTINGS))(state, data, frozen())
+    whole, _ = step(state, data, frozen())
     split = dataclasses.replace(SETTINGS, accumulate=2)
     parts, _ = jax.jit(make_step(balanced, split))(state, data, frozen())
     np.testing.assert_allclose(
