@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import sys
-import threading
 
 # As with a jax that has dropped it: all of these tests are to pass.
 if os.environ.get("PIXELFLOW_WITHOUT_TRITON"):
@@ -49,32 +48,6 @@ def pytest_collection_finish(session):
     """Tracing makes millions of objects, to be looked through less often."""
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
-    share_contexts()
-
-
-LOWERED = 100  # programs in a context, which keeps their types and constants
-
-
-def share_contexts() -> None:
-    """Lower many programs in one context of MLIR, one for each thread.
-
-    JAX makes one for each program, which takes 9 ms: as long as all else that lowers a
-    program of one operation. Where its function has another name all stays as it is.
-    """
-    from jax._src.interpreters import mlir
-
-    make = getattr(mlir, "make_ir_context", None)
-    if make is None:
-        return
-    own = threading.local()
-
-    def shared():
-        own.count = getattr(own, "count", 0) + 1
-        if own.count % LOWERED == 1:
-            own.context = make()
-        return own.context
-
-    mlir.make_ir_context = shared
 
 
 @pytest.hookimpl(optionalhook=True)
