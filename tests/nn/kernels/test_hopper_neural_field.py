@@ -17,6 +17,7 @@ from pixelflow_jax.doctor.kernels import deviation
 from pixelflow_jax.nn.kernels import backends
 from pixelflow_jax.nn.kernels.choice import Kernels, choose
 from pixelflow_jax.nn.kernels.mosaic_gpu import neural_field as hopper
+from pixelflow_jax.nn.kernels.mosaic_gpu import neural_field_work
 from pixelflow_jax.nn.kernels.mosaic_gpu.heads import MOST_BYTES
 from pixelflow_jax.nn.kernels.neural_field import (
     GeneratedMLP,
@@ -62,9 +63,9 @@ def interpreted(monkeypatch):
         monkeypatch.setattr(mosaic_gpu, "kernel", run)
         nothing = lambda *_, **__: None
         monkeypatch.setattr(mosaic_gpu, "set_max_registers", nothing)
-        monkeypatch.setattr(hopper, "multiprocessors", lambda: cores)
+        monkeypatch.setattr(neural_field_work, "multiprocessors", lambda: cores)
         for name, formula in formulas.items():
-            monkeypatch.setattr(hopper, name, formula)
+            monkeypatch.setattr(neural_field_work, name, formula)
 
     return use
 
