@@ -74,8 +74,8 @@ def test_the_field_s_twins_agree():
     shapes = (4, 64, 16), (4, 2 * 16 * 32)
     inputs = kernels.normal(*shapes, dtype="float32")
     variants = kernels.ENTRIES["field forward"].variants
-    results = [function(*inputs) for function in variants.values()]
-    assert deviation(*results) < 1e-5
+    first, *others = (function(*inputs) for function in variants.values())
+    assert len(others) == 2 and all(deviation(a, first) < 1e-5 for a in others)
 
 
 CHILD = """
