@@ -3,8 +3,8 @@
 As many programs as there are multiprocessors, each with one patch after the other. Two
 warpgroups compute a tile of pixels each, up to the gradients of its pixels, some hidden
 values at a time; a third one has the sums over pixels, the gradients of the patch's
-weights, and brings the weights of the next patch. All that is read and written goes by
-the copy engine. Columns get unit length by scaling products, not weights.
+weights, and brings the weights of the next patch. Arrays are read and written by the
+copy engine, vectors by lanes. Columns get unit length by scaling products, not weights.
 """
 
 import functools

@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
 
 
 class Far(NamedTuple):
-    """What lies in the GPU's memory; both matrices in both of their shapes."""
+    """What lies in the GPU's memory: weights twice, as rows of either matrix."""
 
     z: Ref
     cotangent: Ref
